@@ -1,0 +1,100 @@
+"""Image files → uint8 RGB, whatever the file is: EXIF-turned, grey, palette, RGBA, CMYK, 16-bit or multi-picture."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from retinanet.errors import DataError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif"})
+
+# A decoded picture this large takes 0.6 GB; beyond it, a file is more likely hostile or meant to be tiled.
+MAX_PIXELS = 200_000_000
+
+_EXIF_ORIENTATION = 0x0112
+
+
+def read_image(path: Path, expected_size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+    """Decode an image file to uint8 RGB ``(H, W, 3)``.
+
+    The first picture of a multi-picture file is taken, an alpha channel is dropped, 16-bit values are scaled by 1/257
+    and floating-point ones from [0, 1]. EXIF orientation is applied, unless ``expected_size`` shows that the
+    annotations were made on the unturned pixels.
+
+    Args:
+        path: the file.
+        expected_size: ``(width, height)`` the annotations refer to.
+
+    Raises:
+        DataError: the file is missing, corrupt, not an image, or has more than ``MAX_PIXELS``.
+    """
+    with _open(path) as image:
+        try:
+            return to_rgb(image, expected_size)
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:  # Pillow's decoders raise all of these
+            raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
+
+
+def to_rgb(image: Image.Image, expected_size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+    """A Pillow image as uint8 RGB ``(H, W, 3)``, by the rules of :func:`read_image`."""
+    turn = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+    width, height = image.size
+    if turn and not (expected_size == (width, height) and width != height and _swaps_sides(image)):
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit files; Pillow widens some of them to 32 bits
+        values = np.asarray(image).astype(np.float32)
+        grey = np.clip(np.rint(values / 257.0), 0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        scale = 255.0 if values.size and values.max() <= 1.0 else 1.0
+        grey = np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """``(width, height)`` as :func:`read_image` would return it, from the header alone.
+
+    Raises:
+        DataError: the file is missing or not an image.
+    """
+    with _open(path) as image:
+        width, height = image.size
+        return (height, width) if _swaps_sides(image) else (width, height)
+
+
+def _swaps_sides(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    except (OSError, SyntaxError, ValueError):  # a broken EXIF block says nothing about the pixels
+        return False
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own limit below replaces Pillow's warning
+            image = Image.open(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such image file") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: image too large (limit {MAX_PIXELS / 1e6:.0f} megapixels); cut it into tiles") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: not a readable image ({_reason(error)})") from error
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width}×{image.height}"
+        image.close()
+        raise DataError(f"{path}: {size} is too large (limit {MAX_PIXELS / 1e6:.0f} megapixels); cut it into tiles")
+    return image
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).split("\n")[0][:120] or type(error).__name__
