@@ -13,8 +13,8 @@ from retinanet.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif"})
 
-# A decoded picture this large takes 0.6 GB; beyond it, a file is more likely hostile or meant to be tiled.
-MAX_PIXELS = 200_000_000
+# Pillow refuses files of over 178 million pixels. Decoded, such a picture takes half a gigabyte; beyond it, a file is more likely hostile or meant to be tiled.
+MAX_PIXELS = 178_000_000
 
 _EXIF_ORIENTATION = 0x0112
 
