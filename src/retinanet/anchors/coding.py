@@ -1,0 +1,36 @@
+"""Boxes ↔ deltas relative to anchors, the parametrisation of R-CNN (https://arxiv.org/abs/1311.2524, appendix C)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# An untrained network may ask for any size; beyond this factor exp() would overflow in bf16 boxes long before it is useful.
+MAX_LOG_SCALE = math.log(1000 / 16)
+
+
+def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Deltas that turn ``anchors`` into ``boxes``: ``((x − xₐ)/wₐ, (y − yₐ)/hₐ, log(w/wₐ), log(h/hₐ))``, x, y centres.
+
+    Args:
+        boxes: ``(…, 4)`` ``xyxy`` with positive sides.
+        anchors: ``(…, 4)`` ``xyxy``, broadcastable against ``boxes``.
+    """
+    box_size, anchor_size = boxes[..., 2:] - boxes[..., :2], anchors[..., 2:] - anchors[..., :2]
+    box_centre = boxes[..., :2] + 0.5 * box_size
+    anchor_centre = anchors[..., :2] + 0.5 * anchor_size
+    return torch.cat([(box_centre - anchor_centre) / anchor_size, torch.log(box_size / anchor_size)], dim=-1)
+
+
+def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Boxes ``(…, 4)`` ``xyxy`` that ``deltas`` ``(…, 4)`` make of ``anchors``; inverse of :func:`encode`.
+
+    Log scales are limited to ``MAX_LOG_SCALE`` (a factor of 62.5), as every implementation since R-CNN does.
+    """
+    size = anchors[..., 2:] - anchors[..., :2]
+    centre = anchors[..., :2] + 0.5 * size
+    new_centre = centre + deltas[..., :2] * size
+    half = 0.5 * size * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE))
+    return torch.cat([new_centre - half, new_centre + half], dim=-1)

@@ -1,0 +1,68 @@
+"""The anchor boxes of an image, and the structure of the grid they lie on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from retinanet.config import AnchorSpec
+
+
+@dataclass(frozen=True, eq=False)
+class AnchorGrid:
+    """All anchors of an image, level by level, row by row, location by location.
+
+    Attributes:
+        spec: what the grid was made from.
+        shapes: ``(rows, columns)`` of each level's feature map.
+        boxes: float32 ``(A, 4)``, ``xyxy`` pixels, real-valued.
+    """
+
+    spec: AnchorSpec
+    shapes: tuple[tuple[int, int], ...]
+    boxes: Tensor
+
+    @property
+    def level_sizes(self) -> list[int]:
+        """Anchors on each level; they add up to A."""
+        return [rows * columns * self.spec.per_location for rows, columns in self.shapes]
+
+    def split(self, values: Tensor, dim: int = 0) -> list[Tensor]:
+        """Cut a tensor with A entries along ``dim`` into one view per level."""
+        return list(values.split(self.level_sizes, dim=dim))
+
+    def to(self, device: torch.device | str) -> AnchorGrid:
+        """The same grid with ``boxes`` on ``device``."""
+        return self if self.boxes.device == torch.device(device) else replace(self, boxes=self.boxes.to(device))
+
+
+def base_anchors(spec: AnchorSpec, level: int) -> Tensor:
+    """The anchors of one location of ``level``, centred on (0, 0): ``(A, 4)`` float64, scale by scale, ratio by ratio."""
+    scales = torch.tensor(spec.scales, dtype=torch.float64)
+    ratios = torch.tensor(spec.ratios, dtype=torch.float64)
+    side = spec.sizes[level] * scales[:, None]
+    width, height = side / ratios.sqrt(), side * ratios.sqrt()
+    half = torch.stack([width, height], dim=-1).reshape(-1, 2) / 2
+    return torch.cat([-half, half], dim=1)
+
+
+@lru_cache(maxsize=64)
+def make_grid(spec: AnchorSpec, image_size: tuple[int, int]) -> AnchorGrid:
+    """All anchors for an image of ``(height, width)`` pixels; cached, so do not write into ``boxes``.
+
+    A level of stride s has ⌈height/s⌉ × ⌈width/s⌉ locations. Location (i, j) is centred on pixel (j·s, i·s), which is where
+    the receptive field of that output of a stack of padded stride-2 convolutions is centred.
+    """
+    height, width = image_size
+    shapes = tuple((-(-height // stride), -(-width // stride)) for stride in spec.strides)
+    levels = []
+    for level, ((rows, columns), stride) in enumerate(zip(shapes, spec.strides, strict=True)):
+        y = torch.arange(rows, dtype=torch.float64) * stride
+        x = torch.arange(columns, dtype=torch.float64) * stride
+        centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flip(-1)  # (rows, columns, xy)
+        boxes = centres.repeat(1, 1, 2)[:, :, None] + base_anchors(spec, level)  # (rows, columns, A, 4)
+        levels.append(boxes.reshape(-1, 4))
+    return AnchorGrid(spec, shapes, torch.cat(levels).float())

@@ -1,0 +1,308 @@
+"""The built-in sample dataset: drawn pictures of washers, nuts, screws and gears on a cluttered bench, as COCO JSON.
+
+Every picture comes from its own random stream, keyed by (seed, index), so picture 7 is the same in a set of ten and in
+a set of a thousand. Parts are composited front to back: what is placed later lies underneath, so what can be seen of a
+part is final the moment it is placed, its box is exact, and a part that would be mostly hidden is never placed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+from rich.console import Console
+from rich.progress import track
+
+from retinanet.errors import DataError
+
+Array = NDArray[np.float32]
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in half-open pixels
+Layer = tuple[NDArray[np.float64], int | None, int]  # outline in the unit disc; mask (None: keep); tone, 128 neutral
+
+CLASSES = ("washer", "nut", "screw", "gear")
+CLASS_ODDS = (0.37, 0.285, 0.27, 0.075)  # gears are five times rarer than washers
+LOOKALIKES = ("disc", "plate", "arc", "rod", "shard")  # same metal, same light, not objects
+EDGE = 0.3  # a pixel belongs to a part when the part covers at least this much of it
+MIN_VISIBLE = 0.3  # less than this share in view: the part is not placed
+SUPERSAMPLE = 3
+CROWD_IMAGES = (3, 11)  # one in each split
+TINTS = ((186, 190, 196), (150, 158, 172), (205, 170, 88), (192, 122, 84), (70, 70, 76), (168, 62, 54), (62, 104, 150))
+BENCHES = ((138, 104, 74), (96, 98, 102), (64, 92, 78), (70, 82, 110), (168, 160, 146), (58, 54, 52), (128, 132, 120))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One drawn part, before it lies anywhere: how much of each pixel it covers, its brightness, and its shadow."""
+
+    alpha: Array
+    tone: Array
+    shadow: Array
+
+
+def extent(mask: NDArray[np.bool_]) -> Box | None:
+    """The smallest half-open pixel box around the true pixels, or None if there are none."""
+    xs, ys = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1) if len(xs) else None
+
+
+def _ngon(count: int, radius: float = 1.0, turns: float = 1.0) -> NDArray[np.float64]:
+    turn = np.arange(count) * (2 * math.pi * turns / count)
+    return radius * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+
+
+def _rings(*rings: tuple[float, int | None, int]) -> list[Layer]:
+    return [(_ngon(40, radius), mask, tone) for radius, mask, tone in rings]
+
+
+def _rect(x0: float, x1: float, half: float) -> NDArray[np.float64]:
+    return np.array([(x0, -half), (x1, -half), (x1, half), (x0, half)])
+
+
+def _shape(kind: str, rng: np.random.Generator) -> list[Layer]:
+    tone = int(rng.integers(100, 150))
+    match kind:
+        case "washer":
+            hole = rng.uniform(0.5, 0.68)
+            return _rings((1, 255, 128), (hole + 0.09, None, 108), (hole, 0, 128))
+        case "nut":
+            hole = rng.uniform(0.36, 0.48)
+            return [(_ngon(6), 255, 116), *_rings((0.82, None, 142), (hole + 0.1, None, 84), (hole, 0, 0))]
+        case "gear":
+            teeth, root = int(rng.integers(8, 13)), rng.uniform(0.7, 0.78)
+            turn = (np.arange(teeth)[:, None] + (-0.3, -0.16, 0.16, 0.3)).ravel() * (2 * math.pi / teeth)
+            rim = np.stack([np.cos(turn), np.sin(turn)], axis=1) * np.tile([root, 1.0, 1.0, root], teeth)[:, None]
+            return [(rim, 255, 128), *_rings((0.58, None, 98), (0.36, None, 140), (rng.uniform(0.15, 0.24), 0, 0))]
+        case "screw":
+            head, shaft, neck = rng.uniform(0.34, 0.44), rng.uniform(0.14, 0.2), rng.uniform(-0.66, -0.56)
+            cap = np.array(
+                [(-1, -0.6 * head), (-0.88, -head), (neck, -head), (neck, head), (-0.88, head), (-1, 0.6 * head)]
+            )
+            body = np.array([(neck, -shaft), (0.78, -shaft), (1, 0), (0.78, shaft), (neck, shaft)])
+            thread = np.array([(0, -shaft), (0.06, -shaft), (0, shaft), (-0.06, shaft)])
+            turns: list[Layer] = [(np.add(thread, (x, 0)), None, 76) for x in np.arange(neck + 0.2, 0.8, 0.14)]
+            return [(body, 255, 120), (cap, 255, 138), (_rect(-1, -0.84, 0.07), None, 60), *turns]
+        case "disc":
+            return _rings((1, 255, 128), (rng.uniform(0.6, 0.85), None, tone))
+        case "arc":
+            arc = _ngon(24, turns=rng.uniform(0.24, 0.45))
+            return [(np.concatenate([arc, rng.uniform(0.55, 0.75) * arc[::-1]]), 255, 128)]
+        case "shard":
+            return [(_ngon(7) * rng.uniform(0.35, 1.0, (7, 1)), 255, 128)]
+        case _:  # a rod or a plate
+            half = rng.uniform(0.05, 0.14) if kind == "rod" else rng.uniform(0.25, 0.6)
+            return [(_rect(-0.9, 0.9, half), 255, 128), (_rect(-0.8, 0.8, half / 2), None, tone)]
+
+
+def render_part(kind: str, side: float, rng: np.random.Generator, light: float = 0.0) -> Part:
+    """Draw one part of about `side` pixels across at a random rotation, lit from the direction `light` (radians)."""
+    pad = math.ceil(0.2 * side) + 4  # room for the shadow, and so that shifting by rolling never wraps
+    pixels = math.ceil(side) + 2 * pad
+    grid = pixels * SUPERSAMPLE
+    mask, tone = Image.new("L", (grid, grid)), Image.new("L", (grid, grid), 128)
+    draw_mask, draw_tone = ImageDraw.Draw(mask), ImageDraw.Draw(tone)
+    turn = rng.uniform(0, 2 * math.pi)
+    spin = np.array([(math.cos(turn), math.sin(turn)), (-math.sin(turn), math.cos(turn))]) * (side * SUPERSAMPLE / 2)
+    centre = grid / 2 + rng.uniform(0, SUPERSAMPLE, 2)
+    for outline, value, shade in _shape(kind, rng):
+        points = (outline @ spin + centre).ravel().tolist()
+        if value is not None:
+            draw_mask.polygon(points, fill=value)
+        draw_tone.polygon(points, fill=shade)
+    small = mask.reduce(SUPERSAMPLE)
+    alpha = np.asarray(small, np.float32) / np.float32(255)
+    towards = np.array([math.sin(light), math.cos(light)])
+    away = tuple(round(v) for v in -towards * (1 + 0.02 * side))
+    bevel = alpha - np.roll(alpha, away, (0, 1))  # positive on edges that face the light
+    ramp = np.linspace(-1, 1, pixels, dtype=np.float32)
+    sheen = rng.uniform(-0.25, 0.25, 2).astype(np.float32)
+    shading = np.asarray(tone.reduce(SUPERSAMPLE), np.float32) / 128 * (1 + sheen[0] * ramp + sheen[1] * ramp[:, None])
+    shift = tuple(round(v) for v in -towards * (1.5 + 0.06 * side))
+    blurred = np.asarray(small.filter(ImageFilter.BoxBlur(1 + 0.04 * side)), np.float32)
+    shadow = np.roll(blurred, shift, (0, 1)) * np.float32(rng.uniform(0.35, 0.6) / 255)
+    return Part(alpha, shading + np.float32(0.4) * bevel, shadow)
+
+
+class Bench:
+    """A picture built from the top down: each part goes under those before it, the background under them all."""
+
+    def __init__(self, background: Array, light: float = 0.0) -> None:
+        self.background, self.light, self.size = background, light, len(background)
+        self.colour: Array = np.zeros_like(background)
+        self.through: Array = np.ones(background.shape[:2], np.float32)  # light that still passes parts and shadows
+        self.free: Array = np.ones(background.shape[:2], np.float32)  # share of each pixel that no part covers
+
+    def place(self, part: Part, x: int, y: int, tint: Array, min_visible: float = MIN_VISIBLE) -> Box | None:
+        """Lay a part centred at (x, y) under the others; its visible box, or None if it was too hidden to be laid."""
+        side = len(part.alpha)
+        top, left = y - side // 2, x - side // 2
+        y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + side, self.size), min(left + side, self.size)
+        if y0 >= y1 or x0 >= x1:
+            return None
+        there, here = np.s_[y0:y1, x0:x1], np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
+        alpha = part.alpha[here]
+        seen = alpha * self.free[there]
+        box = extent(seen >= EDGE)
+        if box is None or min(box[2] - box[0], box[3] - box[1]) < 4 or seen.sum() < min_visible * part.alpha.sum():
+            return None
+        self.colour[there] += (self.through[there] * alpha * part.tone[here])[..., None] * tint
+        self.through[there] *= (1 - alpha) * (1 - part.shadow[here])
+        self.free[there] *= 1 - alpha
+        return box[0] + x0, box[1] + y0, box[2] + x0, box[3] + y0
+
+    def tint(self, rng: np.random.Generator) -> Array:
+        """A metal or paint colour that never sinks entirely into the bench beneath."""
+        tint = np.array(TINTS[rng.integers(len(TINTS))], np.float32) * np.float32(rng.uniform(0.75, 1.15))
+        bench = float(self.background[::8, ::8].mean())
+        if abs(float(tint.mean()) - bench) < 28:
+            tint += np.float32((bench + 38 if bench < 130 else bench - 38) - float(tint.mean()))
+        return tint
+
+
+def _noise(rng: np.random.Generator, cells: tuple[int, int], size: int) -> Array:
+    """Smooth noise in about -1..1: a small random grid (columns, rows) stretched over the picture."""
+    grid = Image.fromarray(rng.uniform(-1, 1, (cells[1], cells[0])).astype(np.float32))
+    return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _marks(rng: np.random.Generator, size: int) -> Array:
+    """Things on the bench that are no parts: scratches, dim rings, stains and dust, as changes of brightness."""
+    wide = size * 2
+    sheet = Image.new("L", (wide, wide), 128)
+    draw = ImageDraw.Draw(sheet)
+    for _ in range(int(rng.integers(10, 30))):
+        kind, shade = int(rng.integers(4)), 128 + int(rng.choice((-1, 1)) * rng.integers(14, 60))
+        x, y = rng.uniform(0, wide, 2)
+        reach, turn = wide * rng.uniform(0.02, 0.12), rng.uniform(0, 2 * math.pi)
+        around = (x - reach / 2, y - reach / 2, x + reach / 2, y + reach / 2)
+        if kind == 0:
+            end = (x + 4 * reach * math.cos(turn), y + 4 * reach * math.sin(turn))
+            draw.line((x, y, *end), fill=shade, width=int(rng.integers(1, 5)))
+        elif kind == 1:  # an old cup or washer print: too faint and thin to be a washer
+            start = math.degrees(turn)
+            draw.arc(around, start, start + rng.uniform(120, 360), (shade + 128) // 2, int(rng.integers(2, 6)))
+        elif kind == 2:
+            draw.polygon((_ngon(9) * rng.uniform(0.3, 0.6, (9, 1)) * reach + (x, y)).ravel().tolist(), fill=shade)
+        else:
+            for px, py in rng.normal((x, y), reach, (12, 2)):
+                draw.ellipse((px - 2, py - 2, px + 2, py + 2), fill=shade)
+    return np.asarray(sheet.reduce(2).filter(ImageFilter.BoxBlur(0.6)), np.float32) - 128
+
+
+def _background(rng: np.random.Generator, size: int) -> Array:
+    base = np.array(BENCHES[rng.integers(len(BENCHES))], np.float32) * np.float32(rng.uniform(0.75, 1.25))
+    base *= rng.uniform(0.93, 1.07, 3).astype(np.float32)
+    cells = [max(2, size // step) for step in (64, 16, 5, 2)]
+    value = sum(np.float32(rng.uniform(3, 13)) * _noise(rng, (cell, cell), size) for cell in cells)
+    if rng.random() < 0.4:  # wood grain or brushed metal: noise stretched along one axis
+        grain = np.float32(rng.uniform(8, 22)) * _noise(rng, (3, size // 3), size)
+        value = value + (grain if rng.random() < 0.5 else grain.T)
+    ramp = np.linspace(-1, 1, size, dtype=np.float32)
+    slope = rng.uniform(-22, 22, 2).astype(np.float32)
+    value = value + slope[0] * ramp + slope[1] * ramp[:, None] + _marks(rng, size)
+    shift = (rng.uniform(-26, 26) + rng.uniform(-12, 12, 3)).astype(np.float32)
+    stain = np.clip(_noise(rng, (6, 6), size) * 2 - 0.6, 0, 1)[..., None] * shift
+    return np.asarray(base + value[..., None] + stain, np.float32)
+
+
+def _side(rng: np.random.Generator, kind: str, size: int) -> float:
+    side = float(np.clip(rng.lognormal(math.log(31), 0.5), 13, 90))
+    if kind in ("screw", "rod"):  # long and thin: the same length would be far less to see
+        side = min(max(side * 1.35, 24), 96)
+    return max(side * size / 320, 9.0)
+
+
+def _pile(rng: np.random.Generator, bench: Bench) -> Box | None:
+    """A heap of washers nobody would count, laid on an empty bench: one box round them all."""
+    side = max(rng.uniform(18, 26) * bench.size / 320, 9.0)
+    middle = rng.uniform(0.3, 0.7, 2) * bench.size
+    for _ in range(26):
+        x, y = (int(v) for v in rng.normal(middle, 0.75 * side))
+        part = render_part("washer", side * rng.uniform(0.85, 1.15), rng, bench.light)
+        bench.place(part, x, y, bench.tint(rng), min_visible=0.1)
+    return extent(bench.free <= 1 - EDGE)
+
+
+def _scatter(rng: np.random.Generator, bench: Bench, kinds: list[str]) -> list[tuple[str, Box]]:
+    """Lay parts of these kinds at random, some against an earlier one; those that found a place, with their boxes."""
+    placed: list[tuple[str, Box]] = []
+    for kind in kinds:
+        side = _side(rng, kind, bench.size)
+        part = render_part(kind, side, rng, bench.light)
+        for _ in range(8):
+            x, y = (int(v) for v in rng.uniform(0.3 * side, bench.size - 0.3 * side, 2))
+            if placed and rng.random() < 0.35:
+                x0, y0, x1, y1 = placed[rng.integers(len(placed))][1]
+                reach, turn = 0.3 * (side + max(x1 - x0, y1 - y0)), rng.uniform(0, 2 * math.pi)
+                x, y = int((x0 + x1) / 2 + reach * math.cos(turn)), int((y0 + y1) / 2 + reach * math.sin(turn))
+            if box := bench.place(part, x, y, bench.tint(rng)):
+                placed.append((kind, box))
+                break
+    return placed
+
+
+def draw_scene(seed: int, index: int, size: int) -> tuple[Image.Image, list[tuple[str, Box]], Box | None]:
+    """Picture `index` of the set `seed`: the picture, its parts as (class, box), and the crowd of washers if any."""
+    rng = np.random.default_rng([seed, index])
+    bench = Bench(_background(rng, size), rng.uniform(0, 2 * math.pi))
+    crowd = _pile(rng, bench) if index in CROWD_IMAGES else None
+    wanted = 0 if index % 19 == 8 else int(rng.integers(2, 16))  # 19 and not 20: empty pictures fall into both splits
+    kinds = rng.choice(CLASSES, wanted, p=CLASS_ODDS).tolist() + rng.choice(LOOKALIKES, rng.integers(2, 8)).tolist()
+    rng.shuffle(kinds)
+    placed = _scatter(rng, bench, kinds)
+    pixels = bench.colour + bench.through[..., None] * bench.background
+    pixels = pixels * np.float32(rng.uniform(0.8, 1.15)) + np.float32(rng.uniform(-12, 12))
+    pixels += np.float32(rng.uniform(1, 6)) * rng.standard_normal((size, size, 1), np.float32)
+    picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(rng.uniform(0, 0.5)))
+    return picture, [(kind, box) for kind, box in placed if kind in CLASSES], crowd
+
+
+def write_sample(out: Path, images: int = 300, seed: int = 0, size: int = 320) -> None:
+    """Write the sample dataset as COCO JSON: `instances_train.json`, `instances_val.json` and `images/*.jpg`.
+
+    Every fifth picture is for validation. The same arguments give the same bytes, and picture i depends only on `seed`,
+    i and `size` (the side in pixels, at least 64), not on `images`, how many there are (at least 2).
+
+    Raises:
+        DataError: an argument is out of range, or `out` holds something already or cannot be written.
+    """
+    for name, value, least in (("images", images, 2), ("seed", seed, 0), ("size", size, 64)):
+        if value < least:
+            raise DataError(f"sample data: {name} is {value}; give at least {least}")
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise DataError(f"{out}: exists and is not an empty folder; give another folder or remove it first")
+        _write(out, images, seed, size)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error.strerror or error}); give another folder") from error
+
+
+def _write(out: Path, images: int, seed: int, size: int) -> None:
+    (out / "images").mkdir(parents=True)
+    head = {
+        "info": {"description": "retinanet sample data", "version": "1.0", "seed": seed},
+        "categories": [{"id": i, "name": name, "supercategory": "part"} for i, name in enumerate(CLASSES, start=1)],
+    }
+    splits: dict[str, dict[str, Any]] = {name: {**head, "images": [], "annotations": []} for name in ("train", "val")}
+    console, annotation = Console(stderr=True), 0
+    quiet = images < 120 or not console.is_terminal  # a shorter run is over before a bar could be read
+    for index in track(range(images), "Drawing", console=console, transient=True, disable=quiet):
+        picture, parts, crowd = draw_scene(seed, index, size)
+        name, content = f"{index:06d}.jpg", splits["val" if index % 5 == 1 else "train"]
+        picture.save(out / "images" / name, quality=90)
+        content["images"].append({"id": index + 1, "file_name": name, "width": size, "height": size})
+        found = [(kind, box, 0) for kind, box in parts] + ([("washer", crowd, 1)] if crowd else [])
+        for kind, (x0, y0, x1, y1), iscrowd in found:
+            annotation += 1
+            row = {"id": annotation, "image_id": index + 1, "category_id": CLASSES.index(kind) + 1, "iscrowd": iscrowd}
+            content["annotations"].append({**row, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)})
+    for split, content in splits.items():
+        beside = out / f"instances_{split}.json.part"  # renamed when whole: an interrupted run leaves no half file
+        beside.write_text(json.dumps(content), encoding="utf-8")
+        os.replace(beside, out / f"instances_{split}.json")

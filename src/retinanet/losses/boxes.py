@@ -1,0 +1,31 @@
+"""Losses of the box subnet, over foreground anchors only."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import generalized_box_iou_loss
+
+from retinanet.anchors.coding import decode, encode
+from retinanet.config import LossConfig
+
+
+def box_loss(deltas: Tensor, anchors: Tensor, boxes: Tensor, config: LossConfig) -> Tensor:
+    """Regression loss of matched anchors, summed, in float32.
+
+    ``smooth_l1`` and ``l1`` compare the four deltas with the target's (Fast R-CNN, https://arxiv.org/abs/1504.08083,
+    equation 3); ``giou`` compares the decoded boxes (https://arxiv.org/abs/1902.09630).
+
+    Args:
+        deltas: predictions, ``(P, 4)``.
+        anchors: the anchors they refer to, ``(P, 4)`` ``xyxy``.
+        boxes: the ground truth of each, ``(P, 4)`` ``xyxy``.
+        config: which loss, and smooth L1's β.
+    """
+    deltas = deltas.float()
+    if config.box == "giou":
+        return generalized_box_iou_loss(decode(deltas, anchors), boxes, reduction="sum")
+    targets = encode(boxes, anchors)
+    if config.box == "l1":
+        return F.l1_loss(deltas, targets, reduction="sum")
+    return F.smooth_l1_loss(deltas, targets, beta=config.beta, reduction="sum")

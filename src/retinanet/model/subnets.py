@@ -1,0 +1,55 @@
+"""The classification and box subnets (section 4): the same shape, no shared parameters, each shared by all levels."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor, nn
+
+
+class Subnet(nn.Module):
+    """``depth`` 3×3 convolutions with ReLU, then one 3×3 convolution that predicts ``outputs`` numbers per anchor.
+
+    Args:
+        channels: channels of the input and of every hidden layer.
+        anchors: anchors per location, A.
+        outputs: numbers per anchor: K classes, or 4.
+        depth: hidden convolutions.
+        norm: group norm (32 groups) after each hidden convolution, or none as in the paper.
+    """
+
+    def __init__(
+        self, channels: int, anchors: int, outputs: int, depth: int = 4, norm: Literal["none", "group"] = "none"
+    ) -> None:
+        super().__init__()
+        self.outputs = outputs
+        layers: list[nn.Module] = []
+        for _ in range(depth):
+            layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"))
+            if norm == "group":
+                layers.append(nn.GroupNorm(32, channels))
+            layers.append(nn.ReLU(inplace=True))
+        self.tower = nn.Sequential(*layers)
+        self.predict = nn.Conv2d(channels, anchors * outputs, 3, padding=1)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """One pyramid level ``(B, C, H, W)`` → ``(B, H·W·A, outputs)``; a view where memory is channels-last."""
+        prediction: Tensor = self.predict(self.tower(feature))  # (B, A·outputs, H, W)
+        return prediction.permute(0, 2, 3, 1).reshape(len(feature), -1, self.outputs)
+
+
+def initialize(module: nn.Module) -> None:
+    """Gaussian weights of standard deviation 0.01 and zero biases for every new convolution (section 4.1)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def set_prior(subnet: Subnet, prior: float) -> None:
+    """Bias of the last convolution so that every anchor starts at probability ``prior``: b = −log((1 − π)/π)."""
+    bias = subnet.predict.bias
+    assert bias is not None
+    nn.init.constant_(bias, -math.log((1 - prior) / prior))
