@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,18 +26,16 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in half-open pixels
 Layer = tuple[NDArray[np.float64], int | None, int]  # outline in the unit disc; mask (None: keep); tone, 128 neutral
 
 CLASSES = ("washer", "nut", "screw", "gear")
-CLASS_ODDS = (0.37, 0.285, 0.27, 0.075)  # gears are five times rarer than washers
+CLASS_ODDS = (0.375, 0.285, 0.27, 0.07)  # gears are five times rarer than washers
 LOOKALIKES = ("disc", "plate", "arc", "rod", "shard")  # same metal, same light, not objects
 EDGE = 0.3  # a pixel belongs to a part when the part covers at least this much of it
-MIN_VISIBLE = 0.3  # less than this share in view: the part is not placed
 SUPERSAMPLE = 3
 CROWD_IMAGES = (3, 11)  # one in each split
 TINTS = ((186, 190, 196), (150, 158, 172), (205, 170, 88), (192, 122, 84), (70, 70, 76), (168, 62, 54), (62, 104, 150))
 BENCHES = ((138, 104, 74), (96, 98, 102), (64, 92, 78), (70, 82, 110), (168, 160, 146), (58, 54, 52), (128, 132, 120))
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """One drawn part, before it lies anywhere: how much of each pixel it covers, its brightness, and its shadow."""
 
     alpha: Array
@@ -81,10 +78,8 @@ def _shape(kind: str, rng: np.random.Generator) -> list[Layer]:
             return [(rim, 255, 128), *_rings((0.58, None, 98), (0.36, None, 140), (rng.uniform(0.15, 0.24), 0, 0))]
         case "screw":
             head, shaft, neck = rng.uniform(0.34, 0.44), rng.uniform(0.14, 0.2), rng.uniform(-0.66, -0.56)
-            cap = np.array(
-                [(-1, -0.6 * head), (-0.88, -head), (neck, -head), (neck, head), (-0.88, head), (-1, 0.6 * head)]
-            )
-            body = np.array([(neck, -shaft), (0.78, -shaft), (1, 0), (0.78, shaft), (neck, shaft)])
+            cap = np.array([(-1, -0.6), (-0.88, -1), (neck, -1), (neck, 1), (-0.88, 1), (-1, 0.6)]) * (1, head)
+            body = np.array([(neck, -1), (0.78, -1), (1, 0), (0.78, 1), (neck, 1)]) * (1, shaft)
             thread = np.array([(0, -shaft), (0.06, -shaft), (0, shaft), (-0.06, shaft)])
             turns: list[Layer] = [(np.add(thread, (x, 0)), None, 76) for x in np.arange(neck + 0.2, 0.8, 0.14)]
             return [(body, 255, 120), (cap, 255, 138), (_rect(-1, -0.84, 0.07), None, 60), *turns]
@@ -118,12 +113,11 @@ def render_part(kind: str, side: float, rng: np.random.Generator, light: float =
     small = mask.reduce(SUPERSAMPLE)
     alpha = np.asarray(small, np.float32) / np.float32(255)
     towards = np.array([math.sin(light), math.cos(light)])
-    away = tuple(round(v) for v in -towards * (1 + 0.02 * side))
+    away, shift = (tuple(round(v) for v in towards * -far) for far in (1 + 0.02 * side, 1.5 + 0.06 * side))
     bevel = alpha - np.roll(alpha, away, (0, 1))  # positive on edges that face the light
     ramp = np.linspace(-1, 1, pixels, dtype=np.float32)
     sheen = rng.uniform(-0.25, 0.25, 2).astype(np.float32)
     shading = np.asarray(tone.reduce(SUPERSAMPLE), np.float32) / 128 * (1 + sheen[0] * ramp + sheen[1] * ramp[:, None])
-    shift = tuple(round(v) for v in -towards * (1.5 + 0.06 * side))
     blurred = np.asarray(small.filter(ImageFilter.BoxBlur(1 + 0.04 * side)), np.float32)
     shadow = np.roll(blurred, shift, (0, 1)) * np.float32(rng.uniform(0.35, 0.6) / 255)
     return Part(alpha, shading + np.float32(0.4) * bevel, shadow)
@@ -138,7 +132,7 @@ class Bench:
         self.through: Array = np.ones(background.shape[:2], np.float32)  # light that still passes parts and shadows
         self.free: Array = np.ones(background.shape[:2], np.float32)  # share of each pixel that no part covers
 
-    def place(self, part: Part, x: int, y: int, tint: Array, min_visible: float = MIN_VISIBLE) -> Box | None:
+    def place(self, part: Part, x: int, y: int, tint: Array, min_visible: float = 0.3) -> Box | None:
         """Lay a part centred at (x, y) under the others; its visible box, or None if it was too hidden to be laid."""
         side = len(part.alpha)
         top, left = y - side // 2, x - side // 2
@@ -212,10 +206,8 @@ def _background(rng: np.random.Generator, size: int) -> Array:
 
 
 def _side(rng: np.random.Generator, kind: str, size: int) -> float:
-    side = float(np.clip(rng.lognormal(math.log(31), 0.5), 13, 90))
-    if kind in ("screw", "rod"):  # long and thin: the same length would be far less to see
-        side = min(max(side * 1.35, 24), 96)
-    return max(side * size / 320, 9.0)
+    least, stretch = (24, 1.35) if kind in ("screw", "rod") else (13, 1.0)  # thin things need length to be seen
+    return max(float(np.clip(stretch * rng.lognormal(math.log(31), 0.5), least, 90)) * size / 320, 9.0)
 
 
 def _pile(rng: np.random.Generator, bench: Bench) -> Box | None:
@@ -224,8 +216,7 @@ def _pile(rng: np.random.Generator, bench: Bench) -> Box | None:
     middle = rng.uniform(0.3, 0.7, 2) * bench.size
     for _ in range(26):
         x, y = (int(v) for v in rng.normal(middle, 0.75 * side))
-        part = render_part("washer", side * rng.uniform(0.85, 1.15), rng, bench.light)
-        bench.place(part, x, y, bench.tint(rng), min_visible=0.1)
+        bench.place(render_part("washer", side, rng, bench.light), x, y, bench.tint(rng), min_visible=0.1)
     return extent(bench.free <= 1 - EDGE)
 
 
