@@ -25,10 +25,19 @@ IGNORE_CLASS = "ignore"
 # Corners this close to the border are float noise of an xywh file, not a mistake worth a line in the report.
 _EDGE_TOLERANCE = 0.01
 
+# An ``area`` beyond this is no area of an image; float32 could not hold it for long.
+_LARGEST_AREA = 1e18
+
 
 @dataclass(frozen=True)
 class Problem:
-    """Something found wrong in the annotations: ``kind``, ``where`` (file and line or annotation id), ``action`` taken."""
+    """Something found wrong in the annotations.
+
+    Attributes:
+        kind: what is wrong.
+        where: file and line, or file and annotation id.
+        action: what was done about it.
+    """
 
     kind: str
     where: str
@@ -49,7 +58,7 @@ class FileList(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's overloads; only ints are used
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self._bytes[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogateescape")
@@ -138,13 +147,15 @@ class Dataset:
         used = Counter(self.labels[~self.ignore].tolist())
         unknown = [self.classes[k] for k in sorted(used) if self.classes[k] not in position]
         if unknown:
+            missing = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
+            known = ", ".join(list(classes)[:8]) + (" …" if len(classes) > 8 else "")
             raise DataError(
-                f"{self.name}: class {', '.join(map(repr, unknown[:5]))}{' …' if len(unknown) > 5 else ''} is not one of "
-                f"the model's {len(classes)} classes ({', '.join(list(classes)[:8])}{' …' if len(classes) > 8 else ''}); "
+                f"{self.name}: class {missing} is not one of the model's {len(classes)} classes ({known}); "
                 "use data with the same class names or train a model on these"
             )
         # Classes only ignore regions carry need no index: an ignore region counts for whichever class is there.
-        table = np.array([position.get(name, 0) for name in self.classes], dtype=np.int32)
+        # The last entry serves label 0 of an ignore region in a dataset without classes.
+        table = np.array([*(position.get(name, 0) for name in self.classes), 0], dtype=np.int32)
         own = dict(zip(self.classes, self.category_ids, strict=True))
         fresh = iter(range(max((0, *self.category_ids)) + 1, 1 << 31))
         ids = tuple(own[name] if name in own else next(fresh) for name in classes)
@@ -218,12 +229,16 @@ class DatasetBuilder:
         if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
             self._report(f"box {_corners(xyxy)} outside the {width}×{height} image", where, "dropped")
             return
+        stored = array("f", clipped)
+        if stored[2] <= stored[0] or stored[3] <= stored[1]:  # a sliver thinner than float32 can tell
+            self._report(f"zero-area box {_corners(xyxy)}", where, "dropped")
+            return
         moved = max(abs(a - b) for a, b in zip(xyxy, clipped, strict=True)) > _EDGE_TOLERANCE
         if moved:
             self._report(f"box {_corners(xyxy)} reaches over the {width}×{height} image", where, "clipped")
-        if area is None or moved or not math.isfinite(area) or area <= 0:
+        if area is None or moved or not 0 < area < _LARGEST_AREA:
             area = (clipped[2] - clipped[0]) * (clipped[3] - clipped[1])
-        self._boxes.extend(clipped)
+        self._boxes.extend(stored)
         self._labels.append(label)
         self._ignore.append(ignore)
         self._areas.append(area)

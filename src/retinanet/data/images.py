@@ -13,7 +13,8 @@ from retinanet.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif"})
 
-# Pillow refuses files of over 178 million pixels. Decoded, such a picture takes half a gigabyte; beyond it, a file is more likely hostile or meant to be tiled.
+# Pillow refuses files of over 178 million pixels. Decoded, such a picture takes half a gigabyte; beyond it, a file is
+# more likely hostile or meant to be tiled.
 MAX_PIXELS = 178_000_000
 
 _EXIF_ORIENTATION = 0x0112
@@ -36,7 +37,13 @@ def read_image(path: Path, expected_size: tuple[int, int] | None = None) -> npt.
     with _open(path) as image:
         try:
             return to_rgb(image, expected_size)
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:  # Pillow's decoders raise all of these
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            EOFError,
+            IndexError,
+        ) as error:  # Pillow's decoders raise all of these
             raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
 
 
@@ -86,7 +93,9 @@ def _open(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such image file") from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: image too large (limit {MAX_PIXELS / 1e6:.0f} megapixels); cut it into tiles") from error
+        raise DataError(
+            f"{path}: image too large (limit {MAX_PIXELS / 1e6:.0f} megapixels); cut it into tiles"
+        ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: not a readable image ({_reason(error)})") from error
     if image.width * image.height > MAX_PIXELS:

@@ -1,0 +1,1 @@
+"""Readers of the dataset formats; :mod:`retinanet.data.formats.detect` chooses among them."""

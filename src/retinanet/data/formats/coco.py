@@ -1,0 +1,247 @@
+"""COCO JSON: ``instances_{split}.json``, Roboflow's ``{split}/_annotations.coco.json``, or one file of any name."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.data.formats.files import (
+    SPLIT_ALIASES,
+    SizeReader,
+    by_split,
+    inside_path,
+    is_ignore,
+    is_split_name,
+    listing,
+    read_text,
+    split_of,
+)
+from retinanet.errors import DataError
+
+_ROBOFLOW_FILE = "_annotations.coco.json"
+_OTHER_TASKS = ("captions_", "panoptic_", "stuff_", "image_info_")
+_LARGEST_SIDE = 2**31 - 1
+_PROBED_IMAGES = 8
+
+
+def find(root: Path) -> dict[str, Path]:
+    """The annotation file of each split of a COCO dataset; nothing if ``root`` is none.
+
+    Args:
+        root: the dataset's folder, or one JSON file.
+    """
+    if not root.is_dir():
+        return {split_of(root): root} if root.suffix.lower() == ".json" else {}
+    folders, files = listing(root)
+    roboflow = {folder.name: folder / _ROBOFLOW_FILE for folder in folders if (folder / _ROBOFLOW_FILE).is_file()}
+    if roboflow:
+        return roboflow
+    for folder in folders:
+        if folder.name.lower() in ("annotations", "annotation"):
+            files = files + listing(folder)[1]
+    files = [f for f in files if f.suffix.lower() == ".json" and not f.name.startswith(_OTHER_TASKS)]
+    instances = [f for f in files if f.name.startswith("instances_")]
+    if found := by_split(instances or filter(_looks_like_coco, files)):
+        return found
+    for folder in filter(lambda f: is_split_name(f.name), folders):
+        own = [f for f in listing(folder)[1] if f.suffix.lower() == ".json"]
+        if len(own) == 1 and _looks_like_coco(own[0]):
+            found[folder.name] = own[0]
+    return found
+
+
+def read(source: Path, name: str) -> Dataset:
+    """Read one COCO annotation file.
+
+    Args:
+        source: the JSON file.
+        name: what to call the dataset in messages.
+
+    Raises:
+        DataError: the file is not COCO instances, or its images are not where COCO datasets keep them.
+    """
+    content = _load(source)
+    images, annotations = _section(content, "images", source), _section(content, "annotations", source)
+    files = [_file_name(image, f"{source}: image {i}") for i, image in enumerate(images)]
+    position: dict[str, int] = {}
+    for i, image in enumerate(images):
+        if position.setdefault(str(image.get("id")), i) != i or image.get("id") is None:
+            raise DataError(f"{source}: image {files[i]} has id {image.get('id')!r}, which is missing or used twice")
+
+    classes = _Classes.of(_section(content, "categories", source), annotations, source)
+    builder = DatasetBuilder(name, _image_folder(source, files) if files else source.parent, classes.names, classes.ids)
+    for note in classes.notes:
+        builder.report(note, str(source), "left out")
+    numbered = all(type(image["id"]) is int and abs(image["id"]) < 2**63 for image in images)
+    if not numbered:
+        builder.report("image ids are not whole numbers", str(source), "images numbered from 1")
+
+    # A million annotations in any order: sort them by image once, then walk both lists side by side.
+    owner = np.array([_owner(a, position, source, i) for i, a in enumerate(annotations)], dtype=np.int64)
+    for i in np.flatnonzero(owner < 0).tolist():
+        where = f"{source}: annotation {annotations[i].get('id', i)}"
+        builder.report(f"image_id {annotations[i].get('image_id')!r} is not among the images", where, "dropped")
+    order = np.argsort(owner, kind="stable")
+    starts = np.searchsorted(owner[order], np.arange(len(images) + 1)).tolist()
+
+    sizes = SizeReader()
+    for i, image in enumerate(images):
+        width, height = _side(image.get("width")), _side(image.get("height"))
+        if not (width and height):
+            width, height = sizes.read(builder.root / files[i])
+        builder.add_image(files[i], width, height, image["id"] if numbered else None)
+        for row in order[starts[i] : starts[i + 1]].tolist():
+            annotation = annotations[row]
+            where = f"{source}: annotation {annotation.get('id', row)} (image {files[i]})"
+            _add(builder, annotation, classes, where)
+    sizes.check()
+    return builder.build()
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """Categories in the order of their ids: the label of each id, ``None`` for a category of ignore regions."""
+
+    names: list[str]
+    ids: list[int]
+    labels: dict[str, int | None]
+    notes: list[str]
+
+    @classmethod
+    def of(cls, categories: list[dict[str, Any]], annotations: list[dict[str, Any]], source: Path) -> _Classes:
+        for category in categories:
+            if not isinstance(category.get("name"), str) or type(category.get("id")) is not int:
+                raise DataError(f"{source}: category {category!r:.80} needs a text 'name' and a whole-number 'id'")
+        categories = sorted(categories, key=lambda c: int(c["id"]))
+        used = {str(a.get("category_id")) for a in annotations if isinstance(a, dict)}
+        result = cls([], [], {}, [])
+        for category in categories:
+            if str(category["id"]) in result.labels:
+                raise DataError(f"{source}: category id {category['id']} is used twice; ids must differ")
+            name = category["name"].strip()
+            if is_ignore(name):
+                result.labels[str(category["id"])] = None
+            elif str(category["id"]) not in used and _is_heading(category, categories):
+                result.notes.append(f"category {name!r} is only the heading of the others")
+            else:
+                result.labels[str(category["id"])] = len(result.names)
+                result.names.append(name)
+                result.ids.append(category["id"])
+        return result
+
+
+def _is_heading(category: dict[str, Any], categories: list[dict[str, Any]]) -> bool:
+    # Roboflow writes the dataset's own name as category 0 and as supercategory of the real ones.
+    others = [c for c in categories if c is not category]
+    return category["id"] == 0 and bool(others) and all(c.get("supercategory") == category["name"] for c in others)
+
+
+def _add(builder: DatasetBuilder, annotation: dict[str, Any], classes: _Classes, where: str) -> None:
+    category = str(annotation.get("category_id"))
+    if category not in classes.labels:
+        raise DataError(f"{where}: category_id {annotation.get('category_id')!r} is not among the categories")
+    bbox = annotation.get("bbox")
+    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))):
+        builder.report("bbox is missing" if bbox is None else "bbox is not 4 numbers", where, "dropped")
+        return
+    x, y, width, height = (_to_float(v) for v in bbox)
+    area = annotation.get("area")
+    label = classes.labels[category]
+    builder.add_box(
+        (x, y, x + width, y + height),
+        label or 0,
+        where,
+        ignore=label is None or annotation.get("iscrowd") in (1, "1") or annotation.get("ignore") in (1, "1"),
+        area=_to_float(area) if area is not None and _is_number(area) else None,
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _to_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf
+
+
+def _side(value: Any) -> int:
+    return int(value) if _is_number(value) and 1 <= value <= _LARGEST_SIDE else 0
+
+
+def _owner(annotation: Any, position: dict[str, int], source: Path, index: int) -> int:
+    if not isinstance(annotation, dict):
+        raise DataError(f"{source}: annotation number {index} is not an object {{…}}")
+    return position.get(str(annotation.get("image_id")), -1)
+
+
+def _file_name(image: Any, where: str) -> str:
+    if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
+        raise DataError(f"{where}: has no 'file_name'")
+    return inside_path(image["file_name"], where)
+
+
+def _image_folder(source: Path, files: list[str]) -> Path:
+    """The folder most of a sample of the images is found in."""
+    here = source.parent
+    bases = [here, here.parent] if here.name.lower().startswith("annotation") else [here]
+    split = split_of(source)
+    splits = [split, *next((group for group in SPLIT_ALIASES.values() if split.lower() in group), ())] if split else []
+    names = ["images", *(f"images/{s}" for s in splits), *splits, "data", "JPEGImages", ""]
+    folders = [folder for base in bases for name in names if os.path.isdir(folder := base / name)]
+    probes = [files[i * len(files) // _PROBED_IMAGES] for i in range(_PROBED_IMAGES)]
+    hits = [sum(os.path.isfile(folder / probe) for probe in probes) for folder in folders]
+    if not any(hits):
+        tried = ", ".join(dict.fromkeys(map(str, folders)))
+        raise DataError(f"{source}: images such as {files[0]!r} are in none of {tried}; put them in {here / 'images'}")
+    return folders[hits.index(max(hits))]
+
+
+def _looks_like_coco(file: Path) -> bool:
+    # Keys come in any order and a file may hold hundreds of megabytes: search the bytes, do not parse.
+    try:
+        with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return all(content.find(key) >= 0 for key in (b'"images"', b'"annotations"', b'"categories"'))
+    except (OSError, ValueError):  # unreadable, or empty
+        return False
+
+
+def _load(source: Path) -> dict[str, Any]:
+    text = read_text(source)
+    if not text.strip():
+        raise DataError(f"{source}: the file is empty; expected COCO annotations")
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"{source}:{error.lineno}:{error.colno}"
+        raise DataError(f"{line}: not valid JSON ({error.msg}); the file may be cut short, export it again") from error
+    except (RecursionError, ValueError) as error:  # nested without end; a number of thousands of digits
+        raise DataError(f"{source}: not usable JSON ({str(error)[:80]})") from error
+    if isinstance(content, list):
+        raise DataError(
+            f"{source}: a list at the top is a file of results (detections), not of annotations; "
+            "give the file with 'images', 'annotations' and 'categories'"
+        )
+    if not isinstance(content, dict):
+        raise DataError(f"{source}: not COCO; expected an object with 'images', 'annotations' and 'categories'")
+    return content
+
+
+def _section(content: dict[str, Any], key: str, source: Path) -> list[dict[str, Any]]:
+    section = content.get(key)
+    if not isinstance(section, list):
+        keys = ", ".join(map(repr, list(content)[:6])) or "nothing"
+        raise DataError(f"{source}: not COCO annotations: no list {key!r} (found {keys}); export as COCO instances")
+    if key == "categories" and not all(isinstance(c, dict) for c in section):
+        raise DataError(f"{source}: a category is not an object {{…}}")
+    return section

@@ -1,0 +1,198 @@
+"""Which format a dataset is in, which splits it has, and which of them are train and val."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from retinanet.data.dataset import Dataset
+from retinanet.data.formats import coco, csv, voc, yolo
+from retinanet.data.formats.files import SPLIT_ALIASES
+from retinanet.errors import ConfigError, DataError
+
+_UNDERSTOOD = """\
+  COCO        instances_train.json, instances_val.json and images/; or train/_annotations.coco.json (Roboflow)
+  Pascal VOC  Annotations/*.xml, JPEGImages/ and ImageSets/Main/train.txt, val.txt; or train/*.xml, val/*.xml
+  YOLO        data.yaml; or images/train, labels/train, images/val, labels/val and classes.txt
+  CSV         train.csv, val.csv with rows path,x1,y1,x2,y2,class"""
+
+_Source = TypeVar("_Source")
+_Reader = Callable[[], Dataset]
+
+
+def read_split(path: str | Path, split: str) -> Dataset:
+    """Read one split of a dataset in any format this package knows.
+
+    Args:
+        path: the dataset's folder, or its JSON, CSV or YAML file.
+        split: its name; ``val`` also finds ``valid``, ``val2017`` and the like, ``train`` an only, unnamed split.
+
+    Raises:
+        DataError: there is no such dataset or split, or it cannot be used.
+    """
+    return _open(path).read(split)
+
+
+def read_train_val(
+    path: str | Path, train: str | None = None, val: str | None = None, val_fraction: float = 0.1, seed: int = 0
+) -> tuple[Dataset, Dataset, list[str]]:
+    """Read what to train on and what to validate on.
+
+    Without a val split, a seeded part of train is set aside; a test split is never taken for it.
+
+    Args:
+        path: the dataset's folder, or its JSON, CSV or YAML file.
+        train: another split, file or folder to train on.
+        val: another split, file or folder to validate on.
+        val_fraction: how much of train to set aside where there is no val split.
+        seed: chooses which images are set aside.
+
+    Returns:
+        The two datasets, val with train's classes, and remarks for the user.
+
+    Raises:
+        DataError: there is no such dataset or split, or it cannot be used.
+    """
+    data = _open(path)
+    train_data = data.read_override(train, "train") if train else data.read("train")
+    notes: list[str] = []
+    if val or data.resolve("val") is not None:
+        val_data = (data.read_override(val, "val") if val else data.read("val")).with_classes(train_data.classes)
+        shared = len(_paths(train_data) & _paths(val_data))
+        if shared:
+            notes.append(f"{shared} of the {len(val_data)} val images are also in train: scores on val will flatter")
+    else:
+        train_data, val_data, note = _set_aside(data, train_data, val_fraction, seed)
+        notes.append(note)
+        val_data = replace(val_data, problems=())  # train, which they were found in, reports them
+    return train_data, val_data, notes
+
+
+def read_eval(path: str | Path, split: str, val_fraction: float = 0.1, seed: int = 0) -> tuple[Dataset, list[str]]:
+    """Read what to evaluate on; ``val`` is what :func:`read_train_val` gives for the same fraction and seed.
+
+    Args:
+        path: the dataset's folder, or its JSON, CSV or YAML file.
+        split: name of a split, or a file or folder.
+        val_fraction: how much of train is val where there is no val split.
+        seed: chooses which images those are.
+
+    Returns:
+        The dataset, with its own classes, and remarks for the user.
+
+    Raises:
+        DataError: there is no such dataset or split, or it cannot be used.
+    """
+    data = _open(path)
+    if split.lower() not in SPLIT_ALIASES["val"] or data.resolve(split) is not None:
+        return data.read_override(split, split), []
+    _, val, note = _set_aside(data, data.read("train"), val_fraction, seed)
+    return val, [note]
+
+
+@dataclass(frozen=True)
+class _Splits:
+    """The splits of a dataset, each as a function that reads it."""
+
+    path: Path
+    readers: dict[str, _Reader]
+
+    def resolve(self, wanted: str) -> str | None:
+        """The split a name stands for, ``None`` if there is none."""
+        by_lower = {split.lower(): split for split in reversed(self.readers)}
+        wanted = wanted if wanted in self.readers else wanted.lower()
+        if wanted in self.readers or wanted in by_lower:
+            return wanted if wanted in self.readers else by_lower[wanted]
+        aliases = next((group for group in SPLIT_ALIASES.values() if wanted in group), ())
+        for alias in aliases:
+            if alias in by_lower:
+                return by_lower[alias]
+        only = next(iter(self.readers))
+        held_out = (*SPLIT_ALIASES["val"], *SPLIT_ALIASES["test"])
+        # A dataset of one part is there to be trained on, unless its name says otherwise.
+        if wanted in SPLIT_ALIASES["train"] and len(self.readers) == 1 and only.lower() not in held_out:
+            return only
+        return None
+
+    def read(self, wanted: str) -> Dataset:
+        split = self.resolve(wanted)
+        if split is None:
+            names = ", ".join(name or "one without a name, taken as train" for name in self.readers)
+            raise DataError(f"{self.path}: no split {wanted!r}; the splits here: {names}")
+        return self.readers[split]()
+
+    def read_override(self, wanted: str, role: str) -> Dataset:
+        """A split of this dataset, or else a file or folder, whose ``role`` split is taken if it has several."""
+        if self.resolve(wanted) is None:
+            for path in (Path(wanted).expanduser(), self.path / wanted):
+                if os.path.exists(path):
+                    other = _open(path)
+                    only = next(iter(other.readers.values())) if len(other.readers) == 1 else None
+                    return only() if only else other.read(role)
+        return self.read(wanted)
+
+
+def _open(path: str | Path) -> _Splits:
+    root = Path(path).expanduser()
+    if not os.path.exists(root):
+        raise DataError(f"{root}: no such file or folder")
+    if readers := _readers(root):
+        return _Splits(root, readers)
+    if not root.is_dir():
+        raise DataError(f"{root}: not a file of annotations; give a COCO .json, a .csv, a YOLO .yaml or a folder")
+    found = sorted(entry for entry in os.listdir(root) if not entry.startswith("."))
+    listed = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    inner = next((entry for entry in found[:20] if os.path.isdir(root / entry) and _is_dataset(root / entry)), None)
+    advice = f"\ndid you mean {root / inner}?" if inner else ""
+    problem = f"no dataset recognised here (found {listed})" if found else "the folder is empty"
+    raise DataError(f"{root}: {problem}; understood are\n{_UNDERSTOOD}{advice}")
+
+
+def _readers(root: Path) -> dict[str, _Reader]:
+    return (
+        _offer(coco.find, coco.read, root)
+        or _offer(voc.find, voc.read, root)
+        or _offer(yolo.find, yolo.read, root)
+        or _offer(csv.find, csv.read, root)
+    )
+
+
+def _offer(
+    find: Callable[[Path], dict[str, _Source]], read: Callable[[_Source, str], Dataset], root: Path
+) -> dict[str, _Reader]:
+    return {split: partial(read, source, _title(root, split)) for split, source in find(root).items()}
+
+
+def _is_dataset(folder: Path) -> bool:
+    try:
+        return bool(_readers(folder))
+    except DataError:
+        return False
+
+
+def _title(root: Path, split: str) -> str:
+    full = root.resolve()
+    if not split:
+        return full.stem if root.is_file() else full.name
+    return f"{full.parent.name if root.is_file() else full.name} [{split}]"
+
+
+def _set_aside(data: _Splits, train: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset, str]:
+    if not 0 < fraction < 1:
+        raise ConfigError(f"the part of train to set aside for val must be between 0 and 1, not {fraction:g}")
+    kept, held_out = train.split(fraction, seed)
+    note = f"no val split in {data.path}: {len(held_out)} of {len(train)} images were set aside at random (seed {seed})"
+    return (
+        kept,
+        replace(held_out, name=f"{train.name.removesuffix(']')}{', ' if ']' in train.name else ' ['}val part]"),
+        note,
+    )
+
+
+def _paths(dataset: Dataset) -> set[str]:
+    root = os.path.abspath(dataset.root)
+    return {os.path.join(root, file) for file in dataset.files}

@@ -1,0 +1,145 @@
+"""What the readers share: text files, folder listings, split names, image paths and image sizes."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from retinanet.data.dataset import IGNORE_CLASS
+from retinanet.data.images import IMAGE_SUFFIXES, image_size
+from retinanet.errors import DataError
+
+# Every name a split goes by, the usual one first.
+SPLIT_ALIASES = {
+    "train": ("train", "train2017"),
+    "val": ("val", "valid", "validation", "dev", "val2017"),
+    "test": ("test", "test2017"),
+}
+_KNOWN_SPLITS = frozenset(alias for group in SPLIT_ALIASES.values() for alias in group) | {"trainval"}
+
+_MOST_BROKEN_IMAGES = 5
+
+
+def is_split_name(name: str) -> bool:
+    """Whether a folder or file of this name is taken for a split of a dataset."""
+    return name.lower() in _KNOWN_SPLITS
+
+
+def is_ignore(class_name: str) -> bool:
+    """Whether boxes of this class are ignore regions rather than objects."""
+    return class_name.strip().lower() == IGNORE_CLASS
+
+
+def split_of(file: Path) -> str:
+    """The split an annotation file is for by its name (``instances_train2017`` → ``train2017``), or ``""``."""
+    if file.stem.lower().startswith("instances_"):
+        return file.stem[len("instances_") :]
+    return next((word for word in re.split(r"[^A-Za-z0-9]+", file.stem) if is_split_name(word)), "")
+
+
+def by_split(files: Iterable[Path]) -> dict[str, Path]:
+    """Files keyed by the split they are for; those whose split is in doubt are keyed by their own name."""
+    files = list(files)
+    claims = Counter(split_of(file) for file in files)
+    found: dict[str, Path] = {}
+    for file in files:
+        split = split_of(file)
+        sure = claims[split] == 1 or file.stem in (split, f"instances_{split}")
+        found.setdefault(split if sure else file.stem, file)
+    return found
+
+
+def listing(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Sub-folders and files of a folder, sorted by name, hidden ones left out."""
+    try:
+        entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from error
+    paths = [folder / entry for entry in entries]
+    return [p for p in paths if os.path.isdir(p)], [p for p in paths if os.path.isfile(p)]
+
+
+def walk(folder: Path) -> Iterable[str]:
+    """Every file below ``folder``, sorted; links to folders are not followed, so a loop of links ends."""
+    for parent, folders, files in os.walk(folder, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(parent, name) for name in sorted(files) if not name.startswith("."))
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name ends like an image's."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def read_text(file: Path | str) -> str:
+    """The whole of a UTF-8 text file, without a byte-order mark.
+
+    Raises:
+        DataError: the file is missing, unreadable or not UTF-8.
+    """
+    try:
+        return Path(file).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(f"{file}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text (byte {error.start}); save it again with UTF-8 encoding") from error
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def clean_path(name: str, where: str) -> str:
+    """An image path from an annotation file with forward slashes and without ``.`` or inner ``..``.
+
+    Raises:
+        DataError: no file can have that name.
+    """
+    path = posixpath.normpath(name.replace("\\", "/"))
+    try:
+        path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: {name!r} is not a possible file name") from None
+    if "\0" in path or path == ".":
+        raise DataError(f"{where}: {name!r} is not a possible file name")
+    return path
+
+
+def inside_path(name: str, where: str) -> str:
+    """As :func:`clean_path`, for files that come from strangers: a path out of the data folder is refused.
+
+    Raises:
+        DataError: no file can have that name, or it is absolute or climbs out with ``..``.
+    """
+    path = clean_path(name, where)
+    on_drive = re.match("[A-Za-z]:/", path) or (os.name == "nt" and ":" in path)
+    if on_drive or path.startswith("/") or path.split("/")[0] == "..":
+        raise DataError(f"{where}: path {name!r} leads out of the data folder; write it relative to the image folder")
+    return path
+
+
+class SizeReader:
+    """Image sizes from file headers; broken files are collected, so that one error can name several."""
+
+    def __init__(self) -> None:
+        self._broken: list[str] = []
+
+    def read(self, path: Path | str) -> tuple[int, int]:
+        """``(width, height)``; for a broken file a stand-in that :meth:`check` keeps from being used."""
+        try:
+            return image_size(Path(path))
+        except DataError as error:
+            self._broken.append(str(error))
+            if len(self._broken) == _MOST_BROKEN_IMAGES:
+                self.check()
+            return 1, 1
+
+    def check(self) -> None:
+        """Raise DataError if any image so far was broken."""
+        if len(self._broken) == 1:
+            raise DataError(self._broken[0])
+        if self._broken:
+            more = " or more" if len(self._broken) == _MOST_BROKEN_IMAGES else ""
+            raise DataError(f"{len(self._broken)}{more} images cannot be read:\n  " + "\n  ".join(self._broken))

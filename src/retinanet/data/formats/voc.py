@@ -1,0 +1,269 @@
+"""Pascal VOC: one XML file per image, in ``Annotations/`` with ``ImageSets/Main`` lists, or in a folder per split."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from xml.parsers import expat
+
+from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.data.formats.files import (
+    SizeReader,
+    clean_path,
+    inside_path,
+    is_ignore,
+    is_image,
+    is_split_name,
+    listing,
+    read_text,
+)
+from retinanet.errors import DataError
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_CLASS_LIST_LINE = re.compile(r"\S+\s+-?[01]$")
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The XML folders of all splits together, which decide the class list."""
+
+    folders: tuple[Path, ...]
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Class names of every file, sorted."""
+        names = {o.name for folder in self.folders for xml in _xml_files(folder) for o in _parse(xml).objects}
+        return sorted(name for name in names if name and not is_ignore(name))
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split: its XML folder, its image folder, and the list of names (``None`` for every XML file)."""
+
+    annotations: Path
+    images: Path
+    names: Path | None
+    shared: Annotations
+
+
+def find(root: Path) -> dict[str, Source]:
+    """The splits of a Pascal VOC dataset; nothing if ``root`` is none."""
+    if not root.is_dir():
+        return {}
+    if folders := _folders(root):
+        shared = Annotations((folders[0],))
+        lists = _split_lists(root / "ImageSets" / "Main")
+        return {split: Source(*folders, names, shared) for split, names in (lists or {"": None}).items()}
+    splits = {folder.name: f for folder in listing(root)[0] if is_split_name(folder.name) and (f := _folders(folder))}
+    shared = Annotations(tuple(annotations for annotations, _ in splits.values()))
+    return {split: Source(*folders, None, shared) for split, folders in splits.items()}
+
+
+def read(source: Source, name: str) -> Dataset:
+    """Read one split.
+
+    Args:
+        source: what :func:`find` gave for it.
+        name: what to call the dataset in messages.
+
+    Raises:
+        DataError: an XML file is missing, broken or hostile, or an image whose size is not given cannot be read.
+    """
+    builder = DatasetBuilder(name, source.images, source.shared.classes)
+    labels = {class_name: i for i, class_name in enumerate(builder.classes)}
+    images = _Images(source.images)
+    sizes = SizeReader()
+    for xml in _listed_files(source, builder):
+        content = _parse(xml)
+        file = images.file(content.filename, xml)
+        size = (content.width, content.height)
+        builder.add_image(file, *(size if min(size) > 0 else sizes.read(source.images / file)))
+        # The VOC challenge counts pixels from 1 and includes the last; other tools write what they mean.
+        first = 1 if "The VOC" in content.database else 0
+        for found in content.objects:
+            where = f"{xml}:{found.line}"
+            if not found.name:
+                builder.report("object without a name", where, "dropped")
+            elif (corners := found.corners()) is None:
+                builder.report("object without a box of four numbers", where, "dropped")
+            else:
+                x1, y1, x2, y2 = corners
+                ignore = found.ignore or is_ignore(found.name)
+                builder.add_box((x1 - first, y1 - first, x2, y2), labels.get(found.name, 0), where, ignore=ignore)
+    sizes.check()
+    return builder.build()
+
+
+def _folders(root: Path) -> tuple[Path, Path] | None:
+    """The XML and the image folder of a dataset or split; ``None`` if there is no XML."""
+    for name in ("Annotations", "annotations", ""):
+        folder = root / name if name else root
+        if os.path.isdir(folder) and _holds_voc(folder):
+            images = ("JPEGImages", "images", "Images")
+            beside = root if not name or any(map(is_image, os.listdir(root))) else root / "JPEGImages"
+            return folder, next((root / i for i in images if os.path.isdir(root / i)), beside)
+    return None
+
+
+def _holds_voc(folder: Path) -> bool:
+    for xml in _xml_files(folder)[:1]:
+        # An Annotations folder is believed by its name; elsewhere an XML file can be anything.
+        return folder.name.lower() == "annotations" or b"<annotation" in _bytes(xml)[:4096]
+    return False
+
+
+def _xml_files(folder: Path) -> list[Path]:
+    return [file for file in listing(folder)[1] if file.suffix.lower() == ".xml"]
+
+
+def _split_lists(folder: Path) -> dict[str, Path | None]:
+    if not folder.is_dir():
+        return {}
+    lists: dict[str, Path | None] = {}
+    for file in listing(folder)[1]:
+        if file.suffix.lower() != ".txt":
+            continue
+        lines = read_text(file).split("\n", 1)
+        # "aeroplane_train.txt" says for each image whether it shows an aeroplane; it is not a split.
+        if not ("_" in file.stem and _CLASS_LIST_LINE.match(lines[0].strip())):
+            lists[file.stem] = file
+    return lists
+
+
+def _listed_files(source: Source, builder: DatasetBuilder) -> list[Path]:
+    if source.names is None:
+        return _xml_files(source.annotations)
+    files: dict[Path, None] = {}
+    for number, line in enumerate(read_text(source.names).splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{source.names}:{number}"
+        for name in (line.strip(), line.split()[0], os.path.splitext(line.strip())[0]):
+            xml = source.annotations / (inside_path(name, where) + ".xml")
+            if os.path.isfile(xml):
+                break
+        else:
+            raise DataError(
+                f"{where}: {line.strip()!r} is listed but there is no {line.split()[0]}.xml in {xml.parent}"
+            )
+        if xml in files:
+            builder.report(f"{line.strip()!r} is listed twice", where, "read once")
+        files[xml] = None
+    return list(files)
+
+
+class _Images:
+    """Finds the image of an XML file in the image folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._names = {file.name for file in listing(folder)[1] if is_image(file.name)} if folder.is_dir() else set()
+        self._by_stem = {os.path.splitext(name)[0]: name for name in sorted(self._names, reverse=True)}
+        self._folder = folder
+
+    def file(self, filename: str, xml: Path) -> str:
+        """Path in the folder, by ``<filename>``, else by the XML file's own name; it need not exist."""
+        if filename:
+            # Tools also write absolute paths of the computer the labels were made on.
+            filename = clean_path(filename, str(xml)).lstrip("/")
+            if ".." in filename.split("/") or ":" in filename:
+                filename = filename.rsplit("/", 1)[-1]
+            if filename in self._names or ("/" in filename and os.path.isfile(self._folder / filename)):
+                return filename
+        if (name := self._by_stem.get(xml.stem)) is not None:
+            return name
+        last = filename.rsplit("/", 1)[-1]
+        return self._by_stem.get(os.path.splitext(last)[0]) or last or f"{xml.stem}.jpg"
+
+
+@dataclass
+class _Object:
+    line: int
+    name: str = ""
+    ignore: bool = False
+    box: dict[str, str] = field(default_factory=dict)
+
+    def corners(self) -> tuple[float, float, float, float] | None:
+        try:
+            x1, y1, x2, y2 = (float(self.box[corner]) for corner in _CORNERS)
+        except (KeyError, ValueError):
+            return None
+        return x1, y1, x2, y2
+
+
+@dataclass
+class _Content:
+    filename: str = ""
+    database: str = ""
+    width: int = 0
+    height: int = 0
+    objects: list[_Object] = field(default_factory=list)
+
+
+def _parse(xml: Path) -> _Content:
+    """Read one XML file with expat itself, which knows line numbers and lets entity declarations be refused."""
+    content = _Content()
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    path: list[str] = []
+    text: list[str] = []
+
+    def start(tag: str, _: dict[str, str]) -> None:
+        path.append(tag)
+        text.clear()
+        if len(path) == 1 and tag != "annotation":
+            raise DataError(f"{xml}:{parser.CurrentLineNumber}: <{tag}> is not a Pascal VOC annotation")
+        if path == ["annotation", "object"]:
+            content.objects.append(_Object(parser.CurrentLineNumber))
+
+    def end(_: str) -> None:
+        _take(content, path[1:], "".join(text).strip())
+        text.clear()
+        path.pop()
+
+    def refuse(*_: object) -> None:
+        raise DataError(f"{xml}:{parser.CurrentLineNumber}: entity declarations are refused; remove the file")
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = text.append
+    parser.EntityDeclHandler = refuse
+    _feed(parser.Parse, xml)
+    return content
+
+
+def _feed(parse: Callable[[bytes, bool], int], xml: Path) -> None:
+    try:
+        parse(_bytes(xml), True)
+    except expat.ExpatError as error:
+        reason = expat.ErrorString(error.code)
+        raise DataError(f"{xml}:{error.lineno}: broken XML ({reason}); repair or remove the file") from error
+    except (ValueError, LookupError) as error:  # an encoding Python does not know
+        raise DataError(f"{xml}: cannot be read ({error})") from error
+
+
+def _bytes(xml: Path) -> bytes:
+    try:
+        return xml.read_bytes()
+    except OSError as error:
+        raise DataError(f"{xml}: cannot be read ({error.strerror})") from error
+
+
+def _take(content: _Content, path: list[str], text: str) -> None:
+    # Whole paths, so that the parts of a person (<object><part><name>) are not taken for the person.
+    match path:
+        case ["filename"]:
+            content.filename = text
+        case ["source", "database"]:
+            content.database = text
+        case ["size", ("width" | "height") as side]:
+            setattr(content, side, int(text) if text.isdecimal() and len(text) < 10 else 0)
+        case ["object", "name"]:
+            content.objects[-1].name = text
+        case ["object", ("difficult" | "ignore")]:
+            content.objects[-1].ignore |= text == "1"
+        case ["object", "bndbox", corner]:
+            content.objects[-1].box[corner] = text

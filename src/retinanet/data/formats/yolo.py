@@ -1,0 +1,277 @@
+"""YOLO: a text file of normalised boxes per image, with a ``data.yaml`` or by folder names alone."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.data.formats.files import (
+    SizeReader,
+    clean_path,
+    is_ignore,
+    is_image,
+    is_split_name,
+    listing,
+    read_text,
+    walk,
+)
+from retinanet.errors import DataError
+
+_NAME_LISTS = ("classes.txt", "obj.names")
+_PROBED_IMAGES = 50
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the splits have in common.
+
+    Attributes:
+        root: the dataset's folder.
+        splits: folders of images or text files listing images, per split.
+        names: class name of each class number; ``None`` if no file tells them.
+        pose: lines go on with keypoints after the box.
+    """
+
+    root: Path
+    splits: dict[str, tuple[Path, ...]]
+    names: dict[int, str] | None
+    pose: bool = False
+
+    @cached_property
+    def class_names(self) -> dict[int, str]:
+        """``names``, or the class numbers of all splits where nothing names them."""
+        if self.names is not None:
+            return self.names
+        images = (image for entries in self.splits.values() for entry in entries for image in _images(entry))
+        largest = max((_largest_class(label) for image in images if (label := _label_file(image))), default=-1)
+        return {number: str(number) for number in range(largest + 1)}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a layout."""
+
+    split: str
+    layout: Layout
+
+
+def find(root: Path) -> dict[str, Source]:
+    """The splits of a YOLO dataset; nothing if ``root`` is none.
+
+    Args:
+        root: the dataset's folder, its YAML file, or a text file listing images.
+    """
+    layout: Layout | None
+    if root.suffix.lower() in (".yaml", ".yml") and not root.is_dir():
+        layout = _from_yaml(root)
+        if layout is None:
+            raise DataError(f"{root}: not a YOLO dataset; expected 'names' and paths under 'train' and 'val'")
+    elif root.is_dir():
+        layout = _from_folder(root)
+    elif root.suffix.lower() == ".txt":
+        split = root.stem if is_split_name(root.stem) else ""
+        layout = Layout(root.parent, {split: (root,)}, _names_near(root.parent))
+    else:
+        return {}
+    return {split: Source(split, layout) for split in layout.splits} if layout else {}
+
+
+def read(source: Source, name: str) -> Dataset:
+    """Read one split.
+
+    Args:
+        source: what :func:`find` gave for it.
+        name: what to call the dataset in messages.
+
+    Raises:
+        DataError: a folder is missing, a class number has no name, or images cannot be read.
+    """
+    layout = source.layout
+    entries = layout.splits[source.split]
+    classes = [layout.class_names[number] for number in sorted(layout.class_names)]
+    kept = [class_name for class_name in classes if not is_ignore(class_name)]
+    builder = DatasetBuilder(name, layout.root, kept)
+    labels = {class_name: i for i, class_name in enumerate(kept)}
+    sizes = SizeReader()
+    prefix = os.path.join(str(layout.root), "")
+    labelled = 0
+    images = list(dict.fromkeys(image for entry in entries for image in _images(entry)))
+    if not images:
+        raise DataError(f"{name}: no images in {', '.join(map(str, entries))}")
+    for image in images:
+        width, height = sizes.read(image)
+        file = image[len(prefix) :] if image.startswith(prefix) else os.path.abspath(image)
+        builder.add_image(file, width, height)
+        if label_file := _label_file(image):
+            labelled += 1
+            for number, box, where in _boxes(label_file, builder, layout.pose):
+                class_name = layout.class_names.get(number)
+                if class_name is None:
+                    raise DataError(f"{where}: class number {number} has no name; there are {len(classes)} classes")
+                scaled = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+                builder.add_box(scaled, labels.get(class_name, 0), where, ignore=is_ignore(class_name))
+    sizes.check()
+    if not labelled:
+        builder.report("no image has a label file", str(entries[0]), "all taken as showing no object")
+    return builder.build()
+
+
+def _boxes(
+    file: str, builder: DatasetBuilder, pose: bool
+) -> Iterator[tuple[int, tuple[float, float, float, float], str]]:
+    """Class number, normalised corners and place of each usable line."""
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        where = f"{file}:{number}"
+        try:
+            values = [float(word) for word in line.split()]
+        except ValueError:
+            builder.report(f"not a line of numbers: {line.strip()[:60]!r}", where, "dropped")
+            continue
+        if not values:
+            continue
+        if not all(map(math.isfinite, values)):
+            builder.report(f"not finite: {line.strip()[:60]!r}", where, "dropped")
+            continue
+        if pose:
+            values = values[:5]
+        coordinates = values[1:]
+        if not values[0].is_integer() or len(coordinates) < 4 or len(coordinates) % 2:
+            builder.report(f"expected 'class x y width height', found {line.strip()[:60]!r}", where, "dropped")
+        elif len(coordinates) == 4:
+            x, y, width, height = coordinates
+            yield int(values[0]), (x - width / 2, y - height / 2, x + width / 2, y + height / 2), where
+        else:  # a polygon
+            xs, ys = coordinates[::2], coordinates[1::2]
+            yield int(values[0]), (min(xs), min(ys), max(xs), max(ys)), where
+
+
+def _images(entry: Path) -> Iterator[str]:
+    """The image files of a folder, or of a text file with one path a line."""
+    if os.path.isdir(entry):
+        yield from filter(is_image, walk(entry))
+    elif entry.suffix.lower() == ".txt" and os.path.isfile(entry):
+        for number, line in enumerate(read_text(entry).splitlines(), 1):
+            if line.strip():
+                # A list is written by the user: absolute paths are as good as those from the list's folder.
+                yield os.path.join(entry.parent, clean_path(line.strip(), f"{entry}:{number}"))
+    else:
+        raise DataError(f"{entry}: no such folder or .txt list of images; correct the path in the YAML file")
+
+
+def _label_file(image: str) -> str | None:
+    """``…/images/a.jpg`` → ``…/labels/a.txt``, else ``a.txt`` beside the image; ``None`` if neither exists."""
+    beside = os.path.splitext(image)[0] + ".txt"
+    head, found, tail = f"/{beside.replace(os.sep, '/')}".rpartition("/images/")
+    if found and os.path.isfile(swapped := f"{head}/labels/{tail}"[1:]):
+        return swapped
+    return beside if os.path.isfile(beside) else None
+
+
+def _largest_class(file: str) -> int:
+    words = (line.split()[0] for line in read_text(file).splitlines() if line.strip())
+    numbers = (word.removesuffix(".0") for word in words)
+    # More digits than this is no class number, and must not become a list of that length.
+    return max((int(number) for number in numbers if number.isdecimal() and len(number) <= 4), default=-1)
+
+
+def _from_folder(root: Path) -> Layout | None:
+    folders, files = listing(root)
+    yamls = [file for file in files if file.suffix.lower() in (".yaml", ".yml")]
+    for file in sorted(yamls, key=lambda f: f.stem.lower() not in ("data", "dataset")):
+        if layout := _from_yaml(file, strict=file.stem.lower() == "data"):
+            return layout
+    splits: dict[str, Path] = {}
+    if _has_both(root):
+        inner = [folder for folder in listing(root / "images")[0] if os.path.isdir(root / "labels" / folder.name)]
+        mixed = any(is_image(file.name) for file in listing(root / "images")[1])
+        splits = {folder.name: folder for folder in inner} if inner and not mixed else {"": root / "images"}
+    if not splits:
+        splits = {folder.name: folder / "images" for folder in folders if _has_both(folder)}
+    if not splits and _has_labelled_images(files):
+        splits = {"": root}
+    if not splits:
+        named = (folder for folder in folders if is_split_name(folder.name))
+        splits = {folder.name: folder for folder in named if _has_labelled_images(listing(folder)[1])}
+    return Layout(root, {split: (path,) for split, path in splits.items()}, _names_near(root)) if splits else None
+
+
+def _has_both(folder: Path) -> bool:
+    images, labels = folder / "images", folder / "labels"
+    return os.path.isdir(images) and os.path.isdir(labels) and any(file.endswith(".txt") for file in walk(labels))
+
+
+def _has_labelled_images(files: list[Path]) -> bool:
+    images = [str(file) for file in files if is_image(file.name)][:_PROBED_IMAGES]
+    return any(_label_file(image) for image in images)
+
+
+def _names_near(folder: Path) -> dict[int, str] | None:
+    """Class names from a list or YAML file in the folder, its ``labels`` or a folder above."""
+    for place in (folder, folder / "labels", folder.absolute().parent, folder.absolute().parent.parent):
+        for name in _NAME_LISTS:
+            if os.path.isfile(place / name):
+                lines = [line.strip() for line in read_text(place / name).rstrip().splitlines()]
+                return {i: line or str(i) for i, line in enumerate(lines)}
+        if os.path.isfile(place / "data.yaml") and (layout := _from_yaml(place / "data.yaml")):
+            return layout.names
+    return None
+
+
+def _from_yaml(file: Path, strict: bool = True) -> Layout | None:
+    """The layout a YAML file describes; ``None`` if it is about something else."""
+    try:
+        content: Any = yaml.safe_load(read_text(file))
+    except (DataError, yaml.YAMLError, ValueError, RecursionError) as error:
+        if not strict:
+            return None
+        if isinstance(error, DataError):
+            raise
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise DataError(f"{file}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from error
+    if not isinstance(content, dict) or not ("names" in content or "nc" in content):
+        return None
+    keys = [key for key in content if isinstance(key, str) and is_split_name(key) and content[key]]
+    splits = {key: _entries(file, content.get("path"), content[key]) for key in keys}
+    return Layout(file.parent, splits, _names(content, file), "kpt_shape" in content) if splits else None
+
+
+def _names(content: dict[str, Any], file: Path) -> dict[int, str]:
+    names = content.get("names")
+    if names is None:
+        names = [str(i) for i in range(content["nc"])] if isinstance(content["nc"], int) else None
+    pairs = enumerate(names) if isinstance(names, list) else names.items() if isinstance(names, dict) else None
+    if pairs is None:
+        raise DataError(f"{file}: 'names' must be a list of class names or a mapping from numbers to names")
+    result = {}
+    for number, name in pairs:
+        if type(number) is not int or type(name) not in (str, int):
+            raise DataError(f"{file}: class {number!r} is called {name!r}; put class names in quotes")
+        result[number] = str(name).strip()
+    return result
+
+
+def _entries(file: Path, base: Any, value: Any) -> tuple[Path, ...]:
+    """Where the paths of one split lead; one that leads nowhere is kept, for the message when it is read."""
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(v, str) for v in values):
+        raise DataError(f"{file}: paths of a split must be text, found {str(value)[:60]!r}")
+    places = [file.parent / base, file.parent] if isinstance(base, str) else [file.parent]
+    found = []
+    for entry in values:
+        inner = entry
+        while inner.startswith("../"):
+            inner = inner[3:]
+        # Roboflow writes ../train/images and means the folder beside the YAML file.
+        names = (inner, entry) if base is None else (entry, inner)
+        options = [place / name for name in names for place in places]
+        found.append(next((option for option in options if os.path.exists(option)), places[0] / entry))
+    return tuple(found)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from retinanet.data.formats import csv
+from retinanet.data.formats.detect import read_split, read_train_val
+from retinanet.errors import DataError
+
+
+def write(root: Path, content: str | bytes, file: str = "train.csv") -> Path:
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (root / "img").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30)).save(root / "img" / name)
+    (root / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return root
+
+
+ROWS = "img/a.jpg,1,2,10,20,dog\nimg/b.jpg,,,,,\nimg/a.jpg,5,5,9,9.5,cat\nimg/c.jpg\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ROWS,
+        "path,x1,y1,x2,y2,class\n" + ROWS,
+        b"\xef\xbb\xbf" + ROWS.encode(),
+        ROWS.replace(",", ";"),
+        ROWS.replace(",", "\t"),
+        ROWS.replace("\n", "\r\n"),
+        ROWS.replace("img/", "img\\"),
+        ROWS.replace("\n", "\n\n"),
+    ],
+)
+def test_variants(tmp_path: Path, content: str | bytes) -> None:
+    data = read_split(write(tmp_path, content), "train")
+    assert list(data.files) == ["img/a.jpg", "img/b.jpg", "img/c.jpg"]
+    assert data.classes == ("cat", "dog")
+    assert data.boxes.tolist() == [[1, 2, 10, 20], [5, 5, 9, 9.5]]
+    assert data.labels.tolist() == [1, 0]
+    assert data.offsets.tolist() == [0, 2, 2, 2]
+    assert data.sizes.tolist() == [[40, 30]] * 3
+    assert not data.problems
+
+
+def test_decimal_commas(tmp_path: Path) -> None:
+    data = read_split(write(tmp_path, "img/a.jpg;1,5;2;10;20;dog\n"), "train")
+    assert data.boxes.tolist() == [[1.5, 2, 10, 20]]
+
+
+def test_columns_of_other_tools(tmp_path: Path) -> None:
+    content = "filename,width,height,class,xmin,ymin,xmax,ymax\nimg/a.jpg,40,30,cat,1,2,3,4\n"
+    assert read_split(write(tmp_path, content), "train").boxes.tolist() == [[1, 2, 3, 4]]
+
+
+def test_splits_share_their_classes(tmp_path: Path) -> None:
+    write(tmp_path, "img/a.jpg,1,2,10,20,dog\n")
+    write(tmp_path, "img/b.jpg,1,2,10,20,ant\nimg/b.jpg,1,2,10,20,IGNORE\n", "val.csv")
+    write(tmp_path, "dog,0\nant,1\n", "classes.csv")
+    assert sorted(csv.find(tmp_path)) == ["train", "val"]
+    train, val, _ = read_train_val(tmp_path)
+    assert train.classes == val.classes == ("ant", "dog")
+    assert val.ignore.tolist() == [False, True]
+
+
+def test_absolute_paths(tmp_path: Path) -> None:
+    root = write(tmp_path, f"{tmp_path}/img/a.jpg,1,2,3,4,cat\n", "boxes.csv")
+    assert read_split(root, "train").path(0) == tmp_path / "img" / "a.jpg"
+    assert read_split(root / "boxes.csv", "train").name == "boxes"
+
+
+def test_malformed_rows_are_reported(tmp_path: Path) -> None:
+    rows = [
+        "img/a.jpg,1,2,10,20,dog",
+        "img/b.jpg,1,2,x,20,dog",
+        "img/b.jpg,1,2,3",
+        "img/b.jpg,1,2,3,4,",
+        ",1,2,3,4,dog",
+    ]
+    rows += ["img/a.jpg,nan,2,3,4,dog"]
+    data = read_split(write(tmp_path, "\n".join(rows)), "train")
+    assert list(data.files) == ["img/a.jpg"]
+    assert [p.where for p in data.problems] == [f"{tmp_path / 'train.csv'}:{line}" for line in (2, 3, 4, 5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no rows"),
+        ("a.jpg,b,c\nfoo,1,2\n", r"no row can be used \(.*train\.csv:1"),
+        (b"img/a.jpg,1,2,3,4,\xff\n", "not UTF-8"),
+        ('"' + "x" * 200_000, "not a CSV row"),
+        ("a\0b.jpg,1,2,3,4,cat", "possible file name"),
+        ("img/gone.jpg,1,2,3,4,cat", "no such image file"),
+    ],
+)
+def test_unusable_files(tmp_path: Path, content: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_split(write(tmp_path, content) / "train.csv", "train")

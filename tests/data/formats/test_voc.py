@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from retinanet.data.formats import voc
+from retinanet.data.formats.detect import read_split
+from retinanet.errors import DataError
+
+BOX = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>10.5</xmax><ymax>20</ymax></bndbox>"
+SIZE = "<size><width>40</width><height>30</height><depth>3</depth></size>"
+
+
+def xml(*objects: str, filename: str = "a.jpg", size: str = SIZE, database: str = "Unknown") -> str:
+    body = "".join(f"<object>\n{o}</object>\n" for o in objects)
+    return (
+        f"<annotation>\n<filename>{filename}</filename><source><database>{database}</database></source>\n"
+        f"{size}\n{body}</annotation>"
+    )
+
+
+def write(root: Path, files: dict[str, str], splits: dict[str, str] | None = None) -> Path:
+    (root / "Annotations").mkdir(parents=True)
+    (root / "JPEGImages").mkdir()
+    for stem, text in files.items():
+        (root / "Annotations" / f"{stem}.xml").write_text(text)
+        Image.new("RGB", (40, 30)).save(root / "JPEGImages" / f"{stem}.jpg")
+    for split, lines in (splits or {}).items():
+        (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text(lines)
+    return root
+
+
+def test_boxes_of_other_tools_are_taken_as_they_are(tmp_path: Path) -> None:
+    data = read_split(write(tmp_path, {"a": xml(f"<name>cat</name>{BOX}")}), "train")
+    assert data.boxes.tolist() == [[2, 3, 10.5, 20]]
+    assert data.sizes.tolist() == [[40, 30]]
+    assert data.path(0).is_file()
+
+
+def test_the_voc_challenge_counts_from_one(tmp_path: Path) -> None:
+    text = xml(f"<name>cat</name>{BOX}", database="The VOC2007 Database")
+    assert read_split(write(tmp_path, {"a": text}), "train").boxes.tolist() == [[1, 2, 10.5, 20]]
+
+
+def test_splits_and_common_classes(tmp_path: Path) -> None:
+    files = {"a": xml(f"<name>dog</name>{BOX}"), "b": xml(f"<name>cat</name>{BOX}", filename="b.jpg")}
+    splits = {"train": "a\n", "val": "b\n\n", "trainval": "a\nb\na\n", "cat_train": "a -1\nb  1\n"}
+    root = write(tmp_path, files, splits)
+    assert sorted(voc.find(root)) == ["train", "trainval", "val"]
+    for split, names, labels in (
+        ("train", ["a.jpg"], [1]),
+        ("val", ["b.jpg"], [0]),
+        ("trainval", ["a.jpg", "b.jpg"], [1, 0]),
+    ):
+        data = read_split(root, split)
+        assert list(data.files) == names
+        assert data.classes == ("cat", "dog")
+        assert data.labels.tolist() == labels
+    assert "listed twice" in read_split(root, "trainval").problems[0].kind
+
+
+def test_folder_per_split(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.xml").write_text(xml(f"<name>cat</name>{BOX}"))
+        Image.new("RGB", (40, 30)).save(tmp_path / split / "a.jpg")
+    assert read_split(tmp_path, "val").path(0) == tmp_path / "valid" / "a.jpg"
+
+
+def test_ignore_regions(tmp_path: Path) -> None:
+    objects = [
+        f"<name>cat</name><difficult>1</difficult>{BOX}",
+        f"<name>cat</name><ignore>1</ignore>{BOX}",
+        f"<name>Ignore</name>{BOX}",
+        f"<name>cat</name><difficult>0</difficult>{BOX}",
+    ]
+    data = read_split(write(tmp_path, {"a": xml(*objects)}), "train")
+    assert data.classes == ("cat",)
+    assert data.ignore.tolist() == [True, True, True, False]
+
+
+def test_parts_are_not_objects(tmp_path: Path) -> None:
+    part = "<part><name>head</name><bndbox><xmin>0</xmin><ymin>0</ymin><xmax>1</xmax><ymax>1</ymax></bndbox></part>"
+    data = read_split(write(tmp_path, {"a": xml(f"<name>person</name>{BOX}{part}")}), "train")
+    assert data.classes == ("person",)
+    assert data.boxes.tolist() == [[2, 3, 10.5, 20]]
+
+
+def test_unusable_objects_are_reported_with_their_line(tmp_path: Path) -> None:
+    objects = [
+        BOX,
+        "<name>cat</name>",
+        f"<name>cat</name>{BOX.replace('10.5', 'x')}",
+        f"<name>cat</name>{BOX.replace('10.5', '2')}",
+    ]
+    root = write(tmp_path, {"a": xml(*objects)})
+    data = read_split(root, "train")
+    assert len(data.boxes) == 0
+    file = root / "Annotations" / "a.xml"
+    assert [p.where for p in data.problems] == [f"{file}:{line}" for line in (4, 6, 8, 10)]
+    assert "zero-area" in data.problems[3].kind
+
+
+@pytest.mark.parametrize(
+    "size", ["", "<size><width>0</width><height>0</height></size>", "<size><width>x</width></size>"]
+)
+def test_size_from_the_image(tmp_path: Path, size: str) -> None:
+    assert read_split(write(tmp_path, {"a": xml(size=size)}), "train").sizes.tolist() == [[40, 30]]
+
+
+@pytest.mark.parametrize(
+    ("filename", "found"),
+    [
+        ("", "b.jpg"),
+        ("b", "b.jpg"),
+        ("b.png", "b.jpg"),
+        ("/home/me/data/b.jpg", "b.jpg"),
+        ("C:\\data\\b.jpg", "b.jpg"),
+        ("../../b.jpg", "b.jpg"),
+        ("a.jpg", "a.jpg"),
+    ],
+)
+def test_image_by_filename_or_stem(tmp_path: Path, filename: str, found: str) -> None:
+    root = write(tmp_path, {"a": xml(), "b": xml(filename=filename)})
+    assert read_split(root, "train").files[1] == found
+
+
+def test_missing_image_keeps_its_path_for_the_check_of_files(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a": xml(filename="gone.jpg")})
+    (root / "JPEGImages" / "a.jpg").unlink()
+    assert read_split(root, "train").files[0] == "gone.jpg"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<annotation>\n<object>\n</annotation>", r"a\.xml:3: broken XML"),
+        ("", r"a\.xml:1: broken XML"),
+        (
+            '<!DOCTYPE x [\n<!ENTITY lol "lol">]>\n<annotation>&lol;</annotation>',
+            r"a\.xml:2: entity declarations are refused",
+        ),
+        ('<?xml version="1.0" encoding="klingon"?><annotation/>', r"a\.xml"),
+        ("<html></html>", "not a Pascal VOC annotation"),
+    ],
+)
+def test_broken_and_hostile_xml(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_split(write(tmp_path, {"a": text}), "train")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"), [("gone", "'gone' is listed but there is no gone.xml"), ("../../x", "leads out")]
+)
+def test_bad_lists(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_split(write(tmp_path, {"a": xml()}, {"train": f"a\n{line}\n"}), "train")
+
+
+def test_real_blood_cells(shared_data: Path) -> None:
+    root = shared_data / "bccd" / "BCCD"
+    splits = [read_split(root, name) for name in ("train", "val", "test")]
+    assert [len(s) for s in splits] == [205, 87, 72]
+    assert all(s.classes == ("Platelets", "RBC", "WBC") for s in splits)
+    assert splits[0].name == "BCCD [train]"
+    degenerate = [p for s in splits for p in s.problems if "zero-area" in p.kind]
+    assert sorted(Path(p.where.rpartition(":")[0]).name for p in degenerate) == [
+        "BloodImage_00338.xml",
+        "BloodImage_00343.xml",
+    ]
+    assert all(p.where.rpartition(":")[2].isdigit() for p in degenerate)
+    assert sum(len(s.boxes) for s in splits) == 4888 - 2

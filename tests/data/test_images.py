@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, ImageOps
+
+from retinanet.data.images import image_size, read_image, to_rgb
+from retinanet.errors import DataError
+
+RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+
+
+def save(folder: Path, image: Image.Image | npt.NDArray[np.generic], name: str, **options: Any) -> Path:
+    file = folder / name
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, **options)
+    return file
+
+
+def turned(folder: Path, orientation: int, pixels: npt.NDArray[np.uint8] = RGB) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return save(folder, pixels, f"{orientation}.png", exif=exif)
+
+
+def check(file: Path, expected: npt.NDArray[np.uint8]) -> None:
+    pixels = read_image(file)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    np.testing.assert_array_equal(pixels, expected)
+    assert image_size(file) == (expected.shape[1], expected.shape[0])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    file = turned(tmp_path, orientation)
+    with Image.open(file) as image:
+        check(file, np.asarray(ImageOps.exif_transpose(image)))
+
+
+@pytest.mark.parametrize("orientation", range(5, 9))
+def test_annotations_of_the_unturned_pixels_keep_them_unturned(tmp_path: Path, orientation: int) -> None:
+    file = turned(tmp_path, orientation)
+    np.testing.assert_array_equal(read_image(file, expected_size=(40, 30)), RGB)
+    assert read_image(file, expected_size=(30, 40)).shape == (40, 30, 3)
+    assert read_image(file, expected_size=(99, 99)).shape == (40, 30, 3)
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_size_says_nothing_about_turns_that_keep_it(tmp_path: Path, orientation: int) -> None:
+    file = turned(tmp_path, orientation)
+    np.testing.assert_array_equal(read_image(file, expected_size=(40, 30)), read_image(file))
+    assert not np.array_equal(read_image(file), RGB)
+
+
+def test_square_images_are_turned(tmp_path: Path) -> None:
+    square = RGB[:, :30]
+    assert not np.array_equal(read_image(turned(tmp_path, 6, square), expected_size=(30, 30)), square)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12"],
+)
+def test_broken_exif_does_not_matter(tmp_path: Path, exif: bytes) -> None:
+    file = save(tmp_path, RGB, "a.jpg", exif=exif)
+    assert read_image(file).shape == (30, 40, 3)
+    assert image_size(file) == (40, 30)
+
+
+def test_grey(tmp_path: Path) -> None:
+    check(save(tmp_path, RGB[:, :, 0], "a.png"), np.repeat(RGB[:, :, :1], 3, axis=2))
+
+
+def test_one_bit(tmp_path: Path) -> None:
+    bits = RGB[:, :, 0] > 127
+    check(save(tmp_path, bits, "a.png"), np.repeat(bits[:, :, None] * np.uint8(255), 3, axis=2).astype(np.uint8))
+
+
+@pytest.mark.parametrize("transparency", [None, 0, bytes(range(16))])
+def test_palette(tmp_path: Path, transparency: int | bytes | None) -> None:
+    image = Image.fromarray(RGB).quantize(16)
+    options = {} if transparency is None else {"transparency": transparency}
+    check(save(tmp_path, image, "a.png", **options), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_dropped(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(RGB).convert(mode)
+    image.putalpha(Image.fromarray(RGB[:, :, 1]))
+    colour = RGB if mode == "RGBA" else np.asarray(Image.fromarray(RGB).convert("L").convert("RGB"))
+    check(save(tmp_path, image, "a.png"), colour)
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    red = np.zeros((30, 40, 3), np.uint8)
+    red[:, :, 0] = 255
+    pixels = read_image(save(tmp_path, Image.fromarray(red).convert("CMYK"), "a.jpg", quality=95))
+    assert np.abs(pixels.astype(int) - red).max() < 8
+
+
+@pytest.mark.parametrize(("name", "order"), [("a.png", "<u2"), ("a.tif", "<u2"), ("a.tif", ">u2")])
+def test_sixteen_bits(tmp_path: Path, name: str, order: str) -> None:
+    values = np.linspace(0, 65535, 30 * 40).reshape(30, 40).astype(order)
+    expected = np.rint(values.astype(np.float64) / 257).astype(np.uint8)
+    check(save(tmp_path, values, name), np.repeat(expected[:, :, None], 3, axis=2))
+
+
+@pytest.mark.parametrize("scale", [1.0, 255.0])
+def test_float_tiff(tmp_path: Path, scale: float) -> None:
+    values = RGB[:, :, 0].astype(np.float32) / 255
+    check(save(tmp_path, values * np.float32(scale), "a.tif"), np.repeat(RGB[:, :, :1], 3, axis=2))
+
+
+def test_float_tiff_with_nan(tmp_path: Path) -> None:
+    values = np.full((30, 40), 0.5, np.float32)
+    values[0, 0] = np.nan
+    assert read_image(save(tmp_path, values, "a.tif"))[0, 0].tolist() == [0, 0, 0]
+
+
+def test_first_picture_of_an_animation(tmp_path: Path) -> None:
+    first, second = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (40, 30), "blue")
+    file = save(tmp_path, first, "a.gif", save_all=True, append_images=[second])
+    assert read_image(file)[5, 5].tolist() == [255, 0, 0]
+
+
+def test_suffix_does_not_matter(tmp_path: Path) -> None:
+    check(save(tmp_path, RGB, "a.png").rename(tmp_path / "a.jpg"), RGB)
+
+
+def test_result_can_be_written_to() -> None:
+    pixels = to_rgb(Image.fromarray(RGB))
+    pixels[:] = 0
+
+
+def test_truncated(tmp_path: Path) -> None:
+    file = save(tmp_path, RGB, "a.jpg", quality=95)
+    file.write_bytes(file.read_bytes()[:-400])
+    assert image_size(file) == (40, 30)
+    with pytest.raises(DataError, match=r"a\.jpg: cannot be decoded"):
+        read_image(file)
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "not a readable image"), (b"hello", "not a readable image")])
+def test_not_an_image(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "a.jpg"
+    file.write_bytes(content)
+    for read in (read_image, image_size):
+        with pytest.raises(DataError, match=message):
+            read(file)
+
+
+def test_missing_and_folder(tmp_path: Path) -> None:
+    for read in (read_image, image_size):
+        with pytest.raises(DataError, match=r"gone\.jpg: no such image file"):
+            read(tmp_path / "gone.jpg")
+        with pytest.raises(DataError, match="not a readable image"):
+            read(tmp_path)
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("width", "height"), [(20_000, 20_000), (13_400, 13_400), (2**31 - 1, 2**31 - 1)])
+def test_huge_images_are_refused_before_memory_is_taken(tmp_path: Path, width: int, height: int) -> None:
+    file = tmp_path / "bomb.png"
+    file.write_bytes(png_header(width, height))
+    tracemalloc.start()
+    for read in (read_image, image_size):
+        with pytest.raises(DataError, match="too large"):
+            read(file)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "tiff", "webp", "bmp"])
+def test_damaged_files_are_read_or_refused(tmp_path: Path, kind: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(RGB).save(buffer, kind)
+    random = np.random.default_rng(1)
+    for _ in range(40):
+        data = bytearray(buffer.getvalue())
+        for place in random.integers(0, min(len(data), 400), 4):
+            data[place] = random.integers(0, 256)
+        (tmp_path / "a").write_bytes(data[: random.integers(1, len(data))])
+        for read in (read_image, image_size):
+            with contextlib.suppress(DataError):
+                read(tmp_path / "a")
