@@ -41,7 +41,9 @@ def detection_losses(
         config: which losses.
     """
     if len(labels):
-        targets = torch.where(matched >= 0, labels[matched.clamp(min=0)], matched)  # (B, A): class, BACKGROUND or IGNORE
+        targets = torch.where(
+            matched >= 0, labels[matched.clamp(min=0)], matched
+        )  # (B, A): class, BACKGROUND or IGNORE
     else:
         targets = matched
     foreground = (matched >= 0).sum()

@@ -30,7 +30,9 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float | None = 0.25, gamma
         Scalar, float32 (float64 for float64 logits).
     """
     if labels.shape != logits.shape[:-1]:
-        raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}: expected (…,) and (…, K)")
+        raise ValueError(
+            f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}: expected (…,) and (…, K)"
+        )
     with torch.autocast(logits.device.type, enabled=False):
         x = logits if logits.dtype == torch.float64 else logits.float()
         positive = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)  # (…, K)

@@ -50,7 +50,9 @@ class Backbone(nn.Module):
         self.body = _create(name, pretrained and weights is None and name != OFFLINE_BACKBONE)
         info = self.body.feature_info
         if tuple(info.reduction()) != STRIDES:
-            raise ModelError(f"backbone {name!r} has no features at strides 8, 16 and 32; use e.g. resnet50 or convnext_tiny")
+            raise ModelError(
+                f"backbone {name!r} has no features at strides 8, 16 and 32; use e.g. resnet50 or convnext_tiny"
+            )
         self.channels: tuple[int, int, int] = tuple(info.channels())
         config = timm.get_pretrained_cfg(name)
         self.mean: tuple[float, ...] = tuple(config.mean) if config else (0.485, 0.456, 0.406)
@@ -165,7 +167,9 @@ def _create(name: str, pretrained: bool) -> nn.Module:
         raise ModelError(f"no backbone {name!r}{hint}")
     try:
         with _quick_when_offline() if pretrained else contextlib.nullcontext():
-            model: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-3, -2, -1))
+            model: nn.Module = timm.create_model(
+                name, pretrained=pretrained, features_only=True, out_indices=(-3, -2, -1)
+            )
     except OSError as error:  # what the hub client raises for every network failure
         raise ModelError(
             f"the ImageNet weights of {name!r} could not be downloaded. Without a network: use --model.backbone "

@@ -1,0 +1,165 @@
+"""Dataset → batches: decoding in worker processes, in an order that depends on nothing but the seed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from retinanet.config import DataConfig
+from retinanet.data.dataset import Dataset
+from retinanet.data.images import read_image
+from retinanet.data.sample import Sample
+from retinanet.data.transforms import resize, scaled_size, training_view
+
+
+@dataclass
+class Batch:
+    """Samples of one step: uint8 ``images`` of any size, and per image boxes, labels, ignore regions and identity."""
+
+    images: list[Tensor]
+    boxes: list[Tensor]
+    labels: list[Tensor]
+    ignore: list[Tensor]
+    indices: list[int]
+
+    @classmethod
+    def of(cls, samples: list[Sample]) -> Batch:
+        """Collate."""
+        return cls(
+            [s.image for s in samples],
+            [s.boxes for s in samples],
+            [s.labels for s in samples],
+            [s.ignore for s in samples],
+            [s.index for s in samples],
+        )
+
+
+class TrainingOrder(Sampler[list[tuple[int, int]]]):
+    """All batches of a training, as lists of (epoch, image index), from step ``start`` on.
+
+    Each epoch is its own shuffle. Upright and lying images are kept in separate batches, which saves padding.
+
+    Args:
+        dataset: the images.
+        batch: images per step.
+        epochs: passes over the dataset.
+        seed: fixes the order.
+        start: steps already done, for resuming.
+    """
+
+    def __init__(self, dataset: Dataset, batch: int, epochs: int, seed: int, start: int = 0) -> None:
+        self.upright = dataset.sizes[:, 1] > dataset.sizes[:, 0]
+        self.batch, self.epochs, self.seed, self.start = batch, epochs, seed, start
+        upright = int(self.upright.sum())
+        self.steps_per_epoch = -(-upright // batch) + -(-(len(dataset) - upright) // batch)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.epochs - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        first, skip = divmod(self.start, self.steps_per_epoch)
+        for epoch in range(first, self.epochs):
+            for images in self.batches(epoch)[skip if epoch == first else 0 :]:
+                yield [(epoch, index) for index in images]
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """The batches of one epoch, as image indices."""
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.upright))
+        batches = []
+        for group in (order[self.upright[order]], order[~self.upright[order]]):
+            batches += [group[i : i + self.batch].tolist() for i in range(0, len(group), self.batch)]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+class _TrainingImages(TorchDataset[Sample]):
+    def __init__(self, dataset: Dataset, config: DataConfig, seed: int) -> None:
+        self.dataset, self.config, self.seed = dataset, config, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        rng = random.Random(f"{self.seed}/{epoch}/{index}")
+        return training_view(load_sample(self.dataset, index), self.config, rng)
+
+
+class _EvaluationImages(TorchDataset[Sample]):
+    def __init__(self, dataset: Dataset, config: DataConfig) -> None:
+        self.dataset, self.config = dataset, config
+
+    def __getitem__(self, index: int) -> Sample:
+        return resize(load_sample(self.dataset, index), self.config.size, self.config.longest)
+
+
+def load_sample(dataset: Dataset, index: int) -> Sample:
+    """Decode image ``index`` and look up its ground truth.
+
+    Raises:
+        DataError: the image cannot be read.
+    """
+    width, height = (int(v) for v in dataset.sizes[index])
+    pixels = read_image(dataset.path(index), expected_size=(width, height))
+    rows = dataset.rows(index)
+    ignored = dataset.ignore[rows]
+    boxes = torch.from_numpy(dataset.boxes[rows])
+    return Sample(
+        image=torch.from_numpy(pixels).permute(2, 0, 1),
+        boxes=boxes[~torch.from_numpy(ignored)],
+        labels=torch.from_numpy(dataset.labels[rows][~ignored].astype(np.int64)),
+        ignore=boxes[torch.from_numpy(ignored)],
+        image_id=int(dataset.image_ids[index]),
+        index=index,
+        size=(pixels.shape[1], pixels.shape[0]),
+    )
+
+
+def training_loader(dataset: Dataset, order: TrainingOrder, config: DataConfig, seed: int) -> DataLoader[Sample]:
+    """Yields a :class:`Batch` per step of ``order``."""
+    return DataLoader(
+        _TrainingImages(dataset, config, seed),
+        batch_sampler=order,
+        collate_fn=Batch.of,
+        num_workers=worker_count(config),
+        worker_init_fn=_ignore_interrupts,
+        generator=torch.Generator().manual_seed(seed),  # keeps the global generator out of it
+    )
+
+
+def evaluation_loader(dataset: Dataset, config: DataConfig, batch: int = 8) -> DataLoader[Sample]:
+    """Yields lists of :class:`Sample`, every image once.
+
+    A list holds images that have one size after resizing: padding, and so the result, is the same for every batch size.
+    """
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for index, (width, height) in enumerate(dataset.sizes.tolist()):
+        shapes.setdefault(scaled_size(height, width, config.size, config.longest), []).append(index)
+    batches = [group[i : i + batch] for group in shapes.values() for i in range(0, len(group), batch)]
+    return DataLoader(
+        _EvaluationImages(dataset, config),
+        batch_sampler=batches,
+        collate_fn=list,
+        num_workers=worker_count(config) if len(batches) > 1 else 0,
+        worker_init_fn=_ignore_interrupts,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the training process decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def worker_count(config: DataConfig) -> int:
+    """Worker processes to use: as configured, else half of the cores this process may use, at most 8."""
+    if config.workers is not None:
+        return config.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores // 2))

@@ -1,0 +1,118 @@
+"""Sample → sample: sizing for the network, and the random variations of training.
+
+Every random choice comes from a generator made of (seed, epoch, image), so that the number of worker processes, or a
+resumed run, changes nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from retinanet.config import DataConfig
+from retinanet.data.sample import Sample
+
+# Images of a batch are padded to sides that the pyramid's strides up to C5 divide.
+PAD_TO = 32
+
+
+def training_view(sample: Sample, config: DataConfig, rng: random.Random) -> Sample:
+    """A random view of ``sample``: crop, colours, size and flip as ``config`` allows."""
+    if rng.random() < config.crop:
+        sample = random_crop(sample, rng)
+    if config.color > 0:
+        sample.image = jitter_color(sample.image, config.color, rng)
+    factor = rng.uniform(*config.scale)
+    sample = resize(sample, config.size * factor, config.longest * factor)
+    if rng.random() < config.flip:
+        sample = horizontal_flip(sample)
+    return sample.drop_degenerate()
+
+
+def resize(sample: Sample, shorter: float, longest: float) -> Sample:
+    """Scale, keeping the aspect ratio, to the given shorter side unless the longer side would exceed ``longest``."""
+    height, width = sample.image.shape[-2:]
+    new_height, new_width = scaled_size(height, width, shorter, longest)
+    if (new_height, new_width) != (height, width):
+        sample.image = F.resize(sample.image, [new_height, new_width], antialias=True)
+    factors = torch.tensor([new_width / width, new_height / height] * 2)
+    sample.boxes, sample.ignore = sample.boxes * factors, sample.ignore * factors
+    return sample
+
+
+def scaled_size(height: int, width: int, shorter: float, longest: float) -> tuple[int, int]:
+    """``(height, width)`` after :func:`resize`; at least one pixel each."""
+    factor = min(shorter / min(height, width), longest / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def horizontal_flip(sample: Sample) -> Sample:
+    """Mirror the image and its boxes left to right."""
+    width = sample.image.shape[-1]
+    sample.image = F.horizontal_flip(sample.image)
+    sample.boxes, sample.ignore = (
+        torch.stack([width - b[:, 2], b[:, 1], width - b[:, 0], b[:, 3]], dim=1) for b in (sample.boxes, sample.ignore)
+    )
+    return sample
+
+
+def random_crop(sample: Sample, rng: random.Random, smallest: float = 0.5) -> Sample:
+    """Cut out a window of ``smallest``–1 of each side; an object stays if at least half of it does.
+
+    An object that is cut off further becomes an ignore region: its remainder is neither a good example nor background.
+    """
+    height, width = sample.image.shape[-2:]
+    new_height = max(1, round(height * rng.uniform(smallest, 1)))
+    new_width = max(1, round(width * rng.uniform(smallest, 1)))
+    top, left = rng.randint(0, height - new_height), rng.randint(0, width - new_width)
+    image = sample.image[:, top : top + new_height, left : left + new_width]
+    shift, limit = torch.tensor([left, top] * 2), torch.tensor([new_width, new_height] * 2)
+    clipped = (sample.boxes - shift).clamp(min=0).minimum(limit)
+    remaining = _area(clipped) / _area(sample.boxes)
+    stays = remaining >= 0.5
+    cut = clipped[~stays & (remaining > 0)]
+    sample.image, sample.boxes, sample.labels = image, clipped[stays], sample.labels[stays]
+    sample.ignore = torch.cat([(sample.ignore - shift).clamp(min=0).minimum(limit), cut])
+    return sample
+
+
+def jitter_color(image: Tensor, strength: float, rng: random.Random) -> Tensor:
+    """Brightness, contrast and saturation, each by a factor from 1 − ``strength`` to 1 + ``strength``."""
+    image = F.adjust_brightness(image, rng.uniform(1 - strength, 1 + strength))
+    image = F.adjust_contrast(image, rng.uniform(1 - strength, 1 + strength))
+    return F.adjust_saturation(image, rng.uniform(1 - strength, 1 + strength))
+
+
+def normalized_batch(
+    images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Images of different sizes → one network input.
+
+    Args:
+        images: uint8 ``(3, h, w)`` each.
+        mean: channel means of RGB in [0, 1].
+        std: channel standard deviations.
+        device: where the batch is made.
+
+    Returns:
+        float32 ``(B, 3, H, W)``, channels-last: normalised, each image at the top left, the rest zeros.
+    """
+    height = max(image.shape[-2] for image in images)
+    width = max(image.shape[-1] for image in images)
+    shape = (len(images), 3, -(-height // PAD_TO) * PAD_TO, -(-width // PAD_TO) * PAD_TO)
+    batch = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
+    # (v / 255 − mean) / std as one multiplication and addition
+    scale = (1 / (255 * torch.tensor(std, device=device)))[:, None, None]
+    offset = (-torch.tensor(mean, device=device) / torch.tensor(std, device=device))[:, None, None]
+    for row, image in zip(batch, images, strict=True):
+        values = image.to(device, non_blocking=True).float()
+        row[:, : image.shape[-2], : image.shape[-1]] = values * scale + offset
+    return batch
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)

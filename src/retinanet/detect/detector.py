@@ -1,0 +1,176 @@
+"""The object users hold: weights in, ``supervision.Detections`` out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from retinanet.config import DecodeConfig
+from retinanet.data.images import read_image, to_rgb
+from retinanet.data.transforms import normalized_batch, scaled_size
+from retinanet.decode import Detections, decode
+from retinanet.errors import DataError
+from retinanet.hardware import Precision, autocast, resolve_device, resolve_precision
+from retinanet.model import RetinaNet
+from retinanet.zoo.weights import ModelInfo, load_weights
+
+if TYPE_CHECKING:
+    import supervision
+
+Picture = str | Path | npt.NDArray[Any] | Image.Image
+
+
+def load(weights: str | Path, precision: Precision = "auto", device: str = "auto") -> Detector:
+    """Load a detector.
+
+    Args:
+        weights: path of a ``.safetensors`` file that ``retinanet train`` wrote.
+        precision: arithmetic of the network; ``auto``: bf16 where the hardware multiplies it, else fp32.
+        device: ``cpu``, ``cuda``, …; ``auto``: a GPU if there is one.
+
+    Raises:
+        CheckpointError: the file does not exist or is not one of this package.
+        ConfigError: the device cannot be used.
+    """
+    model, info = load_weights(weights)
+    return Detector(model, info, precision, device)
+
+
+class Detector:
+    """Finds objects in pictures.
+
+    Args:
+        model: the network.
+        info: its classes and settings.
+        precision: arithmetic of the network.
+        device: where to run it.
+    """
+
+    def __init__(self, model: RetinaNet, info: ModelInfo, precision: Precision = "auto", device: str = "auto") -> None:
+        self.device = resolve_device(device)
+        self.dtype = resolve_precision(precision, self.device)
+        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+        self.info = info
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, indexed by ``class_id``."""
+        return self.info.classes
+
+    @overload
+    def __call__(self, source: Picture, score: float = ..., batch: int = ...) -> supervision.Detections: ...
+
+    @overload
+    def __call__(
+        self, source: Sequence[Picture], score: float = ..., batch: int = ...
+    ) -> list[supervision.Detections]: ...
+
+    def __call__(
+        self, source: Picture | Sequence[Picture], score: float = 0.3, batch: int = 8
+    ) -> supervision.Detections | list[supervision.Detections]:
+        """Detect objects in one picture, or in each of a list.
+
+        Args:
+            source: a path, a Pillow image, a uint8 RGB array ``(H, W, 3)`` (or grey ``(H, W)``), or a list of those.
+            score: lowest score returned.
+            batch: pictures that go through the network together.
+
+        Returns:
+            ``supervision.Detections`` (a list of them for a list) with ``xyxy`` in pixels of the picture,
+            ``confidence``, ``class_id``, and names in ``data["class_name"]``; best first.
+
+        Raises:
+            DataError: a picture cannot be read or has the wrong shape or type.
+        """
+        single = isinstance(source, str | Path | np.ndarray | Image.Image)
+        pictures: Sequence[Picture] = [source] if single else source  # type: ignore[list-item, assignment]
+        arrays = [_as_rgb(picture) for picture in pictures]
+        found = [self._to_supervision(d) for d in self.detect([_as_tensor(a) for a in arrays], score, batch)]
+        return found[0] if single else found
+
+    @torch.inference_mode()
+    def detect(self, images: Sequence[Tensor], score: float | None = None, batch: int = 8) -> list[Detections]:
+        """Detections of uint8 RGB tensors ``(3, H, W)`` of any size, with boxes in pixels of each.
+
+        Images that have one size after scaling share a batch, so that a result never depends on its neighbours.
+        """
+        data = self.info.config.data
+        shapes = [scaled_size(image.shape[-2], image.shape[-1], data.size, data.longest) for image in images]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, shape in enumerate(shapes):
+            groups.setdefault(shape, []).append(index)
+        results: dict[int, Detections] = {}
+        for shape, group in groups.items():
+            for chunk in (group[i : i + batch] for i in range(0, len(group), batch)):
+                scaled = [_scaled(images[i], shape) for i in chunk]
+                found = self.detect_scaled(scaled, score)
+                for i, detections in zip(chunk, found, strict=True):
+                    results[i] = _rescaled(detections, scaled=shape, original=tuple(images[i].shape[-2:]))
+        return [results[i] for i in range(len(images))]
+
+    @torch.inference_mode()
+    def detect_scaled(self, images: Sequence[Tensor], score: float | None = None) -> list[Detections]:
+        """Detections of uint8 tensors ``(3, h, w)`` that already have the network's input size."""
+        batch = normalized_batch(images, self.model.mean, self.model.std, self.device)
+        with autocast(self.device, self.dtype):
+            outputs = self.model(batch)
+        grid = self.info.config.anchors.grid((batch.shape[-2], batch.shape[-1])).to(self.device)
+        settings = self._decode_config(score)
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        return [Detections(*(t.cpu() for t in d)) for d in decode(outputs, grid, sizes, settings)]
+
+    def _decode_config(self, score: float | None) -> DecodeConfig:
+        return self.info.config.decode if score is None else replace(self.info.config.decode, score=score)
+
+    def _to_supervision(self, found: Detections) -> supervision.Detections:
+        from retinanet.detect.draw import supervision
+
+        labels = found.labels.numpy()
+        names = np.array(self.classes, dtype=np.str_)[labels] if len(labels) else np.zeros(0, dtype=np.str_)
+        return supervision.Detections(
+            xyxy=found.boxes.numpy(), confidence=found.scores.numpy(), class_id=labels, data={"class_name": names}
+        )
+
+
+def _as_rgb(picture: Picture) -> npt.NDArray[np.uint8]:
+    if isinstance(picture, str | Path):
+        return read_image(Path(picture))
+    if isinstance(picture, Image.Image):
+        return to_rgb(picture)
+    if not isinstance(picture, np.ndarray):
+        raise DataError(
+            f"cannot detect in a {type(picture).__name__}; give a path, a Pillow image or a uint8 RGB array"
+        )
+    if picture.dtype != np.uint8:
+        raise DataError(f"the array holds {picture.dtype}; give uint8 values from 0 to 255")
+    if picture.ndim == 2:
+        picture = np.repeat(picture[:, :, None], 3, axis=2)
+    if picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+        raise DataError(f"the array has shape {picture.shape}; expected (height, width, 3) RGB or (height, width) grey")
+    return picture
+
+
+def _as_tensor(array: npt.NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+
+
+def _scaled(image: Tensor, shape: tuple[int, int]) -> Tensor:
+    from torchvision.transforms.v2 import functional as F
+
+    if tuple(image.shape[-2:]) == shape:
+        return image
+    resize: Callable[..., Tensor] = F.resize
+    return resize(image, list(shape), antialias=True)
+
+
+def _rescaled(found: Detections, scaled: tuple[int, int], original: tuple[int, ...]) -> Detections:
+    factors = torch.tensor([original[1] / scaled[1], original[0] / scaled[0]] * 2)
+    return found._replace(boxes=found.boxes * factors)

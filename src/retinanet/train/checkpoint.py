@@ -1,0 +1,142 @@
+"""Everything a training needs to go on as if it had never stopped, in one safetensors file.
+
+``last.safetensors`` holds the weights to use (averaged, if averaging is on) under their plain names, so that it loads as
+a model, and under ``train.`` the raw weights and the optimiser's tensors. Order and augmentation of the images, the
+learning rate and the random numbers are functions of seed and step, so the step number stands for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from retinanet.config import Config
+from retinanet.data.dataset import Dataset
+from retinanet.errors import CheckpointError
+from retinanet.model import RetinaNet
+from retinanet.zoo.weights import TRAINING_PREFIX, ModelInfo, read_info, read_tensors, save_weights
+
+# Settings that change how a run proceeds but not what it computes may differ on resuming.
+_FREE = {"data.workers", "data.verify", "train.device", "train.eval_every", "train.checkpoint_minutes"}
+
+
+def weights_to_use(model: RetinaNet, average: AveragedModel | None) -> RetinaNet:
+    """The averaged model if there is one, else the trained one."""
+    if average is None:
+        return model
+    averaged: RetinaNet = average.module
+    return averaged
+
+
+def save_training(
+    path: Path, model: RetinaNet, average: AveragedModel | None, optimizer: torch.optim.Optimizer, info: ModelInfo
+) -> None:
+    """Write the state of a training after a step.
+
+    Raises:
+        RetinaNetError: the file cannot be written; the checkpoint that was there is untouched.
+    """
+    tensors = dict(weights_to_use(model, average).state_dict())
+    state: dict[str, Tensor] = {f"optimizer.{k}": v for k, v in _optimizer_tensors(model, optimizer).items()}
+    if average is not None:
+        state |= {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        state["averaged"] = average.n_averaged
+    tensors |= {TRAINING_PREFIX + name: tensor for name, tensor in state.items()}
+    save_weights(path, tensors, info)
+
+
+def restore_training(
+    path: Path, model: RetinaNet, average: AveragedModel | None, optimizer: torch.optim.Optimizer
+) -> ModelInfo:
+    """Bring model, average and optimiser to the state :func:`save_training` wrote.
+
+    Raises:
+        CheckpointError: the file is not such a state, or belongs to another model.
+    """
+    info = read_info(path)
+    state = read_tensors(path, training=True)
+    weights = read_tensors(path)
+    raw = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")} or weights
+    try:
+        model.load_state_dict(raw)
+        if average is not None:
+            average.module.load_state_dict(weights)
+            average.n_averaged.copy_(state["averaged"])
+        _restore_optimizer(model, optimizer, {k.removeprefix("optimizer."): v for k, v in state.items()})
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[-1].strip()[:160]
+        raise CheckpointError(f"{path}: not the state of this training ({reason})") from error
+    return info
+
+
+def _optimizer_tensors(model: RetinaNet, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[id(parameter)]}.{key}": value
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _restore_optimizer(model: RetinaNet, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.rpartition(".")[0] == name}
+        if own:
+            # Adam's step counter is a scalar that stays where it was; the moments follow their parameter
+            optimizer.state[parameter] = {
+                k: v.to(parameter.device)
+                if v.ndim == 0
+                else v.to(parameter).contiguous(memory_format=_layout(parameter))
+                for k, v in own.items()
+            }
+
+
+def _layout(parameter: Tensor) -> torch.memory_format:
+    last = parameter.ndim == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Short hash of the images' names and boxes: two trainings with the same one saw the same data."""
+    digest = hashlib.sha256(repr((dataset.classes, [dataset.files[i] for i in dataset])).encode("utf-8", "replace"))
+    for column in (dataset.offsets, dataset.boxes, dataset.labels, dataset.ignore):
+        digest.update(column.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_same_training(path: Path, info: ModelInfo, config: Config, dataset: Dataset) -> None:
+    """Refuse to resume with other settings or other data than the checkpoint's.
+
+    Raises:
+        CheckpointError: naming the first differences.
+    """
+    before, now = _flat(info.config.to_dict()), _flat(config.to_dict())
+    before["model.channels"] = now["model.channels"] if now["model.channels"] is None else before["model.channels"]
+    different = [f"{k} {before[k]} → {now[k]}" for k in now if before[k] != now[k] and k not in _FREE]
+    if different:
+        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+        raise CheckpointError(
+            f"{path}: cannot resume with other settings ({'; '.join(different[:3])}{more}); "
+            "leave those flags out, or start a new run with another --out"
+        )
+    if info.progress.get("data") != fingerprint(dataset):
+        raise CheckpointError(
+            f"{path}: cannot resume, the training data has changed since ({dataset.name}: {len(dataset)} images, "
+            f"{len(dataset.boxes)} boxes now); start a new run with another --out"
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            result |= _flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value
+    return result

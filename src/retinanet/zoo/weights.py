@@ -1,0 +1,142 @@
+"""Weight files: safetensors that carry the classes, the configuration and the measured accuracy of their model.
+
+Tensors under ``train.`` are the state of an unfinished training (see ``train/checkpoint.py``) and are left unread here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from retinanet._version import __version__
+from retinanet.config import Config
+from retinanet.errors import CheckpointError, ConfigError
+from retinanet.files import write_atomically
+from retinanet.model import RetinaNet
+
+FORMAT = "retinanet/1"
+TRAINING_PREFIX = "train."
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a weight file says about its model.
+
+    Attributes:
+        classes: names, in the order of the network's outputs.
+        config: the settings it was trained with; ``config.model.channels`` is resolved.
+        mean: channel means the network expects to be subtracted.
+        std: channel standard deviations it expects to be divided by.
+        metrics: of the last evaluation, e.g. ``{"AP": 0.51, …}``.
+        progress: ``{"epoch": …, "step": …}`` of the training that wrote the file.
+    """
+
+    classes: tuple[str, ...]
+    config: Config
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    progress: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: RetinaNet, classes: tuple[str, ...], config: Config, **rest: dict[str, Any]) -> ModelInfo:
+        """Describe ``model``."""
+        resolved = replace(config, model=replace(config.model, channels=model.channels))
+        return cls(classes, resolved, model.mean, model.std, **rest)
+
+
+def save_weights(path: Path, tensors: dict[str, Tensor], info: ModelInfo) -> None:
+    """Write ``tensors`` and ``info`` beside ``path`` and rename.
+
+    Raises:
+        CheckpointError: the file cannot be written; a file that was there before is untouched.
+    """
+    description = {
+        "classes": info.classes,
+        "config": info.config.to_dict(),
+        "mean": info.mean,
+        "std": info.std,
+        "metrics": info.metrics,
+        "progress": info.progress,
+    }
+    metadata = {"format": FORMAT, "version": __version__, "info": json.dumps(description)}
+    packed = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(packed, temporary, metadata)
+        except SafetensorError as error:  # how the library reports a full disk
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
+
+
+def read_info(path: str | Path) -> ModelInfo:
+    """Read a weight file's description without its tensors.
+
+    Raises:
+        CheckpointError: no such file, or not one this package wrote.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; name the weights in it, e.g. {path / 'best.safetensors'}")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file")
+    if path.suffix in (".pth", ".pt", ".ckpt", ".pkl", ".bin"):
+        raise CheckpointError(f"{path}: pickled checkpoints are not read, they can run code; give a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a complete safetensors file ({str(error)[:100]})") from error
+    if metadata.get("format") != FORMAT:
+        written = "by another program" if "format" not in metadata else f"in format {metadata['format']!r}"
+        raise CheckpointError(
+            f"{path}: written {written}, not a {FORMAT} weights file; train one with 'retinanet train'"
+        )
+    try:
+        raw = json.loads(metadata["info"])
+        return ModelInfo(
+            classes=tuple(raw["classes"]),
+            config=Config.from_dict(raw["config"], where=str(path)),
+            mean=tuple(raw["mean"]),
+            std=tuple(raw["std"]),
+            metrics=raw["metrics"],
+            progress=raw["progress"],
+        )
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path}: its description cannot be read ({error}); it may come from another version"
+        ) from error
+
+
+def read_tensors(path: str | Path, training: bool = False) -> dict[str, Tensor]:
+    """Tensors of a weight file: the model's, or with ``training`` the training state's without their prefix."""
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(TRAINING_PREFIX) == training]  # noqa: SIM118  # no mapping
+        return {name.removeprefix(TRAINING_PREFIX): file.get_tensor(name) for name in names}
+
+
+def load_weights(path: str | Path) -> tuple[RetinaNet, ModelInfo]:
+    """The model a weight file holds, on the CPU in float32 and inference mode, and its description.
+
+    Raises:
+        CheckpointError: no such file, not one this package wrote, or tensors that do not fit its description.
+    """
+    info = read_info(path)
+    model = RetinaNet.from_config(info.config.model, info.config.anchors, len(info.classes), pretrained=False)
+    model.backbone.mean, model.backbone.std = info.mean, info.std
+    tensors = {name: t.float() if t.is_floating_point() else t for name, t in read_tensors(path).items()}
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()[:160]
+        raise CheckpointError(f"{path}: its tensors do not fit its description ({reason})") from error
+    return model.eval().to(memory_format=torch.channels_last), info
