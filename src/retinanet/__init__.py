@@ -5,6 +5,7 @@ Names are imported on first use, so that ``import retinanet`` and ``retinanet --
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["Detector", "RetinaNetError", "__version__", "load"]
 
 _LAZY = {"Detector": "retinanet.detect.detector", "load": "retinanet.detect.detector"}
+
+# supervision asks every user to install OpenCV; its own NumPy drawing does all that is needed here.
+warnings.filterwarnings("ignore", message="OpenCV .* is not installed", category=UserWarning)
 
 
 def __getattr__(name: str) -> Any:

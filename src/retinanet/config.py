@@ -1,7 +1,7 @@
-"""Every setting, once: these dataclasses are the defaults, the command-line flags, the YAML keys and what a checkpoint stores.
+"""Every setting, once: defaults, command-line flags, YAML keys and what a checkpoint stores are these dataclasses.
 
-The defaults are the paper's values (*Focal Loss for Dense Object Detection*, https://arxiv.org/abs/1708.02002); a recipe
-in ``recipes/`` lists its differences from them. No torch is imported here, so that ``--help`` stays fast.
+The defaults are the paper's values (*Focal Loss for Dense Object Detection*, https://arxiv.org/abs/1708.02002); a
+recipe in ``recipes/`` lists its differences from them. No torch is imported here, so that ``--help`` stays fast.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class AssignConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Focal loss for the classes, a regression loss for the boxes; both summed and divided by the foreground anchors."""
+    """Focal loss for the classes, a regression loss for the boxes, both divided by the foreground anchors."""
 
     alpha: float | None = 0.25
     """Weight α of the foreground, 1 − α of the background."""
@@ -319,7 +319,7 @@ def _updated(default: Any, values: Mapping[str, Any], where: str) -> Any:
 
 
 def _coerced(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as the annotated type ``hint``; JSON and YAML write tuples as lists and may write 1.0 as 1 or 1e-4 as text."""
+    """``value`` as the type ``hint``; JSON and YAML write tuples as lists, and may write 1.0 as 1 or 1e-4 as text."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:

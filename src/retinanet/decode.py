@@ -36,7 +36,7 @@ def decode(
     """Detections of each image of a batch.
 
     Per level: scores above ``config.score``, of them the ``config.top_k`` highest, decoded. All levels together: per
-    class, boxes that overlap a better one by more than IoU ``config.nms`` are dropped; ``config.max_detections`` remain.
+    class, boxes that overlap a better one by more than IoU ``config.nms`` are dropped; ``config.max_detections`` stay.
 
     Args:
         outputs: the network's predictions for B images.

@@ -1,4 +1,4 @@
-"""Ground truth → what every anchor should learn: an object's index, ``BACKGROUND`` or ``IGNORE`` (section 4, Anchors)."""
+"""Ground truth → what every anchor learns: an object's index, ``BACKGROUND`` or ``IGNORE`` (section 4, Anchors)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def assign(grid: AnchorGrid, boxes: Tensor, ignore: Tensor | None = None, config
     """Match every anchor of an image with at most one ground-truth box.
 
     Method ``iou`` (the paper): the box of highest IoU (the first of equals) if that IoU is at least
-    ``config.foreground``; ``BACKGROUND`` if it is below ``config.background``; ``IGNORE`` between. No box is forced onto
-    an anchor. Method ``atss``: see :func:`retinanet.anchors.atss.assign_atss`.
+    ``config.foreground``; ``BACKGROUND`` if it is below ``config.background``; ``IGNORE`` between. No box is forced
+    onto an anchor. Method ``atss``: see :func:`retinanet.anchors.atss.assign_atss`.
     Background anchors of which at least ``config.ignore_overlap`` lies inside an ``ignore`` region become ``IGNORE``.
 
     Args:

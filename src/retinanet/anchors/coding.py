@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-# An untrained network may ask for any size; beyond this factor exp() would overflow in bf16 boxes long before it is useful.
+# An untrained network may ask for any size; exp() must not overflow. 62.5 is the limit every R-CNN descendant uses.
 MAX_LOG_SCALE = math.log(1000 / 16)
 
 
@@ -27,7 +27,7 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
 def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
     """Boxes ``(…, 4)`` ``xyxy`` that ``deltas`` ``(…, 4)`` make of ``anchors``; inverse of :func:`encode`.
 
-    Log scales are limited to ``MAX_LOG_SCALE`` (a factor of 62.5), as every implementation since R-CNN does.
+    Log scales are limited to ``MAX_LOG_SCALE``.
     """
     size = anchors[..., 2:] - anchors[..., :2]
     centre = anchors[..., :2] + 0.5 * size

@@ -32,7 +32,7 @@ class AnchorGrid:
 
     def split(self, values: Tensor, dim: int = 0) -> list[Tensor]:
         """Cut a tensor with A entries along ``dim`` into one view per level."""
-        return list(values.split(self.level_sizes, dim=dim))
+        return list(torch.split(values, self.level_sizes, dim=dim))
 
     def to(self, device: torch.device | str) -> AnchorGrid:
         """The same grid with ``boxes`` on ``device``."""
@@ -40,7 +40,7 @@ class AnchorGrid:
 
 
 def base_anchors(spec: AnchorSpec, level: int) -> Tensor:
-    """The anchors of one location of ``level``, centred on (0, 0): ``(A, 4)`` float64, scale by scale, ratio by ratio."""
+    """Anchors of one location of ``level``, around (0, 0): ``(A, 4)`` float64, scale by scale, ratio by ratio."""
     scales = torch.tensor(spec.scales, dtype=torch.float64)
     ratios = torch.tensor(spec.ratios, dtype=torch.float64)
     side = spec.sizes[level] * scales[:, None]
@@ -53,8 +53,8 @@ def base_anchors(spec: AnchorSpec, level: int) -> Tensor:
 def make_grid(spec: AnchorSpec, image_size: tuple[int, int]) -> AnchorGrid:
     """All anchors for an image of ``(height, width)`` pixels; cached, so do not write into ``boxes``.
 
-    A level of stride s has ⌈height/s⌉ × ⌈width/s⌉ locations. Location (i, j) is centred on pixel (j·s, i·s), which is where
-    the receptive field of that output of a stack of padded stride-2 convolutions is centred.
+    A level of stride s has ⌈height/s⌉ × ⌈width/s⌉ locations. Location (i, j) is centred on pixel (j·s, i·s), which is
+    where the receptive field of that output of a stack of padded stride-2 convolutions is centred.
     """
     height, width = image_size
     shapes = tuple((-(-height // stride), -(-width // stride)) for stride in spec.strides)

@@ -1,0 +1,1 @@
+"""Pictures → detections that users work with."""

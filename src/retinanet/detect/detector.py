@@ -131,7 +131,7 @@ class Detector:
         return self.info.config.decode if score is None else replace(self.info.config.decode, score=score)
 
     def _to_supervision(self, found: Detections) -> supervision.Detections:
-        from retinanet.detect.draw import supervision
+        import supervision  # slow to import; only those who call the detector pay for it
 
         labels = found.labels.numpy()
         names = np.array(self.classes, dtype=np.str_)[labels] if len(labels) else np.zeros(0, dtype=np.str_)

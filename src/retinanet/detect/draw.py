@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-
-with warnings.catch_warnings():
-    # It tells every user to install OpenCV; its NumPy drawing does all that is needed here.
-    warnings.filterwarnings("ignore", message="OpenCV")
-    import supervision
+import supervision
 
 # Okabe and Ito's colours, which colour-blind people tell apart, then lighter companions
 COLORS = ["#56B4E9", "#E69F00", "#33C59A", "#F0E442", "#D98BB8", "#E8743B", "#8FA8FF", "#B7E07A", "#C9C9C9", "#FF9DA7"]
@@ -47,5 +42,5 @@ def draw(
 def _labels(detections: supervision.Detections, classes: Sequence[str], crowded: bool) -> list[str]:
     ids = detections.class_id if detections.class_id is not None else np.zeros(len(detections), dtype=np.int64)
     if detections.confidence is None or crowded:
-        return [classes[k] for k in ids]
-    return [f"{classes[k]} {score:.2f}" for k, score in zip(ids, detections.confidence, strict=True)]
+        return [classes[int(k)] for k in ids]
+    return [f"{classes[int(k)]} {score:.2f}" for k, score in zip(ids, detections.confidence, strict=True)]

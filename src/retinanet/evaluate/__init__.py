@@ -1,0 +1,1 @@
+"""Detections → how good they are."""

@@ -99,7 +99,8 @@ def evaluate(dataset: Dataset, predictions: Predictions) -> Metrics:
         evaluation.summarize()
     summary = {name: float(value) for name, value in zip(SUMMARY, evaluation.stats, strict=True)}
     # precision: (IoU thresholds, recall thresholds, classes, areas, detection limits); area "all", 100 detections
-    precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
+    accumulated: dict[str, Any] = evaluation.eval or {}
+    precision = np.asarray(accumulated["precision"])[:, :, :, 0, -1]
     order = {category: k for k, category in enumerate(sorted(dataset.category_ids))}
     per_class = {}
     for name, category in zip(dataset.classes, dataset.category_ids, strict=True):

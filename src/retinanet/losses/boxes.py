@@ -24,7 +24,8 @@ def box_loss(deltas: Tensor, anchors: Tensor, boxes: Tensor, config: LossConfig)
     """
     deltas = deltas.float()
     if config.box == "giou":
-        return generalized_box_iou_loss(decode(deltas, anchors), boxes, reduction="sum")
+        loss: Tensor = generalized_box_iou_loss(decode(deltas, anchors), boxes, reduction="sum")
+        return loss
     targets = encode(boxes, anchors)
     if config.box == "l1":
         return F.l1_loss(deltas, targets, reduction="sum")

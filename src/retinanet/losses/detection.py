@@ -15,7 +15,7 @@ from retinanet.model import Outputs
 
 
 class Losses(NamedTuple):
-    """Scalars: ``classification`` and ``box`` after normalisation, and the ``foreground`` anchors they were divided by."""
+    """Scalars: ``classification`` and ``box``, normalised, and the ``foreground`` anchors they were divided by."""
 
     classification: Tensor
     box: Tensor

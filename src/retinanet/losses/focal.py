@@ -22,7 +22,7 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float | None = 0.25, gamma
 
     Args:
         logits: ``(…, K)``, any floating dtype.
-        labels: int64 ``(…,)``: class ``0..K-1``, ``BACKGROUND`` (−1: every class is negative) or ``IGNORE`` (−2: no loss).
+        labels: int64 ``(…,)``: class ``0..K-1``, ``BACKGROUND`` (−1, all classes negative) or ``IGNORE`` (−2, no loss).
         alpha: weight of the positive class, 1 − alpha of the negatives; None weighs both 1.
         gamma: focusing parameter, ≥ 0.
 

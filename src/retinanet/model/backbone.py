@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -48,7 +49,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.body = _create(name, pretrained and weights is None and name != OFFLINE_BACKBONE)
-        info = self.body.feature_info
+        info: Any = self.body.feature_info
         if tuple(info.reduction()) != STRIDES:
             raise ModelError(
                 f"backbone {name!r} has no features at strides 8, 16 and 32; use e.g. resnet50 or convnext_tiny"
@@ -89,7 +90,8 @@ class Backbone(nn.Module):
     def _freeze(self, stages: int) -> None:
         if stages == 0:
             return
-        names = [str(info["module"]).replace(".", "_") for info in self.body.feature_info.info]
+        features: Any = self.body.feature_info
+        names = [str(info["module"]).replace(".", "_") for info in features.info]
         if stages > len(names):
             raise ModelError(f"model.freeze-stages is {stages}, but this backbone has {len(names)} stages")
         # Parameters are registered from the stem onwards: all up to the last one of the wanted stage are frozen.
@@ -120,7 +122,7 @@ def lite0_state_dict() -> dict[str, Tensor]:
 
 
 def load_backbone_weights(body: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a classifier's ``state`` dict into its feature extractor ``body``; the classifier's own layers are left over.
+    """Load a classifier's ``state`` dict into its feature extractor ``body``; its head is left over.
 
     Raises:
         ModelError: a tensor of ``body`` is missing from ``state`` or has another shape.

@@ -1,0 +1,1 @@
+"""Named settings, as YAML: differences from the defaults in ``retinanet/config.py``."""

@@ -1,7 +1,7 @@
 """Everything a training needs to go on as if it had never stopped, in one safetensors file.
 
-``last.safetensors`` holds the weights to use (averaged, if averaging is on) under their plain names, so that it loads as
-a model, and under ``train.`` the raw weights and the optimiser's tensors. Order and augmentation of the images, the
+``last.safetensors`` holds the weights to use (averaged, if averaging is on) under their plain names, so that it loads
+as a model, and under ``train.`` the raw weights and the optimiser's tensors. Order and augmentation of the images, the
 learning rate and the random numbers are functions of seed and step, so the step number stands for them.
 """
 
@@ -29,8 +29,8 @@ def weights_to_use(model: RetinaNet, average: AveragedModel | None) -> RetinaNet
     """The averaged model if there is one, else the trained one."""
     if average is None:
         return model
-    averaged: RetinaNet = average.module
-    return averaged
+    assert isinstance(average.module, RetinaNet)
+    return average.module
 
 
 def save_training(

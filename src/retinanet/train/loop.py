@@ -65,7 +65,7 @@ def train(
     resume: bool = False,
     console: Console | None = None,
 ) -> Result:
-    """Train a detector; write ``best.safetensors``, ``last.safetensors``, ``metrics.jsonl`` and ``curves.png`` to ``out``.
+    """Train a detector; ``out`` gets ``best.safetensors``, ``last.safetensors``, ``metrics.jsonl`` and ``curves.png``.
 
     Args:
         config: all settings.
@@ -217,7 +217,8 @@ def _explain(outputs: Outputs, grid: AnchorGrid, batch: Batch, config: Config, t
         f"{Path(i['file']).name} (classification {i['classification loss']}, box {i['box loss']})" for i in culprits[:3]
     )
     return (
-        f"the loss or its gradient is not finite on {named}{' …' if len(culprits) > 3 else ''}; every value is in {report}. "
+        f"the loss or its gradient is not finite on {named}{' …' if len(culprits) > 3 else ''}; "
+        f"every value is in {report}. "
         f"Start again with a lower --train.lr than {config.train.lr:g}, or with --train.precision fp32"
     )
 

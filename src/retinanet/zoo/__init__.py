@@ -1,0 +1,1 @@
+"""Weight files and where they come from."""
