@@ -66,7 +66,9 @@ class Detector:
         return self.info.classes
 
     @overload
-    def __call__(self, source: Picture, score: float = ..., batch: int = ...) -> supervision.Detections: ...
+    def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str; it is one path here
+        self, source: Picture, score: float = ..., batch: int = ...
+    ) -> supervision.Detections: ...
 
     @overload
     def __call__(
@@ -90,10 +92,12 @@ class Detector:
         Raises:
             DataError: a picture cannot be read or has the wrong shape or type.
         """
+        from retinanet.detect.draw import to_supervision  # supervision takes a second to import; training needs none
+
         single = isinstance(source, str | Path | np.ndarray | Image.Image)
         pictures: Sequence[Picture] = [source] if single else source  # type: ignore[list-item, assignment]
         arrays = [_as_rgb(picture) for picture in pictures]
-        found = [self._to_supervision(d) for d in self.detect([_as_tensor(a) for a in arrays], score, batch)]
+        found = [to_supervision(d, self.classes) for d in self.detect([_as_tensor(a) for a in arrays], score, batch)]
         return found[0] if single else found
 
     @torch.inference_mode()
@@ -129,15 +133,6 @@ class Detector:
 
     def _decode_config(self, score: float | None) -> DecodeConfig:
         return self.info.config.decode if score is None else replace(self.info.config.decode, score=score)
-
-    def _to_supervision(self, found: Detections) -> supervision.Detections:
-        import supervision  # slow to import; only those who call the detector pay for it
-
-        labels = found.labels.numpy()
-        names = np.array(self.classes, dtype=np.str_)[labels] if len(labels) else np.zeros(0, dtype=np.str_)
-        return supervision.Detections(
-            xyxy=found.boxes.numpy(), confidence=found.scores.numpy(), class_id=labels, data={"class_name": names}
-        )
 
 
 def _as_rgb(picture: Picture) -> npt.NDArray[np.uint8]:

@@ -147,14 +147,18 @@ def train(
             seen += len(batch.images)
 
             epoch = step / steps_per_epoch
-            values = {"loss": losses.total, "classification": losses.classification, "box": losses.box}
-            shown = {name: round(float(value), 5) for name, value in values.items()}
+            values = {
+                "loss": losses.total.detach(),
+                "classification": losses.classification.detach(),
+                "box": losses.box.detach(),
+            }
+            shown = {name: round(value.item(), 5) for name, value in values.items()}
             log.write(
                 step=step,
                 epoch=round(epoch, 4),
                 **shown,
                 foreground=int(losses.foreground),
-                grad_norm=round(float(grad_norm), 4),
+                grad_norm=round(grad_norm.item(), 4),
                 lr=lr,
             )
             status = f"epoch {math.ceil(epoch)}/{settings.epochs}  loss {shown['loss']:.3f}"

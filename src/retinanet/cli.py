@@ -1,0 +1,354 @@
+"""The command line: one function per verb. Heavy imports happen inside the verbs, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from retinanet._version import __version__
+from retinanet.config import Config, load_recipe
+from retinanet.errors import ConfigError, RetinaNetError
+
+if TYPE_CHECKING:
+    from retinanet.data.dataset import Dataset
+    from retinanet.evaluate.ap import Metrics
+
+Arguments = TypeVar("Arguments")
+
+# Messages contain paths and brackets; rich must not take them for markup.
+console = Console(markup=False, highlight=False, soft_wrap=True)
+errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Train a detector on your pictures."""
+
+    dataset: Annotated[Positional[str], arg(metavar="DATA")]
+    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (recognised by itself), or its annotation file."""
+    out: Annotated[Path, arg(metavar="RUN")] = Path("runs/retinanet")
+    """Folder for weights, metrics and curves."""
+    recipe: Annotated[str, arg(metavar="NAME|FILE")] = "modern"
+    """Settings to start from: modern, paper, or a YAML file; the flags below change single ones."""
+    resume: bool = False
+    """Go on with the run in --out; the result is what an uninterrupted run gives."""
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+
+
+@dataclass(frozen=True)
+class EvalArguments:
+    """Measure a detector's average precision on a dataset."""
+
+    weights: Annotated[Positional[Path], arg(metavar="WEIGHTS")]
+    """A .safetensors file of a training."""
+    dataset: Annotated[Positional[str], arg(metavar="DATA")]
+    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset, or its annotation file."""
+    split: str = "val"
+    """Which part of DATA."""
+    out: Path | None = None
+    """Folder for metrics.json, detections.json and report.html; unset: eval/ beside WEIGHTS."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network."""
+    device: str = "auto"
+    """cpu, cuda, …"""
+
+
+@dataclass(frozen=True)
+class DetectArguments:
+    """Find objects in pictures; draw them and write them down."""
+
+    weights: Annotated[Positional[Path], arg(metavar="WEIGHTS")]
+    """A .safetensors file of a training."""
+    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE...")]
+    """Images, folders, or patterns such as 'photos/*.jpg'."""
+    out: Path = Path("detections")
+    """Folder for the drawn pictures and the files."""
+    score: float = 0.3
+    """Lowest score reported."""
+    format: Literal["coco", "csv", "yolo", "voc"] | None = None
+    """Write detections.json (coco), detections.csv, labels/*.txt (yolo) or annotations/*.xml (voc); unset: coco and csv."""
+    draw: bool = True
+    """Write the pictures with boxes drawn on them."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network."""
+    device: str = "auto"
+    """cpu, cuda, …"""
+
+
+@dataclass(frozen=True)
+class SampleArguments:
+    """Make a synthetic dataset to try everything on: small parts on cluttered benches, in COCO format."""
+
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
+    """Folder to make."""
+    images: int = 300
+    """Pictures in all; a fifth of them is val."""
+    seed: int = 0
+    """Same seed, same pictures."""
+    size: int = 320
+    """Side of the pictures, in pixels."""
+
+
+def train(argv: Sequence[str]) -> int:
+    """``retinanet train DATA --out RUN``."""
+    default = TrainArguments(dataset="", config=_starting_config(argv))
+    arguments = _parse(TrainArguments, argv, "retinanet train", default=default)
+    if not arguments.dataset:
+        raise ConfigError("name the dataset: retinanet train DATA --out RUN")
+
+    from retinanet.data.formats.detect import read_train_val
+    from retinanet.data.verify import verify_images
+    from retinanet.progress import progress_bar
+    from retinanet.train.loop import train as run
+
+    config = arguments.config
+    best = arguments.out / "best.safetensors"
+    train_set, val_set, notes = read_train_val(
+        arguments.dataset, config.data.train, config.data.val, config.data.val_fraction
+    )
+    if config.data.verify:
+        with progress_bar(console, "checking images", len(train_set) + len(val_set)) as bar:
+            train_set, train_notes = verify_images(train_set, config.data.skip_broken, bar.advance)
+            val_set, val_notes = verify_images(val_set, config.data.skip_broken, bar.advance)
+            notes = [*notes, *train_notes, *val_notes]
+    for dataset in (train_set, val_set):
+        _describe(dataset)
+    _notes(notes)
+    result = run(config, train_set, val_set, arguments.out, arguments.resume, console)
+    metrics = result.metrics
+    console.print(
+        f"best AP {metrics['AP']:.4f}, AP50 {metrics['AP50']:.4f} on {val_set.name} "
+        f"after {result.seconds:.0f} s of training; curves in {arguments.out / 'curves.png'}"
+    )
+    flags = f" --split {config.data.val}" if config.data.val else ""
+    _next(f"retinanet eval {_quoted(best)} {_quoted(arguments.dataset)}{flags}")
+    return 0
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """``retinanet eval WEIGHTS DATA``."""
+    arguments = _parse(EvalArguments, argv, "retinanet eval")
+
+    from retinanet.data.formats.detect import read_eval
+    from retinanet.detect.detector import load
+    from retinanet.evaluate import ap, predict
+    from retinanet.evaluate.report import write_report
+    from retinanet.files import write_json
+    from retinanet.progress import progress_bar
+
+    detector = load(arguments.weights, arguments.precision, arguments.device)
+    dataset, notes = read_eval(arguments.dataset, arguments.split, detector.info.config.data.val_fraction)
+    dataset = dataset.with_classes(detector.classes)
+    _describe(dataset)
+    _notes(notes)
+    out = arguments.out or arguments.weights.parent / "eval"
+    with progress_bar(console, "images", len(dataset)) as bar:
+        predictions = predict.predict(detector, dataset, bar.advance)
+    metrics = ap.evaluate(dataset, predictions)
+    write_json(out / "metrics.json", metrics.to_dict(), indent=2)
+    write_json(out / "detections.json", predictions.to_coco(dataset))
+    write_report(out / "report.html", dataset, predictions, metrics, arguments.weights)
+    _table(metrics)
+    console.print(f"wrote {out}/metrics.json, detections.json and report.html")
+    example = dataset.path(0)
+    _next(f"retinanet detect {_quoted(arguments.weights)} {_quoted(example)} --out detections")
+    return 0
+
+
+def detect(argv: Sequence[str]) -> int:
+    """``retinanet detect WEIGHTS SOURCE...``."""
+    arguments = _parse(DetectArguments, argv, "retinanet detect")
+    if not 0 <= arguments.score < 1:
+        raise ConfigError(f"--score is {arguments.score}; it lies between 0 and 1")
+
+    from retinanet.detect.detector import load
+    from retinanet.detect.sources import find_pictures, pictures_with_detections
+    from retinanet.detect.write import Writer
+    from retinanet.progress import progress_bar
+
+    pictures = find_pictures(arguments.sources)
+    detector = load(arguments.weights, arguments.precision, arguments.device)
+    formats = (arguments.format,) if arguments.format else ("coco", "csv")
+    writer = Writer(arguments.out, detector.classes, formats, arguments.draw, pictures)
+    failed: list[str] = []
+    with progress_bar(console, "pictures", len(pictures)) as bar:
+        for picture in pictures_with_detections(detector, pictures, arguments.score):
+            if picture.error is not None:
+                failed.append(picture.error)
+            else:
+                writer.add(picture)
+            bar.advance(1)
+    written = writer.finish()
+    done = len(pictures) - len(failed)
+    counts = ", ".join(f"{name} {count}" for name, count in writer.counts.most_common(8)) or "nothing"
+    console.print(f"{done} picture{'s' * (done != 1)}: {counts} (score ≥ {arguments.score:g})")
+    console.print(f"wrote {', '.join(written)} in {arguments.out}")
+    if failed:
+        raise RetinaNetError(f"{len(failed)} of {len(pictures)} pictures could not be read: {'; '.join(failed[:3])}")
+    return 0
+
+
+def data_sample(argv: Sequence[str]) -> int:
+    """``retinanet data sample OUT``."""
+    arguments = _parse(SampleArguments, argv, "retinanet data sample")
+
+    from retinanet.data.synthetic import write_sample
+
+    write_sample(arguments.out, arguments.images, arguments.seed, arguments.size)
+    console.print(f"wrote {arguments.images} pictures with their annotations to {arguments.out}")
+    _next(f"retinanet train {_quoted(arguments.out)} --out runs/sample --data.size 320 --train.epochs 12")
+    return 0
+
+
+VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (train, "train a detector on your pictures"),
+    "eval": (evaluate, "measure a detector's average precision on a dataset"),
+    "detect": (detect, "find objects in pictures; draw them and write them down"),
+    "data sample": (data_sample, "make a synthetic dataset to try everything on"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 for an error, 2 for a wrong command line, 130 after Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["--version"]:
+        console.print(f"retinanet {__version__}")
+        return 0
+    if not argv or argv[0] in ("-h", "--help", "help") or argv in (["data"], ["data", "--help"], ["data", "-h"]):
+        _help()
+        return 0
+    words = 2 if " ".join(argv[:2]) in VERBS or argv[0] == "data" else 1
+    verb = " ".join(argv[:words])
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.4)
+        hint = f"did you mean 'retinanet {near[0]}'?" if near else f"there are {', '.join(VERBS)}"
+        errors.print(f"error: no command {verb!r}; {hint}")
+        return 2
+    try:
+        return VERBS[verb][0](argv[words:])
+    except ConfigError as error:
+        errors.print(f"error: {error}")
+        return 2
+    except RetinaNetError as error:
+        errors.print(f"error: {error}")
+        return 1
+    except KeyboardInterrupt as stopped:
+        message = str(stopped)
+        errors.print(f"{message}; go on with --resume" if message else "stopped")
+        return 130
+    except (OSError, MemoryError, RuntimeError) as error:
+        message = _machine_failure(error)
+        if message is None:
+            raise
+        errors.print(f"error: {message}")
+        return 1
+
+
+def _starting_config(argv: Sequence[str]) -> Config:
+    """Defaults of the flags: the recipe's settings, or on ``--resume`` those of the run that is there."""
+    options = {
+        name: next((a.split("=", 1)[1] for a in argv if a.startswith(f"{name}=")), None)
+        or next((b for a, b in zip(argv, argv[1:], strict=False) if a == name), None)
+        for name in ("--recipe", "--out")
+    }
+    last = Path(options["--out"] or TrainArguments.out) / "last.safetensors"
+    if "--resume" in argv and last.exists():
+        from retinanet.zoo.weights import read_info
+
+        return read_info(last).config
+    return load_recipe(options["--recipe"] or "modern")
+
+
+def _parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Arguments | None = None) -> Arguments:
+    return tyro.cli(
+        kind, args=list(argv), prog=prog, default=default, config=(OmitArgPrefixes,) if default is None else ()
+    )
+
+
+def _describe(dataset: Dataset) -> None:
+    boxes, ignored = int((~dataset.ignore).sum()), int(dataset.ignore.sum())
+    counts = sorted(dataset.class_counts().items(), key=lambda item: -item[1])
+    names = ", ".join(f"{name} {count}" for name, count in counts[:6]) + (" …" if len(counts) > 6 else "")
+    regions = f", {ignored} ignore region{'s' * (ignored != 1)}" if ignored else ""
+    console.print(f"{dataset.name}: {len(dataset)} images, {boxes} boxes ({names}){regions}")
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for problem in dataset.problems:
+        # the kind's first words say what it is; coordinates differ from box to box
+        kinds.setdefault((problem.kind.split(" (")[0], problem.action), []).append(str(problem))
+    for (kind, action), found in kinds.items():
+        console.print(f"  {len(found)} × {kind}, {action}:")
+        for line in found[:3]:
+            console.print(f"    {line}")
+        if len(found) > 3:
+            console.print(f"    … and {len(found) - 3} more")
+
+
+def _notes(notes: Sequence[str]) -> None:
+    for note in notes[:10]:
+        console.print(f"note: {note}")
+    if len(notes) > 10:
+        console.print(f"note: … and {len(notes) - 10} more")
+
+
+def _table(metrics: Metrics) -> None:
+    summary = Table(box=None, pad_edge=False)
+    for name in metrics.summary:
+        summary.add_column(name, justify="right")
+    summary.add_row(*(f"{v:.3f}" if v >= 0 else "–" for v in metrics.summary.values()))
+    console.print(summary)
+    if len(metrics.per_class) > 1:
+        table = Table(box=None, pad_edge=False)
+        for name in ("class", "boxes", "AP", "AP50"):
+            table.add_column(name, justify="left" if name == "class" else "right")
+        for name, row in sorted(metrics.per_class.items(), key=lambda item: -item[1]["boxes"])[:20]:
+            table.add_row(name, f"{row['boxes']:.0f}", f"{row['AP']:.3f}", f"{row['AP50']:.3f}")
+        console.print(table)
+        if len(metrics.per_class) > 20:
+            console.print(f"… and {len(metrics.per_class) - 20} more classes in metrics.json")
+
+
+def _next(command: str) -> None:
+    console.print(f"next: {command}")
+
+
+def _quoted(path: str | Path) -> str:
+    import shlex
+
+    return shlex.quote(str(path))
+
+
+def _help() -> None:
+    console.print("usage: retinanet COMMAND …\n\nRetinaNet: train, evaluate and run the focal-loss detector.\n")
+    for verb, (_, summary) in VERBS.items():
+        console.print(f"  {verb:<14}{summary}")
+    console.print("\n'retinanet COMMAND --help' lists a command's settings; 'retinanet --version' prints the version.")
+
+
+def _machine_failure(error: BaseException) -> str | None:
+    """A line for what the machine, not the program, ran out of; None for anything else."""
+    text = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    memory = (
+        isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "DefaultCPUAllocator" in str(error)
+    )
+    if memory:
+        return f"out of memory ({text}); lower --train.batch or --data.size"
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{os.strerror(error.errno)}"
+    if "DataLoader worker" in str(error):
+        return f"an image-loading process ended unexpectedly ({text}); try --data.workers 0"
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

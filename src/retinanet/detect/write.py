@@ -1,0 +1,149 @@
+"""Detections → files: drawn pictures, COCO JSON, CSV, YOLO text and Pascal VOC XML."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from retinanet.decode import Detections
+from retinanet.detect.sources import Picture, Source
+from retinanet.errors import DataError
+from retinanet.files import write_atomically, write_json, write_text
+
+
+class Writer:
+    """Collects the detections of one ``retinanet detect`` and writes them under ``out``.
+
+    Args:
+        out: the folder.
+        classes: names of the detector's classes.
+        formats: any of ``coco``, ``csv``, ``yolo``, ``voc``.
+        draw: also write each picture with its boxes drawn.
+        sources: all pictures that will come; their names under ``out`` are settled from these.
+
+    Raises:
+        DataError: a drawn picture would overwrite its source.
+    """
+
+    def __init__(
+        self, out: Path, classes: Sequence[str], formats: Sequence[str], draw: bool, sources: Sequence[Source]
+    ) -> None:
+        self.out, self.classes, self.formats, self.draw = out, tuple(classes), tuple(formats), draw
+        self.counts: Counter[str] = Counter()
+        self._names = _unique_names(sources)
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+        self._rows: list[list[Any]] = []
+        if draw:
+            originals = {source.path.resolve() for source in sources}
+            clash = next((s for s in sources if self._drawn(s).resolve() in originals), None)
+            if clash is not None:
+                raise DataError(
+                    f"--out {out}: the drawn {self._drawn(clash)} would replace a picture; choose another --out"
+                )
+
+    def add(self, picture: Picture) -> None:
+        """Draw and note one picture's detections."""
+        assert picture.image is not None
+        assert picture.found is not None
+        found, source = picture.found, picture.source
+        height, width = picture.image.shape[:2]
+        image_id = len(self._images) + 1
+        self._images.append({"id": image_id, "file_name": str(source.path), "width": width, "height": height})
+        lines = []
+        for box, score, label in zip(*(t.tolist() for t in found), strict=True):
+            x1, y1, x2, y2 = (round(v, 2) for v in box)
+            name, score = self.classes[label], round(score, 4)
+            self.counts[name] += 1
+            self._annotations.append(
+                {
+                    "id": len(self._annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": label + 1,
+                    "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
+                    "area": round((x2 - x1) * (y2 - y1), 2),
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+            self._rows.append([str(source.path), x1, y1, x2, y2, name, score])
+            centre = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+            lines.append(f"{label} {' '.join(f'{v:.6f}' for v in centre)} {score}\n")
+        if not len(found.scores):
+            self._rows.append([str(source.path), "", "", "", "", "", ""])
+        if "yolo" in self.formats:
+            write_text(self.out / "labels" / self._names[source].with_suffix(".txt"), "".join(lines))
+        if "voc" in self.formats:
+            xml = self._voc(source, width, height, found)
+            write_text(self.out / "annotations" / self._names[source].with_suffix(".xml"), xml)
+        if self.draw:
+            _save_picture(self._drawn(source), self._drawing(picture.image, found))
+
+    def finish(self) -> list[str]:
+        """Write the files that hold all pictures; returns what is now under ``out``."""
+        written = ["drawn pictures"] if self.draw else []
+        if "coco" in self.formats:
+            categories = [{"id": k + 1, "name": name} for k, name in enumerate(self.classes)]
+            content = {"images": self._images, "annotations": self._annotations, "categories": categories}
+            write_json(self.out / "detections.json", content)
+            written.append("detections.json")
+        if "csv" in self.formats:
+            text = io.StringIO()
+            rows = csv.writer(text, lineterminator="\n")
+            rows.writerow(["path", "x1", "y1", "x2", "y2", "class", "score"])
+            rows.writerows(self._rows)
+            write_text(self.out / "detections.csv", text.getvalue())
+            written.append("detections.csv")
+        if "yolo" in self.formats:
+            write_text(self.out / "classes.txt", "".join(f"{name}\n" for name in self.classes))
+            written.append("labels/*.txt")
+        if "voc" in self.formats:
+            written.append("annotations/*.xml")
+        return written
+
+    def _drawn(self, source: Source) -> Path:
+        return self.out / self._names[source].with_suffix(".jpg")
+
+    def _drawing(self, image: npt.NDArray[np.uint8], found: Detections) -> npt.NDArray[np.uint8]:
+        from retinanet.detect.draw import draw, to_supervision
+
+        return draw(image, to_supervision(found, self.classes), self.classes)
+
+    def _voc(self, source: Source, width: int, height: int, found: Detections) -> str:
+        objects = "".join(
+            f"  <object>\n    <name>{escape(self.classes[label])}</name>\n    <score>{score:.4f}</score>\n"
+            + "    <bndbox>"
+            + "".join(f"<{k}>{v:.2f}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+            + "</bndbox>\n  </object>\n"
+            for box, score, label in zip(*(t.tolist() for t in found), strict=True)
+        )
+        size = f"<width>{width}</width><height>{height}</height><depth>3</depth>"
+        name = escape(source.path.name)
+        return f"<annotation>\n  <filename>{name}</filename>\n  <size>{size}</size>\n{objects}</annotation>\n"
+
+
+def _unique_names(sources: Sequence[Source]) -> dict[Source, Path]:
+    """A name under the output folder for each source; sources that share one are numbered."""
+    names: dict[Source, Path] = {}
+    taken: set[Path] = set()
+    for source in sources:
+        name, number = source.name, 1
+        while name.with_suffix("") in taken:
+            number += 1
+            name = source.name.with_stem(f"{source.name.stem}-{number}")
+        taken.add(name.with_suffix(""))
+        names[source] = name
+    return names
+
+
+def _save_picture(path: Path, image: npt.NDArray[np.uint8]) -> None:
+    write_atomically(path, lambda temporary: Image.fromarray(image).save(temporary, quality=92))
