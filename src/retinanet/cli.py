@@ -1,4 +1,4 @@
-"""The command line: one function per verb. Heavy imports happen inside the verbs, so that ``--help`` answers at once."""
+"""The command line: one function per verb. Heavy imports happen inside the verbs: ``--help`` answers at once."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import Positional, arg
 
 from retinanet._version import __version__
 from retinanet.config import Config, load_recipe
@@ -76,7 +77,7 @@ class DetectArguments:
     score: float = 0.3
     """Lowest score reported."""
     format: Literal["coco", "csv", "yolo", "voc"] | None = None
-    """Write detections.json (coco), detections.csv, labels/*.txt (yolo) or annotations/*.xml (voc); unset: coco and csv."""
+    """detections.json (coco), detections.csv, labels/*.txt (yolo) or annotations/*.xml (voc); unset: coco and csv."""
     draw: bool = True
     """Write the pictures with boxes drawn on them."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -101,10 +102,8 @@ class SampleArguments:
 
 def train(argv: Sequence[str]) -> int:
     """``retinanet train DATA --out RUN``."""
-    default = TrainArguments(dataset="", config=_starting_config(argv))
+    default = TrainArguments(dataset=tyro.MISSING, config=_starting_config(argv))
     arguments = _parse(TrainArguments, argv, "retinanet train", default=default)
-    if not arguments.dataset:
-        raise ConfigError("name the dataset: retinanet train DATA --out RUN")
 
     from retinanet.data.formats.detect import read_train_val
     from retinanet.data.verify import verify_images
@@ -243,36 +242,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"error: {error}")
         return 1
     except KeyboardInterrupt as stopped:
-        message = str(stopped)
-        errors.print(f"{message}; go on with --resume" if message else "stopped")
+        errors.print(f"{stopped}; go on with --resume" if str(stopped) else "stopped")
         return 130
     except (OSError, MemoryError, RuntimeError) as error:
-        message = _machine_failure(error)
-        if message is None:
+        failure = _machine_failure(error)
+        if failure is None:
             raise
-        errors.print(f"error: {message}")
+        errors.print(f"error: {failure}")
         return 1
 
 
 def _starting_config(argv: Sequence[str]) -> Config:
     """Defaults of the flags: the recipe's settings, or on ``--resume`` those of the run that is there."""
-    options = {
-        name: next((a.split("=", 1)[1] for a in argv if a.startswith(f"{name}=")), None)
-        or next((b for a, b in zip(argv, argv[1:], strict=False) if a == name), None)
-        for name in ("--recipe", "--out")
-    }
-    last = Path(options["--out"] or TrainArguments.out) / "last.safetensors"
+    last = Path(_option(argv, "--out") or TrainArguments.out) / "last.safetensors"
     if "--resume" in argv and last.exists():
         from retinanet.zoo.weights import read_info
 
         return read_info(last).config
-    return load_recipe(options["--recipe"] or "modern")
+    return load_recipe(_option(argv, "--recipe") or "modern")
+
+
+def _option(argv: Sequence[str], name: str) -> str | None:
+    """The value of ``--name value`` or ``--name=value``, needed before the other flags' defaults are known."""
+    joined = [word.split("=", 1)[1] for word in argv if word.startswith(f"{name}=")]
+    following = [value for word, value in pairwise(argv) if word == name]
+    return next(iter([*following, *joined]), None)
 
 
 def _parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Arguments | None = None) -> Arguments:
-    return tyro.cli(
-        kind, args=list(argv), prog=prog, default=default, config=(OmitArgPrefixes,) if default is None else ()
-    )
+    parsed: Arguments = tyro.cli(kind, args=list(argv), prog=prog, default=default)
+    return parsed
 
 
 def _describe(dataset: Dataset) -> None:
@@ -345,7 +344,7 @@ def _machine_failure(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{os.strerror(error.errno)}"
-    if "DataLoader worker" in str(error):
+    if "DataLoader worker" in text:
         return f"an image-loading process ended unexpectedly ({text}); try --data.workers 0"
     return None
 

@@ -19,9 +19,9 @@ _BACKGROUND = -1
 def assign_atss(grid: AnchorGrid, boxes: Tensor, candidates: int = 9) -> Tensor:
     """Match anchors with ``boxes`` ``(G, 4)`` by ATSS.
 
-    For each box and level, the anchors at the ``candidates`` positions nearest to the box's centre are candidates.
-    Those whose IoU reaches the mean plus standard deviation over all the box's candidates, and whose centre lies inside the
-    box, take the box. An anchor that several boxes want goes to the one of highest IoU, the first of equals.
+    For each box and level, the anchors at the ``candidates`` positions nearest to the box's centre are
+    candidates. Those whose IoU reaches the mean plus standard deviation over all the box's candidates, and whose centre
+    lies inside the box, take the box. An anchor that several boxes want goes to the one of highest IoU, the first of equals.
 
     Only a window of positions around each centre is looked at, so memory is O(A + G · candidates).
 
@@ -49,7 +49,7 @@ def assign_atss(grid: AnchorGrid, boxes: Tensor, candidates: int = 9) -> Tensor:
 
 
 def _nearest(grid: AnchorGrid, boxes: Tensor, candidates: int) -> Tensor:
-    """Indices ``(G, N)`` of the anchors at the ``candidates`` positions nearest to each box's centre, on every level."""
+    """Indices ``(G, N)`` of the anchors at the ``candidates`` positions nearest to each box's centre, all levels."""
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     per_location = grid.spec.per_location
     # The k nearest points of a grid lie within this many rows and columns around the nearest one, also at its border.

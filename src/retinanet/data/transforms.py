@@ -84,7 +84,7 @@ def jitter_color(image: Tensor, strength: float, rng: random.Random) -> Tensor:
     """Brightness, contrast and saturation, each by a factor from 1 − ``strength`` to 1 + ``strength``."""
     image = F.adjust_brightness(image, rng.uniform(1 - strength, 1 + strength))
     image = F.adjust_contrast(image, rng.uniform(1 - strength, 1 + strength))
-    return F.adjust_saturation(image, rng.uniform(1 - strength, 1 + strength))
+    return F.adjust_saturation(image, rng.uniform(1 - strength, 1 + strength))  # type: ignore[no-any-return]
 
 
 def normalized_batch(

@@ -30,7 +30,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Picture:
-    """A source after detection: ``image`` uint8 RGB ``(H, W, 3)`` and what was found, or the ``error`` of a bad file."""
+    """A source after detection: uint8 RGB ``image`` ``(H, W, 3)`` and what was ``found``, or a bad file's ``error``."""
 
     source: Source
     image: npt.NDArray[np.uint8] | None = None
