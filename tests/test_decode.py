@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from retinanet.anchors import AnchorGrid, AnchorSpec
+from retinanet.config import DecodeConfig
+from retinanet.decode import Detections, decode
+from retinanet.model import Outputs
+
+SPEC = AnchorSpec(sizes=(24.0, 48.0), scales=(1.0, 1.4), ratios=(0.5, 1.0), strides=(8, 16))
+SIZE = (64, 96)
+
+Found = list[tuple[int, float, list[float]]]  # class, score, box
+
+
+def iou(a: list[float], b: list[float]) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return width * height / (areas - width * height)
+
+
+def slow(outputs: Outputs, grid: AnchorGrid, image: int, size: tuple[int, int], config: DecodeConfig) -> Found:
+    """Section 4, Inference, with lists of numbers."""
+    height, width = size
+    start, merged = 0, []
+    for logits, deltas in zip(outputs.logits, outputs.deltas, strict=True):
+        kept = []
+        for anchor, row in enumerate(logits[image].double().tolist()):
+            for label, logit in enumerate(row):
+                score = 1 / (1 + math.exp(-logit))
+                if score > config.score:
+                    kept.append((score, anchor, label))
+        for score, anchor, label in sorted(kept, reverse=True)[: config.top_k]:
+            x1, y1, x2, y2 = grid.boxes[start + anchor].double().tolist()
+            dx, dy, dw, dh = deltas[image, anchor].double().tolist()
+            w, h = x2 - x1, y2 - y1
+            x, y = x1 + w / 2 + dx * w, y1 + h / 2 + dy * h
+            w, h = w * math.exp(dw), h * math.exp(dh)
+            corners = [(x - w / 2, width), (y - h / 2, height), (x + w / 2, width), (y + h / 2, height)]
+            merged.append((label, score, [min(max(v, 0.0), float(limit)) for v, limit in corners]))
+        start += logits.shape[1]
+    result: Found = []
+    for candidate in sorted(merged, key=lambda c: -c[1]):
+        same = [better for better in result if better[0] == candidate[0]]
+        if all(iou(better[2], candidate[2]) <= config.nms for better in same):
+            result.append(candidate)
+    return result[: config.max_detections]
+
+
+def predictions(grid: AnchorGrid, classes: int, images: int = 1, seed: int = 0, bias: float = -3.0) -> Outputs:
+    generator = torch.Generator().manual_seed(seed)
+    logits = [torch.randn(images, n, classes, generator=generator) * 2 + bias for n in grid.level_sizes]
+    deltas = [torch.randn(images, n, 4, generator=generator) * 0.3 for n in grid.level_sizes]
+    return Outputs(logits, deltas)
+
+
+def agree(found: Detections, expected: Found) -> None:
+    assert found.labels.tolist() == [label for label, _, _ in expected]
+    assert found.scores.tolist() == pytest.approx([score for _, score, _ in expected], rel=1e-5)
+    np.testing.assert_allclose(found.boxes.numpy(), np.reshape([box for _, _, box in expected], (-1, 4)), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("classes", "config"),
+    [
+        pytest.param(3, DecodeConfig(), id="paper"),
+        pytest.param(1, DecodeConfig(), id="one-class"),
+        pytest.param(80, DecodeConfig(score=0.8), id="80-classes"),
+        pytest.param(3, DecodeConfig(score=0.5), id="score"),
+        pytest.param(3, DecodeConfig(top_k=20), id="top-k-per-level"),
+        pytest.param(3, DecodeConfig(max_detections=7), id="max-detections"),
+        pytest.param(3, DecodeConfig(nms=0.2, max_detections=1000), id="strict-nms"),
+        pytest.param(2, DecodeConfig(nms=1.0, max_detections=10000), id="no-nms"),
+        pytest.param(1, DecodeConfig(score=0.0, top_k=60), id="no-threshold"),
+    ],
+)
+def test_against_a_slow_oracle(classes: int, config: DecodeConfig) -> None:
+    grid = SPEC.grid(SIZE)
+    outputs = predictions(grid, classes, seed=classes)
+    expected = slow(outputs, grid, 0, SIZE, config)
+    assert len(expected) >= 7
+    (found,) = decode(outputs, grid, [SIZE], config)
+    agree(found, expected)
+    assert (found.boxes.dtype, found.scores.dtype, found.labels.dtype) == (torch.float32, torch.float32, torch.int64)
+
+
+def test_a_batch_of_two_images_of_different_size() -> None:
+    grid = SPEC.grid(SIZE)
+    outputs = predictions(grid, 3, images=2, seed=5)
+    sizes = [(64, 80), (50, 96)]  # inside the padding
+    config = DecodeConfig(score=0.2)
+    results = decode(outputs, grid, sizes, config)
+    assert len(results) == 2
+    for image, (found, (height, width)) in enumerate(zip(results, sizes, strict=True)):
+        agree(found, slow(outputs, grid, image, sizes[image], config))
+        assert found.boxes.min() >= 0
+        assert found.boxes[:, 2].max() == width  # some box was clipped at each border
+        assert found.boxes[:, 3].max() == height
+
+
+def test_nothing_found() -> None:
+    grid = SPEC.grid(SIZE)
+    (found,) = decode(predictions(grid, 2, bias=-100.0), grid, [SIZE])
+    assert found.boxes.shape == (0, 4)
+    assert found.scores.shape == found.labels.shape == (0,)
+
+
+def test_one_level_empty() -> None:
+    grid = SPEC.grid(SIZE)
+    outputs = predictions(grid, 2)
+    outputs.logits[0].fill_(-20.0)
+    (found,) = decode(outputs, grid, [SIZE])
+    agree(found, slow(outputs, grid, 0, SIZE, DecodeConfig()))
+
+
+def one_anchor(logits: list[list[float]], spec: AnchorSpec) -> tuple[Outputs, AnchorGrid]:
+    grid = spec.grid((32, 32))
+    return Outputs([torch.tensor([logits])], [torch.zeros(1, len(logits), 4)]), grid
+
+
+def test_an_anchor_may_be_several_classes() -> None:
+    outputs, grid = one_anchor([[2.0, 3.0]], AnchorSpec((32.0,), (1.0,), (1.0,), (32,)))
+    (found,) = decode(outputs, grid, [(32, 32)])
+    assert found.labels.tolist() == [1, 0]
+    assert found.boxes.tolist() == [[0, 0, 16, 16]] * 2
+
+
+def test_the_lower_of_two_boxes_of_a_class_is_dropped() -> None:
+    # squares of side 32 and 32·1.2 around one point: IoU 1/1.44 = 0.69
+    outputs, grid = one_anchor([[1.0, -9.0], [2.0, 1.5]], AnchorSpec((32.0,), (1.0, 1.2), (1.0,), (32,)))
+    (found,) = decode(outputs, grid, [(32, 32)])
+    assert found.labels.tolist() == [0, 1]
+    assert found.scores.tolist() == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-1.5))])
+    (found,) = decode(outputs, grid, [(32, 32)], DecodeConfig(nms=0.7))
+    assert found.labels.tolist() == [0, 1, 0]
+
+
+def test_scores_must_exceed_the_threshold() -> None:
+    outputs, grid = one_anchor([[0.0], [1e-3]], AnchorSpec((32.0,), (1.0, 4.0), (1.0,), (32,)))
+    (found,) = decode(outputs, grid, [(32, 32)], DecodeConfig(score=0.5))
+    assert len(found.scores) == 1  # exactly 0.5 is not above 0.5
+    assert found.scores.item() > 0.5
+
+
+def test_bfloat16_outputs_are_decoded_in_float32() -> None:
+    grid = SPEC.grid(SIZE)
+    outputs = predictions(grid, 2, seed=8)
+    rounded = Outputs([t.bfloat16() for t in outputs.logits], [t.bfloat16() for t in outputs.deltas])
+    exact = Outputs([t.float() for t in rounded.logits], [t.float() for t in rounded.deltas])
+    for a, b in zip(decode(rounded, grid, [SIZE])[0], decode(exact, grid, [SIZE])[0], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_suppression_of_small_boxes_of_high_classes() -> None:
+    """Whether two boxes overlap does not depend on how many classes there are or how large the image is."""
+    spec = AnchorSpec(sizes=(4.0,), scales=(1.0,), ratios=(1.0,), strides=(4,))
+    size = (4, 1332)
+    grid = spec.grid(size)
+    # the last two locations predict 4 px boxes that overlap by 2.672 of 4 px: IoU 2.672 / 5.328 = 0.5015
+    deltas = torch.zeros(1, len(grid.boxes), 4)
+    deltas[0, -2, 0] = (4 - 1.328) / 4
+    deltas[0, -2:, 1] = 0.5
+    deltas[0, -2:, 0] -= 0.5
+    for classes in (1, 80, 365):
+        logits = torch.full((1, len(grid.boxes), classes), -20.0)
+        logits[0, -2:, -1] = torch.tensor([1.0, 2.0])
+        (found,) = decode(Outputs([logits], [deltas]), grid, [size])
+        assert len(found.scores) == 1
+        deltas_apart = deltas.clone()
+        deltas_apart[0, -2, 0] -= 0.006  # 0.024 px further: IoU 0.496
+        (found,) = decode(Outputs([logits], [deltas_apart]), grid, [size])
+        assert len(found.scores) == 2
