@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from retinanet.config import (
+    RECIPES,
+    AnchorSpec,
+    AssignConfig,
+    Config,
+    DataConfig,
+    DecodeConfig,
+    LossConfig,
+    ModelConfig,
+    TrainConfig,
+    load_recipe,
+)
+from retinanet.errors import ConfigError
+
+
+def test_the_paper_recipe_is_the_default() -> None:
+    assert load_recipe("paper") == Config()
+
+
+def test_the_papers_numbers() -> None:
+    """method.md, and sections 4 and 4.1 of the paper."""
+    config = load_recipe("paper")
+    assert (config.loss.alpha, config.loss.gamma) == (0.25, 2.0)
+    assert (config.loss.box, config.loss.box_weight) == ("smooth_l1", 1.0)
+    model = config.model
+    assert (model.backbone, model.norm, model.pretrained) == ("resnet50", "frozen", True)
+    assert (model.prior, model.subnet_depth, model.subnet_norm) == (0.01, 4, "none")
+    assert (model.p6_from, model.relu_before_p7) == ("c5", True)
+    anchors = config.anchors
+    assert anchors.sizes == (32, 64, 128, 256, 512)
+    assert anchors.strides == (8, 16, 32, 64, 128)
+    assert anchors.scales == pytest.approx((1, 1.259921, 1.587401))
+    assert sorted(anchors.ratios) == [0.5, 1, 2]
+    assert anchors.per_location == 9
+    assert (config.assign.method, config.assign.foreground, config.assign.background) == ("iou", 0.5, 0.4)
+    train = config.train
+    assert (train.optimizer, train.momentum, train.weight_decay) == ("sgd", 0.9, 1e-4)
+    assert (train.lr, train.batch, train.schedule, train.ema) == (0.01, 16, "step", None)
+    steps = train.epochs * 118_287 / train.batch
+    assert steps == pytest.approx(90_000, rel=0.02)
+    data = config.data
+    assert (data.size, data.longest, data.flip) == (800, 1333, 0.5)
+    assert (data.scale, data.crop, data.color) == ((1.0, 1.0), 0.0, 0.0)  # horizontal flip only
+    decode = config.decode
+    assert (decode.score, decode.top_k, decode.nms, decode.max_detections) == (0.05, 1000, 0.5, 100)
+
+
+@pytest.mark.parametrize(("size", "longest"), [(800, 1333), (600, 1000), (400, 666)])
+def test_longest_side(size: int, longest: int) -> None:
+    assert DataConfig(size=size).longest == pytest.approx(longest, abs=1)
+    assert DataConfig(size=size, max_size=2000).longest == 2000
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_bundled_recipes_load(name: str) -> None:
+    config = load_recipe(name)
+    values = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    for group, settings in values.items():
+        for key, value in settings.items():
+            loaded = getattr(getattr(config, group), key)
+            assert loaded == (tuple(value) if isinstance(value, list) else value), f"{group}.{key}"
+
+
+def test_the_modern_recipe_differs() -> None:
+    modern = load_recipe("modern")
+    assert modern != Config()
+    assert modern.loss == dataclasses.replace(LossConfig(), box=modern.loss.box, box_weight=modern.loss.box_weight)
+
+
+def test_settings_round_trip() -> None:
+    for config in (Config(), load_recipe("modern"), Config(anchors=AnchorSpec(sizes=(20.0,), strides=(8,)))):
+        assert Config.from_dict(config.to_dict()) == config
+        assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    hash(Config.from_dict(json.loads(json.dumps(Config().to_dict()))))  # lists became tuples: usable as a key
+
+
+def load(tmp_path: Path, text: str) -> Config:
+    path = tmp_path / "own.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_recipe(str(path))
+
+
+def test_a_recipe_file_changes_what_it_names(tmp_path: Path) -> None:
+    text = """
+    train: {epochs: 3, lr: 1e-4, weight-decay: 0}
+    data:
+      scale: [0.5, 2]
+      max-size: 900
+    anchors: {sizes: [10, 20, 40.5, 80, 160], ratios: [1]}
+    loss: {alpha: null}
+    model: {channels: 64}
+    """
+    config = load(tmp_path, text)
+    expected = Config(
+        train=TrainConfig(epochs=3, lr=1e-4, weight_decay=0.0),
+        data=DataConfig(scale=(0.5, 2.0), max_size=900),
+        anchors=AnchorSpec(sizes=(10.0, 20.0, 40.5, 80.0, 160.0), ratios=(1.0,)),
+        loss=LossConfig(alpha=None),
+        model=ModelConfig(channels=64),
+    )
+    assert config == expected
+    assert isinstance(config.train.lr, float)  # YAML reads 1e-4 as text
+    assert isinstance(config.data.scale, tuple)
+    assert isinstance(config.anchors.sizes[0], float)
+
+
+def test_an_empty_recipe_file_is_the_default(tmp_path: Path) -> None:
+    assert load(tmp_path, "# nothing\n") == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trian: {epochs: 3}", "unknown key 'trian'; did you mean 'train'"),
+        ("train: {epoch: 3}", "unknown key 'epoch'; did you mean 'epochs'"),
+        ("data: {max_szie: 3}", "did you mean 'max_size'"),
+        ("train: {qqqqqq: 3}", "unknown key 'qqqqqq'; known: epochs"),
+        ("train: 3", "'train' is a group of settings, not 3"),
+        ("train: {epochs: 3.5}", "epochs is 3.5; expected int"),
+        ("train: {epochs: true}", "epochs is True; expected int"),
+        ("train: {epochs: '3'}", "epochs is '3'; expected int"),
+        ("train: {epochs: null}", "epochs is None; expected int"),
+        ("train: {lr: fast}", "lr is 'fast'; expected float"),
+        ("train: {lr: true}", "lr is True; expected float"),
+        ("model: {backbone: 50}", "backbone is 50; expected str"),
+        ("model: {pretrained: 1}", "pretrained is 1; expected bool"),
+        ("model: {norm: thawed}", "norm is 'thawed'; choose from frozen, trained"),
+        ("data: {scale: [1]}", "scale is"),
+        ("data: {scale: 1.0}", "scale is 1.0"),
+        ("anchors: {sizes: [1, big]}", "sizes is 'big'; expected float"),
+        ("- train", "a recipe is a mapping"),
+        ("train: {epochs: 3", "not a readable YAML file"),
+        ("train: {epochs: 0}", "train.epochs is 0"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_mistakes_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"own\.yaml"):
+        load(tmp_path, "train: {epoch: 3}")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("key", ["train.lr", "loss.gamma", "loss.box_weight"])
+def test_numbers_must_be_finite(key: str, value: str) -> None:
+    group, name = key.split(".")
+    with pytest.raises(ConfigError):
+        Config.from_dict({group: {name: value}})
+
+
+def test_a_recipe_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(ConfigError, match="not a readable YAML file"):
+        load_recipe(str(path))
+
+
+def test_an_unknown_recipe_lists_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"no recipe 'fast'; there are .*modern.*paper"):
+        load_recipe("fast")
+
+
+@pytest.mark.parametrize(
+    ("make", "flag"),
+    [
+        (lambda: ModelConfig(prior=0.0), "model.prior"),
+        (lambda: ModelConfig(prior=1.0), "model.prior"),
+        (lambda: ModelConfig(subnet_depth=-1), "model.subnet-depth"),
+        (lambda: ModelConfig(freeze_stages=-1), "model.freeze-stages"),
+        (lambda: ModelConfig(channels=0), "model.channels"),
+        (lambda: ModelConfig(channels=100), "model.channels"),
+        (lambda: AssignConfig(foreground=0.3, background=0.4), "assign"),
+        (lambda: AssignConfig(background=-0.1), "assign"),
+        (lambda: AssignConfig(candidates=0), "assign.candidates"),
+        (lambda: AssignConfig(ignore_overlap=-1.0), "assign.ignore-overlap"),
+        (lambda: LossConfig(alpha=1.5), "loss.alpha"),
+        (lambda: LossConfig(gamma=-1.0), "loss.gamma"),
+        (lambda: LossConfig(beta=0.0), "loss.beta"),
+        (lambda: LossConfig(box_weight=-1.0), "loss.box-weight"),
+        (lambda: DataConfig(size=16), "data.size"),
+        (lambda: DataConfig(size=800, max_size=700), "data.max-size"),
+        (lambda: DataConfig(val_fraction=0.0), "data.val-fraction"),
+        (lambda: DataConfig(scale=(2.0, 1.0)), "data.scale"),
+        (lambda: DataConfig(scale=(0.0, 1.0)), "data.scale"),
+        (lambda: DataConfig(flip=1.1), "data.flip"),
+        (lambda: DataConfig(crop=-0.1), "data.crop"),
+        (lambda: DataConfig(color=1.0), "data.color"),
+        (lambda: DataConfig(workers=-1), "data.workers"),
+        (lambda: TrainConfig(epochs=0), "train.epochs"),
+        (lambda: TrainConfig(batch=0), "train.batch"),
+        (lambda: TrainConfig(eval_every=0), "train.eval-every"),
+        (lambda: TrainConfig(lr=0.0), "train.lr"),
+        (lambda: TrainConfig(backbone_lr=-1.0), "train.backbone-lr"),
+        (lambda: TrainConfig(momentum=1.0), "train.momentum"),
+        (lambda: TrainConfig(momentum=-0.1), "train.momentum"),
+        (lambda: TrainConfig(clip=0.0), "train.clip"),
+        (lambda: TrainConfig(ema=1.0), "train.ema"),
+        (lambda: TrainConfig(weight_decay=-1.0), "train.weight-decay"),
+        (lambda: TrainConfig(warmup=-1), "train.warmup"),
+        (lambda: TrainConfig(checkpoint_minutes=0.0), "train.checkpoint-minutes"),
+        (lambda: DecodeConfig(score=1.0), "decode.score"),
+        (lambda: DecodeConfig(nms=0.0), "decode.nms"),
+        (lambda: DecodeConfig(top_k=0), "decode.top-k"),
+        (lambda: DecodeConfig(max_detections=0), "decode.max-detections"),
+    ],
+)
+def test_invalid_values_name_the_flag(make: Callable[[], Any], flag: str) -> None:
+    with pytest.raises(ConfigError, match=flag.replace(".", r"\.")) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_cannot_be_changed_in_place() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().train.epochs = 3  # type: ignore[misc]
+
+
+def test_importing_the_settings_loads_no_torch() -> None:
+    code = "import sys; from retinanet.config import load_recipe; load_recipe('paper'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
