@@ -270,8 +270,9 @@ def _option(argv: Sequence[str], name: str) -> str | None:
 
 
 def _parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Arguments | None = None) -> Arguments:
-    parsed: Arguments = tyro.cli(kind, args=list(argv), prog=prog, default=default)
-    return parsed
+    if default is None:
+        return tyro.cli(kind, args=list(argv), prog=prog)
+    return tyro.cli(kind, args=list(argv), prog=prog, default=default)
 
 
 def _describe(dataset: Dataset) -> None:

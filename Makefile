@@ -1,0 +1,35 @@
+# `make demo` and `make test` need Python 3.11+, pip, make and git, and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+
+.PHONY: demo test check bench clean
+
+# Installing again is only needed when what is installed has changed.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/.installed  ## install, train on the embedded dataset, evaluate, draw
+	rm -rf $(DEMO)
+	$(BIN)/retinanet data sample $(DEMO)/parts
+	$(BIN)/retinanet train $(DEMO)/parts --out $(DEMO)/run --data.size 320 --train.epochs 10
+	$(BIN)/retinanet eval $(DEMO)/run/best.safetensors $(DEMO)/parts --out $(DEMO)/eval
+	$(BIN)/retinanet detect $(DEMO)/run/best.safetensors $(DEMO)/parts/images/00000[16].jpg --out $(DEMO)/detections
+	@echo "open $(DEMO)/eval/report.html; then train on your own pictures: $(BIN)/retinanet train DATA --out RUN"
+
+test: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/focal_loss.py
+
+clean:
+	rm -rf $(VENV) $(DEMO) runs dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,254 @@
+"""The whole training: what it writes, that it learns, and that a killed one ends as if it had never been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from retinanet.config import Config, load_recipe
+from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.data.formats.detect import read_train_val
+from retinanet.data.synthetic import write_sample
+from retinanet.errors import CheckpointError, DataError, NonFiniteLossError
+from retinanet.train import loop
+from retinanet.zoo.weights import load_weights, read_info
+
+
+def _config(**train: Any) -> Config:
+    """The default recipe on a network small enough for a test."""
+    config = load_recipe("modern")
+    return replace(
+        config,
+        model=replace(config.model, channels=32, subnet_depth=1),
+        data=replace(config.data, size=96, workers=0),
+        train=replace(config.train, **{"epochs": 1, "batch": 4, "precision": "fp32", **train}),
+    )
+
+
+_FLAGS = (
+    "--model.channels 32 --model.subnet-depth 1 --data.size 96 --data.workers 1 --train.epochs 3 --train.batch 4 "
+    "--train.precision fp32 --train.checkpoint-minutes 0.000001"
+).split()
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "parts"
+    write_sample(folder, images=15, seed=3, size=96)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(parts: Path) -> tuple[Dataset, Dataset]:
+    train_set, val_set, _ = read_train_val(parts)
+    return train_set, val_set
+
+
+def _start(parts: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "retinanet.cli", "train", str(parts), "--out", str(out), *_FLAGS, *more]
+    return subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def _finish(process: subprocess.Popen[bytes]) -> str:
+    output, _ = process.communicate(timeout=300)
+    text = output.decode()
+    assert process.returncode == 0, text
+    return text
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _wait_for_steps(out: Path, steps: int, process: subprocess.Popen[bytes]) -> None:
+    """Until ``steps`` steps are logged and a checkpoint exists."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        log = out / "metrics.jsonl"
+        done = log.read_text().count('"lr"') if log.exists() else 0
+        if done >= steps and (out / "last.safetensors").exists():
+            return
+        assert process.poll() is None, process.communicate()[0].decode()
+        time.sleep(0.01)
+    raise AssertionError("the training did not get that far")
+
+
+def test_killed_in_mid_epoch_and_resumed_is_bit_identical(parts: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    _finish(_start(parts, whole))
+
+    process = _start(parts, killed)
+    _wait_for_steps(killed, 5, process)  # three steps an epoch: inside the second epoch
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=30)
+    step = int(read_info(killed / "last.safetensors").progress["step"])
+    assert 1 <= step < 9
+    _finish(_start(parts, killed, "--resume"))
+
+    for name in ("last.safetensors", "best.safetensors"):
+        expected, found = load_file(whole / name), load_file(killed / name)
+        assert expected.keys() == found.keys()
+        different = [key for key in expected if not torch.equal(expected[key], found[key])]
+        assert not different
+        assert read_info(whole / name).metrics == read_info(killed / name).metrics
+    without_time = [[{**line, "seconds": 0} for line in _lines(run / "metrics.jsonl")] for run in (whole, killed)]
+    assert without_time[0] == without_time[1]
+
+
+def test_sigterm_saves_the_exact_step_first(parts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = _start(parts, out, "--train.checkpoint-minutes", "60")
+    _wait_for_steps(out, 4, process)  # the first epoch's checkpoint is there, the second epoch is under way
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in output.decode()
+    assert "Traceback" not in output.decode()
+    logged = max(line["step"] for line in _lines(out / "metrics.jsonl"))
+    assert read_info(out / "last.safetensors").progress["step"] == logged
+
+
+def test_same_seed_same_weights_and_other_seed_others(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    runs = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        loop.train(_config(seed=seed), *sets, tmp_path / name)
+        runs[name] = load_file(tmp_path / name / "last.safetensors")
+    assert all(torch.equal(runs["a"][key], runs["b"][key]) for key in runs["a"])
+    assert any(not torch.equal(runs["a"][key], runs["c"][key]) for key in runs["a"])
+
+
+def test_writes_what_it_promises(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    result = loop.train(_config(epochs=2), *sets, tmp_path / "run")
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "best.safetensors",
+        "config.yaml",
+        "curves.png",
+        "last.safetensors",
+        "metrics.jsonl",
+    }
+    lines = _lines(tmp_path / "run" / "metrics.jsonl")
+    steps = [line for line in lines if "loss" in line]
+    evaluations = [line for line in lines if "AP" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert [line["epoch"] for line in evaluations] == [1, 2]
+    assert all(abs(s["loss"] - s["classification"] - s["box"]) < 1e-3 for s in steps)
+    assert result.metrics["AP"] == max(line["AP"] for line in evaluations)
+    assert load_recipe(str(tmp_path / "run" / "config.yaml")) == _config(epochs=2)
+    model, info = load_weights(result.best)
+    assert info.classes == ("washer", "nut", "screw", "gear")
+    assert not model.training
+
+
+def test_averaged_weights_differ_from_raw_ones_and_are_the_ones_saved(
+    sets: tuple[Dataset, Dataset], tmp_path: Path
+) -> None:
+    loop.train(_config(ema=0.9), *sets, tmp_path / "run")
+    state = load_file(tmp_path / "run" / "last.safetensors")
+    name = "classification.predict.weight"
+    assert not torch.equal(state[name], state[f"train.model.{name}"])
+    model, _ = load_weights(tmp_path / "run" / "last.safetensors")
+    assert torch.equal(model.state_dict()[name], state[name])
+
+
+def test_learns_one_image_by_heart(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    train_set = sets[0]
+    index = max(train_set, key=lambda i: int((~train_set.ignore[train_set.rows(i)]).sum()))
+    one = train_set.subset([index])
+    config = _config(epochs=100, batch=1, eval_every=100, lr=0.02, ema=None)
+    config = replace(config, data=replace(config.data, size=192, flip=0.0, scale=(1.0, 1.0), color=0.0))
+    result = loop.train(config, one, one, tmp_path / "run")
+    assert result.metrics["AP50"] > 0.9
+
+
+def test_stops_at_the_first_non_finite_loss_and_names_the_image(
+    sets: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_set, val_set = sets
+    genuine = loop.normalized_batch
+    calls = 0
+
+    def poisoned(images: list[torch.Tensor], *rest: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        batch = genuine(images, *rest)
+        if calls == 4 and len(images) > 1:  # the first step of the second epoch
+            batch[1] = float("nan")
+        return batch
+
+    monkeypatch.setattr(loop, "normalized_batch", poisoned)
+    order = loop.TrainingOrder(train_set, 4, 2, 0)
+    with pytest.raises(NonFiniteLossError) as caught:
+        loop.train(_config(epochs=2), train_set, val_set, tmp_path / "run")
+    culprit = Path(train_set.files[order.batches(1)[0][1]]).name
+    assert culprit in str(caught.value)
+    assert "\n" not in str(caught.value)
+    report = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    assert [Path(image["file"]).name for image in report if not image["finite"]] == [culprit]
+    # the weights on disk are those of the last good epoch
+    assert read_info(tmp_path / "run" / "last.safetensors").progress["step"] == 3
+    assert all(torch.isfinite(t).all() for t in load_file(tmp_path / "run" / "last.safetensors").values())
+
+
+def test_refuses_a_folder_that_holds_a_run(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    loop.train(_config(), *sets, tmp_path / "run")
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="--resume"):
+        loop.train(_config(), *sets, tmp_path / "run")
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+
+
+def test_resume_refuses_other_settings_and_other_data(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    train_set, val_set = sets
+    loop.train(_config(), *sets, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"train\.lr"):
+        loop.train(_config(lr=0.5), *sets, tmp_path / "run", resume=True)
+    with pytest.raises(CheckpointError, match="data has changed"):
+        loop.train(_config(), train_set.subset(range(5)), val_set, tmp_path / "run", resume=True)
+
+
+def test_resuming_a_finished_run_changes_nothing(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    first = loop.train(_config(), *sets, tmp_path / "run")
+    before = load_file(tmp_path / "run" / "last.safetensors")
+    again = loop.train(_config(), *sets, tmp_path / "run", resume=True)
+    after = load_file(tmp_path / "run" / "last.safetensors")
+    assert again.metrics == first.metrics
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_resume_without_a_checkpoint_starts(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    assert loop.train(_config(), *sets, tmp_path / "run", resume=True).best.exists()
+
+
+def test_a_set_without_boxes_is_refused_with_the_reason(tmp_path: Path) -> None:
+    builder = DatasetBuilder("empty", tmp_path, ["cell"])
+    builder.add_image("a.jpg", 10, 10)
+    empty = builder.build()
+    with pytest.raises(DataError, match="no box to learn from"):
+        loop.train(_config(), empty, empty, tmp_path / "run")
+
+
+def test_paper_recipe_trains(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    paper = load_recipe("paper")
+    config = replace(
+        paper,
+        model=replace(paper.model, backbone="resnet18", pretrained=False, norm="trained", channels=32, subnet_depth=1),
+        data=replace(paper.data, size=96, workers=0),
+        train=replace(paper.train, epochs=1, batch=4, precision="fp32"),
+    )
+    result = loop.train(config, *sets, tmp_path / "run")
+    steps = [line for line in _lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert len(steps) == 3
+    assert result.best.exists()
