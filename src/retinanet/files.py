@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -30,8 +31,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
         ) from error
     finally:
-        # After a failure the half-written file must not stay; after the rename there is none.
-        temporary.unlink(missing_ok=True)
+        # After a failure the half-written file must not stay; after the rename there is none. If its folder is no folder,
+        # this fails as well and must not hide the first error.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -154,7 +154,8 @@ def _as_rgb(picture: Picture) -> npt.NDArray[np.uint8]:
 
 
 def _as_tensor(array: npt.NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+    # torch warns about arrays it may not write to, such as those of Pillow images; these are copied
+    return torch.from_numpy(np.require(array, requirements=["C", "W"])).permute(2, 0, 1)
 
 
 def _scaled(image: Tensor, shape: tuple[int, int]) -> Tensor:
