@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import supervision
+from PIL import Image
+
+import retinanet
+from retinanet.data.images import read_image
+from retinanet.data.synthetic import CLASSES
+from retinanet.detect.detector import Detector
+from retinanet.detect.draw import draw
+from retinanet.errors import CheckpointError, ConfigError, DataError
+
+Array = npt.NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def detector(weights: Path) -> Detector:
+    return retinanet.load(weights, precision="fp32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def photo(parts: Path) -> Path:
+    return parts / "images" / "000000.jpg"
+
+
+@pytest.fixture(scope="module")
+def pictures(photo: Path) -> list[Array]:
+    """Pictures of several shapes, two of each."""
+    with Image.open(photo) as image:
+        sizes = [(96, 96), (140, 90), (60, 130), (140, 90), (96, 96), (60, 130)]
+        rotated = [image.rotate(40 * i).resize(size) for i, size in enumerate(sizes)]
+    return [np.asarray(picture.convert("RGB")) for picture in rotated]
+
+
+def same(a: supervision.Detections, b: supervision.Detections, tolerance: float = 0.0) -> None:
+    assert a.class_id is not None
+    assert a.confidence is not None
+    assert b.confidence is not None
+    assert len(a) == len(b) > 0
+    np.testing.assert_array_equal(a.class_id, b.class_id)
+    assert float(np.abs(a.confidence - b.confidence).max()) <= tolerance
+    np.testing.assert_allclose(a.xyxy, b.xyxy, rtol=0, atol=100 * tolerance)
+
+
+def test_result_has_boxes_scores_and_names(detector: Detector, photo: Path) -> None:
+    found = detector(photo, score=0.2)
+    assert isinstance(found, supervision.Detections)
+    assert found.confidence is not None
+    assert found.class_id is not None
+    assert len(found) > 3
+    assert found.xyxy.dtype == np.float32
+    assert found.confidence.min() >= 0.2
+    assert (np.diff(found.confidence) <= 0).all()
+    assert list(found.data["class_name"]) == [CLASSES[k] for k in found.class_id]
+    assert detector.classes == CLASSES
+
+
+@pytest.mark.filterwarnings("error")
+def test_every_kind_of_picture_gives_the_same(detector: Detector, photo: Path) -> None:
+    with Image.open(photo) as opened:
+        picture = opened.convert("RGB")
+    array = np.asarray(picture)
+    expected = detector(array)
+    alpha = picture.copy()
+    alpha.putalpha(10)
+    for source in (str(photo), photo, picture, alpha, array[:, ::-1][:, ::-1], np.asfortranarray(array)):
+        same(detector(source), expected)
+    [only] = detector([photo])
+    same(only, expected)
+
+
+def test_grey_pictures_are_repeated_to_three_channels(detector: Detector, photo: Path) -> None:
+    with Image.open(photo) as picture:
+        grey = picture.convert("L")
+    plane = np.asarray(grey)
+    expected = detector(np.stack([plane] * 3, axis=2))
+    same(detector(grey), expected)
+    same(detector(plane), expected)
+
+
+def test_list_keeps_its_order(detector: Detector, pictures: list[Array]) -> None:
+    alone = [detector(picture) for picture in pictures]
+    together = detector(pictures)
+    assert isinstance(together, list)
+    assert len(together) == len(pictures)
+    for one, other in zip(alone, together, strict=True):
+        same(one, other, tolerance=1e-5)
+
+
+def test_result_depends_on_neither_batch_nor_neighbours(detector: Detector, pictures: list[Array]) -> None:
+    expected = detector(pictures, batch=8)
+    for one, other in zip(expected, detector(pictures, batch=1), strict=True):
+        same(one, other, tolerance=1e-5)
+    for one, other in zip(expected, detector(pictures[::-1], batch=2)[::-1], strict=True):
+        same(one, other, tolerance=1e-5)
+
+
+def test_same_input_gives_the_same_bits(detector: Detector, pictures: list[Array]) -> None:
+    for one, other in zip(detector(pictures), detector(pictures), strict=True):
+        same(one, other)
+
+
+def test_boxes_lie_inside_the_picture(detector: Detector, pictures: list[Array]) -> None:
+    for picture, found in zip(pictures, detector(pictures, score=0.01), strict=True):
+        height, width = picture.shape[:2]
+        assert found.xyxy.min() >= 0
+        assert (found.xyxy[:, [0, 2]] <= width).all()
+        assert (found.xyxy[:, [1, 3]] <= height).all()
+        assert (found.xyxy[:, 2:] >= found.xyxy[:, :2]).all()
+
+
+def test_higher_score_only_leaves_out(detector: Detector, photo: Path) -> None:
+    many, few = detector(photo, score=0.2), detector(photo, score=0.5)
+    assert many.confidence is not None
+    kept = many[many.confidence > 0.5]
+    assert 0 < len(few) < len(many)
+    assert isinstance(kept, supervision.Detections)
+    same(few, kept)
+
+
+def test_nothing_found(detector: Detector, photo: Path) -> None:
+    found = detector(photo, score=0.999)
+    assert len(found) == 0
+    assert found.xyxy.shape == (0, 4)
+    assert found.confidence is not None
+    assert found.class_id is not None
+    assert found.confidence.shape == found.class_id.shape == (0,)
+    assert len(found.data["class_name"]) == 0
+    assert draw(read_image(photo), found, detector.classes).shape == (96, 96, 3)
+
+
+def test_empty_list(detector: Detector) -> None:
+    assert detector([]) == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (3000, 2)])
+def test_extreme_shapes(detector: Detector, size: tuple[int, int]) -> None:
+    found = detector(np.zeros((*size, 3), dtype=np.uint8), score=0.01)
+    assert (found.xyxy <= np.array([size[1], size[0]] * 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (np.zeros((8, 8, 3), dtype=np.float32), "float32"),
+        (np.zeros((8, 8, 3), dtype=np.int64), "int64"),
+        (np.zeros((8, 8, 4), dtype=np.uint8), r"\(8, 8, 4\)"),
+        (np.zeros((3, 8, 8), dtype=np.uint8), r"\(3, 8, 8\)"),
+        (np.zeros((2, 8, 8, 3), dtype=np.uint8), r"\(2, 8, 8, 3\)"),
+        (np.zeros((0, 8, 3), dtype=np.uint8), r"\(0, 8, 3\)"),
+        (np.zeros(8, dtype=np.uint8), r"\(8,\)"),
+        ("nowhere.jpg", "nowhere.jpg"),
+        ([None], "NoneType"),
+        ([3], "int"),
+    ],
+)
+def test_wrong_pictures_are_refused(detector: Detector, picture: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        detector(picture)
+
+
+def test_precisions_agree(weights: Path, photo: Path) -> None:
+    exact, rough = (retinanet.load(weights, precision=p, device="cpu")(photo, score=0.5) for p in ("fp32", "bf16"))
+    assert exact.confidence is not None
+    assert rough.confidence is not None
+    assert len(exact) > 3
+    assert list(exact.data["class_name"]) == list(rough.data["class_name"])
+    np.testing.assert_allclose(exact.confidence, rough.confidence, atol=0.05)
+    # suppression may keep the neighbour of a box that scored almost the same
+    overlap = supervision.box_iou_batch(exact.xyxy, rough.xyxy).diagonal()
+    assert overlap.min() > 0.6
+
+
+def test_supervision_draws_and_filters_the_result(detector: Detector, photo: Path) -> None:
+    found = detector(photo)
+    scene = read_image(photo)
+    marked = supervision.BoxAnnotator(thickness=1).annotate(scene.copy(), found)
+    marked = supervision.LabelAnnotator().annotate(marked, found)
+    assert marked.shape == scene.shape
+    assert (marked != scene).any()
+    chosen = found[found.data["class_name"] == "screw"]
+    assert isinstance(chosen, supervision.Detections)
+    assert set(chosen.data["class_name"]) <= {"screw"}
+    assert 0 < len(chosen) < len(found)
+
+
+def test_drawing_leaves_the_picture_alone(detector: Detector, photo: Path) -> None:
+    image = read_image(photo)
+    before = image.copy()
+    drawn = draw(image, detector(photo), detector.classes)
+    np.testing.assert_array_equal(image, before)
+    assert drawn.dtype == np.uint8
+    assert drawn.shape == image.shape
+    assert (drawn != image).any()
+
+
+def test_wrong_weights_and_devices(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such weights file"):
+        retinanet.load(tmp_path / "none.safetensors")
+    with pytest.raises(ConfigError, match="quantum"):
+        retinanet.load(weights, device="quantum")

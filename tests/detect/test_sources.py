@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import retinanet
+from retinanet.detect.detector import Detector
+from retinanet.detect.sources import Source, find_pictures, pictures_with_detections
+from retinanet.errors import DataError
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """b.png, a.jpg, trip/a.jpg, and things that are no pictures."""
+    folder = tmp_path / "album"
+    (folder / "trip").mkdir(parents=True)
+    for name in ("b.png", "a.jpg", "trip/a.jpg", ".thumbnail.jpg"):
+        Image.new("RGB", (20, 10)).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def names(sources: list[Source]) -> list[str]:
+    return [source.name.as_posix() for source in sources]
+
+
+def test_file(album: Path) -> None:
+    assert find_pictures([str(album / "b.png")]) == [Source(album / "b.png", Path("b.png"))]
+
+
+def test_folder_with_all_below_it_sorted(album: Path) -> None:
+    assert names(find_pictures([str(album)])) == ["a.jpg", "b.png", "trip/a.jpg"]
+
+
+def test_pattern(album: Path) -> None:
+    assert names(find_pictures([str(album / "*")])) == ["a.jpg", "b.png"]
+    assert names(find_pictures([str(album / "**" / "*.jpg")])) == ["a.jpg", "a.jpg"]
+    assert names(find_pictures([str(album / "[b].png")])) == ["b.png"]
+
+
+def test_file_whose_name_looks_like_a_pattern(album: Path) -> None:
+    (album / "a.jpg").rename(album / "a[1].jpg")
+    assert names(find_pictures([str(album / "a[1].jpg")])) == ["a[1].jpg"]
+
+
+def test_several_sources_keep_their_order_without_repetition(album: Path) -> None:
+    found = find_pictures([str(album / "b.png"), str(album), str(album / "*.png")])
+    assert names(found) == ["b.png", "a.jpg", "trip/a.jpg"]
+
+
+def test_suffixes_in_capitals(album: Path) -> None:
+    (album / "a.jpg").rename(album / "A.JPG")
+    assert "A.JPG" in names(find_pictures([str(album)]))
+
+
+def test_loop_of_links_ends(album: Path) -> None:
+    os.symlink(album, album / "trip" / "again")
+    assert len(find_pictures([str(album)])) == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("missing.jpg", "no such file or folder"), ("missing/*.jpg", "matches no picture"), ("empty", "holds no picture")],
+)
+def test_sources_without_pictures(tmp_path: Path, source: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=message) as failure:
+        find_pictures([str(tmp_path / source)])
+    assert source in str(failure.value)
+
+
+def test_detections_come_in_order_and_bad_files_are_told(weights: Path, parts: Path, tmp_path: Path) -> None:
+    detector: Detector = retinanet.load(weights, precision="fp32", device="cpu")
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    good = find_pictures([str(parts / "images")])
+    sources = [*good[:2], Source(broken, Path("broken.jpg")), *good[2:7]]
+    results = list(pictures_with_detections(detector, sources, score=0.3, batch=2))
+    assert [result.source for result in results] == sources
+    for result in results:
+        if result.source.path == broken:
+            assert result.image is None
+            assert result.found is None
+            assert result.error is not None
+            assert "broken.jpg" in result.error
+            continue
+        assert result.error is None
+        assert result.image is not None
+        assert result.found is not None
+        alone = detector(result.source.path, score=0.3)
+        np.testing.assert_allclose(result.found.boxes.numpy(), alone.xyxy, atol=1e-3)

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+from retinanet.decode import Detections
+from retinanet.detect.sources import Picture, Source
+from retinanet.detect.write import Writer
+from retinanet.errors import DataError
+
+CLASSES = ("nut & bolt", "screw")
+FORMATS = ("coco", "csv", "yolo", "voc")
+
+FOUND = Detections(
+    boxes=torch.tensor([[1.0, 2.0, 21.5, 30.25], [0.0, 0.0, 40.0, 30.0]]),
+    scores=torch.tensor([0.875, 0.5]),
+    labels=torch.tensor([1, 0]),
+)
+NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+
+
+def picture(folder: Path, name: str, found: Detections = FOUND) -> Picture:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.full((32, 40, 3), 90, dtype=np.uint8)
+    Image.fromarray(image).save(path)
+    return Picture(Source(path, Path(name)), image, found)
+
+
+def write(out: Path, pictures: list[Picture], formats: tuple[str, ...] = FORMATS, draw: bool = True) -> list[str]:
+    writer = Writer(out, CLASSES, formats, draw, [p.source for p in pictures])
+    for one in pictures:
+        writer.add(one)
+    return writer.finish()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return tmp_path / "pictures"
+
+
+def test_coco(tmp_path: Path, source: Path) -> None:
+    write(tmp_path / "out", [picture(source, "a.png"), picture(source, "b.png", NOTHING)], ("coco",))
+    content = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [(i["id"], i["width"], i["height"]) for i in content["images"]] == [(1, 40, 32), (2, 40, 32)]
+    assert [c["name"] for c in content["categories"]] == list(CLASSES)
+    first, second = content["annotations"]
+    assert first["bbox"] == [1.0, 2.0, 20.5, 28.25]
+    assert first["score"] == 0.875
+    assert (first["image_id"], first["category_id"], second["category_id"]) == (1, 2, 1)
+    assert len({a["id"] for a in content["annotations"]}) == 2
+
+
+def test_csv(tmp_path: Path, source: Path) -> None:
+    write(tmp_path / "out", [picture(source, "a, b.png"), picture(source, "c.png", NOTHING)], ("csv",))
+    with (tmp_path / "out" / "detections.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["path"]).name for row in rows] == ["a, b.png", "a, b.png", "c.png"]
+    assert [float(rows[0][k]) for k in ("x1", "y1", "x2", "y2", "score")] == [1.0, 2.0, 21.5, 30.25, 0.875]
+    assert rows[1]["class"] == "nut & bolt"
+    assert rows[2]["class"] == rows[2]["x1"] == ""
+
+
+def test_yolo(tmp_path: Path, source: Path) -> None:
+    write(tmp_path / "out", [picture(source, "trip/a.png"), picture(source, "b.png", NOTHING)], ("yolo",))
+    label, x, y, width, height, score = (tmp_path / "out" / "labels/trip/a.txt").read_text().splitlines()[0].split()
+    assert label == "1"
+    np.testing.assert_allclose(
+        [float(v) for v in (x, y, width, height)], [11.25 / 40, 16.125 / 32, 20.5 / 40, 28.25 / 32], atol=1e-6
+    )
+    assert float(score) == 0.875
+    assert (tmp_path / "out" / "labels" / "b.txt").read_text() == ""
+    assert (tmp_path / "out" / "classes.txt").read_text().splitlines() == list(CLASSES)
+
+
+def test_voc(tmp_path: Path, source: Path) -> None:
+    write(tmp_path / "out", [picture(source, "a & b.png")], ("voc",))
+    root = ET.parse(tmp_path / "out" / "annotations" / "a & b.xml").getroot()
+    assert root.findtext("filename") == "a & b.png"
+    assert (root.findtext("size/width"), root.findtext("size/height")) == ("40", "32")
+    names = [node.findtext("name") for node in root.iter("object")]
+    assert names == ["screw", "nut & bolt"]
+    box = root.find("object/bndbox")
+    assert box is not None
+    assert [float(box.findtext(k, "")) for k in ("xmin", "ymin", "xmax", "ymax")] == [1.0, 2.0, 21.5, 30.25]
+
+
+def test_coco_tools_read_the_file(tmp_path: Path, source: Path) -> None:
+    write(tmp_path / "out", [picture(source, "a.png"), picture(source, "b.png", NOTHING)], ("coco",))
+    with contextlib.redirect_stdout(io.StringIO()):
+        content = COCO(str(tmp_path / "out" / "detections.json"))
+    assert content.getImgIds() == [1, 2]
+    assert [a["category_id"] for a in content.loadAnns(content.getAnnIds(imgIds=[1]))] == [2, 1]
+    assert content.getAnnIds(imgIds=[2]) == []
+
+
+def test_drawn_pictures_have_the_size_and_place_of_their_source(tmp_path: Path, source: Path) -> None:
+    written = write(tmp_path / "out", [picture(source, "trip/a.png"), picture(source, "b.png", NOTHING)])
+    for name in ("trip/a.jpg", "b.jpg"):
+        with Image.open(tmp_path / "out" / name) as drawn:
+            assert drawn.size == (40, 32)
+    assert "drawn pictures" in written
+    assert "detections.json" in written
+    assert not list((tmp_path / "out").rglob(".*")), "a temporary file stayed"
+
+
+def test_no_drawing(tmp_path: Path, source: Path) -> None:
+    assert write(tmp_path / "out", [picture(source, "a.png")], ("csv",), draw=False) == ["detections.csv"]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["detections.csv"]
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    same = [picture(tmp_path / folder, "a.png") for folder in ("x", "y", "z")]
+    same.append(picture(tmp_path / "x", "a.jpg"))
+    write(tmp_path / "out", same)
+    assert len(list((tmp_path / "out").glob("*.jpg"))) == 4
+    assert len(list((tmp_path / "out" / "labels").glob("*.txt"))) == 4
+    assert len(list((tmp_path / "out" / "annotations").glob("*.xml"))) == 4
+
+
+def test_numbered_name_does_not_take_another_pictures_name(tmp_path: Path) -> None:
+    same = [picture(tmp_path / "x", "a.png"), picture(tmp_path / "y", "a.png"), picture(tmp_path / "y", "a-2.png")]
+    write(tmp_path / "out", same)
+    assert len(list((tmp_path / "out").glob("*.jpg"))) == 3
+
+
+def test_sources_are_never_overwritten(source: Path) -> None:
+    one = picture(source, "a.jpg")
+    before = one.source.path.read_bytes()
+    with pytest.raises(DataError, match=r"a\.jpg would replace"):
+        write(source, [one])
+    assert one.source.path.read_bytes() == before
+
+
+def test_counts(tmp_path: Path, source: Path) -> None:
+    pictures = [picture(source, "a.png"), picture(source, "b.png")]
+    writer = Writer(tmp_path / "out", CLASSES, (), False, [p.source for p in pictures])
+    for one in pictures:
+        writer.add(one)
+    assert writer.counts == {"screw": 2, "nut & bolt": 2}

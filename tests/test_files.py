@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from retinanet.errors import RetinaNetError
+from retinanet.files import write_atomically, write_json, write_text
+
+
+def full_disk(path: Path) -> None:
+    path.write_text("half")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_writes_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "a.txt"
+    write_text(path, "ä\n")
+    write_text(path, "ö\n")
+    assert path.read_bytes() == "ö\n".encode()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_json_keeps_letters_of_all_languages(tmp_path: Path) -> None:
+    value = {"Größe": [1, 2.5, None], "名": "螺丝"}
+    write_json(tmp_path / "a.json", value, indent=2)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert "螺丝" in text
+    assert text.endswith("}\n")
+
+
+def test_temporary_file_keeps_the_suffix(tmp_path: Path) -> None:
+    seen: list[Path] = []
+
+    def write(path: Path) -> None:
+        seen.append(path)
+        path.write_bytes(b"x")
+
+    write_atomically(tmp_path / "curve.png", write)
+    assert [p.suffix for p in seen] == [".png"]
+    assert seen[0].parent == tmp_path
+    assert not seen[0].exists()
+
+
+def test_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(RetinaNetError, match=r"a\.json: cannot be written \(No space left on device\)"):
+        write_atomically(path, full_disk)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_failures_pass_through_and_clean_up(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        write_atomically(tmp_path / "a.txt", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(RetinaNetError, match=r"a\.txt: cannot be written"):
+        write_text(tmp_path / "out" / "a.txt", "x")
+    with pytest.raises(RetinaNetError, match=r"a\.txt: cannot be written"):
+        write_text(tmp_path / "out" / "deeper" / "a.txt", "x")
+    assert (tmp_path / "out").read_text() == "in the way"
+
+
+def test_target_that_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(RetinaNetError, match="cannot be written"):
+        write_text(tmp_path / "a.txt", "x")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(RetinaNetError, match="Permission denied"):
+            write_text(tmp_path / "a.txt", "x")
+    finally:
+        tmp_path.chmod(0o700)
