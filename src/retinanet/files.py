@@ -31,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
         ) from error
     finally:
-        # After a failure the half-written file must not stay; after the rename there is none. If its folder is no folder,
+        # After a failure the half-written file must not stay; after the rename there is none. If its folder is a file,
         # this fails as well and must not hide the first error.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
