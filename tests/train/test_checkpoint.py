@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from retinanet.anchors import AnchorSpec
+from retinanet.config import Config, DataConfig, ModelConfig, TrainConfig
+from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.errors import CheckpointError
+from retinanet.model import RetinaNet
+from retinanet.train.checkpoint import (
+    check_same_training,
+    fingerprint,
+    restore_training,
+    save_training,
+    weights_to_use,
+)
+from retinanet.train.optim import make_average, make_optimizer
+from retinanet.zoo.weights import ModelInfo, load_weights
+
+CLASSES = ("cat", "dog")
+ANCHORS = AnchorSpec(scales=(1.0,))
+
+
+def config(optimizer: str, ema: float | None = None, norm: str = "frozen") -> Config:
+    model = ModelConfig(backbone="resnet18", channels=32, subnet_depth=1, norm=norm)  # type: ignore[arg-type]
+    train = TrainConfig(optimizer=optimizer, lr=1e-3, ema=ema, backbone_lr=0.5)  # type: ignore[arg-type]
+    return Config(model=model, anchors=ANCHORS, train=train)
+
+
+class Training:
+    """The objects of a training, and steps whose data depend on their number only."""
+
+    def __init__(self, settings: Config, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.settings = settings
+        self.model = RetinaNet.from_config(settings.model, settings.anchors, len(CLASSES), pretrained=False)
+        self.model.to(memory_format=torch.channels_last).train()
+        self.average: AveragedModel | None = make_average(self.model, settings.train)
+        self.optimizer = make_optimizer(self.model, settings.train)
+
+    def steps(self, first: int, last: int) -> None:
+        for step in range(first, last):
+            x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(step))
+            outputs = self.model(x)
+            loss = sum((level - 0.1 * step).square().mean() for level in (*outputs.logits, *outputs.deltas))
+            assert isinstance(loss, Tensor)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+
+    def state(self) -> dict[str, Tensor]:
+        result = {f"model.{k}": v.clone() for k, v in self.model.state_dict().items()}
+        if self.average is not None:
+            result |= {f"average.{k}": v.clone() for k, v in self.average.state_dict().items()}
+        return result
+
+    def save(self, path: Path) -> None:
+        info = ModelInfo.of(self.model, CLASSES, self.settings, progress={"step": 2})
+        save_training(path, self.model, self.average, self.optimizer, info)
+
+    def restore(self, path: Path) -> ModelInfo:
+        return restore_training(path, self.model, self.average, self.optimizer)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("norm", ["frozen", "trained"])
+def test_a_restored_training_goes_on_bit_for_bit(tmp_path: Path, optimizer: str, ema: float | None, norm: str) -> None:
+    settings = config(optimizer, ema, norm)
+    first = Training(settings, seed=1)
+    first.steps(0, 3)
+    path = tmp_path / "last.safetensors"
+    first.save(path)
+    saved = first.state()
+    first.steps(3, 6)
+
+    second = Training(settings, seed=2)  # other initial weights
+    assert not torch.equal(second.model.fpn.p6.weight, saved["model.fpn.p6.weight"])
+    assert second.restore(path).progress == {"step": 2}
+    for name, value in second.state().items():
+        assert torch.equal(value, saved[name]), name
+    second.steps(3, 6)
+    expected = first.state()
+    assert not torch.equal(expected["model.fpn.p6.weight"], saved["model.fpn.p6.weight"])
+    for name, value in second.state().items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_the_checkpoint_loads_as_the_model_to_use(tmp_path: Path, ema: float | None) -> None:
+    training = Training(config("adamw", ema), seed=1)
+    training.steps(0, 3)
+    path = tmp_path / "last.safetensors"
+    training.save(path)
+    loaded, _ = load_weights(path)
+    wanted: Any = training.model if training.average is None else training.average.module
+    assert weights_to_use(training.model, training.average) is wanted
+    for name, value in wanted.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    if training.average is not None:
+        assert not torch.equal(wanted.fpn.p6.weight, training.model.fpn.p6.weight)
+
+
+def test_a_failed_restore_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    Training(config("sgd"), seed=1).save(path)
+    wider = dataclasses.replace(config("sgd"), model=ModelConfig(backbone="resnet18", channels=64, subnet_depth=1))
+    with pytest.raises(CheckpointError, match=r"last\.safetensors") as caught:
+        Training(wider, seed=1).restore(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"last\.safetensors"):
+        Training(config("sgd", ema=0.9), seed=1).restore(path)  # no average in the file
+
+
+def dataset(images: int = 3, shift: float = 0.0, label: int = 0, name: str = "a.jpg", ignore: bool = False) -> Dataset:
+    builder = DatasetBuilder("toy", Path("/data"), CLASSES)
+    for i in range(images):
+        builder.add_image(f"{i}{name}", 100, 50)
+        builder.add_box((1 + shift, 2, 30, 40), label, f"{i}", ignore=ignore)
+    return builder.build()
+
+
+def info_of(settings: Config, data: Dataset) -> ModelInfo:
+    resolved = dataclasses.replace(settings, model=dataclasses.replace(settings.model, channels=32))
+    return ModelInfo(CLASSES, resolved, (0, 0, 0), (1, 1, 1), progress={"data": fingerprint(data)})
+
+
+PATH = Path("run/last.safetensors")
+BASE = Config(model=ModelConfig(backbone="resnet18"))
+
+
+def test_the_same_training_is_accepted() -> None:
+    check_same_training(PATH, info_of(BASE, dataset()), BASE, dataset())
+    free = dataclasses.replace(
+        BASE,
+        data=DataConfig(workers=3, verify=False),
+        train=TrainConfig(device="cpu", eval_every=2, checkpoint_minutes=1.0),
+    )
+    check_same_training(PATH, info_of(BASE, dataset()), free, dataset())
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        (dataclasses.replace(BASE, train=TrainConfig(lr=0.02)), "train.lr 0.01 → 0.02"),
+        (dataclasses.replace(BASE, train=TrainConfig(epochs=13)), "train.epochs 12 → 13"),
+        (dataclasses.replace(BASE, data=DataConfig(size=600)), "data.size 800 → 600"),
+        (dataclasses.replace(BASE, model=ModelConfig(backbone="resnet18", channels=64)), "model.channels 32 → 64"),
+        (dataclasses.replace(BASE, anchors=AnchorSpec(ratios=(1.0,))), "anchors.ratios"),
+    ],
+)
+def test_other_settings_are_refused(changed: Config, difference: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        check_same_training(PATH, info_of(BASE, dataset()), changed, dataset())
+    assert difference in str(caught.value)
+    assert str(PATH) in str(caught.value)
+    assert "--out" in str(caught.value)
+
+
+def test_many_differences_are_cut_short() -> None:
+    train = TrainConfig(lr=0.5, epochs=1, batch=2, seed=9, clip=None)
+    with pytest.raises(CheckpointError, match="and 2 more"):
+        check_same_training(PATH, info_of(BASE, dataset()), dataclasses.replace(BASE, train=train), dataset())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        dataset(images=4),
+        dataset(shift=0.5),
+        dataset(label=1),
+        dataset(name="b.jpg"),
+        dataset(ignore=True),
+        dataclasses.replace(dataset(), classes=("cat", "cow")),
+        dataset().subset(np.array([2, 1, 0])),
+    ],
+    ids=["more-images", "moved-box", "label", "file", "ignore", "class", "order"],
+)
+def test_other_data_is_refused(other: Dataset) -> None:
+    assert fingerprint(other) != fingerprint(dataset())
+    with pytest.raises(CheckpointError, match="data has changed"):
+        check_same_training(PATH, info_of(BASE, dataset()), BASE, other)
+
+
+def test_the_fingerprint_ignores_where_the_data_lies() -> None:
+    assert fingerprint(dataclasses.replace(dataset(), root=Path("/elsewhere"))) == fingerprint(dataset())
