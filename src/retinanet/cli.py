@@ -108,9 +108,11 @@ def train(argv: Sequence[str]) -> int:
     from retinanet.data.formats.detect import read_train_val
     from retinanet.data.verify import verify_images
     from retinanet.progress import progress_bar
+    from retinanet.train.checkpoint import refuse_other_run
     from retinanet.train.loop import train as run
 
     config = arguments.config
+    refuse_other_run(arguments.out, arguments.resume)  # before the images are checked, which can take minutes
     best = arguments.out / "best.safetensors"
     train_set, val_set, notes = read_train_val(
         arguments.dataset, config.data.train, config.data.val, config.data.val_fraction

@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 from retinanet.config import Config, load_recipe
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.formats.detect import read_train_val
+from retinanet.data.loader import TrainingOrder
 from retinanet.data.synthetic import write_sample
+from retinanet.data.transforms import normalized_batch
 from retinanet.errors import CheckpointError, DataError, NonFiniteLossError
 from retinanet.train import loop
 from retinanet.zoo.weights import load_weights, read_info
@@ -36,10 +38,24 @@ def _config(**train: Any) -> Config:
     )
 
 
-_FLAGS = (
-    "--model.channels 32 --model.subnet-depth 1 --data.size 96 --data.workers 1 --train.epochs 3 --train.batch 4 "
-    "--train.precision fp32 --train.checkpoint-minutes 0.000001"
-).split()
+_FLAGS = [
+    "--model.channels",
+    "32",
+    "--model.subnet-depth",
+    "1",
+    "--data.size",
+    "96",
+    "--data.workers",
+    "1",
+    "--train.epochs",
+    "3",
+    "--train.batch",
+    "4",
+    "--train.precision",
+    "fp32",
+    "--train.checkpoint-minutes",
+    "0.000001",
+]
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +193,7 @@ def test_stops_at_the_first_non_finite_loss_and_names_the_image(
     sets: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_set, val_set = sets
-    genuine = loop.normalized_batch
+    genuine = normalized_batch
     calls = 0
 
     def poisoned(images: list[torch.Tensor], *rest: Any) -> torch.Tensor:
@@ -188,8 +204,8 @@ def test_stops_at_the_first_non_finite_loss_and_names_the_image(
             batch[1] = float("nan")
         return batch
 
-    monkeypatch.setattr(loop, "normalized_batch", poisoned)
-    order = loop.TrainingOrder(train_set, 4, 2, 0)
+    monkeypatch.setattr("retinanet.train.loop.normalized_batch", poisoned)
+    order = TrainingOrder(train_set, 4, 2, 0)
     with pytest.raises(NonFiniteLossError) as caught:
         loop.train(_config(epochs=2), train_set, val_set, tmp_path / "run")
     culprit = Path(train_set.files[order.batches(1)[0][1]]).name

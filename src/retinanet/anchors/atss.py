@@ -21,7 +21,7 @@ def assign_atss(grid: AnchorGrid, boxes: Tensor, candidates: int = 9) -> Tensor:
 
     For each box and level, the anchors at the ``candidates`` positions nearest to the box's centre are
     candidates. Those whose IoU reaches the mean plus standard deviation over all the box's candidates, and whose centre
-    lies inside the box, take the box. An anchor that several boxes want goes to that of highest IoU, the first of equals.
+    lies inside the box, take the box. An anchor that several boxes want goes to the one of highest IoU.
 
     Only a window of positions around each centre is looked at, so memory is O(A + G · candidates).
 

@@ -38,15 +38,15 @@ def draw(
     scene = np.ascontiguousarray(image[:, :, ::-1]).copy()
     scene = supervision.BoxAnnotator(color=palette, thickness=thickness).annotate(scene, detections)
     if len(detections):
-        labels = _labels(detections, classes, crowded=len(detections) > 40)
+        crowded = len(detections) > 40
         text = supervision.LabelAnnotator(
             color=palette,
             text_color=supervision.Color.BLACK,
             text_scale=float(np.clip(min(height, width) / 1400, 0.3, 1.2)),
             text_padding=max(1, thickness),
-            smart_position=False,
+            smart_position=not crowded,  # inside the picture and apart; too slow for hundreds
         )
-        scene = text.annotate(scene, detections, labels=labels)
+        scene = text.annotate(scene, detections, labels=_labels(detections, classes, crowded))
     return np.ascontiguousarray(scene[:, :, ::-1])
 
 

@@ -110,6 +110,16 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
+def refuse_other_run(out: Path, resume: bool) -> None:
+    """Keep a new training from overwriting an earlier one.
+
+    Raises:
+        CheckpointError: ``out`` holds a run and ``resume`` is off.
+    """
+    if (out / "last.safetensors").exists() and not resume:
+        raise CheckpointError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
+
+
 def check_same_training(path: Path, info: ModelInfo, config: Config, dataset: Dataset) -> None:
     """Refuse to resume with other settings or other data than the checkpoint's.
 

@@ -24,7 +24,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.loader import Batch, TrainingOrder, training_loader
 from retinanet.data.transforms import normalized_batch
 from retinanet.detect.detector import Detector
-from retinanet.errors import CheckpointError, DataError, NonFiniteLossError
+from retinanet.errors import DataError, NonFiniteLossError
 from retinanet.evaluate.ap import Metrics, evaluate
 from retinanet.evaluate.predict import predict
 from retinanet.files import write_json, write_text
@@ -35,6 +35,7 @@ from retinanet.progress import progress_bar
 from retinanet.train.checkpoint import (
     check_same_training,
     fingerprint,
+    refuse_other_run,
     restore_training,
     save_training,
     weights_to_use,
@@ -82,8 +83,7 @@ def train(
     """
     console = console or Console(quiet=True)
     last, best = out / "last.safetensors", out / "best.safetensors"
-    if last.exists() and not resume:
-        raise CheckpointError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
+    refuse_other_run(out, resume)
     if not (~train_set.ignore).any():
         raise DataError(f"{train_set.name}: there is no box to learn from in {len(train_set)} images")
 
