@@ -125,6 +125,7 @@ def train(argv: Sequence[str]) -> int:
     for dataset in (train_set, val_set):
         _describe(dataset)
     _notes(notes)
+    _make_folder(arguments.out)
     result = run(config, train_set, val_set, arguments.out, arguments.resume, console)
     metrics = result.metrics
     console.print(
@@ -153,6 +154,7 @@ def evaluate(argv: Sequence[str]) -> int:
     _describe(dataset)
     _notes(notes)
     out = arguments.out or arguments.weights.parent / "eval"
+    _make_folder(out)
     with progress_bar(console, "images", len(dataset)) as bar:
         predictions = predict.predict(detector, dataset, bar.advance)
     metrics = ap.evaluate(dataset, predictions)
@@ -171,6 +173,8 @@ def detect(argv: Sequence[str]) -> int:
     arguments = _parse(DetectArguments, argv, "retinanet detect")
     if not 0 <= arguments.score < 1:
         raise ConfigError(f"--score is {arguments.score}; it lies between 0 and 1")
+    if not arguments.sources:
+        raise ConfigError("nothing to detect in; name pictures, folders or patterns after WEIGHTS")
 
     from retinanet.detect.detector import load
     from retinanet.detect.sources import find_pictures, pictures_with_detections
@@ -181,6 +185,7 @@ def detect(argv: Sequence[str]) -> int:
     detector = load(arguments.weights, arguments.precision, arguments.device)
     formats = (arguments.format,) if arguments.format else ("coco", "csv")
     writer = Writer(arguments.out, detector.classes, formats, arguments.draw, pictures)
+    _make_folder(arguments.out)
     failed: list[str] = []
     with progress_bar(console, "pictures", len(pictures)) as bar:
         for picture in pictures_with_detections(detector, pictures, arguments.score):
@@ -237,12 +242,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return VERBS[verb][0](argv[words:])
-    except ConfigError as error:
-        errors.print(f"error: {error}")
-        return 2
     except RetinaNetError as error:
-        errors.print(f"error: {error}")
-        return 1
+        first, *rest = str(error).splitlines()
+        errors.print(" | ".join([f"error: {first}", *(" ".join(line.split()) for line in rest)]))
+        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt as stopped:
         errors.print(f"{stopped}; go on with --resume" if str(stopped) else "stopped")
         return 130
@@ -275,6 +278,16 @@ def _parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Argum
     if default is None:
         return tyro.cli(kind, args=list(argv), prog=prog)
     return tyro.cli(kind, args=list(argv), prog=prog, default=default)
+
+
+def _make_folder(out: Path) -> None:
+    """Refuse a folder that results cannot go to before the work is done, not after."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RetinaNetError(f"--out {out}: no such folder can be made ({error.strerror}); choose another") from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise RetinaNetError(f"--out {out}: writing there is not permitted; choose another folder")
 
 
 def _describe(dataset: Dataset) -> None:
