@@ -143,3 +143,13 @@ def test_a_single_candidate_is_its_own_threshold() -> None:
     spec = AnchorSpec(sizes=(32.0,), scales=(1.0,), ratios=(1.0,), strides=(32,))
     matched = assign(spec.grid((96, 96)), torch.tensor([[17.0, 17, 49, 49]]), config=AssignConfig("atss", candidates=1))
     assert matched.tolist() == [BACKGROUND] * 4 + [0] + [BACKGROUND] * 4
+
+
+def test_a_centre_on_the_border_of_a_box_is_not_inside() -> None:
+    spec = AnchorSpec(sizes=(16.0,), scales=(1.0,), ratios=(1.0,), strides=(16,))
+    grid = spec.grid((64, 64))
+    for box in ([32.0, 25.0, 46.0, 39.0], [18.0, 25.0, 32.0, 39.0], [25.0, 32.0, 39.0, 46.0], [25.0, 18.0, 39.0, 32.0]):
+        # the anchor at (32, 32) is the nearest or among the nearest, but its centre lies on an edge
+        assert set(assign(grid, torch.tensor([box]), config=ATSS).tolist()) == {BACKGROUND}
+        inward = torch.tensor([box]) + torch.tensor([-0.5, -0.5, 0.5, 0.5])
+        assert assign(grid, inward, config=ATSS)[2 * 4 + 2] == 0
