@@ -1,0 +1,231 @@
+"""The documentation is true: its code runs, its links lead somewhere.
+
+Every ``python`` block and every ``retinanet`` line of a ``bash``, ``sh`` or ``console`` block is run, page by page and
+from top to bottom, in a folder that holds what a reader is taken to have: ``photo.jpg``, the folder ``photos``, the
+datasets ``parts`` and ``BCCD`` (tiny stand-ins), and ``runs/parts/best.safetensors``. What a command makes itself
+(``data sample OUT``, ``train --out RUN``) is removed before. ``PLACEHOLDERS`` says what words in capitals stand for.
+``pip`` and ``make`` lines are not run: it is checked that what they name exists. ``git`` and ``cd`` are passed over. A
+line that starts with anything else fails the test, so that no command goes unchecked. Blocks marked ``text`` or ``yaml``
+are not commands.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from retinanet import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ALL_PAGES = [*PAGES, ROOT / "CHANGELOG.md"]
+SHELLS = ("bash", "sh", "shell", "console")
+PLACEHOLDERS = {
+    "DATA": "parts",
+    "RUN": "runs/parts",
+    "WEIGHTS": "runs/parts/best.safetensors",
+    "SOURCE": "photo.jpg",
+    "OUT": "out",
+}
+
+# Appended to commands that would take minutes; the last of two equal flags counts.
+SHORTER = {
+    "train": "--train.epochs 1 --data.size 64 --data.workers 0 --model.channels 64 --model.subnet-depth 1 "
+    "--train.precision fp32 --model.no-pretrained",
+    "data sample": "--images 12 --size 96",
+}
+
+
+class Block(NamedTuple):
+    """A fenced block: where it starts, its language, its text."""
+
+    line: int
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    start, fence, language = 0, "", ""
+    for number, line in enumerate(lines, start=1):
+        mark = re.match(r"\s*(`{3,})(\w*)", line)
+        if not mark:
+            continue
+        if not fence:
+            start, (fence, language) = number, mark.groups()
+        elif mark[1] == fence:
+            yield Block(start + 1, language, "\n".join(lines[start : number - 1]))
+            fence = ""
+    assert not fence, f"{page}:{start}: the block is not closed"
+
+
+def commands(block: Block) -> list[list[str]]:
+    """The words of each command; a ``console`` block also shows answers, its commands start with ``$``."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    if block.language == "console":
+        lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    found = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
+    return [words for words in found if words]
+
+
+def make_world(folder: Path, parts: Path, weights: Path) -> None:
+    for name in ("parts", "BCCD"):
+        shutil.copytree(parts, folder / name)
+    (folder / "runs" / "parts").mkdir(parents=True)
+    shutil.copy(weights, folder / "runs" / "parts" / "best.safetensors")
+    (folder / "photos").mkdir()
+    for number in range(2):
+        shutil.copy(parts / "images" / f"{number:06d}.jpg", folder / "photos" / f"{number}.jpg")
+    shutil.copy(folder / "photos" / "0.jpg", folder / "photo.jpg")
+
+
+def run_retinanet(words: list[str]) -> None:
+    words = [PLACEHOLDERS.get(word.removesuffix("..."), word) for word in words]
+    verb = next((verb for verb in cli.VERBS if words[: len(verb.split())] == verb.split()), words[0])
+    made = words[2:3] if verb == "data sample" else []
+    if verb == "train" and "--out" in words and "--resume" not in words:
+        made = [words[words.index("--out") + 1]]
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
+    if "--help" not in words:
+        words = [*words, *SHORTER.get(verb, "").split()]
+    try:
+        code = cli.main(words)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    assert code == 0, f"retinanet {' '.join(words)} ended with {code}"
+
+
+def check_make(words: list[str]) -> None:
+    text = (ROOT / "Makefile").read_text()
+    for target in words:
+        assert re.search(rf"^{re.escape(target)}:", text, re.MULTILINE), f"the Makefile has no target {target!r}"
+
+
+def check_pip(words: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for word in words[1:]:
+        name, _, extras = word.strip("]").partition("[")
+        assert name in (".", project["name"], "-e", "--editable"), f"pip {' '.join(words)}: {name} is not this package"
+        for extra in filter(None, extras.split(",")):
+            assert extra in project["optional-dependencies"], f"there is no extra {extra!r}"
+
+
+RUNNERS: dict[str, Callable[[list[str]], None]] = {
+    "retinanet": run_retinanet,
+    "make": check_make,
+    "pip": check_pip,
+    "git": lambda words: None,  # needs a network
+    "cd": lambda words: None,
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_runs(
+    page: Path,
+    parts: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_world(tmp_path, parts, weights)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks(page):
+        where = f"{page.name}:{block.line}"
+        try:
+            if block.language == "python":
+                # The line numbers of a traceback are those of the page.
+                exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), names)
+            elif block.language in SHELLS:
+                for program, *words in commands(block):
+                    assert program in RUNNERS, f"{program!r} is no command this test knows"
+                    RUNNERS[program](words)
+        except Exception as error:
+            said = capsys.readouterr()
+            raise AssertionError(f"{where}: {type(error).__name__}: {error}\n{said.out}{said.err}") from error
+
+
+def anchors(page: Path) -> set[str]:
+    """Names of a page's headings, as links use them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name}: {link} does not exist"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}: no such heading"
+
+
+# Paths and names in the text, such as `train/loop.py` or `retinanet.load`.
+PATHS = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|yaml|toml))`")
+NAMES = re.compile(r"`(retinanet(?:\.\w+)+)`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files_and_objects_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in PATHS.findall(text):
+        places = [base / name for base in (ROOT, ROOT / "src" / "retinanet", ROOT / "src")]
+        assert any(place.exists() for place in places), f"{page.name}: there is no file {name}"
+    for name in NAMES.findall(text):
+        assert _exists(name), f"{page.name}: there is no {name}"
+
+
+def _exists(name: str) -> bool:
+    import importlib
+
+    module, *rest = name.split(".")
+    found: Any = importlib.import_module(module)
+    for part in rest:
+        module = f"{module}.{part}"
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            try:
+                found = importlib.import_module(module)
+            except ModuleNotFoundError:
+                return False
+    return True
+
+
+def test_commands_are_found_and_split(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "a\n```bash\nretinanet train DATA \\\n  --out RUN  # minutes\ncd x && make demo\n```\n"
+        "```console\n$ retinanet --version\nretinanet 1\n```\n```\nplain\n```\n"
+    )
+    first, second, third = blocks(page)
+    assert commands(first) == [["retinanet", "train", "DATA", "--out", "RUN"], ["cd", "x"], ["make", "demo"]]
+    assert commands(second) == [["retinanet", "--version"]]
+    assert (third.language, third.text) == ("", "plain")
+    assert (first.line, second.line) == (3, 8)
+
+
+def test_wrong_documentation_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="no target 'everything'"):
+        check_make(["everything"])
+    with pytest.raises(AssertionError, match="no extra 'gold'"):
+        check_pip(["install", ".[gold]"])
+    with pytest.raises(AssertionError, match="ended with 2"):
+        run_retinanet(["fly"])
+    assert not _exists("retinanet.fly")
+    page = tmp_path / "page.md"
+    page.write_text("[a](missing.md)")
+    with pytest.raises(AssertionError, match=r"missing\.md does not exist"):
+        test_links_lead_somewhere(page)
