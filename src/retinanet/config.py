@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -109,8 +110,12 @@ class AssignConfig:
     """Share of an anchor inside an ignore region from which a background anchor is ignored instead."""
 
     def __post_init__(self) -> None:
-        ordered = 0 <= self.background <= self.foreground <= 1
-        _require(ordered, f"assign: need 0 ≤ background ({self.background}) ≤ foreground ({self.foreground}) ≤ 1")
+        _require(self.candidates >= 1, f"assign.candidates is {self.candidates}; it must be at least 1")
+        _require(
+            0 < self.ignore_overlap <= 1, f"assign.ignore-overlap is {self.ignore_overlap}; it lies between 0 and 1"
+        )
+        ordered = 0 <= self.background <= self.foreground <= 1 and self.foreground > 0
+        _require(ordered, f"assign: need 0 ≤ background ({self.background}) ≤ foreground ({self.foreground}) in (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -130,8 +135,9 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         _require(self.alpha is None or 0 <= self.alpha <= 1, f"loss.alpha is {self.alpha}; it lies between 0 and 1")
-        _require(self.gamma >= 0, f"loss.gamma is {self.gamma}; it cannot be negative")
-        _require(self.beta > 0, f"loss.beta is {self.beta}; it must be positive")
+        _require(0 <= self.gamma < math.inf, f"loss.gamma is {self.gamma}; it cannot be negative")
+        _require(0 <= self.box_weight < math.inf, f"loss.box-weight is {self.box_weight}; it cannot be negative")
+        _require(0 < self.beta < math.inf, f"loss.beta is {self.beta}; it must be positive")
 
 
 @dataclass(frozen=True)
@@ -224,9 +230,10 @@ class TrainConfig:
             _require(value >= 1, f"train.{name.replace('_', '-')} is {value}; it must be at least 1")
         for name in ("lr", "backbone_lr", "checkpoint_minutes"):
             value = getattr(self, name)
-            _require(value > 0, f"train.{name.replace('_', '-')} is {value}; it must be positive")
+            _require(0 < value < math.inf, f"train.{name.replace('_', '-')} is {value}; it must be positive")
         _require(self.clip is None or self.clip > 0, f"train.clip is {self.clip}; it must be positive")
         _require(self.ema is None or 0 < self.ema < 1, f"train.ema is {self.ema}; it lies between 0 and 1")
+        _require(0 <= self.momentum < 1, f"train.momentum is {self.momentum}; it lies between 0 and 1")
         _require(self.weight_decay >= 0, f"train.weight-decay is {self.weight_decay}; it cannot be negative")
         _require(self.warmup >= 0, f"train.warmup is {self.warmup}; it cannot be negative")
 
@@ -338,7 +345,8 @@ def _coerced(value: Any, hint: Any, where: str) -> Any:
         return value
     elif hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
-            return float(value)
+            if math.isfinite(float(value)):
+                return float(value)
         except ValueError:
             pass
     elif (hint is int and isinstance(value, int) and not isinstance(value, bool)) or (

@@ -35,7 +35,7 @@ def assign_atss(grid: AnchorGrid, boxes: Tensor, candidates: int = 9) -> Tensor:
     boxes = boxes.to(anchors)
     index = _nearest(grid, boxes, candidates)  # (G, N) anchor indices
     overlap = _aligned_iou(anchors[index], boxes[:, None])  # (G, N)
-    threshold = overlap.mean(dim=1) + overlap.std(dim=1)
+    threshold = overlap.mean(dim=1) + overlap.std(dim=1, correction=min(1, overlap.shape[1] - 1))
     centres = (anchors[index][..., :2] + anchors[index][..., 2:]) / 2
     inside = ((centres > boxes[:, None, :2]) & (centres < boxes[:, None, 2:])).all(dim=-1)
     overlap = torch.where((overlap >= threshold[:, None]) & inside, overlap, -1.0)
@@ -56,8 +56,8 @@ def _nearest(grid: AnchorGrid, boxes: Tensor, candidates: int) -> Tensor:
     reach = math.ceil(math.sqrt(candidates))
     found, start = [], 0
     for (rows, columns), stride in zip(grid.shapes, grid.spec.strides, strict=True):
-        row = _window(centre[:, 1] / stride, reach, rows)  # (G, h)
-        column = _window(centre[:, 0] / stride, reach, columns)  # (G, w)
+        row = _window(centre[:, 1] / stride, reach + candidates // (2 * columns), rows)  # (G, h)
+        column = _window(centre[:, 0] / stride, reach + candidates // (2 * rows), columns)  # (G, w)
         distance = ((row * stride - centre[:, 1:]) ** 2)[:, :, None] + ((column * stride - centre[:, :1]) ** 2)[:, None]
         position = row[:, :, None] * columns + column[:, None]  # (G, h, w)
         count = min(candidates, position[0].numel())

@@ -71,7 +71,13 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features C3, C4, C5, ``(B, C, H, W)`` each."""
-        features: list[Tensor] = self.body(images)
+        try:
+            features: list[Tensor] = self.body(images)
+        except AssertionError as error:  # timm's way to say that a transformer takes one size only
+            size = f"{images.shape[-2]}×{images.shape[-1]}"
+            raise ModelError(
+                f"this backbone does not take images of {size} pixels ({error}); try e.g. resnet50"
+            ) from error
         if getattr(self.body, "output_fmt", "NCHW") == "NHWC":  # transformers such as Swin
             features = [f.permute(0, 3, 1, 2) for f in features]
         return features
@@ -182,7 +188,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many types for a damaged or hostile file
-        raise ModelError(f"{path}: not a weights file ({str(error).splitlines()[0][:120]})") from error
+        raise ModelError(
+            f"{path}: not a weights file ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError(f"{path}: expected a state dict of tensors, as timm and torchvision publish them")
     return state

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from retinanet._version import __version__
 from retinanet.config import Config
-from retinanet.errors import CheckpointError, ConfigError
+from retinanet.errors import CheckpointError, ConfigError, RetinaNetError
 from retinanet.files import write_atomically
 from retinanet.model import RetinaNet
 
@@ -75,7 +75,10 @@ def save_weights(path: Path, tensors: dict[str, Tensor], info: ModelInfo) -> Non
         except SafetensorError as error:  # how the library reports a full disk
             raise OSError(str(error)) from error
 
-    write_atomically(path, write)
+    try:
+        write_atomically(path, write)
+    except RetinaNetError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def read_info(path: str | Path) -> ModelInfo:
@@ -111,7 +114,7 @@ def read_info(path: str | Path) -> ModelInfo:
             metrics=raw["metrics"],
             progress=raw["progress"],
         )
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise CheckpointError(
             f"{path}: its description cannot be read ({error}); it may come from another version"
         ) from error
