@@ -474,6 +474,30 @@ def test_detect_score(run: Command, weights: Path, parts: Path, tmp_path: Path) 
     assert counts[0] > counts[-1] > 0
 
 
+def test_detect_in_a_file_whose_name_is_no_text(run: Command, weights: Path, parts: Path, tmp_path: Path) -> None:
+    picture = tmp_path / os.fsdecode(b"caf\xe9.jpg")
+    try:
+        shutil.copy(parts / "images" / "000000.jpg", picture)
+    except OSError:
+        pytest.skip("this file system has text names only")
+    assert run("detect", weights, picture, "--out", tmp_path / "out").code == 0
+    assert json.loads((tmp_path / "out" / "detections.json").read_text())["images"][0]["file_name"] == str(picture)
+    picture.write_bytes(b"no picture")
+    assert "caf\\udce9.jpg" in run.fails("detect", weights, picture, "--out", tmp_path / "out")
+
+
+def test_terminal_that_cannot_show_every_letter(weights: Path, parts: Path, tmp_path: Path) -> None:
+    picture = parts / "images" / "000000.jpg"
+    code = "import sys; from retinanet.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "detect", weights, picture, "--out", tmp_path],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"},
+    )
+    assert b"score \\u2265 0.3" in done.stdout
+
+
 def test_detect_in_one_pixel(run: Command, weights: Path, tmp_path: Path) -> None:
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
     assert run("detect", weights, tmp_path / "dot.png", "--out", tmp_path / "out").code == 0

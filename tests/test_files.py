@@ -33,6 +33,12 @@ def test_json_keeps_letters_of_all_languages(tmp_path: Path) -> None:
     assert text.endswith("}\n")
 
 
+def test_file_names_that_are_no_text_survive_json(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff\xe4.jpg")
+    write_json(tmp_path / "a.json", {"file": name})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"file": name}
+
+
 def test_temporary_file_keeps_the_suffix(tmp_path: Path) -> None:
     seen: list[Path] = []
 

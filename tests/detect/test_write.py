@@ -114,6 +114,13 @@ def test_drawn_pictures_have_the_size_and_place_of_their_source(tmp_path: Path, 
     assert not list((tmp_path / "out").rglob(".*")), "a temporary file stayed"
 
 
+def test_drawing_longer_than_jpeg_allows_is_scaled_down(tmp_path: Path) -> None:
+    image = np.zeros((4, 70_000, 3), dtype=np.uint8)
+    write(tmp_path / "out", [Picture(Source(tmp_path / "a.png", Path("a.png")), image, NOTHING)])
+    with Image.open(tmp_path / "out" / "a.jpg") as drawn:
+        assert drawn.width == 65_500
+
+
 def test_no_drawing(tmp_path: Path, source: Path) -> None:
     assert write(tmp_path / "out", [picture(source, "a.png")], ("csv",), draw=False) == ["detections.csv"]
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["detections.csv"]

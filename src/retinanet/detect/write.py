@@ -19,6 +19,9 @@ from retinanet.detect.sources import Picture, Source
 from retinanet.errors import DataError
 from retinanet.files import write_atomically, write_json, write_text
 
+# The library that writes JPEG files takes no longer sides.
+_JPEG_LONGEST = 65_500
+
 
 class Writer:
     """Collects the detections of one ``retinanet detect`` and writes them under ``out``.
@@ -146,4 +149,6 @@ def _unique_names(sources: Sequence[Source]) -> dict[Source, Path]:
 
 
 def _save_picture(path: Path, image: npt.NDArray[np.uint8]) -> None:
-    write_atomically(path, lambda temporary: Image.fromarray(image).save(temporary, quality=92))
+    picture = Image.fromarray(image)
+    picture.thumbnail((_JPEG_LONGEST, _JPEG_LONGEST))  # leaves smaller ones as they are
+    write_atomically(path, lambda temporary: picture.save(temporary, quality=92))
