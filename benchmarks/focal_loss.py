@@ -1,7 +1,7 @@
 """Focal loss, forward and backward: this package against torchvision, alternately in one process, on the same tensors.
 
-The tensors are those of one 800×800 image: 120,087 anchors × 80 classes, 40 foreground anchors. The floor is one sigmoid
-of the logits: a pass that reads them and writes as much as a gradient.
+The tensors are those of one 800×800 image: 120,087 anchors × 80 classes, 40 foreground anchors. The floor is a
+sigmoid of the logits: a pass that reads them and writes as much as a gradient.
 """
 
 from __future__ import annotations

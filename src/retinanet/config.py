@@ -157,7 +157,7 @@ class DataConfig:
     flip: float = 0.5
     """Probability of a horizontal flip."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """Range of a random factor on size, per training image."""
+    """Range of a random factor on size, one for each training batch."""
     crop: float = 0.0
     """Probability of training on a random crop, 0.5–1 of each side."""
     color: float = 0.0

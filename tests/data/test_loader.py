@@ -63,11 +63,11 @@ def test_every_epoch_visits_every_image_once(counts: tuple[int, int], batch: int
     assert len(batches) == len(order) == epochs * order.steps_per_epoch
     for epoch in range(epochs):
         steps = batches[epoch * order.steps_per_epoch : (epoch + 1) * order.steps_per_epoch]
-        assert {e for step in steps for e, _ in step} == {epoch}
-        assert Counter(i for step in steps for _, i in step) == Counter(range(len(dataset)))
+        assert [{(e, n) for e, n, _ in step} for step in steps] == [{(epoch, n)} for n in range(order.steps_per_epoch)]
+        assert Counter(i for step in steps for _, _, i in step) == Counter(range(len(dataset)))
     for step in batches:
         assert 1 <= len(step) <= batch
-        assert len({bool(dataset.sizes[i, 1] > dataset.sizes[i, 0]) for _, i in step}) == 1  # no mixed orientations
+        assert len({bool(dataset.sizes[i, 1] > dataset.sizes[i, 0]) for _, _, i in step}) == 1  # no mixed orientations
 
 
 @given(counts=cases, batch=st.integers(1, 9), share=st.floats(0, 1), seed=st.integers(0, 5))

@@ -92,8 +92,8 @@ def test_counts_and_imbalance(hundred: Path) -> None:
 def test_sides_at_the_default_size() -> None:
     boxes = [box for index in range(20) for _, box in draw_scene(0, index, 320)[1]]
     longest = [max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes]
-    assert 22 < np.median(longest) < 42
-    assert max(longest) <= 96
+    assert 30 < np.median(longest) < 50
+    assert max(longest) <= 116
 
 
 @pytest.mark.parametrize("kind", CLASSES)

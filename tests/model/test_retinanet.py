@@ -334,3 +334,9 @@ def test_normalisation_follows_the_backbone() -> None:
         assert RetinaNet("resnet18").mean == pytest.approx((0.485, 0.456, 0.406))
         assert RetinaNet("resnet18").std == pytest.approx((0.229, 0.224, 0.225))
         assert RetinaNet("tf_efficientnet_lite0").mean == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_group_norm_survives_the_smallest_maps() -> None:
+    model = RetinaNet("resnet18", 2, channels=32, subnet_depth=1, subnet_norm="group").train()
+    outputs = model(torch.zeros(1, 3, 64, 64))  # P6 and P7 have a single location
+    assert all(torch.isfinite(level).all() for level in (*outputs.logits, *outputs.deltas))

@@ -43,8 +43,8 @@ class Batch:
         )
 
 
-class TrainingOrder(Sampler[list[tuple[int, int]]]):
-    """All batches of a training, as lists of (epoch, image index), from step ``start`` on.
+class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
+    """All batches of a training, as lists of (epoch, batch of the epoch, image index), from step ``start`` on.
 
     Each epoch is its own shuffle. Upright and lying images are kept in separate batches, which saves padding.
 
@@ -65,11 +65,12 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return self.steps_per_epoch * self.epochs - self.start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         first, skip = divmod(self.start, self.steps_per_epoch)
         for epoch in range(first, self.epochs):
-            for images in self.batches(epoch)[skip if epoch == first else 0 :]:
-                yield [(epoch, index) for index in images]
+            done = skip if epoch == first else 0
+            for number, images in enumerate(self.batches(epoch)[done:], start=done):
+                yield [(epoch, number, index) for index in images]
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The batches of one epoch, as image indices."""
@@ -85,10 +86,12 @@ class _TrainingImages(TorchDataset[Sample]):
     def __init__(self, dataset: Dataset, config: DataConfig, seed: int) -> None:
         self.dataset, self.config, self.seed = dataset, config, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int, int]) -> Sample:
+        epoch, number, index = key
+        # One scale for a whole batch: with a scale each, pictures would be padded to the largest one's size.
+        scale = random.Random(f"{self.seed}/{epoch}/batch {number}").uniform(*self.config.scale)
         rng = random.Random(f"{self.seed}/{epoch}/{index}")
-        return training_view(load_sample(self.dataset, index), self.config, rng)
+        return training_view(load_sample(self.dataset, index), self.config, rng, scale)
 
 
 class _EvaluationImages(TorchDataset[Sample]):

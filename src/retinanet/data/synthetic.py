@@ -26,7 +26,7 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in half-open pixels
 Layer = tuple[NDArray[np.float64], int | None, int]  # outline in the unit disc; mask (None: keep); tone, 128 neutral
 
 CLASSES = ("washer", "nut", "screw", "gear")
-CLASS_ODDS = (0.375, 0.285, 0.27, 0.07)  # gears are five times rarer than washers
+CLASS_ODDS = (0.35, 0.27, 0.26, 0.12)  # gears are three times rarer than washers
 LOOKALIKES = ("disc", "plate", "arc", "rod", "shard")  # same metal, same light, not objects
 EDGE = 0.3  # a pixel belongs to a part when the part covers at least this much of it
 SUPERSAMPLE = 3
@@ -66,10 +66,10 @@ def _shape(kind: str, rng: np.random.Generator) -> list[Layer]:
     tone = int(rng.integers(100, 150))
     match kind:
         case "washer":
-            hole = rng.uniform(0.5, 0.68)
+            hole = rng.uniform(0.56, 0.7)
             return _rings((1, 255, 128), (hole + 0.09, None, 108), (hole, 0, 128))
         case "nut":
-            hole = rng.uniform(0.36, 0.48)
+            hole = rng.uniform(0.3, 0.4)
             return [(_ngon(6), 255, 116), *_rings((0.82, None, 142), (hole + 0.1, None, 84), (hole, 0, 0))]
         case "gear":
             teeth, root = int(rng.integers(8, 13)), rng.uniform(0.7, 0.78)
@@ -206,8 +206,8 @@ def _background(rng: np.random.Generator, size: int) -> Array:
 
 
 def _side(rng: np.random.Generator, kind: str, size: int) -> float:
-    least, stretch = (24, 1.35) if kind in ("screw", "rod") else (13, 1.0)  # thin things need length to be seen
-    return max(float(np.clip(stretch * rng.lognormal(math.log(31), 0.5), least, 90)) * size / 320, 9.0)
+    least, stretch = (32, 1.35) if kind in ("screw", "rod") else (18, 1.0)  # thin things need length to be seen
+    return max(float(np.clip(stretch * rng.lognormal(math.log(40), 0.45), least, 110)) * size / 320, 9.0)
 
 
 def _pile(rng: np.random.Generator, bench: Bench) -> Box | None:
@@ -232,7 +232,7 @@ def _scatter(rng: np.random.Generator, bench: Bench, kinds: list[str]) -> list[t
                 x0, y0, x1, y1 = placed[rng.integers(len(placed))][1]
                 reach, turn = 0.3 * (side + max(x1 - x0, y1 - y0)), rng.uniform(0, 2 * math.pi)
                 x, y = int((x0 + x1) / 2 + reach * math.cos(turn)), int((y0 + y1) / 2 + reach * math.sin(turn))
-            if box := bench.place(part, x, y, bench.tint(rng)):
+            if box := bench.place(part, x, y, bench.tint(rng), min_visible=0.5):
                 placed.append((kind, box))
                 break
     return placed

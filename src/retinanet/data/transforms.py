@@ -1,7 +1,7 @@
 """Sample → sample: sizing for the network, and the random variations of training.
 
-Every random choice comes from a generator made of (seed, epoch, image), so that the number of worker processes, or a
-resumed run, changes nothing.
+Every random choice comes from a generator made of (seed, epoch, image or batch), so that the number of worker
+processes, or a resumed run, changes nothing.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from retinanet.data.sample import Sample
 PAD_TO = 32
 
 
-def training_view(sample: Sample, config: DataConfig, rng: random.Random) -> Sample:
-    """A random view of ``sample``: crop, colours, size and flip as ``config`` allows."""
+def training_view(sample: Sample, config: DataConfig, rng: random.Random, scale: float = 1.0) -> Sample:
+    """A random view of ``sample``, ``scale`` times the configured size: crop, colours and flip as ``config`` allows."""
     if rng.random() < config.crop:
         sample = random_crop(sample, rng)
     if config.color > 0:
         sample.image = jitter_color(sample.image, config.color, rng)
-    factor = rng.uniform(*config.scale)
-    sample = resize(sample, config.size * factor, config.longest * factor)
+    sample = resize(sample, config.size * scale, config.longest * scale)
     if rng.random() < config.flip:
         sample = horizontal_flip(sample)
     return sample.drop_degenerate()

@@ -16,7 +16,7 @@ class Subnet(nn.Module):
         anchors: anchors per location, A.
         outputs: numbers per anchor: K classes, or 4.
         depth: hidden convolutions.
-        norm: group norm (32 groups) after each hidden convolution, or none as in the paper.
+        norm: group norm (32 groups, at least 2 channels each) after each hidden convolution, or none as in the paper.
     """
 
     def __init__(
@@ -28,7 +28,8 @@ class Subnet(nn.Module):
         for _ in range(depth):
             layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"))
             if norm == "group":
-                layers.append(nn.GroupNorm(32, channels))
+                # at least two channels a group: the coarsest level of a small picture has one value per channel
+                layers.append(nn.GroupNorm(min(32, channels // 2), channels))
             layers.append(nn.ReLU(inplace=True))
         self.tower = nn.Sequential(*layers)
         self.predict = nn.Conv2d(channels, anchors * outputs, 3, padding=1)

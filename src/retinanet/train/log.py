@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from retinanet.errors import RetinaNetError
 from retinanet.files import write_atomically, write_text
 
 
@@ -22,8 +23,13 @@ class Log:
     def write(self, **values: Any) -> None:
         """Append a line and flush it."""
         self.lines.append(values)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise RetinaNetError(
+                f"{self.path}: cannot be written ({error.strerror}); then go on with --resume"
+            ) from error
 
     def draw(self, path: Path) -> None:
         """Plot losses and average precision against epochs."""
