@@ -32,6 +32,8 @@ EDGE = 0.3  # a pixel belongs to a part when the part covers at least this much 
 SUPERSAMPLE = 3
 CROWD_IMAGES = (3, 11)  # one in each split
 TINTS = ((186, 190, 196), (150, 158, 172), (205, 170, 88), (192, 122, 84), (70, 70, 76), (168, 62, 54), (62, 104, 150))
+# What a part is usually made of, as rows of TINTS; one in four is not, so colour alone does not tell the class.
+USUAL_TINTS = {"washer": (0, 1), "nut": (2,), "screw": (4, 6), "gear": (3, 5)}
 BENCHES = ((138, 104, 74), (96, 98, 102), (64, 92, 78), (70, 82, 110), (168, 160, 146), (58, 54, 52), (128, 132, 120))
 
 
@@ -150,9 +152,10 @@ class Bench:
         self.free[there] *= 1 - alpha
         return box[0] + x0, box[1] + y0, box[2] + x0, box[3] + y0
 
-    def tint(self, rng: np.random.Generator) -> Array:
-        """A metal or paint colour that never sinks entirely into the bench beneath."""
-        tint = np.array(TINTS[rng.integers(len(TINTS))], np.float32) * np.float32(rng.uniform(0.75, 1.15))
+    def tint(self, rng: np.random.Generator, kind: str = "") -> Array:
+        """A metal or paint colour, usual for the kind of part, that never sinks entirely into the bench beneath."""
+        rows = USUAL_TINTS.get(kind, ()) if rng.random() < 0.75 else ()
+        tint = np.array(TINTS[rng.choice(rows or range(len(TINTS)))], np.float32) * np.float32(rng.uniform(0.75, 1.15))
         bench = float(self.background[::8, ::8].mean())
         if abs(float(tint.mean()) - bench) < 28:
             tint += np.float32((bench + 38 if bench < 130 else bench - 38) - float(tint.mean()))
@@ -207,7 +210,7 @@ def _background(rng: np.random.Generator, size: int) -> Array:
 
 def _side(rng: np.random.Generator, kind: str, size: int) -> float:
     least, stretch = (32, 1.35) if kind in ("screw", "rod") else (18, 1.0)  # thin things need length to be seen
-    return max(float(np.clip(stretch * rng.lognormal(math.log(40), 0.45), least, 110)) * size / 320, 9.0)
+    return max(float(np.clip(stretch * rng.lognormal(math.log(44), 0.42), least, 110)) * size / 320, 9.0)
 
 
 def _pile(rng: np.random.Generator, bench: Bench) -> Box | None:
@@ -216,7 +219,7 @@ def _pile(rng: np.random.Generator, bench: Bench) -> Box | None:
     middle = rng.uniform(0.3, 0.7, 2) * bench.size
     for _ in range(26):
         x, y = (int(v) for v in rng.normal(middle, 0.75 * side))
-        bench.place(render_part("washer", side, rng, bench.light), x, y, bench.tint(rng), min_visible=0.1)
+        bench.place(render_part("washer", side, rng, bench.light), x, y, bench.tint(rng, "washer"), min_visible=0.1)
     return extent(bench.free <= 1 - EDGE)
 
 
@@ -232,7 +235,7 @@ def _scatter(rng: np.random.Generator, bench: Bench, kinds: list[str]) -> list[t
                 x0, y0, x1, y1 = placed[rng.integers(len(placed))][1]
                 reach, turn = 0.3 * (side + max(x1 - x0, y1 - y0)), rng.uniform(0, 2 * math.pi)
                 x, y = int((x0 + x1) / 2 + reach * math.cos(turn)), int((y0 + y1) / 2 + reach * math.sin(turn))
-            if box := bench.place(part, x, y, bench.tint(rng), min_visible=0.5):
+            if box := bench.place(part, x, y, bench.tint(rng, kind), min_visible=0.5):
                 placed.append((kind, box))
                 break
     return placed
@@ -243,7 +246,7 @@ def draw_scene(seed: int, index: int, size: int) -> tuple[Image.Image, list[tupl
     rng = np.random.default_rng([seed, index])
     bench = Bench(_background(rng, size), rng.uniform(0, 2 * math.pi))
     crowd = _pile(rng, bench) if index in CROWD_IMAGES else None
-    wanted = 0 if index % 19 == 8 else int(rng.integers(2, 16))  # 19 and not 20: empty pictures fall into both splits
+    wanted = 0 if index % 19 == 8 else int(rng.integers(2, 13))  # 19 and not 20: empty pictures fall into both splits
     kinds = rng.choice(CLASSES, wanted, p=CLASS_ODDS).tolist() + rng.choice(LOOKALIKES, rng.integers(2, 8)).tolist()
     rng.shuffle(kinds)
     placed = _scatter(rng, bench, kinds)
