@@ -578,6 +578,16 @@ def test_broken_image_is_named_before_training(run: Command, own_parts: Path, tm
     assert f"note: left out: {broken}" in said.out
 
 
+def test_broken_image_at_eval_is_one_line(run: Command, weights: Path, own_parts: Path, tmp_path: Path) -> None:
+    # Two batches, so that a worker process meets it; its traceback must stay there.
+    broken = own_parts / "images" / "000002.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    line = run.fails("eval", weights, own_parts, "--split", "train", "--out", tmp_path / "eval")
+    assert str(broken) in line
+    assert "Traceback" not in line
+    assert "worker" not in line
+
+
 def test_nothing_to_learn_from(run: Command, own_parts: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         file = own_parts / f"instances_{split}.json"

@@ -213,7 +213,9 @@ def data_sample(argv: Sequence[str]) -> int:
 
     write_sample(arguments.out, arguments.images, arguments.seed, arguments.size)
     console.print(f"wrote {arguments.images} pictures with their annotations to {arguments.out}")
-    _next(f"retinanet train {_quoted(arguments.out)} --out runs/sample --data.size 320 --train.epochs 12")
+    _next(
+        f"retinanet train {_quoted(arguments.out)} --out runs/sample --data.size 320 --train.batch 2 --train.epochs 6"
+    )
     return 0
 
 

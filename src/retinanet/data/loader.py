@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
 from retinanet.data.sample import Sample
 from retinanet.data.transforms import resize, scaled_size, training_view
+from retinanet.errors import DataError
 
 
 @dataclass
@@ -82,24 +83,30 @@ class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
         return [batches[i] for i in rng.permutation(len(batches))]
 
 
-class _TrainingImages(TorchDataset[Sample]):
+class _TrainingImages(TorchDataset[Sample | DataError]):
     def __init__(self, dataset: Dataset, config: DataConfig, seed: int) -> None:
         self.dataset, self.config, self.seed = dataset, config, seed
 
-    def __getitem__(self, key: tuple[int, int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int, int]) -> Sample | DataError:
         epoch, number, index = key
         # One scale for a whole batch: with a scale each, pictures would be padded to the largest one's size.
         scale = random.Random(f"{self.seed}/{epoch}/batch {number}").uniform(*self.config.scale)
         rng = random.Random(f"{self.seed}/{epoch}/{index}")
-        return training_view(load_sample(self.dataset, index), self.config, rng, scale)
+        try:
+            return training_view(load_sample(self.dataset, index), self.config, rng, scale)
+        except DataError as error:
+            return error
 
 
-class _EvaluationImages(TorchDataset[Sample]):
+class _EvaluationImages(TorchDataset[Sample | DataError]):
     def __init__(self, dataset: Dataset, config: DataConfig) -> None:
         self.dataset, self.config = dataset, config
 
-    def __getitem__(self, index: int) -> Sample:
-        return resize(load_sample(self.dataset, index), self.config.size, self.config.longest)
+    def __getitem__(self, index: int) -> Sample | DataError:
+        try:
+            return resize(load_sample(self.dataset, index), self.config.size, self.config.longest)
+        except DataError as error:
+            return error
 
 
 def load_sample(dataset: Dataset, index: int) -> Sample:
@@ -124,28 +131,36 @@ def load_sample(dataset: Dataset, index: int) -> Sample:
     )
 
 
-def training_loader(dataset: Dataset, order: TrainingOrder, config: DataConfig, seed: int) -> DataLoader[Sample]:
-    """Yields a :class:`Batch` per step of ``order``."""
-    return DataLoader(
+def training_loader(dataset: Dataset, order: TrainingOrder, config: DataConfig, seed: int) -> Iterator[Batch]:
+    """Yields a :class:`Batch` per step of ``order``.
+
+    Raises:
+        DataError: an image can no longer be read.
+    """
+    loader: DataLoader[Sample | DataError] = DataLoader(
         _TrainingImages(dataset, config, seed),
         batch_sampler=order,
-        collate_fn=Batch.of,
+        collate_fn=list,
         num_workers=worker_count(config),
         worker_init_fn=_ignore_interrupts,
         generator=torch.Generator().manual_seed(seed),  # keeps the global generator out of it
     )
+    return (Batch.of(samples) for samples in _readable(loader))
 
 
-def evaluation_loader(dataset: Dataset, config: DataConfig, batch: int = 8) -> DataLoader[Sample]:
+def evaluation_loader(dataset: Dataset, config: DataConfig, batch: int = 8) -> Iterator[list[Sample]]:
     """Yields lists of :class:`Sample`, every image once.
 
     A list holds images that have one size after resizing: padding, and so the result, is the same for every batch size.
+
+    Raises:
+        DataError: an image cannot be read.
     """
     shapes: dict[tuple[int, int], list[int]] = {}
     for index, (width, height) in enumerate(dataset.sizes.tolist()):
         shapes.setdefault(scaled_size(height, width, config.size, config.longest), []).append(index)
     batches = [group[i : i + batch] for group in shapes.values() for i in range(0, len(group), batch)]
-    return DataLoader(
+    loader: DataLoader[Sample | DataError] = DataLoader(
         _EvaluationImages(dataset, config),
         batch_sampler=batches,
         collate_fn=list,
@@ -153,6 +168,18 @@ def evaluation_loader(dataset: Dataset, config: DataConfig, batch: int = 8) -> D
         worker_init_fn=_ignore_interrupts,
         generator=torch.Generator().manual_seed(0),
     )
+    return _readable(loader)
+
+
+def _readable(loader: Iterable[list[Sample | DataError]]) -> Iterator[list[Sample]]:
+    """Raise here what a worker process met: raised there, it would come with the worker's traceback in its message."""
+    for samples in loader:
+        readable = []
+        for sample in samples:
+            if isinstance(sample, DataError):
+                raise sample
+            readable.append(sample)
+        yield readable
 
 
 def _ignore_interrupts(worker: int) -> None:
