@@ -21,7 +21,7 @@ demo: $(VENV)/.installed  ## install, train on the embedded dataset, evaluate, d
 	@echo "open $(DEMO)/eval/report.html; then train on your own pictures: $(BIN)/retinanet train DATA --out RUN"
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
