@@ -322,11 +322,13 @@ def _notes(notes: Sequence[str]) -> None:
 
 
 def _table(metrics: Metrics) -> None:
-    summary = Table(box=None, pad_edge=False)
-    for name in metrics.summary:
-        summary.add_column(name, justify="right")
-    summary.add_row(*(f"{v:.3f}" if v >= 0 else "–" for v in metrics.summary.values()))
-    console.print(summary)
+    for kind in ("AP", "AR"):  # two rows of six fit the narrowest terminal
+        chosen = {name: value for name, value in metrics.summary.items() if name.startswith(kind)}
+        summary = Table(box=None, pad_edge=False)
+        for name in chosen:
+            summary.add_column(name, justify="right", min_width=5)
+        summary.add_row(*(f"{value:.3f}" if value >= 0 else "–" for value in chosen.values()))
+        console.print(summary)
     if len(metrics.per_class) > 1:
         table = Table(box=None, pad_edge=False)
         for name in ("class", "boxes", "AP", "AP50"):

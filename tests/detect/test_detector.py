@@ -7,14 +7,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import supervision
+import torch
 from PIL import Image
 
 import retinanet
 from retinanet.data.images import read_image
 from retinanet.data.synthetic import CLASSES
+from retinanet.data.transforms import normalized_batch
 from retinanet.detect.detector import Detector
 from retinanet.detect.draw import draw
 from retinanet.errors import CheckpointError, ConfigError, DataError
+from retinanet.hardware import autocast
 
 Array = npt.NDArray[np.uint8]
 
@@ -121,7 +124,7 @@ def test_higher_score_only_leaves_out(detector: Detector, photo: Path) -> None:
     kept = many[many.confidence > 0.5]
     assert 0 < len(few) < len(many)
     assert isinstance(kept, supervision.Detections)
-    same(few, kept)
+    same(few, kept, tolerance=1e-6)  # the sigmoid of a longer vector may round its last bit otherwise
 
 
 def test_nothing_found(detector: Detector, photo: Path) -> None:
@@ -166,15 +169,18 @@ def test_wrong_pictures_are_refused(detector: Detector, picture: Any, message: s
 
 
 def test_precisions_agree(weights: Path, photo: Path) -> None:
-    exact, rough = (retinanet.load(weights, precision=p, device="cpu")(photo, score=0.5) for p in ("fp32", "bf16"))
-    assert exact.confidence is not None
-    assert rough.confidence is not None
-    assert len(exact) > 3
-    assert list(exact.data["class_name"]) == list(rough.data["class_name"])
-    np.testing.assert_allclose(exact.confidence, rough.confidence, atol=0.05)
-    # suppression may keep the neighbour of a box that scored almost the same
-    overlap = supervision.box_iou_batch(exact.xyxy, rough.xyxy).diagonal()
-    assert overlap.min() > 0.6
+    # Every score of the network, before suppression: which of two equal neighbours survives that is a matter of chance.
+    image = torch.from_numpy(read_image(photo)).permute(2, 0, 1)
+    scores = {}
+    for precision in ("fp32", "bf16"):
+        detector = retinanet.load(weights, precision=precision, device="cpu")
+        batch = normalized_batch([image], detector.model.mean, detector.model.std)
+        with torch.inference_mode(), autocast(detector.device, detector.dtype):
+            scores[precision] = torch.cat(detector.model(batch).logits, dim=1).float().sigmoid()
+    difference = (scores["fp32"] - scores["bf16"]).abs()
+    assert scores["fp32"].max() > 0.5
+    assert 0 < difference.max() < 0.1
+    assert difference.mean() < 0.005
 
 
 def test_supervision_draws_and_filters_the_result(detector: Detector, photo: Path) -> None:
