@@ -68,8 +68,9 @@ def test_area(area: float | None, kept: float) -> None:
     assert build((0, 0, 10, 10), area=area).areas.tolist() == [kept]
 
 
-def test_area_of_a_clipped_box_is_its_own() -> None:
-    assert build((-10, 0, 10, 10), area=200).areas.tolist() == [100]
+def test_area_of_a_clipped_box_shrinks_with_it() -> None:
+    assert build((-10, 0, 10, 10)).areas.tolist() == [100]
+    assert build((-10, 0, 10, 10), area=80).areas.tolist() == [40]  # of a mask, smaller than the box
 
 
 coordinate = st.floats(width=32) | st.floats(-20, 120, width=32) | st.integers(-20, 120)

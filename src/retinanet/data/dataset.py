@@ -22,8 +22,8 @@ from retinanet.errors import DataError
 # Readers of formats without a flag of their own (YOLO, CSV) mark ignore regions by this class name.
 IGNORE_CLASS = "ignore"
 
-# Corners this close to the border are float noise of an xywh file, not a mistake worth a line in the report.
-_EDGE_TOLERANCE = 0.01
+# Corners this close to the border are rounding in an xywh file, not a mistake worth a line in the report.
+_EDGE_TOLERANCE = 0.05
 
 # An ``area`` beyond this is no area of an image; float32 could not hold it for long.
 _LARGEST_AREA = 1e18
@@ -236,8 +236,11 @@ class DatasetBuilder:
         moved = max(abs(a - b) for a, b in zip(xyxy, clipped, strict=True)) > _EDGE_TOLERANCE
         if moved:
             self._report(f"box {_corners(xyxy)} reaches over the {width}×{height} image", where, "clipped")
-        if area is None or moved or not 0 < area < _LARGEST_AREA:
-            area = (clipped[2] - clipped[0]) * (clipped[3] - clipped[1])
+        inside = (clipped[2] - clipped[0]) * (clipped[3] - clipped[1])
+        if area is None or not 0 < area < _LARGEST_AREA:
+            area = inside
+        elif moved:  # an area of its own, such as a mask's, loses the share that its box loses
+            area *= inside / ((x2 - x1) * (y2 - y1))
         self._boxes.extend(stored)
         self._labels.append(label)
         self._ignore.append(ignore)
