@@ -108,12 +108,18 @@ def train(argv: Sequence[str]) -> int:
 
     from retinanet.data.formats.detect import read_train_val
     from retinanet.data.verify import verify_images
+    from retinanet.model.backbone import require_backbone
     from retinanet.progress import progress_bar
-    from retinanet.train.checkpoint import refuse_other_run
+    from retinanet.train.checkpoint import check_same_settings, refuse_other_run
     from retinanet.train.loop import train as run
+    from retinanet.zoo.weights import read_info
 
     config = arguments.config
-    refuse_other_run(arguments.out, arguments.resume)  # before the images are checked, which can take minutes
+    # What can be refused now is not refused after the images were checked, which can take minutes.
+    refuse_other_run(arguments.out, arguments.resume)
+    if (arguments.out / "last.safetensors").exists():
+        check_same_settings(arguments.out / "last.safetensors", read_info(arguments.out / "last.safetensors"), config)
+    require_backbone(config.model.backbone)
     best = arguments.out / "best.safetensors"
     train_set, val_set, notes = read_train_val(
         arguments.dataset, config.data.train, config.data.val, config.data.val_fraction
@@ -266,11 +272,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _starting_config(argv: Sequence[str]) -> Config:
     """Defaults of the flags: the recipe's settings, or on ``--resume`` those of the run that is there."""
     last = Path(_option(argv, "--out") or TrainArguments.out) / "last.safetensors"
-    if "--resume" in argv and last.exists():
+    recipe = _option(argv, "--recipe")
+    if "--resume" in argv and last.exists() and recipe is None:
         from retinanet.zoo.weights import read_info
 
         return read_info(last).config
-    return load_recipe(_option(argv, "--recipe") or "modern")
+    return load_recipe(recipe or "modern")
 
 
 def _option(argv: Sequence[str], name: str) -> str | None:

@@ -35,6 +35,8 @@ def resolve_device(name: str = "auto") -> torch.device:
 def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
     """``auto`` → bfloat16 where the hardware multiplies it, else float32."""
     if name != "auto":
+        if name not in _DTYPES:
+            raise ConfigError(f"precision is {name!r}; choose auto, {', '.join(_DTYPES)}")
         return _DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32

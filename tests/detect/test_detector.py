@@ -211,3 +211,20 @@ def test_wrong_weights_and_devices(weights: Path, tmp_path: Path) -> None:
         retinanet.load(tmp_path / "none.safetensors")
     with pytest.raises(ConfigError, match="quantum"):
         retinanet.load(weights, device="quantum")
+
+
+@pytest.mark.parametrize("arguments", [{"score": 1.0}, {"score": -0.1}, {"score": float("nan")}, {"batch": 0}])
+def test_arguments_out_of_range(detector: Detector, photo: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="give 0 ≤ score < 1 and batch ≥ 1"):
+        detector(photo, **arguments)
+
+
+@pytest.mark.parametrize("source", [None, b"abc", 3, {"a": 1}])
+def test_sources_that_are_no_pictures(detector: Detector, source: Any) -> None:
+    with pytest.raises(DataError, match=f"cannot detect in a {type(source).__name__}; give a path"):
+        detector(source)
+
+
+def test_unknown_precision(weights: Path) -> None:
+    with pytest.raises(ConfigError, match="choose auto, fp32, bf16, fp16"):
+        retinanet.load(weights, precision="fp8")  # type: ignore[arg-type]

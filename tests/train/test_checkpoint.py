@@ -16,7 +16,8 @@ from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.errors import CheckpointError
 from retinanet.model import RetinaNet
 from retinanet.train.checkpoint import (
-    check_same_training,
+    check_same_data,
+    check_same_settings,
     fingerprint,
     restore_training,
     save_training,
@@ -27,6 +28,12 @@ from retinanet.zoo.weights import ModelInfo, load_weights
 
 CLASSES = ("cat", "dog")
 ANCHORS = AnchorSpec(scales=(1.0,))
+
+
+def check_same_training(path: Path, info: ModelInfo, config: Config, data: Dataset) -> None:
+    """What a resumed training checks."""
+    check_same_settings(path, info, config)
+    check_same_data(path, info, data)
 
 
 def config(optimizer: str, ema: float | None = None, norm: str = "frozen") -> Config:

@@ -17,13 +17,15 @@ from retinanet.config import DecodeConfig
 from retinanet.data.images import read_image, to_rgb
 from retinanet.data.transforms import normalized_batch, scaled_size
 from retinanet.decode import Detections, decode
-from retinanet.errors import DataError
+from retinanet.errors import ConfigError, DataError
 from retinanet.hardware import Precision, autocast, resolve_device, resolve_precision
 from retinanet.model import RetinaNet
 from retinanet.zoo.weights import ModelInfo, load_weights
 
 if TYPE_CHECKING:
     import supervision
+
+_ACCEPTED = "give a path, a Pillow image, a uint8 RGB array, or a list of those"
 
 Picture = str | Path | npt.NDArray[Any] | Image.Image
 
@@ -94,7 +96,11 @@ class Detector:
         """
         from retinanet.detect.draw import to_supervision  # supervision takes a second to import; training needs none
 
+        if not 0 <= score < 1 or batch < 1:
+            raise ConfigError(f"score is {score} and batch {batch}; give 0 ≤ score < 1 and batch ≥ 1")
         single = isinstance(source, str | Path | np.ndarray | Image.Image)
+        if not single and not isinstance(source, list | tuple):
+            raise DataError(f"cannot detect in a {type(source).__name__}; {_ACCEPTED}")
         pictures: Sequence[Picture] = [source] if single else source  # type: ignore[list-item, assignment]
         arrays = [_as_rgb(picture) for picture in pictures]
         found = [to_supervision(d, self.classes) for d in self.detect([_as_tensor(a) for a in arrays], score, batch)]
@@ -141,9 +147,7 @@ def _as_rgb(picture: Picture) -> npt.NDArray[np.uint8]:
     if isinstance(picture, Image.Image):
         return to_rgb(picture)
     if not isinstance(picture, np.ndarray):
-        raise DataError(
-            f"cannot detect in a {type(picture).__name__}; give a path, a Pillow image or a uint8 RGB array"
-        )
+        raise DataError(f"cannot detect in a {type(picture).__name__}; {_ACCEPTED}")
     if picture.dtype != np.uint8:
         raise DataError(f"the array holds {picture.dtype}; give uint8 values from 0 to 255")
     if picture.ndim == 2:

@@ -93,7 +93,7 @@ class Writer:
 
     def finish(self) -> list[str]:
         """Write the files that hold all pictures; returns what is now under ``out``."""
-        written = ["drawn pictures"] if self.draw else []
+        written = ["drawn pictures"] if self.draw and self._images else []
         if "coco" in self.formats:
             categories = [{"id": k + 1, "name": name} for k, name in enumerate(self.classes)]
             content = {"images": self._images, "annotations": self._annotations, "categories": categories}

@@ -196,11 +196,16 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _create(name: str, pretrained: bool) -> nn.Module:
+def require_backbone(name: str) -> None:
+    """Raise the :class:`ModelError` that names the nearest backbone if there is none called ``name``."""
     if not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(name, timm.list_models(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; see timm.list_models()"
         raise ModelError(f"no backbone {name!r}{hint}")
+
+
+def _create(name: str, pretrained: bool) -> nn.Module:
+    require_backbone(name)
     try:
         with _quick_when_offline() if pretrained else contextlib.nullcontext():
             model: nn.Module = timm.create_model(

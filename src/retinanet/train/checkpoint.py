@@ -114,14 +114,19 @@ def refuse_other_run(out: Path, resume: bool) -> None:
     """Keep a new training from overwriting an earlier one.
 
     Raises:
-        CheckpointError: ``out`` holds a run and ``resume`` is off.
+        CheckpointError: ``out`` holds a run and ``resume`` is off, or best weights without the state to resume from.
     """
-    if (out / "last.safetensors").exists() and not resume:
-        raise CheckpointError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
+    if (out / "last.safetensors").exists():
+        if not resume:
+            raise CheckpointError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
+    elif (out / "best.safetensors").exists():
+        raise CheckpointError(
+            f"{out} holds best.safetensors of an earlier run, which would be replaced; choose another --out, or move it"
+        )
 
 
-def check_same_training(path: Path, info: ModelInfo, config: Config, dataset: Dataset) -> None:
-    """Refuse to resume with other settings or other data than the checkpoint's.
+def check_same_settings(path: Path, info: ModelInfo, config: Config) -> None:
+    """Refuse to resume with other settings than the checkpoint's.
 
     Raises:
         CheckpointError: naming the first differences.
@@ -135,6 +140,14 @@ def check_same_training(path: Path, info: ModelInfo, config: Config, dataset: Da
             f"{path}: cannot resume with other settings ({'; '.join(different[:3])}{more}); "
             "leave those flags out, or start a new run with another --out"
         )
+
+
+def check_same_data(path: Path, info: ModelInfo, dataset: Dataset) -> None:
+    """Refuse to resume with other training data than the checkpoint's.
+
+    Raises:
+        CheckpointError: the data has changed.
+    """
     if info.progress.get("data") != fingerprint(dataset):
         raise CheckpointError(
             f"{path}: cannot resume, the training data has changed since ({dataset.name}: {len(dataset)} images, "

@@ -33,7 +33,8 @@ from retinanet.losses import Losses, detection_losses
 from retinanet.model import Outputs, RetinaNet
 from retinanet.progress import progress_bar
 from retinanet.train.checkpoint import (
-    check_same_training,
+    check_same_data,
+    check_same_settings,
     fingerprint,
     refuse_other_run,
     restore_training,
@@ -101,7 +102,8 @@ def train(
     metrics: dict[str, Any] = {}
     if last.exists():
         info = read_info(last)
-        check_same_training(last, info, config, train_set)
+        check_same_settings(last, info, config)
+        check_same_data(last, info, train_set)
         restore_training(last, model, average, optimizer)
         start, metrics = int(info.progress["step"]), info.metrics
         best_ap = float(info.progress["best_ap"] if info.progress["best_ap"] is not None else -math.inf)
@@ -223,7 +225,7 @@ def _explain(outputs: Outputs, grid: AnchorGrid, batch: Batch, config: Config, t
     return (
         f"the loss or its gradient is not finite on {named}{' …' if len(culprits) > 3 else ''}; "
         f"every value is in {report}. "
-        f"Start again with a lower --train.lr than {config.train.lr:g}, or with --train.precision fp32"
+        f"Start again in another --out with a lower --train.lr than {config.train.lr:g}, or with --train.precision fp32"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from retinanet._version import __version__
@@ -22,6 +22,7 @@ from retinanet.files import write_atomically
 from retinanet.model import RetinaNet
 
 FORMAT = "retinanet/1"
+FORMAT_KEY = "retinanet"
 TRAINING_PREFIX = "train."
 
 
@@ -66,17 +67,13 @@ def save_weights(path: Path, tensors: dict[str, Tensor], info: ModelInfo) -> Non
         "metrics": info.metrics,
         "progress": info.progress,
     }
-    metadata = {"format": FORMAT, "version": __version__, "info": json.dumps(description)}
+    # The library writes metadata in no fixed order: one key makes equal states equal files.
+    metadata = {FORMAT_KEY: json.dumps({"format": FORMAT, "version": __version__, **description})}
     packed = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(packed, temporary, metadata)
-        except SafetensorError as error:  # how the library reports a full disk
-            raise OSError(str(error)) from error
-
+    # Not save_file: its own temporary file would outlive a kill, and its result is readable by its owner alone.
+    content = save(packed, metadata)
     try:
-        write_atomically(path, write)
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
     except RetinaNetError as error:
         raise CheckpointError(str(error)) from error
 
@@ -99,13 +96,14 @@ def read_info(path: str | Path) -> ModelInfo:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a complete safetensors file ({str(error)[:100]})") from error
-    if metadata.get("format") != FORMAT:
-        written = "by another program" if "format" not in metadata else f"in format {metadata['format']!r}"
+    if FORMAT_KEY not in metadata:
         raise CheckpointError(
-            f"{path}: written {written}, not a {FORMAT} weights file; train one with 'retinanet train'"
+            f"{path}: written by another program, not a {FORMAT} weights file; train one with 'retinanet train'"
         )
     try:
-        raw = json.loads(metadata["info"])
+        raw = json.loads(metadata[FORMAT_KEY])
+        if raw["format"] != FORMAT:
+            raise ValueError(f"its format is {raw['format']!r}, not {FORMAT!r}")
         return ModelInfo(
             classes=tuple(raw["classes"]),
             config=Config.from_dict(raw["config"], where=str(path)),

@@ -112,7 +112,6 @@ def test_text_image_ids_are_numbered(tmp_path: Path) -> None:
 
 def test_unusable_annotations_are_dropped_and_reported(tmp_path: Path) -> None:
     bad: list[dict[str, Any]] = [
-        {"id": 11, "image_id": 99, "category_id": 2, "bbox": [0, 0, 1, 1]},
         {"id": 12, "image_id": 7, "category_id": 2},
         {"id": 13, "image_id": 7, "category_id": 2, "bbox": [0, 0, 1]},
         {"id": 14, "image_id": 7, "category_id": 2, "bbox": [0, 0, "1", 1]},
@@ -123,9 +122,14 @@ def test_unusable_annotations_are_dropped_and_reported(tmp_path: Path) -> None:
     source = write(tmp_path, content(annotations=bad))
     data = coco.read(source, "toy")
     assert len(data.boxes) == 0
-    assert sorted(p.where for p in data.problems) == sorted(
-        [f"{source}: annotation 11", *(f"{source}: annotation {i} (image a.jpg)" for i in range(12, 18))]
-    )
+    assert sorted(p.where for p in data.problems) == [f"{source}: annotation {i} (image a.jpg)" for i in range(12, 18)]
+
+
+def test_annotations_of_images_that_are_not_listed_are_refused(tmp_path: Path) -> None:
+    bad = [{"id": 11, "image_id": 99, "category_id": 2, "bbox": [0, 0, 1, 1]}]
+    source = write(tmp_path, content(annotations=[*content()["annotations"], *bad]))
+    with pytest.raises(DataError, match=r"1 of 4 annotations .* annotation 11 with image_id 99"):
+        coco.read(source, "toy")
 
 
 def test_category_called_ignore_and_ignore_flag(tmp_path: Path) -> None:

@@ -86,9 +86,14 @@ def read(source: Path, name: str) -> Dataset:
 
     # A million annotations in any order: sort them by image once, then walk both lists side by side.
     owner = np.array([_owner(a, position, source, i) for i, a in enumerate(annotations)], dtype=np.int64)
-    for i in np.flatnonzero(owner < 0).tolist():
-        where = f"{source}: annotation {annotations[i].get('id', i)}"
-        builder.report(f"image_id {annotations[i].get('image_id')!r} is not among the images", where, "dropped")
+    orphans = np.flatnonzero(owner < 0).tolist()
+    if orphans and images:
+        first = annotations[orphans[0]]
+        raise DataError(
+            f"{source}: {len(orphans)} of {len(annotations)} annotations belong to images that are not listed, first "
+            f"annotation {first.get('id', orphans[0])} with image_id {first.get('image_id')!r}; add those images to "
+            '"images" or remove the annotations'
+        )
     order = np.argsort(owner, kind="stable")
     starts = np.searchsorted(owner[order], np.arange(len(images) + 1)).tolist()
 
@@ -147,7 +152,10 @@ def _is_heading(category: dict[str, Any], categories: list[dict[str, Any]]) -> b
 def _add(builder: DatasetBuilder, annotation: dict[str, Any], classes: _Classes, where: str) -> None:
     category = str(annotation.get("category_id"))
     if category not in classes.labels:
-        raise DataError(f"{where}: category_id {annotation.get('category_id')!r} is not among the categories")
+        raise DataError(
+            f"{where}: category_id {annotation.get('category_id')!r} is not among the categories; add it to "
+            '"categories" or remove the annotation'
+        )
     bbox = annotation.get("bbox")
     if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))):
         builder.report("bbox is missing" if bbox is None else "bbox is not 4 numbers", where, "dropped")
