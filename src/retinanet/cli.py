@@ -19,7 +19,7 @@ from tyro.conf import Positional, arg
 
 from retinanet._version import __version__
 from retinanet.config import Config, load_recipe
-from retinanet.errors import ConfigError, RetinaNetError
+from retinanet.errors import CheckpointError, ConfigError, RetinaNetError
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset
@@ -52,7 +52,7 @@ class EvalArguments:
     """Measure a detector's average precision on a dataset."""
 
     weights: Annotated[Positional[Path], arg(metavar="WEIGHTS")]
-    """A .safetensors file of a training."""
+    """A .safetensors file of a training, or the name of a bundled model such as person."""
     dataset: Annotated[Positional[str], arg(metavar="DATA")]
     """Folder of a COCO, Pascal VOC, YOLO or CSV dataset, or its annotation file."""
     split: str = "val"
@@ -70,7 +70,7 @@ class DetectArguments:
     """Find objects in pictures; draw them and write them down."""
 
     weights: Annotated[Positional[Path], arg(metavar="WEIGHTS")]
-    """A .safetensors file of a training."""
+    """A .safetensors file of a training, or the name of a bundled model such as person."""
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE...")]
     """Images, folders, or patterns such as 'photos/*.jpg'."""
     out: Path = Path("detections")
@@ -85,6 +85,18 @@ class DetectArguments:
     """Arithmetic of the network."""
     device: str = "auto"
     """cpu, cuda, …"""
+
+
+@dataclass(frozen=True)
+class ConvertArguments:
+    """Turn another implementation's weights into a file of this one: torchvision's RetinaNets (v1 and v2) so far."""
+
+    source: Annotated[Positional[Path], arg(metavar="IN.pth")]
+    """A state dict, or a checkpoint that holds one; nothing in it is executed."""
+    target: Annotated[Positional[Path], arg(metavar="OUT.safetensors")]
+    """File to write."""
+    classes: tuple[str, ...] = ()
+    """Names of the network's outputs, in order; unset: COCO's for 91 outputs, else class 0, class 1, …"""
 
 
 @dataclass(frozen=True)
@@ -211,6 +223,38 @@ def detect(argv: Sequence[str]) -> int:
     return 0
 
 
+def convert(argv: Sequence[str]) -> int:
+    """``retinanet convert IN.pth OUT.safetensors``."""
+    arguments = _parse(ConvertArguments, argv, "retinanet convert")
+    source, target = arguments.source, arguments.target
+    if target.suffix != ".safetensors":
+        raise ConfigError(f"{target}: name the file to write OUT.safetensors; that is what is written")
+    if target.exists():
+        raise RetinaNetError(f"{target} already exists; choose another name or remove it")
+
+    from retinanet.zoo.importers import from_torchvision
+    from retinanet.zoo.pickled import read_pickled
+    from retinanet.zoo.weights import save_weights
+
+    try:
+        detector = from_torchvision(read_pickled(source), "fp32", "cpu", arguments.classes or None)
+    except CheckpointError as error:
+        message = str(error)
+        raise CheckpointError(message if message.startswith(str(source)) else f"{source}: {message}") from error
+    _make_folder(target.parent)
+    save_weights(target, detector.model.state_dict(), detector.info)
+    model, names = detector.info.config.model, detector.classes
+    listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    console.print(
+        f"wrote {target}: RetinaNet {model.backbone}, {model.channels} channels, P6 from {model.p6_from.upper()}, "
+        f"{'group' if model.subnet_norm == 'group' else 'no'} norm in the subnets, {len(names)} outputs ({listed})"
+    )
+    if not arguments.classes and names[0] == "class 0":
+        console.print("note: torchvision keeps no class names; add --classes NAME NAME … to give them")
+    _next(f"retinanet detect {_quoted(target)} PHOTO.jpg")
+    return 0
+
+
 def data_sample(argv: Sequence[str]) -> int:
     """``retinanet data sample OUT``."""
     arguments = _parse(SampleArguments, argv, "retinanet data sample")
@@ -229,6 +273,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train a detector on your pictures"),
     "eval": (evaluate, "measure a detector's average precision on a dataset"),
     "detect": (detect, "find objects in pictures; draw them and write them down"),
+    "convert": (convert, "turn torchvision's RetinaNet weights into a file of this package"),
     "data sample": (data_sample, "make a synthetic dataset to try everything on"),
 }
 

@@ -36,6 +36,8 @@ class ModelConfig:
     """Local file with the backbone's ImageNet weights (.safetensors or .pth), for machines without a network."""
     norm: Literal["frozen", "trained"] = "frozen"
     """Batch norm of the backbone: fixed at its ImageNet statistics, or trained."""
+    norm_eps: float | None = None
+    """Added to the variance in the backbone's batch norm; unset: the backbone's own."""
     freeze_stages: int = 0
     """Number of backbone stages, from the stem, whose weights stay as they are."""
     channels: int | None = None
@@ -55,6 +57,8 @@ class ModelConfig:
         _require(0 < self.prior < 1, f"model.prior is {self.prior}; it is a probability between 0 and 1")
         _require(self.subnet_depth >= 0, f"model.subnet-depth is {self.subnet_depth}; it cannot be negative")
         _require(self.freeze_stages >= 0, f"model.freeze-stages is {self.freeze_stages}; it cannot be negative")
+        positive = self.norm_eps is None or self.norm_eps >= 0
+        _require(positive, f"model.norm-eps is {self.norm_eps}; it cannot be negative")
         valid = self.channels is None or (self.channels > 0 and self.channels % 32 == 0)
         _require(valid, f"model.channels is {self.channels}; use a positive multiple of 32")
 
@@ -74,6 +78,8 @@ class AnchorSpec:
     """Height / width, at constant area."""
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
     """Pixels between neighbouring anchors at each level."""
+    layout: Literal["paper", "torchvision"] = "paper"
+    """Real-valued anchors, or torchvision's: sides cut and corners rounded to whole pixels, steps from the image."""
 
     def __post_init__(self) -> None:
         same = len(self.sizes) == len(self.strides)
@@ -104,6 +110,8 @@ class AssignConfig:
     """IoU from which an anchor takes the object's class (method iou)."""
     background: float = 0.4
     """IoU below which it is background; between the two it is ignored (method iou)."""
+    force_best: bool = False
+    """Also match each object with the anchors that overlap it best, however little (method iou)."""
     candidates: int = 9
     """Nearest anchor positions per level and object that ATSS considers."""
     ignore_overlap: float = 0.5
@@ -120,24 +128,42 @@ class AssignConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Focal loss for the classes, a regression loss for the boxes, both divided by the foreground anchors."""
+    """A loss for the classes, one for the boxes, both divided by the number of foreground anchors."""
 
+    classification: Literal[
+        "focal", "focal_star", "ce", "alpha_ce", "ohem", "ohem_1_3", "quality_focal", "varifocal"
+    ] = "focal"
+    """Loss of the class scores; ce: cross entropy, alpha_ce: weighted by α, ohem: of the hardest anchors alone."""
     alpha: float | None = 0.25
     """Weight α of the foreground, 1 − α of the background."""
     gamma: float = 2.0
     """Focusing parameter γ; 0 is (α-balanced) cross entropy."""
-    box: Literal["smooth_l1", "l1", "giou"] = "smooth_l1"
-    """Loss of the four box numbers, or of the decoded box."""
+    star_beta: float = 1.0
+    """Shift β of the logits in FL* (classification focal_star)."""
+    ohem_batch: int = 128
+    """Anchors of an image that count, the hardest (ohem); under ohem_1_3 at most a quarter of them is foreground."""
+    ohem_nms: float = 0.5
+    """IoU from which the easier of two anchors does not count (ohem, ohem_1_3)."""
+    box: Literal["smooth_l1", "l1", "giou", "diou", "ciou"] = "smooth_l1"
+    """Loss of the four box numbers, or of the decoded box (IoU family)."""
     beta: float = 1.0
     """Where smooth L1 turns from squared to absolute error."""
     box_weight: float = 1.0
     """Factor on the box loss."""
+    normalizer: Literal["batch", "image", "rank", "moving"] = "batch"
+    """Foreground anchors to divide by: of the batch on all processes (the paper), of each image, of this process's
+    batch, or their moving average."""
 
     def __post_init__(self) -> None:
         _require(self.alpha is None or 0 <= self.alpha <= 1, f"loss.alpha is {self.alpha}; it lies between 0 and 1")
         _require(0 <= self.gamma < math.inf, f"loss.gamma is {self.gamma}; it cannot be negative")
         _require(0 <= self.box_weight < math.inf, f"loss.box-weight is {self.box_weight}; it cannot be negative")
         _require(0 < self.beta < math.inf, f"loss.beta is {self.beta}; it must be positive")
+        _require(math.isfinite(self.star_beta), f"loss.star-beta is {self.star_beta}; it must be a number")
+        starred = self.classification != "focal_star" or self.gamma > 0
+        _require(starred, "loss.gamma is 0; FL* divides by it, so it must be positive")
+        _require(self.ohem_batch >= 4, f"loss.ohem-batch is {self.ohem_batch}; it must be at least 4")
+        _require(0 < self.ohem_nms <= 1, f"loss.ohem-nms is {self.ohem_nms}; it lies between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -154,6 +180,10 @@ class DataConfig:
     """Shorter side of the network's input, in pixels."""
     max_size: int | None = None
     """Longest side allowed; unset: size × 1333 / 800."""
+    resize: Literal["antialiased", "bilinear"] = "antialiased"
+    """Antialiased; or plainly bilinear with sides rounded down, as torchvision's detectors do it."""
+    crowd: Literal["ignore", "drop", "object"] = "ignore"
+    """Crowd and difficult boxes in training: neither object nor background, background, or ordinary objects."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     scale: tuple[float, float] = (1.0, 1.0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinanet.data.dataset import Dataset, DatasetBuilder, FileList
+from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder, FileList
 from retinanet.errors import DataError
 
 Box = tuple[float, float, float, float]
@@ -171,11 +171,11 @@ def test_with_classes_forgives_what_only_ignore_regions_carry() -> None:
     builder = DatasetBuilder("toy", Path(), ("cat", "dog"))
     builder.add_image("a", 10, 10)
     builder.add_box((0, 0, 5, 5), 1, "x", ignore=True)
-    assert builder.build().with_classes(("cat",)).labels.tolist() == [0]
+    assert builder.build().with_classes(("cat",)).labels.tolist() == [NO_CLASS]
     builder = DatasetBuilder("toy", Path(), ())
     builder.add_image("a", 10, 10)
     builder.add_box((0, 0, 5, 5), 0, "x", ignore=True)
-    assert builder.build().with_classes(("cat", "dog")).labels.tolist() == [0]
+    assert builder.build().with_classes(("cat", "dog")).labels.tolist() == [NO_CLASS]
 
 
 def test_file_list() -> None:

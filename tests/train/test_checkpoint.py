@@ -14,6 +14,7 @@ from retinanet.anchors import AnchorSpec
 from retinanet.config import Config, DataConfig, ModelConfig, TrainConfig
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.errors import CheckpointError
+from retinanet.losses import Normalizer
 from retinanet.model import RetinaNet
 from retinanet.train.checkpoint import (
     check_same_data,
@@ -52,6 +53,7 @@ class Training:
         self.model.to(memory_format=torch.channels_last).train()
         self.average: AveragedModel | None = make_average(self.model, settings.train)
         self.optimizer = make_optimizer(self.model, settings.train)
+        self.normalizer = Normalizer(settings.loss)
 
     def steps(self, first: int, last: int) -> None:
         for step in range(first, last):
@@ -73,10 +75,10 @@ class Training:
 
     def save(self, path: Path) -> None:
         info = ModelInfo.of(self.model, CLASSES, self.settings, progress={"step": 2})
-        save_training(path, self.model, self.average, self.optimizer, info)
+        save_training(path, self.model, self.average, self.optimizer, self.normalizer, info)
 
     def restore(self, path: Path) -> ModelInfo:
-        return restore_training(path, self.model, self.average, self.optimizer)
+        return restore_training(path, self.model, self.average, self.optimizer, self.normalizer)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

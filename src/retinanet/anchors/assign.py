@@ -23,8 +23,12 @@ def assign(grid: AnchorGrid, boxes: Tensor, ignore: Tensor | None = None, config
     """Match every anchor of an image with at most one ground-truth box.
 
     Method ``iou`` (the paper): the box of highest IoU (the first of equals) if that IoU is at least
-    ``config.foreground``; ``BACKGROUND`` if it is below ``config.background``; ``IGNORE`` between. No box is forced
-    onto an anchor. Method ``atss``: see :func:`retinanet.anchors.atss.assign_atss`.
+    ``config.foreground``; ``BACKGROUND`` if it is below ``config.background``; ``IGNORE`` between. With
+    ``config.force_best``, an anchor that overlaps some box as much as any other anchor does keeps its own best box
+    whatever the IoU (torchvision's low-quality matches).
+
+    Method ``atss``: see :func:`retinanet.anchors.atss.assign_atss`.
+
     Background anchors of which at least ``config.ignore_overlap`` lies inside an ``ignore`` region become ``IGNORE``.
 
     Args:
@@ -41,9 +45,11 @@ def assign(grid: AnchorGrid, boxes: Tensor, ignore: Tensor | None = None, config
     if config.method == "atss":
         matched = assign_atss(grid, boxes, config.candidates)
     else:
-        overlap, matched = best_overlap(anchors, boxes)
-        matched = torch.where(overlap >= config.foreground, matched, IGNORE)
+        overlap, nearest = best_overlap(anchors, boxes)
+        matched = torch.where(overlap >= config.foreground, nearest, IGNORE)
         matched = torch.where(overlap < config.background, BACKGROUND, matched)
+        if config.force_best:
+            matched = torch.where(_best_of_some_box(anchors, boxes), nearest, matched)
     if ignore is not None and len(ignore) > 0:
         covered = covered_share(anchors, ignore) >= config.ignore_overlap
         matched = torch.where(covered & (matched == BACKGROUND), IGNORE, matched)
@@ -82,6 +88,16 @@ def best_overlap(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         index = torch.where(value > best, first, index)
         best = torch.maximum(value, best)
     return best, index
+
+
+def _best_of_some_box(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """Whether each anchor is one of those that overlap some box the most: bool ``(A,)``."""
+    best = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
+    for start in range(0, len(boxes), _CHUNK):
+        overlap = box_iou(boxes[start : start + _CHUNK].to(anchors), anchors)  # (chunk, A)
+        highest = overlap.amax(dim=1, keepdim=True)
+        best |= ((overlap == highest) & (highest > 0)).any(dim=0)
+    return best
 
 
 def covered_share(anchors: Tensor, regions: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from retinanet.anchors.coding import aligned_iou
 from retinanet.anchors.grid import AnchorGrid
 
 _BACKGROUND = -1
@@ -34,7 +35,7 @@ def assign_atss(grid: AnchorGrid, boxes: Tensor, candidates: int = 9) -> Tensor:
         return matched
     boxes = boxes.to(anchors)
     index = _nearest(grid, boxes, candidates)  # (G, N) anchor indices
-    overlap = _aligned_iou(anchors[index], boxes[:, None])  # (G, N)
+    overlap = aligned_iou(anchors[index], boxes[:, None])  # (G, N)
     threshold = overlap.mean(dim=1) + overlap.std(dim=1, correction=min(1, overlap.shape[1] - 1))
     centres = (anchors[index][..., :2] + anchors[index][..., 2:]) / 2
     inside = ((centres > boxes[:, None, :2]) & (centres < boxes[:, None, 2:])).all(dim=-1)
@@ -55,10 +56,10 @@ def _nearest(grid: AnchorGrid, boxes: Tensor, candidates: int) -> Tensor:
     # The k nearest points of a grid lie within this many rows and columns around the nearest one, also at its border.
     reach = math.ceil(math.sqrt(candidates))
     found, start = [], 0
-    for (rows, columns), stride in zip(grid.shapes, grid.spec.strides, strict=True):
-        row = _window(centre[:, 1] / stride, reach + candidates // (2 * columns), rows)  # (G, h)
-        column = _window(centre[:, 0] / stride, reach + candidates // (2 * rows), columns)  # (G, w)
-        distance = ((row * stride - centre[:, 1:]) ** 2)[:, :, None] + ((column * stride - centre[:, :1]) ** 2)[:, None]
+    for (rows, columns), (down, across) in zip(grid.shapes, grid.strides, strict=True):
+        row = _window(centre[:, 1] / down, reach + candidates // (2 * columns), rows)  # (G, h)
+        column = _window(centre[:, 0] / across, reach + candidates // (2 * rows), columns)  # (G, w)
+        distance = ((row * down - centre[:, 1:]) ** 2)[:, :, None] + ((column * across - centre[:, :1]) ** 2)[:, None]
         position = row[:, :, None] * columns + column[:, None]  # (G, h, w)
         count = min(candidates, position[0].numel())
         nearest = distance.flatten(1).topk(count, dim=1, largest=False, sorted=False).indices
@@ -74,10 +75,3 @@ def _window(centre: Tensor, reach: int, length: int) -> Tensor:
     span = min(2 * reach + 1, length)
     first = (centre.round().long() - reach).clamp(0, length - span)
     return first[:, None] + torch.arange(span, device=centre.device)
-
-
-def _aligned_iou(a: Tensor, b: Tensor) -> Tensor:
-    size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
-    intersection = size.prod(dim=-1)
-    area_a, area_b = (a[..., 2:] - a[..., :2]).prod(dim=-1), (b[..., 2:] - b[..., :2]).prod(dim=-1)
-    return intersection / (area_a + area_b - intersection)

@@ -34,3 +34,11 @@ def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
     new_centre = centre + deltas[..., :2] * size
     half = 0.5 * size * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE))
     return torch.cat([new_centre - half, new_centre + half], dim=-1)
+
+
+def aligned_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of each box of ``a`` with its partner in ``b``: ``(…, 4)`` ``xyxy``, broadcastable → ``(…,)``."""
+    size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    intersection = size.prod(dim=-1)
+    area_a, area_b = (a[..., 2:] - a[..., :2]).prod(dim=-1), (b[..., 2:] - b[..., :2]).prod(dim=-1)
+    return intersection / (area_a + area_b - intersection)

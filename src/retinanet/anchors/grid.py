@@ -18,11 +18,13 @@ class AnchorGrid:
     Attributes:
         spec: what the grid was made from.
         shapes: ``(rows, columns)`` of each level's feature map.
+        strides: pixels between neighbouring rows and columns, ``(vertical, horizontal)``, of each level.
         boxes: float32 ``(A, 4)``, ``xyxy`` pixels, real-valued.
     """
 
     spec: AnchorSpec
     shapes: tuple[tuple[int, int], ...]
+    strides: tuple[tuple[int, int], ...]
     boxes: Tensor
 
     @property
@@ -40,10 +42,19 @@ class AnchorGrid:
 
 
 def base_anchors(spec: AnchorSpec, level: int) -> Tensor:
-    """Anchors of one location of ``level``, around (0, 0): ``(A, 4)`` float64, scale by scale, ratio by ratio."""
+    """Anchors of one location of ``level``, around (0, 0): ``(A, 4)`` float64, scale by scale, ratio by ratio.
+
+    In the ``torchvision`` layout ratio by ratio, scale by scale, in whole pixels.
+    """
     scales = torch.tensor(spec.scales, dtype=torch.float64)
     ratios = torch.tensor(spec.ratios, dtype=torch.float64)
     side = spec.sizes[level] * scales[:, None]
+    if spec.layout == "torchvision":
+        # float32, in this order of operations: what is rounded below must be what torchvision rounds
+        side, ratios = side.trunc().float(), ratios.float()
+        width, height = (1 / ratios.sqrt()) * side, ratios.sqrt() * side
+        half = torch.stack([width.T, height.T], dim=-1).reshape(-1, 2) / 2
+        return torch.cat([-half, half], dim=1).round().double()
     width, height = side / ratios.sqrt(), side * ratios.sqrt()
     half = torch.stack([width, height], dim=-1).reshape(-1, 2) / 2
     return torch.cat([-half, half], dim=1)
@@ -54,15 +65,19 @@ def make_grid(spec: AnchorSpec, image_size: tuple[int, int]) -> AnchorGrid:
     """All anchors for an image of ``(height, width)`` pixels; cached, so do not write into ``boxes``.
 
     A level of stride s has ⌈height/s⌉ × ⌈width/s⌉ locations. Location (i, j) is centred on pixel (j·s, i·s), which is
-    where the receptive field of that output of a stack of padded stride-2 convolutions is centred.
+    where the receptive field of that output of a stack of padded stride-2 convolutions is centred. In the
+    ``torchvision`` layout the step is the image's side ÷ locations, rounded down: 114 for 7 locations on 800 pixels.
     """
     height, width = image_size
     shapes = tuple((-(-height // stride), -(-width // stride)) for stride in spec.strides)
+    strides = tuple((stride, stride) for stride in spec.strides)
+    if spec.layout == "torchvision":
+        strides = tuple((height // rows, width // columns) for rows, columns in shapes)
     levels = []
-    for level, ((rows, columns), stride) in enumerate(zip(shapes, spec.strides, strict=True)):
-        y = torch.arange(rows, dtype=torch.float64) * stride
-        x = torch.arange(columns, dtype=torch.float64) * stride
+    for level, ((rows, columns), (down, across)) in enumerate(zip(shapes, strides, strict=True)):
+        y = torch.arange(rows, dtype=torch.float64) * down
+        x = torch.arange(columns, dtype=torch.float64) * across
         centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flip(-1)  # (rows, columns, xy)
         boxes = centres.repeat(1, 1, 2)[:, :, None] + base_anchors(spec, level)  # (rows, columns, A, 4)
         levels.append(boxes.reshape(-1, 4))
-    return AnchorGrid(spec, shapes, torch.cat(levels).float())
+    return AnchorGrid(spec, shapes, strides, torch.cat(levels).float())

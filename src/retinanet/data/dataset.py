@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ from retinanet.errors import DataError
 
 # Readers of formats without a flag of their own (YOLO, CSV) mark ignore regions by this class name.
 IGNORE_CLASS = "ignore"
+
+# Label of an ignore region that belongs to no class in particular.
+NO_CLASS = -1
 
 # Corners this close to the border are rounding in an xywh file, not a mistake worth a line in the report.
 _EDGE_TOLERANCE = 0.05
@@ -78,7 +82,7 @@ class Dataset:
         sizes: int32 ``(N, 2)``, width and height the annotations refer to.
         offsets: int64 ``(N + 1,)``; the boxes of image ``i`` are rows ``offsets[i]:offsets[i+1]``.
         boxes: float32 ``(M, 4)`` ``xyxy``, half-open, pixels.
-        labels: int32 ``(M,)``.
+        labels: int32 ``(M,)``; ``NO_CLASS`` for an ignore region of no class in particular.
         ignore: bool ``(M,)``; crowd, difficult or user-marked regions.
         areas: float32 ``(M,)``; the area COCO sorts objects into small, medium and large by.
         problems: what the reader clipped, dropped or doubted.
@@ -153,13 +157,32 @@ class Dataset:
                 f"{self.name}: class {missing} is not one of the model's {len(classes)} classes ({known}); "
                 "use data with the same class names or train a model on these"
             )
-        # Classes only ignore regions carry need no index: an ignore region counts for whichever class is there.
-        # The last entry serves label 0 of an ignore region in a dataset without classes.
-        table = np.array([*(position.get(name, 0) for name in self.classes), 0], dtype=np.int32)
+        # Classes only ignore regions carry need no index. The last entry is where label NO_CLASS (−1) looks.
+        table = np.array([*(position.get(name, NO_CLASS) for name in self.classes), NO_CLASS], dtype=np.int32)
         own = dict(zip(self.classes, self.category_ids, strict=True))
         fresh = iter(range(max((0, *self.category_ids)) + 1, 1 << 31))
         ids = tuple(own[name] if name in own else next(fresh) for name in classes)
         return replace(self, classes=tuple(classes), category_ids=ids, labels=table[self.labels])
+
+    def with_crowds(self, policy: Literal["ignore", "drop", "object"]) -> Dataset:
+        """The same images with crowd and difficult boxes kept as ignore regions, left out, or as ordinary objects.
+
+        A region of no class in particular cannot be an object; ``object`` leaves it an ignore region.
+        """
+        if policy == "object":
+            return replace(self, ignore=self.ignore & (self.labels == NO_CLASS))
+        if policy == "ignore" or not self.ignore.any():
+            return self
+        keep = ~self.ignore
+        before = np.concatenate([[0], np.cumsum(keep)])  # boxes kept among the first i
+        return replace(
+            self,
+            offsets=before[self.offsets].astype(np.int64),
+            boxes=self.boxes[keep],
+            labels=self.labels[keep],
+            ignore=self.ignore[keep],
+            areas=self.areas[keep],
+        )
 
     def class_counts(self) -> dict[str, int]:
         """Boxes of each class, ignore regions not counted."""

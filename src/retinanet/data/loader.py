@@ -104,7 +104,7 @@ class _EvaluationImages(TorchDataset[Sample | DataError]):
 
     def __getitem__(self, index: int) -> Sample | DataError:
         try:
-            return resize(load_sample(self.dataset, index), self.config.size, self.config.longest)
+            return resize(load_sample(self.dataset, index), self.config)
         except DataError as error:
             return error
 
@@ -158,7 +158,7 @@ def evaluation_loader(dataset: Dataset, config: DataConfig, batch: int = 8) -> I
     """
     shapes: dict[tuple[int, int], list[int]] = {}
     for index, (width, height) in enumerate(dataset.sizes.tolist()):
-        shapes.setdefault(scaled_size(height, width, config.size, config.longest), []).append(index)
+        shapes.setdefault(scaled_size(height, width, config), []).append(index)
     batches = [group[i : i + batch] for group in shapes.values() for i in range(0, len(group), batch)]
     loader: DataLoader[Sample | DataError] = DataLoader(
         _EvaluationImages(dataset, config),

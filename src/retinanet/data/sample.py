@@ -13,7 +13,7 @@ class Sample:
     """An image and what is in it.
 
     Attributes:
-        image: uint8 RGB, ``(3, H, W)``.
+        image: RGB in 0–255, ``(3, H, W)``; uint8, or float32 after bilinear scaling.
         boxes: float32 ``(G, 4)``, ``xyxy`` in pixels of ``image``, half-open.
         labels: int64 ``(G,)``, class indices ``0..K-1``.
         ignore: float32 ``(R, 4)``, regions where a detection is neither right nor wrong (COCO crowds, VOC difficult).

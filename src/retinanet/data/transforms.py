@@ -6,11 +6,13 @@ processes, or a resumed run, changes nothing.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 from retinanet.config import DataConfig
@@ -26,27 +28,42 @@ def training_view(sample: Sample, config: DataConfig, rng: random.Random, scale:
         sample = random_crop(sample, rng)
     if config.color > 0:
         sample.image = jitter_color(sample.image, config.color, rng)
-    sample = resize(sample, config.size * scale, config.longest * scale)
+    sample = resize(sample, config, scale)
     if rng.random() < config.flip:
         sample = horizontal_flip(sample)
     return sample.drop_degenerate()
 
 
-def resize(sample: Sample, shorter: float, longest: float) -> Sample:
-    """Scale, keeping the aspect ratio, to the given shorter side unless the longer side would exceed ``longest``."""
+def resize(sample: Sample, config: DataConfig, scale: float = 1.0) -> Sample:
+    """Scale an image and its boxes to the size :func:`scaled_size` gives."""
     height, width = sample.image.shape[-2:]
-    new_height, new_width = scaled_size(height, width, shorter, longest)
-    if (new_height, new_width) != (height, width):
-        sample.image = F.resize(sample.image, [new_height, new_width], antialias=True)
+    new_height, new_width = scaled_size(height, width, config, scale)
+    sample.image = resize_image(sample.image, (new_height, new_width), config)
     factors = torch.tensor([new_width / width, new_height / height] * 2)
     sample.boxes, sample.ignore = sample.boxes * factors, sample.ignore * factors
     return sample
 
 
-def scaled_size(height: int, width: int, shorter: float, longest: float) -> tuple[int, int]:
-    """``(height, width)`` after :func:`resize`; at least one pixel each."""
-    factor = min(shorter / min(height, width), longest / max(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))
+def scaled_size(height: int, width: int, config: DataConfig, scale: float = 1.0) -> tuple[int, int]:
+    """``(height, width)`` an image is scaled to, with its aspect ratio; at least one pixel each.
+
+    The shorter side becomes ``scale`` · ``config.size``, unless the longer side would exceed ``scale`` ·
+    ``config.longest``.
+    """
+    factor = min(scale * config.size / min(height, width), scale * config.longest / max(height, width))
+    whole = math.floor if config.resize == "bilinear" else round
+    return max(1, whole(height * factor)), max(1, whole(width * factor))
+
+
+def resize_image(image: Tensor, shape: tuple[int, int], config: DataConfig) -> Tensor:
+    """uint8 ``image`` ``(3, h, w)`` scaled to ``shape``; the result is float32 where ``config.resize`` is bilinear."""
+    if config.resize == "bilinear":
+        # Not rounded to grey levels: torchvision scales after normalising, and the two commute only without rounding.
+        return interpolate(image[None].float(), size=shape, mode="bilinear", align_corners=False)[0]
+    if tuple(image.shape[-2:]) == shape:
+        return image
+    result: Tensor = F.resize(image, list(shape), antialias=True)
+    return result
 
 
 def horizontal_flip(sample: Sample) -> Sample:
@@ -92,7 +109,7 @@ def normalized_batch(
     """Images of different sizes → one network input.
 
     Args:
-        images: uint8 ``(3, h, w)`` each.
+        images: ``(3, h, w)`` each, 0–255.
         mean: channel means of RGB in [0, 1].
         std: channel standard deviations.
         device: where the batch is made.

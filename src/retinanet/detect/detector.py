@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from retinanet.config import DecodeConfig
 from retinanet.data.images import read_image, to_rgb
-from retinanet.data.transforms import normalized_batch, scaled_size
+from retinanet.data.transforms import normalized_batch, resize_image, scaled_size
 from retinanet.decode import Detections, decode
 from retinanet.errors import ConfigError, DataError
 from retinanet.hardware import Precision, autocast, resolve_device, resolve_precision
@@ -34,7 +34,8 @@ def load(weights: str | Path, precision: Precision = "auto", device: str = "auto
     """Load a detector.
 
     Args:
-        weights: path of a ``.safetensors`` file that ``retinanet train`` wrote.
+        weights: path of a ``.safetensors`` file that ``retinanet train`` wrote, or the name of a bundled model
+            (``person``).
         precision: arithmetic of the network; ``auto``: bf16 where the hardware multiplies it, else fp32.
         device: ``cpu``, ``cuda``, …; ``auto``: a GPU if there is one.
 
@@ -113,14 +114,14 @@ class Detector:
         Images that have one size after scaling share a batch, so that a result never depends on its neighbours.
         """
         data = self.info.config.data
-        shapes = [scaled_size(image.shape[-2], image.shape[-1], data.size, data.longest) for image in images]
+        shapes = [scaled_size(image.shape[-2], image.shape[-1], data) for image in images]
         groups: dict[tuple[int, int], list[int]] = {}
         for index, shape in enumerate(shapes):
             groups.setdefault(shape, []).append(index)
         results: dict[int, Detections] = {}
         for shape, group in groups.items():
             for chunk in (group[i : i + batch] for i in range(0, len(group), batch)):
-                scaled = [_scaled(images[i], shape) for i in chunk]
+                scaled = [resize_image(images[i], shape, data) for i in chunk]
                 found = self.detect_scaled(scaled, score)
                 for i, detections in zip(chunk, found, strict=True):
                     results[i] = _rescaled(detections, scaled=shape, original=tuple(images[i].shape[-2:]))
@@ -128,7 +129,7 @@ class Detector:
 
     @torch.inference_mode()
     def detect_scaled(self, images: Sequence[Tensor], score: float | None = None) -> list[Detections]:
-        """Detections of uint8 tensors ``(3, h, w)`` that already have the network's input size."""
+        """Detections of tensors ``(3, h, w)`` in 0–255 that already have the network's input size."""
         batch = normalized_batch(images, self.model.mean, self.model.std, self.device)
         with autocast(self.device, self.dtype):
             outputs = self.model(batch)
@@ -160,15 +161,6 @@ def _as_rgb(picture: Picture) -> npt.NDArray[np.uint8]:
 def _as_tensor(array: npt.NDArray[np.uint8]) -> Tensor:
     # torch warns about arrays it may not write to, such as those of Pillow images; these are copied
     return torch.from_numpy(np.require(array, requirements=["C", "W"])).permute(2, 0, 1)
-
-
-def _scaled(image: Tensor, shape: tuple[int, int]) -> Tensor:
-    from torchvision.transforms.v2 import functional as F
-
-    if tuple(image.shape[-2:]) == shape:
-        return image
-    resize: Callable[..., Tensor] = F.resize
-    return resize(image, list(shape), antialias=True)
 
 
 def _rescaled(found: Detections, scaled: tuple[int, int], original: tuple[int, ...]) -> Detections:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retinanet.data.dataset import Dataset
+from retinanet.data.dataset import NO_CLASS, Dataset
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -80,16 +80,20 @@ def evaluate(dataset: Dataset, predictions: Predictions) -> Metrics:
         for i, (w, h) in zip(dataset.image_ids, dataset.sizes, strict=True)
     ]
     categories = [{"id": k, "name": name} for k, name in zip(dataset.category_ids, dataset.classes, strict=True)]
-    owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
-    xyxy = dataset.boxes.astype(np.float64)
+    # A region of no class in particular is one of every class.
+    copies = np.where(dataset.labels == NO_CLASS, len(categories), 1)
+    rows = np.repeat(np.arange(len(dataset.labels)), copies)
+    labels = np.where(dataset.labels[rows] == NO_CLASS, _count_up(copies), dataset.labels[rows])
+    owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))[rows]
+    xyxy = dataset.boxes[rows].astype(np.float64)
     truth = COCO.from_arrays(
         images,
         categories,
         dataset.image_ids[owner],
-        np.asarray(dataset.category_ids, dtype=np.int64)[dataset.labels],
+        np.asarray(dataset.category_ids, dtype=np.int64)[labels],
         np.column_stack([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]]),
-        area=dataset.areas.astype(np.float64),
-        iscrowd=dataset.ignore.astype(np.int64),
+        area=dataset.areas[rows].astype(np.float64),
+        iscrowd=dataset.ignore[rows].astype(np.int64),
     )
     found = truth.load_res(predictions._columns(dataset))
     evaluation = COCOeval(truth, found, "bbox")
@@ -109,3 +113,8 @@ def evaluate(dataset: Dataset, predictions: Predictions) -> Metrics:
         if boxes:
             per_class[name] = {"AP": float(curve.mean()), "AP50": float(curve[0].mean()), "boxes": boxes}
     return Metrics(summary, per_class)
+
+
+def _count_up(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """0 … n − 1 for each n of ``lengths``, in a row."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

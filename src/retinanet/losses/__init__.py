@@ -1,7 +1,20 @@
 """(logits, labels) and (deltas, boxes) → scalar losses."""
 
+from retinanet.losses.baselines import ohem_loss
 from retinanet.losses.boxes import box_loss
-from retinanet.losses.detection import Losses, detection_losses
-from retinanet.losses.focal import focal_loss, sigmoid_focal_loss
+from retinanet.losses.detection import Losses, Normalizer, detection_losses
+from retinanet.losses.focal import focal_loss, focal_star_loss, sigmoid_focal_loss
+from retinanet.losses.quality import quality_focal_loss, varifocal_loss
 
-__all__ = ["Losses", "box_loss", "detection_losses", "focal_loss", "sigmoid_focal_loss"]
+__all__ = [
+    "Losses",
+    "Normalizer",
+    "box_loss",
+    "detection_losses",
+    "focal_loss",
+    "focal_star_loss",
+    "ohem_loss",
+    "quality_focal_loss",
+    "sigmoid_focal_loss",
+    "varifocal_loss",
+]

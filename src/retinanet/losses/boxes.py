@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from retinanet.anchors.coding import decode, encode
 from retinanet.config import LossConfig
+
+_OF_DECODED_BOXES = {
+    "giou": generalized_box_iou_loss,
+    "diou": distance_box_iou_loss,
+    "ciou": complete_box_iou_loss,
+}
 
 
 def box_loss(deltas: Tensor, anchors: Tensor, boxes: Tensor, config: LossConfig) -> Tensor:
     """Regression loss of matched anchors, summed, in float32.
 
     ``smooth_l1`` and ``l1`` compare the four deltas with the target's (Fast R-CNN, https://arxiv.org/abs/1504.08083,
-    equation 3); ``giou`` compares the decoded boxes (https://arxiv.org/abs/1902.09630).
+    equation 3); ``giou`` (https://arxiv.org/abs/1902.09630), ``diou`` and ``ciou`` (https://arxiv.org/abs/1911.08287)
+    compare the decoded boxes.
 
     Args:
         deltas: predictions, ``(P, 4)``.
@@ -23,8 +30,8 @@ def box_loss(deltas: Tensor, anchors: Tensor, boxes: Tensor, config: LossConfig)
         config: which loss, and smooth L1's β.
     """
     deltas = deltas.float()
-    if config.box == "giou":
-        loss: Tensor = generalized_box_iou_loss(decode(deltas, anchors), boxes, reduction="sum")
+    if config.box in _OF_DECODED_BOXES:
+        loss: Tensor = _OF_DECODED_BOXES[config.box](decode(deltas, anchors), boxes, reduction="sum")
         return loss
     targets = encode(boxes, anchors)
     if config.box == "l1":

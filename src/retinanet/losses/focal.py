@@ -29,17 +29,23 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float | None = 0.25, gamma
     Returns:
         Scalar, float32 (float64 for float64 logits).
     """
-    if labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}: expected (…,) and (…, K)"
-        )
+    _check_shapes(logits, labels)
     with torch.autocast(logits.device.type, enabled=False):
-        x = logits if logits.dtype == torch.float64 else logits.float()
-        positive = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)  # (…, K)
-        loss = _focal(torch.where(positive, x, -x), gamma)
-        if alpha is not None:
-            loss = torch.where(positive, alpha, 1 - alpha) * loss
-        return torch.where((labels != IGNORE)[..., None], loss, 0.0).sum()
+        x_t, positive = _signed(logits, labels)
+        return _weighed(_focal(x_t, gamma), positive, labels, alpha)
+
+
+def focal_star_loss(
+    logits: Tensor, labels: Tensor, alpha: float | None = 0.25, gamma: float = 2.0, beta: float = 1.0
+) -> Tensor:
+    """FL*, the alternative of appendix A: ``−α_t log(sigmoid(γ x_t + β)) / γ`` with ``x_t`` = ±logit, summed.
+
+    The paper's good settings are γ = 2, β = 1 and γ = 4, β = 0. Arguments as for :func:`focal_loss`; γ > 0.
+    """
+    _check_shapes(logits, labels)
+    with torch.autocast(logits.device.type, enabled=False):
+        x_t, positive = _signed(logits, labels)
+        return _weighed(-F.logsigmoid(gamma * x_t + beta) / gamma, positive, labels, alpha)
 
 
 def sigmoid_focal_loss(
@@ -76,6 +82,27 @@ def sigmoid_focal_loss(
     if reduction == "mean":
         return loss.mean()
     return loss.sum() if reduction == "sum" else loss
+
+
+def _check_shapes(logits: Tensor, labels: Tensor) -> None:
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}: expected (…,) and (…, K)"
+        )
+
+
+def _signed(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """``x_t``, the logit of being right, in at least float32, and where the class is the true one: ``(…, K)`` both."""
+    x = logits if logits.dtype == torch.float64 else logits.float()
+    positive = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)
+    return torch.where(positive, x, -x), positive
+
+
+def _weighed(loss: Tensor, positive: Tensor, labels: Tensor, alpha: float | None) -> Tensor:
+    """Sum of ``loss`` ``(…, K)`` with α_t, ignored anchors left out."""
+    if alpha is not None:
+        loss = torch.where(positive, alpha, 1 - alpha) * loss
+    return torch.where((labels != IGNORE)[..., None], loss, 0.0).sum()
 
 
 def _focal(x_t: Tensor, gamma: float) -> Tensor:

@@ -16,7 +16,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from retinanet.errors import ModelError
+from retinanet.errors import CheckpointError, ModelError
+from retinanet.zoo.pickled import read_pickled
 
 STRIDES = (8, 16, 32)
 
@@ -34,6 +35,7 @@ class Backbone(nn.Module):
         trained_norm: train batch norm; otherwise its statistics and affine parameters stay fixed (frozen), as in the
             paper, because detection batches are too small to estimate them.
         freeze_stages: stages from the stem whose parameters are not trained.
+        norm_eps: added to the variance in batch norm; None: timm's value.
 
     Raises:
         ModelError: unknown name, a network without these strides, or weights that cannot be had.
@@ -46,6 +48,7 @@ class Backbone(nn.Module):
         weights: str | None = None,
         trained_norm: bool = False,
         freeze_stages: int = 0,
+        norm_eps: float | None = None,
     ) -> None:
         super().__init__()
         self.body = _create(name, pretrained and weights is None and name != OFFLINE_BACKBONE)
@@ -64,6 +67,9 @@ class Backbone(nn.Module):
             load_backbone_weights(self.body, lite0_state_dict(), OFFLINE_BACKBONE)
         _train_depthwise_in_float32(self.body)
         self.trained_norm = trained_norm
+        if norm_eps is not None:
+            for module in self._norms():
+                module.eps = norm_eps
         if not trained_norm:
             for module in self._norms():
                 module.requires_grad_(False)
@@ -90,7 +96,7 @@ class Backbone(nn.Module):
                 module.eval()
         return self
 
-    def _norms(self) -> Iterator[nn.Module]:
+    def _norms(self) -> Iterator[nn.modules.batchnorm._BatchNorm]:
         # timm's fused norm + activation layers derive from these as well
         return (m for m in self.body.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
@@ -179,19 +185,18 @@ def _flat_name(key: str, wanted: dict[str, Tensor]) -> str:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise ModelError(f"{path}: no such weights file (model.weights)")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many types for a damaged or hostile file
-        raise ModelError(
-            f"{path}: not a weights file ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        state = load_file(path) if path.suffix == ".safetensors" else dict(read_pickled(path))
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: not a weights file ({str(error).splitlines()[0][:120]})") from error
+    except CheckpointError as error:
+        raise ModelError(str(error)) from error
+    if not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError(f"{path}: expected a state dict of tensors, as timm and torchvision publish them")
     return state
 

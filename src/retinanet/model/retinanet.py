@@ -50,6 +50,7 @@ class RetinaNet(nn.Module):
         pretrained: bool = False,
         weights: str | None = None,
         norm: Literal["frozen", "trained"] = "frozen",
+        norm_eps: float | None = None,
         freeze_stages: int = 0,
         channels: int | None = None,
         anchors_per_location: int = 9,
@@ -60,7 +61,7 @@ class RetinaNet(nn.Module):
         relu_before_p7: bool = True,
     ) -> None:
         super().__init__()
-        self.backbone = Backbone(backbone, pretrained, weights, norm == "trained", freeze_stages)
+        self.backbone = Backbone(backbone, pretrained, weights, norm == "trained", freeze_stages, norm_eps)
         if channels is None:
             channels = 256 if self.backbone.channels[-1] >= 512 else 128
         self.num_classes = num_classes
@@ -84,6 +85,7 @@ class RetinaNet(nn.Module):
             pretrained=load_weights,
             weights=config.weights if load_weights else None,
             norm=config.norm,
+            norm_eps=config.norm_eps,
             freeze_stages=config.freeze_stages,
             channels=config.channels,
             anchors_per_location=anchors.per_location,

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.errors import CheckpointError
+from retinanet.losses import Normalizer
 from retinanet.model import RetinaNet
 from retinanet.zoo.weights import TRAINING_PREFIX, ModelInfo, read_info, read_tensors, save_weights
 
@@ -34,7 +35,12 @@ def weights_to_use(model: RetinaNet, average: AveragedModel | None) -> RetinaNet
 
 
 def save_training(
-    path: Path, model: RetinaNet, average: AveragedModel | None, optimizer: torch.optim.Optimizer, info: ModelInfo
+    path: Path,
+    model: RetinaNet,
+    average: AveragedModel | None,
+    optimizer: torch.optim.Optimizer,
+    normalizer: Normalizer,
+    info: ModelInfo,
 ) -> None:
     """Write the state of a training after a step.
 
@@ -43,6 +49,8 @@ def save_training(
     """
     tensors = dict(weights_to_use(model, average).state_dict())
     state: dict[str, Tensor] = {f"optimizer.{k}": v for k, v in _optimizer_tensors(model, optimizer).items()}
+    if normalizer.kind == "moving":
+        state["foreground"] = normalizer.average
     if average is not None:
         state |= {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         state["averaged"] = average.n_averaged
@@ -51,9 +59,13 @@ def save_training(
 
 
 def restore_training(
-    path: Path, model: RetinaNet, average: AveragedModel | None, optimizer: torch.optim.Optimizer
+    path: Path,
+    model: RetinaNet,
+    average: AveragedModel | None,
+    optimizer: torch.optim.Optimizer,
+    normalizer: Normalizer,
 ) -> ModelInfo:
-    """Bring model, average and optimiser to the state :func:`save_training` wrote.
+    """Bring model, average, optimiser and normaliser to the state :func:`save_training` wrote.
 
     Raises:
         CheckpointError: the file is not such a state, or belongs to another model.
@@ -67,6 +79,8 @@ def restore_training(
         if average is not None:
             average.module.load_state_dict(weights)
             average.n_averaged.copy_(state["averaged"])
+        if normalizer.kind == "moving":
+            normalizer.average = state["foreground"]
         _restore_optimizer(model, optimizer, {k.removeprefix("optimizer."): v for k, v in state.items()})
     except (RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[-1].strip()[:160]

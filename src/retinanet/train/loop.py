@@ -29,7 +29,7 @@ from retinanet.evaluate.ap import Metrics, evaluate
 from retinanet.evaluate.predict import predict
 from retinanet.files import write_json, write_text
 from retinanet.hardware import autocast, resolve_device, resolve_precision
-from retinanet.losses import Losses, detection_losses
+from retinanet.losses import Losses, Normalizer, detection_losses
 from retinanet.model import Outputs, RetinaNet
 from retinanet.progress import progress_bar
 from retinanet.train.checkpoint import (
@@ -83,6 +83,7 @@ def train(
         CheckpointError: ``out`` holds another run, or one with other settings or data.
     """
     console = console or Console(quiet=True)
+    train_set = train_set.with_crowds(config.data.crowd)
     last, best = out / "last.safetensors", out / "best.safetensors"
     refuse_other_run(out, resume)
     if not (~train_set.ignore).any():
@@ -96,6 +97,7 @@ def train(
     model.to(device).to(memory_format=torch.channels_last).train()
     average = make_average(model, settings)
     optimizer = make_optimizer(model, settings)
+    normalizer = Normalizer(config.loss)
     data = fingerprint(train_set)
 
     start, best_ap = 0, -math.inf
@@ -104,7 +106,7 @@ def train(
         info = read_info(last)
         check_same_settings(last, info, config)
         check_same_data(last, info, train_set)
-        restore_training(last, model, average, optimizer)
+        restore_training(last, model, average, optimizer, normalizer)
         start, metrics = int(info.progress["step"]), info.metrics
         best_ap = float(info.progress["best_ap"] if info.progress["best_ap"] is not None else -math.inf)
         model.backbone.mean, model.backbone.std = info.mean, info.std
@@ -137,7 +139,7 @@ def train(
             grid = config.anchors.grid((images.shape[-2], images.shape[-1])).to(device)  # boxes (A, 4)
             with autocast(device, dtype):
                 outputs = model(images)  # per level logits (B, A_l, K), deltas (B, A_l, 4)
-            losses = _losses(outputs, grid, batch, config, device)
+            losses = _losses(outputs, grid, batch, config, device, normalizer)
             optimizer.zero_grad(set_to_none=True)
             losses.total.backward()  # type: ignore[no-untyped-call]
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip or math.inf)
@@ -178,7 +180,7 @@ def train(
                         save_weights(best, dict(weights_to_use(model, average).state_dict()), describe(step))
                     log.draw(out / "curves.png")
             if epoch_ended or stop.requested or time.monotonic() - saved > 60 * settings.checkpoint_minutes:
-                save_training(last, model, average, optimizer, describe(step))
+                save_training(last, model, average, optimizer, normalizer, describe(step))
                 saved = time.monotonic()
             if stop.requested and step < total:
                 raise TrainingStopped(f"stopped after epoch {epoch:.2f} of {settings.epochs}; the state is in {last}")
@@ -186,12 +188,19 @@ def train(
     return Result(best, read_info(best).metrics, time.monotonic() - began)
 
 
-def _losses(outputs: Outputs, grid: AnchorGrid, batch: Batch, config: Config, device: torch.device) -> Losses:
+def _losses(
+    outputs: Outputs,
+    grid: AnchorGrid,
+    batch: Batch,
+    config: Config,
+    device: torch.device,
+    normalizer: Normalizer | None = None,
+) -> Losses:
     boxes = [b.to(device, non_blocking=True) for b in batch.boxes]
     ignore = [r.to(device, non_blocking=True) for r in batch.ignore]
     matched = assign_batch(grid, boxes, ignore, config.assign)  # (B, A)
     labels = torch.cat(batch.labels).to(device, non_blocking=True)
-    return detection_losses(outputs, grid, matched, torch.cat(boxes), labels, config.loss)
+    return detection_losses(outputs, grid, matched, torch.cat(boxes), labels, config.loss, normalizer)
 
 
 def _explain(outputs: Outputs, grid: AnchorGrid, batch: Batch, config: Config, train_set: Dataset, out: Path) -> str:

@@ -25,6 +25,9 @@ FORMAT = "retinanet/1"
 FORMAT_KEY = "retinanet"
 TRAINING_PREFIX = "train."
 
+# Models that come with the package, each with a card (Markdown) beside it.
+BUNDLED = Path(__file__).parent / "models"
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -51,6 +54,16 @@ class ModelInfo:
         """Describe ``model``."""
         resolved = replace(config, model=replace(config.model, channels=model.channels))
         return cls(classes, resolved, model.mean, model.std, **rest)
+
+
+def bundled_names() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.stem for path in BUNDLED.glob("*.safetensors"))
+
+
+def find_weights(weights: str | Path) -> Path:
+    """Path of a weight file: of the bundled model if ``weights`` is the name of one, else ``weights`` itself."""
+    return BUNDLED / f"{weights}.safetensors" if str(weights) in bundled_names() else Path(weights)
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], info: ModelInfo) -> None:
@@ -88,9 +101,15 @@ def read_info(path: str | Path) -> ModelInfo:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name the weights in it, e.g. {path / 'best.safetensors'}")
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file")
+        names = bundled_names()
+        raise CheckpointError(
+            f"{path}: no such weights file" + (f", nor is it a bundled model ({', '.join(names)})" if names else "")
+        )
     if path.suffix in (".pth", ".pt", ".ckpt", ".pkl", ".bin"):
-        raise CheckpointError(f"{path}: pickled checkpoints are not read, they can run code; give a .safetensors file")
+        raise CheckpointError(
+            f"{path}: pickled checkpoints are not loaded, they can run code; if it is a torchvision RetinaNet, "
+            f"run 'retinanet convert {path} {path.with_suffix('.safetensors').name}' first"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -126,11 +145,12 @@ def read_tensors(path: str | Path, training: bool = False) -> dict[str, Tensor]:
 
 
 def load_weights(path: str | Path) -> tuple[RetinaNet, ModelInfo]:
-    """The model a weight file holds, on the CPU in float32 and inference mode, and its description.
+    """The model a weight file (or bundled model) holds, on the CPU in float32 and inference mode, and its description.
 
     Raises:
         CheckpointError: no such file, not one this package wrote, or tensors that do not fit its description.
     """
+    path = find_weights(path)
     info = read_info(path)
     model = RetinaNet.from_config(info.config.model, info.config.anchors, len(info.classes), pretrained=False)
     model.backbone.mean, model.backbone.std = info.mean, info.std

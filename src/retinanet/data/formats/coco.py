@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.data.formats.files import (
     SPLIT_ALIASES,
     SizeReader,
@@ -165,7 +165,7 @@ def _add(builder: DatasetBuilder, annotation: dict[str, Any], classes: _Classes,
     label = classes.labels[category]
     builder.add_box(
         (x, y, x + width, y + height),
-        label or 0,
+        NO_CLASS if label is None else label,
         where,
         ignore=label is None or annotation.get("iscrowd") in (1, "1") or annotation.get("ignore") in (1, "1"),
         area=_to_float(area) if area is not None and _is_number(area) else None,

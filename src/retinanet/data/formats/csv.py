@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.data.formats.files import (
     SizeReader,
     by_split,
@@ -114,7 +114,7 @@ def read(source: Source, name: str) -> Dataset:
         for row in rows:
             assert row.box is not None
             where = f"{source.file}:{row.line}"
-            builder.add_box(row.box, labels.get(row.name, 0), where, ignore=is_ignore(row.name))
+            builder.add_box(row.box, labels.get(row.name, NO_CLASS), where, ignore=is_ignore(row.name))
     sizes.check()
     return builder.build()
 

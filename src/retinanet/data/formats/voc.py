@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from xml.parsers import expat
 
-from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.data.formats.files import (
     SizeReader,
     clean_path,
@@ -93,7 +93,9 @@ def read(source: Source, name: str) -> Dataset:
             else:
                 x1, y1, x2, y2 = corners
                 ignore = found.ignore or is_ignore(found.name)
-                builder.add_box((x1 - first, y1 - first, x2, y2), labels.get(found.name, 0), where, ignore=ignore)
+                builder.add_box(
+                    (x1 - first, y1 - first, x2, y2), labels.get(found.name, NO_CLASS), where, ignore=ignore
+                )
     sizes.check()
     return builder.build()
 

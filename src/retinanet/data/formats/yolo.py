@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.data.formats.files import (
     SizeReader,
     clean_path,
@@ -117,7 +117,7 @@ def read(source: Source, name: str) -> Dataset:
                 if class_name is None:
                     raise DataError(f"{where}: class number {number} has no name; there are {len(classes)} classes")
                 scaled = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
-                builder.add_box(scaled, labels.get(class_name, 0), where, ignore=is_ignore(class_name))
+                builder.add_box(scaled, labels.get(class_name, NO_CLASS), where, ignore=is_ignore(class_name))
     sizes.check()
     if not labelled:
         builder.report("no image has a label file", str(entries[0]), "all taken as showing no object")

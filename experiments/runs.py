@@ -1,0 +1,82 @@
+"""What the experiments share: the data sets, one training with its result as a line of JSON, and a resumable queue.
+
+Every run is a process of its own with one thread, several at a time: on a shared machine, threads that wait for each
+other lose far more than processes that don't.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Set:
+    """A data set: where it lies, what is trained on and what is held out, and the epochs of a full comparison."""
+
+    path: str
+    held_out: str
+    epochs: int
+    screening_images: int
+    screening_epochs: int
+
+
+SETS = {
+    "bccd": Set("bccd/BCCD", "val", 30, 205, 8),
+    "deeppcb": Set("deeppcb", "test", 8, 400, 4),
+    "coco_person": Set("coco_person", "val", 4, 400, 4),
+}
+
+# Shorter and longest side of the network's input, for both sides of every comparison.
+SIZE, MAX_SIZE = 320, 426
+
+
+def load_sets(data: Path, name: str, screening: bool) -> tuple[Any, Any]:
+    """Training and evaluation part; for screening, a fixed subset of train divided 3:1: held-out data stay unseen."""
+    from retinanet.data.formats.detect import read_split
+
+    spec = SETS[name]
+    train = read_split(data / spec.path, "train")
+    if not screening:
+        return train, read_split(data / spec.path, spec.held_out).with_classes(train.classes)
+    if len(train) > spec.screening_images:
+        _, train = train.split(spec.screening_images / len(train), seed=0)
+    return train.split(0.25, seed=0)
+
+
+def run_queue(script: Path, specs: Sequence[dict[str, Any]], log: Path, jobs: int, arguments: Iterable[str]) -> None:
+    """Run ``script --one SPEC`` for every spec that ``log`` (JSON lines) has no result of yet, ``jobs`` at a time."""
+    done = [line["spec"] for line in read_log(log)]
+    waiting = [spec for spec in specs if spec not in done]
+    print(f"{len(specs) - len(waiting)} of {len(specs)} runs are done", flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def work(spec: dict[str, Any]) -> None:
+        began = time.time()
+        command = [sys.executable, str(script), *arguments, "--one", json.dumps(spec)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if result.returncode != 0:
+            print(f"FAILED {spec}\n{result.stderr[-1500:]}", flush=True)
+            return
+        outcome = json.loads(result.stdout.splitlines()[-1])
+        with log.open("a") as file:  # one short line at a time: appends do not mix
+            file.write(json.dumps({"spec": spec, **outcome}) + "\n")
+        print(f"{time.time() - began:6.0f} s  {spec}  AP {outcome['AP']:.4f}  AP50 {outcome['AP50']:.4f}", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(work, waiting))
+
+
+def read_log(log: Path) -> list[dict[str, Any]]:
+    """The results so far."""
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []

@@ -1,0 +1,66 @@
+"""Online hard example mining, which the paper compares the focal loss with (section 5.1, Table 1d).
+
+Cross entropy and α-balanced cross entropy, its other baselines, are :func:`retinanet.losses.focal_loss` with γ = 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import nms
+
+from retinanet.anchors.assign import IGNORE
+
+
+def ohem_loss(
+    logits: Tensor, labels: Tensor, anchors: Tensor, batch: int = 128, nms_iou: float = 0.5, ratio: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of the hardest anchors of one image; all others, the easy ones, count nothing.
+
+    An anchor's loss is the sum over the classes. Of two anchors that overlap by more than ``nms_iou`` only the one of
+    higher loss is left, as in https://arxiv.org/abs/1604.03540; of those left, the ``batch`` of highest loss count.
+    With ``ratio`` (3 for SSD's 1:3), the hardest foreground anchors, at most ``batch`` / (1 + ``ratio``), count and
+    ``ratio`` times as many background anchors; an image without foreground has as many as if it had one.
+
+    The paper does not say what the sum is divided by; training here divides it by the number of anchors that count, as
+    Fast R-CNN does with its minibatch.
+
+    Args:
+        logits: ``(A, K)`` of all levels.
+        labels: int64 ``(A,)``: class, ``BACKGROUND`` or ``IGNORE``; ignored anchors take no part.
+        anchors: ``(A, 4)`` ``xyxy``.
+        batch: anchors that count at most.
+        nms_iou: overlap from which two anchors are duplicates.
+        ratio: background anchors per foreground anchor; None: whatever is hardest.
+
+    Returns:
+        The summed loss, and int64 how many anchors it is of.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        x = logits if logits.dtype == torch.float64 else logits.float()
+        positive = labels[:, None] == torch.arange(x.shape[-1], device=x.device)
+        loss = F.binary_cross_entropy_with_logits(x, positive.to(x.dtype), reduction="none").sum(dim=1)  # (A,)
+        hardness = loss.detach()
+        considered = torch.nonzero(labels != IGNORE).squeeze(1)
+        if ratio is None:
+            chosen = _hardest(hardness, anchors, considered, batch, nms_iou)
+        else:
+            left = _hardest(hardness, anchors, considered, len(considered), nms_iou)
+            foreground = left[labels[left] >= 0][: batch // (1 + ratio)]
+            background = left[labels[left] < 0][: ratio * max(1, len(foreground))]
+            chosen = torch.cat([foreground, background])
+        return loss[chosen].sum(), torch.tensor(len(chosen), device=x.device)
+
+
+def _hardest(hardness: Tensor, anchors: Tensor, considered: Tensor, count: int, nms_iou: float) -> Tensor:
+    """The ``count`` hardest of the anchors ``considered`` that suppression leaves, hardest first."""
+    # Suppression goes from hard to easy, so what it leaves of the hardest does not depend on the easier ones.
+    order = considered[hardness[considered].argsort(descending=True, stable=True)]
+    taken = min(len(order), 16 * count)
+    while True:
+        part = order[:taken]
+        left = part[nms(anchors[part], hardness[part].to(anchors.dtype), nms_iou)]
+        if len(left) >= count or taken == len(order):
+            return left[:count]
+        taken = min(len(order), 4 * taken)

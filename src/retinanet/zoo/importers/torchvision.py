@@ -1,0 +1,199 @@
+"""torchvision's RetinaNet weights (``retinanet_resnet50_fpn`` and ``_v2``) in this network, with the same detections.
+
+What torchvision does differently from the paper is set by named options: P6 from P5 (first version), its anchor
+layout, plain bilinear scaling to 800/1333, 300 detections. Source of the facts: torchvision 0.26–0.29,
+``models/detection/retinanet.py``, ``anchor_utils.py`` and ``transform.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from retinanet.config import AnchorSpec, AssignConfig, Config, DataConfig, DecodeConfig, LossConfig, ModelConfig
+from retinanet.detect.detector import Detector
+from retinanet.errors import CheckpointError
+from retinanet.hardware import Precision
+from retinanet.model import RetinaNet
+from retinanet.zoo.weights import ModelInfo
+
+# What ImageNet ResNets of torchvision, and so all its detectors, were trained with.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# Networks torchvision's builder can put under a RetinaNet, under timm's (the same) names; the usual one first.
+_BACKBONES = (
+    "resnet50",
+    "resnet18",
+    "resnet34",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+)
+
+_EXPECTED = "expected the state dict of torchvision's retinanet_resnet50_fpn or retinanet_resnet50_fpn_v2"
+
+
+def from_torchvision(
+    state_dict: Mapping[str, Any],
+    precision: Precision = "auto",
+    device: str = "auto",
+    classes: Sequence[str] | None = None,
+) -> Detector:
+    """A detector with the weights of a torchvision RetinaNet.
+
+    Both versions are recognised from the keys: group norm in the heads is v2's. Batch norm that counts no batches is
+    frozen, and computed without an epsilon, as torchvision does for its published first version. Prefixes such as
+    ``model.`` (DeepForest) and ``module.`` are understood, and so are the key names of older torchvision releases.
+
+    Args:
+        state_dict: of the model, or a checkpoint that holds one under ``model`` or ``state_dict``.
+        precision: as for :func:`retinanet.load`.
+        device: as for :func:`retinanet.load`.
+        classes: names of the network's outputs, in order. Unset: COCO's for 91 outputs (with ``__background__`` and
+            ``N/A`` at the indices COCO leaves empty), else ``class 0``, ``class 1``, …
+
+    Raises:
+        CheckpointError: not such a state dict; a tensor is missing, or has a shape that does not fit.
+    """
+    state = _canonical(_find_state(state_dict))
+    config, num_classes = _describe(state)
+    names = _class_names(num_classes, classes)
+    model = RetinaNet.from_config(config.model, config.anchors, num_classes, pretrained=False)
+    model.backbone.mean, model.backbone.std = _MEAN, _STD
+    _load(model, state, layers=3 if config.model.subnet_norm == "group" else 2)
+    return Detector(model, ModelInfo.of(model, names, config), precision, device)
+
+
+def _find_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The network's tensors without the prefix a wrapper gave them."""
+    if not isinstance(checkpoint, Mapping):
+        raise CheckpointError(f"{_EXPECTED}, got a {type(checkpoint).__name__}")
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(checkpoint.get(key), Mapping):
+            return _find_state(checkpoint[key])
+    marker = "head.classification_head.cls_logits.weight"
+    prefix = next((str(key)[: -len(marker)] for key in checkpoint if str(key).endswith(marker)), None)
+    if prefix is None:
+        found = ", ".join(map(str, list(checkpoint)[:2])) or "nothing"
+        raise CheckpointError(f"{_EXPECTED}; {marker!r} is missing (found {found}, …)")
+    state = {str(k)[len(prefix) :]: v for k, v in checkpoint.items() if str(k).startswith(prefix)}
+    odd = next((key for key, value in state.items() if not isinstance(value, Tensor)), None)
+    if odd is not None:
+        raise CheckpointError(f"{_EXPECTED}; {odd!r} is a {type(state[odd]).__name__} and not a tensor")
+    return state
+
+
+def _canonical(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's keys → this network's."""
+    result = {}
+    for key, value in state.items():
+        new = key
+        # Releases before 0.13, and the weights published then, number convolutions and ReLUs in one list.
+        if match := re.fullmatch(r"(head\.\w+\.conv)\.(\d+)\.(weight|bias)", new):
+            new = f"{match[1]}.{int(match[2]) // 2}.0.{match[3]}"
+        new = re.sub(r"(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2", new)
+        new = new.replace("backbone.fpn.inner_blocks.", "fpn.lateral.")
+        new = new.replace("backbone.fpn.layer_blocks.", "fpn.output.")
+        new = re.sub(r"^(fpn\.\w+\.\d+)\.0\.", r"\1.", new)
+        new = new.replace("backbone.fpn.extra_blocks.", "fpn.")
+        new = new.replace("head.classification_head.cls_logits.", "classification.predict.")
+        new = new.replace("head.regression_head.bbox_reg.", "regression.predict.")
+        new = new.replace("head.classification_head.conv.", "classification.tower.")
+        new = new.replace("head.regression_head.conv.", "regression.tower.")
+        result[new] = value
+    return result
+
+
+def _describe(state: dict[str, Tensor]) -> tuple[Config, int]:
+    """The configuration that makes this network do what torchvision's does, and its number of classes."""
+    group_norm = any(re.fullmatch(r"classification\.tower\.\d+\.1\.weight", key) for key in state)
+    classes = _shape(state, "classification.predict.weight")[0]
+    boxes = _shape(state, "regression.predict.weight")[0]
+    spec = AnchorSpec(layout="torchvision")
+    if boxes != 4 * spec.per_location or classes % spec.per_location:
+        raise CheckpointError(
+            f"{_EXPECTED}; the heads have {classes} and {boxes} outputs a location, "
+            f"not K and 4 for each of {spec.per_location} anchors"
+        )
+    channels, p6_input = _shape(state, "fpn.p6.weight")[:2]
+    counts_batches = any(key.endswith("num_batches_tracked") for key in state)
+    depth = len({key.split(".")[2] for key in state if key.startswith("classification.tower.")})
+    config = Config(
+        model=ModelConfig(
+            backbone=_backbone(state),
+            pretrained=False,
+            norm_eps=None if counts_batches else 0.0,
+            channels=channels,
+            subnet_depth=depth,
+            subnet_norm="group" if group_norm else "none",
+            p6_from="p5" if p6_input == channels else "c5",
+        ),
+        anchors=spec,
+        assign=AssignConfig(force_best=True),
+        loss=LossConfig(box="giou" if group_norm else "l1", normalizer="image"),
+        data=DataConfig(size=800, max_size=1333, resize="bilinear", crowd="drop"),
+        decode=DecodeConfig(max_detections=300),
+    )
+    return config, classes // spec.per_location
+
+
+def _backbone(state: dict[str, Tensor]) -> str:
+    body = {key.removeprefix("backbone.body."): value.shape for key, value in state.items()}
+    for name in _BACKBONES:
+        with torch.device("meta"):
+            network = timm.create_model(name, features_only=True, out_indices=(-3, -2, -1))
+        if all(body.get(key) == value.shape for key, value in network.named_parameters()):
+            return name
+    raise CheckpointError(f"{_EXPECTED}; its backbone is none of {', '.join(_BACKBONES)}, or tensors of it are missing")
+
+
+def _load(model: RetinaNet, state: dict[str, Tensor], layers: int) -> None:
+    # torchvision nests the ``layers`` of a hidden layer (convolution, norm, ReLU); here all are in one list.
+    renamed = {}
+    for key, value in state.items():
+        match = re.fullmatch(r"(\w+\.tower)\.(\d+)\.(\d+)\.(weight|bias)", key)
+        new = f"{match[1]}.{layers * int(match[2]) + int(match[3])}.{match[4]}" if match else key
+        renamed[new] = value.float() if value.is_floating_point() else value
+    wanted = model.state_dict()
+    counters = {key for key in wanted if key.endswith("num_batches_tracked")}
+    missing = [key for key in wanted if key not in renamed and key not in counters]
+    unknown = [key for key in renamed if key not in wanted]
+    wrong = [key for key in wanted if key in renamed and renamed[key].shape != wanted[key].shape]
+    if missing:
+        raise CheckpointError(f"{_EXPECTED}; {missing[0]!r} is missing ({len(missing)} in all)")
+    if wrong:
+        shapes = f"{tuple(renamed[wrong[0]].shape)} instead of {tuple(wanted[wrong[0]].shape)}"
+        raise CheckpointError(f"{_EXPECTED}; {wrong[0]!r} has shape {shapes}")
+    if unknown:
+        raise CheckpointError(f"{_EXPECTED}; {unknown[0]!r} is no part of it ({len(unknown)} in all)")
+    model.load_state_dict(renamed, strict=False)
+
+
+def _shape(state: dict[str, Tensor], key: str) -> tuple[int, ...]:
+    if key not in state or state[key].ndim != 4:
+        raise CheckpointError(f"{_EXPECTED}; {key!r} is missing or no convolution")
+    return tuple(state[key].shape)
+
+
+def _class_names(count: int, names: Sequence[str] | None) -> tuple[str, ...]:
+    if names is not None:
+        if len(names) != count or len(set(names)) != count:
+            raise CheckpointError(
+                f"{len(names)} class names for {count} outputs; give {count} different names, in order"
+            )
+        return tuple(names)
+    from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
+
+    coco = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    if count == len(coco):
+        return tuple(f"{name} {index}" if name == "N/A" else name for index, name in enumerate(coco))
+    return tuple(f"class {index}" for index in range(count))
