@@ -1,0 +1,171 @@
+"""The recipes against torchvision's RetinaNet: same backbone weights, 320 px, same pictures seen, three seeds.
+
+    python experiments/peers.py DATA [--jobs 2] [--side modern paper torchvision] [--seeds 0 1 2] [--report]
+
+torchvision gets the best of four learning rates, chosen by AP on the set aside quarter of the training data in a
+quarter of the epochs (``--side tuning``), then three seeds at that rate on the full sets. Results: one line of JSON per
+run in results/peers.jsonl; a run that is there is not repeated. ``--report`` writes results/peers.md from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from runs import MAX_SIZE, RESULTS, SETS, SIZE, load_sets, read_log, run_queue
+
+LOG = RESULTS / "peers.jsonl"
+KEPT = Path("runs/experiments")  # weights and checkpoints of our own runs; one that was interrupted goes on
+SIDES = ("modern", "paper", "torchvision", "tuning")
+RATES = (0.0025, 0.005, 0.01, 0.02)
+
+# What every recipe is given here: the backbone that needs no network, and the size; and the paper's a batch that makes
+# as many steps as torchvision's (its learning rate is scaled in proportion).
+COMMON = {
+    "model": {"backbone": "tf_efficientnet_lite0"},
+    "data": {"size": SIZE, "max_size": MAX_SIZE, "workers": 0, "verify": False},
+}
+PAPER = {"train": {"batch": 8}}
+
+
+def one(data: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """Train and evaluate one side on one set."""
+    torch.set_num_threads(1)
+    name, seed = spec["set"], spec["seed"]
+    tuning = spec["side"] == "tuning"
+    train_set, val_set = load_sets(data, name, screening=False)
+    epochs = SETS[name].epochs
+    if tuning:
+        train_set, val_set = train_set.split(0.25, seed=0)
+        epochs = max(1, round(epochs / 4))
+    began = time.time()
+    if spec["side"] in ("torchvision", "tuning"):
+        from torchvision_peer import train_peer
+
+        metrics = train_peer(train_set, val_set, epochs, spec["lr"], seed).to_dict()
+    else:
+        metrics = _recipe(spec, train_set, val_set, epochs)
+    numbers = {key: round(metrics[key], 4) for key in ("AP", "AP50", "AP75")}
+    return {**numbers, "images_seen": epochs * len(train_set), "seconds": round(time.time() - began)}
+
+
+def _recipe(spec: dict[str, Any], train_set: Any, val_set: Any, epochs: int) -> dict[str, Any]:
+    from retinanet.config import Config, load_recipe
+    from retinanet.train.loop import train
+
+    values = load_recipe(spec["side"]).to_dict()
+    fixed = {"train": {"epochs": epochs, "eval_every": epochs, "seed": spec["seed"]}}
+    for changes in (COMMON, PAPER if spec["side"] == "paper" else {}, fixed):
+        for group, settings in changes.items():
+            values[group] |= settings
+    out = KEPT / f"{spec['side']}-{spec['set']}-{spec['seed']}"
+    metrics: dict[str, Any] = train(Config.from_dict(values), train_set, val_set, out, resume=True).metrics
+    return metrics
+
+
+def best_rate(data_set: str) -> float | None:
+    """torchvision's best learning rate on the set-aside part, once all four are measured."""
+    rates = {
+        line["spec"]["lr"]: line["AP"]
+        for line in read_log(LOG)
+        if line["spec"]["side"] == "tuning" and line["spec"]["set"] == data_set
+    }
+    return max(rates, key=lambda rate: rates[rate]) if len(rates) == len(RATES) else None
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--side", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--set", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(one(arguments.data, arguments.one)))
+        return
+    if arguments.report:
+        (RESULTS / "peers.md").write_text(report(), encoding="utf-8")
+        return
+    if "tuning" in arguments.side:
+        specs = [{"side": "tuning", "set": s, "seed": 0, "lr": rate} for s in arguments.set for rate in RATES]
+        run_queue(Path(__file__), specs, LOG, arguments.jobs, [str(arguments.data)])
+    specs = []
+    for seed in arguments.seeds:
+        for data_set in arguments.set:
+            for side in arguments.side:
+                if side in ("modern", "paper"):
+                    specs.append({"side": side, "set": data_set, "seed": seed})
+                elif side == "torchvision" and (rate := best_rate(data_set)) is not None:
+                    specs.append({"side": side, "set": data_set, "seed": seed, "lr": rate})
+    run_queue(Path(__file__), specs, LOG, arguments.jobs, [str(arguments.data)])
+
+
+def report() -> str:
+    """The tables of results/peers.md."""
+    lines = read_log(LOG)
+    rows = ["| set | side | seeds | images seen | seconds | AP | AP50 | AP75 |", "|---|---|---|---|---|---|---|---|"]
+    means: dict[str, list[float]] = {}
+    for data_set, spec in SETS.items():
+        for side in ("torchvision", "paper", "modern"):
+            runs = [r for r in lines if r["spec"]["side"] == side and r["spec"]["set"] == data_set]
+            if not runs:
+                continue
+            values = {key: [r[key] for r in runs] for key in ("AP", "AP50", "AP75")}
+            cells = [_spread(values[key]) for key in ("AP", "AP50", "AP75")]
+            rate = f" (lr {runs[0]['spec']['lr']:g})" if side == "torchvision" else ""
+            seeds = ", ".join(str(r["spec"]["seed"]) for r in sorted(runs, key=lambda r: r["spec"]["seed"]))
+            seconds = statistics.median(r["seconds"] for r in runs)
+            rows.append(
+                f"| {data_set}/{spec.held_out} | {side}{rate} | {seeds} | {runs[0]['images_seen']} | {seconds:.0f} | "
+                + " | ".join(cells)
+                + " |"
+            )
+            means.setdefault(side, []).append(statistics.mean(values["AP"]))
+    complete = {side: statistics.mean(values) for side, values in means.items() if len(values) == len(SETS)}
+    tuning = ["| set | " + " | ".join(f"lr {rate:g}" for rate in RATES) + " |", "|---" * (len(RATES) + 1) + "|"]
+    for data_set in SETS:
+        found = {
+            r["spec"]["lr"]: r["AP"] for r in lines if r["spec"]["side"] == "tuning" and r["spec"]["set"] == data_set
+        }
+        tuning.append(f"| {data_set} | " + " | ".join(f"{found[x]:.4f}" if x in found else "–" for x in RATES) + " |")
+    summary = "\n".join(f"* {side}: mean AP of the three sets {value:.4f}" for side, value in complete.items())
+    return TEXT.format(rows="\n".join(rows), summary=summary, tuning="\n".join(tuning))
+
+
+def _spread(values: list[float]) -> str:
+    mean = statistics.mean(values)
+    return f"{mean:.4f}" + (f" ({min(values):.4f}–{max(values):.4f})" if len(values) > 1 else "")
+
+
+TEXT = """# Against torchvision's RetinaNet
+
+Same backbone weights (EfficientNet-Lite0), 320 px, the same pictures seen, evaluated on pictures that neither side saw.
+Every run is one process with one thread, two at a time, bf16 convolutions on both sides; seconds are the median run's,
+evaluation included. Means over the seeds, with the lowest and highest in brackets.
+
+    python experiments/peers.py DATA && python experiments/peers.py DATA --report
+
+{rows}
+
+{summary}
+
+## torchvision's learning rate
+
+AP on a quarter of the training data that was set aside, after a quarter of the epochs; the best rate of each set is
+used above.
+
+{tuning}
+"""
+
+
+if __name__ == "__main__":
+    main()

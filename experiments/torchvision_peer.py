@@ -1,0 +1,137 @@
+"""The detector people would otherwise take: torchvision's ``RetinaNet`` class, trained the usual way.
+
+Network, anchors, matching, losses and post-processing are torchvision's; backbone weights, pictures, resolution and
+the evaluation are the ones our runs use. Batch norm is frozen, the only augmentation is a horizontal flip, SGD has
+100 steps of warm-up and two drops, gradients are clipped at 10, crowd boxes are dropped.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from runs import MAX_SIZE, SIZE
+from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from retinanet.config import DataConfig
+from retinanet.data.dataset import Dataset
+from retinanet.data.loader import load_sample
+from retinanet.data.transforms import horizontal_flip, resize
+from retinanet.evaluate.ap import Metrics, Predictions, evaluate
+from retinanet.model.backbone import Backbone
+
+BATCH, CHANNELS, WARMUP = 8, 128, 100
+
+
+class _Features(nn.Module):
+    """EfficientNet-Lite0 with torchvision's pyramid; bf16 inside, as in our own runs, float32 outside."""
+
+    out_channels = CHANNELS
+
+    def __init__(self, bf16: bool) -> None:
+        super().__init__()
+        self.bf16 = bf16
+        self.body = Backbone("tf_efficientnet_lite0", pretrained=True)
+        last = self.body.channels[-1]
+        self.fpn = FeaturePyramidNetwork(list(self.body.channels), CHANNELS, LastLevelP6P7(last, CHANNELS))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            features = self.body(images.contiguous(memory_format=torch.channels_last))
+            return dict(self.fpn({str(level): feature for level, feature in enumerate(features)}))
+
+
+class _Head(nn.Module):
+    """torchvision's head in bf16, its outputs in float32, so that losses and boxes are computed in float32."""
+
+    def __init__(self, head: nn.Module, bf16: bool) -> None:
+        super().__init__()
+        self.head, self.bf16 = head, bf16
+
+    def forward(self, features: list[Tensor]) -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            outputs = self.head(features)
+        return {name: value.float() for name, value in outputs.items()}
+
+    def compute_loss(self, *arguments: Any) -> dict[str, Tensor]:
+        result: dict[str, Tensor] = self.head.compute_loss(*arguments)  # type: ignore[operator]
+        return result
+
+
+def build(classes: int, bf16: bool) -> RetinaNet:
+    """torchvision's RetinaNet on our backbone."""
+    sizes = tuple((s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))) for s in (32, 64, 128, 256, 512))
+    model = RetinaNet(
+        _Features(bf16),
+        classes,
+        min_size=SIZE,
+        max_size=MAX_SIZE,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5),
+        detections_per_img=100,
+    )
+    model.head = _Head(model.head, bf16)
+    return model
+
+
+def train_peer(train_set: Dataset, val_set: Dataset, epochs: int, lr: float, seed: int, bf16: bool = True) -> Metrics:
+    """Train, and evaluate on ``val_set``."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    train_set = train_set.with_crowds("drop")
+    config = DataConfig(size=SIZE, max_size=MAX_SIZE)
+    model = build(len(train_set.classes), bf16).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=1e-4)
+    steps = epochs * (len(train_set) // BATCH)
+
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / WARMUP) * 0.1 ** ((step > steps * 2 / 3) + (step > steps * 0.9))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    for _ in range(epochs):
+        order = rng.sample(range(len(train_set)), len(train_set))
+        for first in range(0, len(order) - BATCH + 1, BATCH):
+            images, targets = [], []
+            for index in order[first : first + BATCH]:
+                sample = resize(load_sample(train_set, index), config)
+                if rng.random() < 0.5:
+                    sample = horizontal_flip(sample)
+                images.append(sample.image.float() / 255)
+                targets.append({"boxes": sample.boxes, "labels": sample.labels})
+            loss = sum(model(images, targets).values())
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 10.0)
+            optimizer.step()
+            scheduler.step()
+    return _measure(model.eval(), val_set, config)
+
+
+@torch.inference_mode()
+def _measure(model: RetinaNet, dataset: Dataset, config: DataConfig) -> Metrics:
+    columns: list[list[np.ndarray[Any, Any]]] = [[], [], [], []]
+    for index in dataset:
+        sample = resize(load_sample(dataset, index), config)
+        found = model([sample.image.float() / 255])[0]
+        height, width = sample.image.shape[-2:]
+        factors = torch.tensor([sample.size[0] / width, sample.size[1] / height] * 2)
+        columns[0].append(np.full(len(found["scores"]), index, dtype=np.int64))
+        columns[1].append((found["boxes"] * factors).numpy())
+        columns[2].append(found["scores"].numpy())
+        columns[3].append(found["labels"].numpy())
+    return evaluate(dataset, Predictions(*(np.concatenate(column) for column in columns)))
+
+
+def timed(*arguments: Any, **settings: Any) -> tuple[Metrics, float]:
+    """:func:`train_peer` and its seconds."""
+    began = time.time()
+    return train_peer(*arguments, **settings), time.time() - began

@@ -1,0 +1,84 @@
+"""The experiment scripts start, and what they try are settings that exist."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retinanet.config import Config, load_recipe
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+
+
+@pytest.fixture
+def experiment(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    return importlib.import_module
+
+
+def test_every_candidate_is_a_valid_configuration_that_changes_something(experiment: Any) -> None:
+    screening = experiment("screening")
+    start = Config.from_dict(screening.START)
+    for name, changes in screening.CANDIDATES.items():
+        values = {group: dict(settings) for group, settings in screening.START.items()}
+        for group, settings in changes.items():
+            values.setdefault(group, {}).update(settings)
+        assert (Config.from_dict(values) == start) == (name == "start"), name
+
+
+def test_the_queue_runs_what_has_no_result_yet(experiment: Any, tmp_path: Path) -> None:
+    runs = experiment("runs")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, sys\n"
+        "spec = json.loads(sys.argv[sys.argv.index('--one') + 1])\n"
+        "assert sys.argv[1] == 'DATA'\n"
+        "if spec['seed'] == 3: raise SystemExit('broken')\n"
+        "print('noise'); print(json.dumps({'AP': spec['seed'] / 10, 'AP50': 0.5}))\n"
+    )
+    log = tmp_path / "log.jsonl"
+    runs.run_queue(script, [{"seed": 1}, {"seed": 2}], log, 2, ["DATA"])
+    assert sorted(line["AP"] for line in runs.read_log(log)) == [0.1, 0.2]
+    before = log.read_text()
+    runs.run_queue(script, [{"seed": 1}, {"seed": 3}, {"seed": 4}], log, 1, ["DATA"])
+    assert log.read_text().startswith(before)
+    assert [line["spec"]["seed"] for line in runs.read_log(log)][2:] == [4]  # the broken one is left for the next time
+
+
+def test_the_report_compares_the_sides(experiment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = experiment("peers")
+    lines = []
+    for data_set in peers.SETS:
+        for rate in peers.RATES:
+            lines.append(({"side": "tuning", "set": data_set, "seed": 0, "lr": rate}, 1 - abs(rate - 0.01)))
+        for seed in (0, 1):
+            lines.append(({"side": "modern", "set": data_set, "seed": seed}, 0.5 + seed / 10))
+            lines.append(({"side": "torchvision", "set": data_set, "seed": seed, "lr": 0.01}, 0.4))
+    log = tmp_path / "peers.jsonl"
+    measured = {"AP50": 0.6, "AP75": 0.3, "images_seen": 8000, "seconds": 100}
+    log.write_text("".join(json.dumps({"spec": spec, "AP": ap, **measured}) + "\n" for spec, ap in lines))
+    monkeypatch.setattr(peers, "LOG", log)
+    assert peers.best_rate("bccd") == 0.01
+    text = peers.report()
+    assert "| bccd/val | modern | 0, 1 | 8000 | 100 | 0.5500 (0.5000–0.6000) |" in text
+    assert "* torchvision: mean AP of the three sets 0.4000" in text
+    assert "paper:" not in text  # nothing is said of a side that was not run
+
+
+def test_the_peer_is_torchvisions_network_with_our_backbone(experiment: Any) -> None:
+    import torch
+
+    peer = experiment("torchvision_peer")
+    model = peer.build(3, bf16=False)
+    ours = load_recipe("modern")
+    assert sum(p.requires_grad for p in model.backbone.body.parameters()) > 0
+    images = [torch.rand(3, 320, 320), torch.rand(3, 320, 240)]
+    targets = [{"boxes": torch.tensor([[10.0, 10, 60, 80]]), "labels": torch.tensor([1])}] * 2
+    losses = model.train()(images, targets)
+    assert set(losses) == {"classification", "bbox_regression"}
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert ours.model.backbone == "tf_efficientnet_lite0"
