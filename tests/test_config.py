@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -195,6 +196,12 @@ def test_an_unknown_recipe_lists_those_there_are() -> None:
         (lambda: LossConfig(gamma=-1.0), "loss.gamma"),
         (lambda: LossConfig(beta=0.0), "loss.beta"),
         (lambda: LossConfig(box_weight=-1.0), "loss.box-weight"),
+        (lambda: LossConfig(classification="focal_star", gamma=0.0), "loss.gamma"),
+        (lambda: LossConfig(star_beta=math.inf), "loss.star-beta"),
+        (lambda: LossConfig(star_beta=math.nan), "loss.star-beta"),
+        (lambda: LossConfig(ohem_batch=3), "loss.ohem-batch"),
+        (lambda: LossConfig(ohem_nms=0.0), "loss.ohem-nms"),
+        (lambda: LossConfig(ohem_nms=1.1), "loss.ohem-nms"),
         (lambda: DataConfig(size=16), "data.size"),
         (lambda: DataConfig(size=800, max_size=700), "data.max-size"),
         (lambda: DataConfig(val_fraction=0.0), "data.val-fraction"),
@@ -226,6 +233,35 @@ def test_invalid_values_name_the_flag(make: Callable[[], Any], flag: str) -> Non
     with pytest.raises(ConfigError, match=flag.replace(".", r"\.")) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"classification": "focal_star", "gamma": 0.0}, "loss.gamma is 0; FL* divides by it, so it must be positive"),
+        ({"ohem_batch": 3}, "loss.ohem-batch is 3; it must be at least 4"),
+        ({"ohem_nms": 0.0}, "loss.ohem-nms is 0.0; it lies between 0 and 1"),
+        ({"star_beta": -math.inf}, "loss.star-beta is -inf; it must be a number"),
+    ],
+)
+def test_what_is_wrong_with_a_loss(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LossConfig(**values)
+    assert str(caught.value) == message
+
+
+def test_losses_at_the_limits_are_valid() -> None:
+    LossConfig(classification="focal", gamma=0.0)
+    LossConfig(classification="focal_star", gamma=1e-3, star_beta=-5.0)
+    LossConfig(classification="ohem_1_3", ohem_batch=4, ohem_nms=1.0)
+
+
+@pytest.mark.parametrize("key", ["classification", "box", "normalizer"])
+def test_an_unknown_loss_lists_those_there_are(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} is 'median'; choose from ") as caught:
+        Config.from_dict({"loss": {key: "median"}})
+    (field,) = (f for f in dataclasses.fields(LossConfig) if f.name == key)
+    assert str(field.default) in str(caught.value)
 
 
 def test_settings_cannot_be_changed_in_place() -> None:

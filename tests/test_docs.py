@@ -169,7 +169,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
         assert target.exists(), f"{page.name}: {link} does not exist"
-        assert not anchor or anchor in anchors(target), f"{page.name}: {link}: no such heading"
+        if target.suffix == ".md":
+            assert not anchor or anchor in anchors(target), f"{page.name}: {link}: no such heading"
+        elif anchor:  # a line of the code
+            count = len(target.read_text(encoding="utf-8").splitlines())
+            assert re.fullmatch(r"L\d+", anchor), f"{page.name}: {link}: no such line"
+            assert int(anchor[1:]) <= count, f"{page.name}: {link}: no such line"
 
 
 # Paths and names in the text, such as `train/loop.py` or `retinanet.load`.

@@ -97,6 +97,8 @@ class ConvertArguments:
     """File to write."""
     classes: tuple[str, ...] = ()
     """Names of the network's outputs, in order; unset: COCO's for 91 outputs, else class 0, class 1, …"""
+    norm_eps: float | None = None
+    """Epsilon of the batch norm; unset: 0 if it is frozen, as in torchvision's published first version, else 1e-5."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,7 @@ def convert(argv: Sequence[str]) -> int:
     from retinanet.zoo.weights import save_weights
 
     try:
-        detector = from_torchvision(read_pickled(source), "fp32", "cpu", arguments.classes or None)
+        detector = from_torchvision(read_pickled(source), "fp32", "cpu", arguments.classes or None, arguments.norm_eps)
     except CheckpointError as error:
         message = str(error)
         raise CheckpointError(message if message.startswith(str(source)) else f"{source}: {message}") from error

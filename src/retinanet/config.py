@@ -135,7 +135,7 @@ class LossConfig:
     ] = "focal"
     """Loss of the class scores; ce: cross entropy, alpha_ce: weighted by α, ohem: of the hardest anchors alone."""
     alpha: float | None = 0.25
-    """Weight α of the foreground, 1 − α of the background."""
+    """Weight α of the foreground, 1 − α of the background; under varifocal of the background (0.75 in its paper)."""
     gamma: float = 2.0
     """Focusing parameter γ; 0 is (α-balanced) cross entropy."""
     star_beta: float = 1.0
@@ -143,7 +143,7 @@ class LossConfig:
     ohem_batch: int = 128
     """Anchors of an image that count, the hardest (ohem); under ohem_1_3 at most a quarter of them is foreground."""
     ohem_nms: float = 0.5
-    """IoU from which the easier of two anchors does not count (ohem, ohem_1_3)."""
+    """IoU above which the easier of two anchors does not count (ohem, ohem_1_3)."""
     box: Literal["smooth_l1", "l1", "giou", "diou", "ciou"] = "smooth_l1"
     """Loss of the four box numbers, or of the decoded box (IoU family)."""
     beta: float = 1.0
@@ -193,7 +193,7 @@ class DataConfig:
     color: float = 0.0
     """Strength of random brightness, contrast and saturation changes (0: none)."""
     workers: int | None = None
-    """Processes that decode images; unset: up to 4, leaving cores for the training."""
+    """Processes that decode images; unset: half of the cores, at most 8."""
     verify: bool = True
     """Decode every image once before training, so that a broken file is named now and not after hours."""
     skip_broken: bool = False
@@ -239,8 +239,8 @@ class TrainConfig:
     """Images over which the learning rate rises linearly from a thousandth; at most a tenth of the training."""
     schedule: Literal["step", "cosine"] = "step"
     """Learning rate ÷ 10 at 2/3 and 8/9 of the training (the paper's 60k and 80k of 90k steps), or a half cosine."""
-    clip: float | None = 10.0
-    """Largest gradient norm; longer gradients are scaled down."""
+    clip: float | None = None
+    """Largest gradient norm; longer gradients are scaled down. Unset: none are."""
     ema: float | None = None
     """Decay per 16 images of the averaged weights that are evaluated and saved; unset: none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -277,7 +277,7 @@ class DecodeConfig:
     top_k: int = 1000
     """Highest-scoring predictions decoded per pyramid level."""
     nms: float = 0.5
-    """IoU from which the lower-scored of two boxes of a class is dropped."""
+    """IoU above which the lower-scored of two boxes of a class is dropped."""
     max_detections: int = 100
     """Detections kept per image."""
 

@@ -7,6 +7,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.models.detection._utils import Matcher
+from torchvision.ops import box_iou
 
 from retinanet.anchors import BACKGROUND, IGNORE, AnchorSpec, assign, assign_batch
 from retinanet.config import AssignConfig
@@ -185,3 +187,90 @@ def test_each_image_of_a_batch_has_its_own_ignore_regions() -> None:
     far, cover = torch.tensor([[500.0, 500, 510, 510]]), torch.tensor([[-16.0, -16, 16, 16]])
     matched = assign_batch(ONE, [far, far], [NO_BOXES, cover])
     assert matched.tolist() == [[BACKGROUND], [IGNORE]]
+
+
+# torchvision's matcher as the oracle
+
+
+def torchvision_matches(anchors: Tensor, boxes: Tensor, force_best: bool) -> Tensor:
+    matched: Tensor = Matcher(0.5, 0.4, allow_low_quality_matches=force_best)(box_iou(boxes, anchors))
+    return matched
+
+
+@st.composite
+def objects(draw: st.DrawFn) -> list[list[float]]:
+    """Boxes of 1–300 px in and around the image, at least one."""
+    boxes = draw(boxes_strategy(150))
+    side = draw(st.floats(1, 300, width=32))
+    corner = draw(st.floats(-20, 130, width=32))
+    return [*boxes, [corner, corner / 2 + 10, corner + side, corner / 2 + 10 + side * 0.8]]
+
+
+@pytest.mark.parametrize("force_best", [True, False])
+@pytest.mark.parametrize("layout", ["paper", "torchvision"])
+@settings(max_examples=40)
+@given(boxes=objects(), size=st.sampled_from([(128, 160), (96, 96), (160, 64)]))
+def test_equals_torchvisions_matcher(
+    layout: str, force_best: bool, boxes: list[list[float]], size: tuple[int, int]
+) -> None:
+    grid = AnchorSpec(layout=layout).grid(size)  # type: ignore[arg-type]
+    truth = torch.tensor(boxes)
+    assume((box_iou(truth, grid.boxes).amax(dim=1) > 0).all())  # see below for those
+    found = assign(grid, truth, config=AssignConfig(force_best=force_best))
+    assert torch.equal(found, torchvision_matches(grid.boxes, truth, force_best))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_torchvisions_matcher_on_many_objects(seed: int) -> None:
+    """More than fit one chunk, many of them too small, long or large for any anchor."""
+    rng = np.random.default_rng(seed)
+    grid = AnchorSpec(layout="torchvision").grid((320, 448))
+    corner = rng.uniform(-10, [440, 310], (90, 2))
+    side = np.exp(rng.uniform(np.log(2), np.log(400), (90, 2)))
+    truth = torch.from_numpy(np.concatenate([corner, corner + side], axis=1).astype(np.float32))
+    best = box_iou(truth, grid.boxes).amax(dim=1)
+    assert (best < 0.4).sum() > 20
+    assert ((best >= 0.4) & (best < 0.5)).any()
+    assert (best >= 0.5).sum() > 10
+    forced = assign(grid, truth, config=AssignConfig(force_best=True))
+    plain = assign(grid, truth, config=AssignConfig(force_best=False))
+    assert torch.equal(forced, torchvision_matches(grid.boxes, truth, force_best=True))
+    assert torch.equal(plain, torchvision_matches(grid.boxes, truth, force_best=False))
+    assert len(set(forced.tolist())) > len(set(plain.tolist())) + 15  # objects that get an anchor by force alone
+    changed = forced != plain
+    assert (plain[changed] < 0).all()
+    assert (forced[changed] >= 0).all()
+
+
+def test_a_forced_anchor_keeps_its_own_best_object() -> None:
+    """torchvision's rule: the anchor a box forces may go to another box that overlaps it more."""
+    small, large = [-2.0, -2, 2, 2], [-16.0, -16, 16, 10]
+    truth = torch.tensor([small, large])
+    for config in (AssignConfig(), AssignConfig(force_best=True)):
+        assert assign(ONE, truth, config=config).tolist() == [1]
+    assert assign(ONE, truth[:1]).tolist() == [BACKGROUND]
+    assert assign(ONE, truth[:1], config=AssignConfig(force_best=True)).tolist() == [0]
+
+
+def test_all_anchors_that_overlap_an_object_equally_are_forced() -> None:
+    grid = AnchorSpec(sizes=(16.0,), scales=(1.0,), ratios=(1.0,), strides=(16,)).grid((32, 32))
+    truth = torch.tensor([[7.0, 7.0, 9.0, 9.0]])  # where four anchors meet
+    assert assign(grid, truth).tolist() == [BACKGROUND] * 4
+    assert assign(grid, truth, config=AssignConfig(force_best=True)).tolist() == [0] * 4
+    assert torchvision_matches(grid.boxes, truth, force_best=True).tolist() == [0] * 4
+
+
+def test_an_object_outside_of_all_anchors_forces_none() -> None:
+    """torchvision would match every anchor with it, because all overlap it equally: not at all."""
+    grid = AnchorSpec(sizes=(16.0,), scales=(1.0,), ratios=(1.0,), strides=(16,)).grid((32, 32))
+    truth = torch.tensor([[500.0, 500.0, 510.0, 510.0]])
+    assert assign(grid, truth, config=AssignConfig(force_best=True)).tolist() == [BACKGROUND] * 4
+    assert torchvision_matches(grid.boxes, truth, force_best=True).tolist() == [0] * 4
+
+
+def test_forced_anchors_are_not_ignored() -> None:
+    config = AssignConfig(force_best=True)
+    truth, cover = torch.tensor([[-2.0, -2, 2, 2]]), torch.tensor([[-16.0, -16, 16, 16]])
+    assert assign(ONE, truth, cover).tolist() == [IGNORE]
+    assert assign(ONE, truth, cover, config).tolist() == [0]
+    assert assign(ONE, NO_BOXES, config=config).tolist() == [BACKGROUND]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -153,3 +155,17 @@ def test_a_centre_on_the_border_of_a_box_is_not_inside() -> None:
         assert set(assign(grid, torch.tensor([box]), config=ATSS).tolist()) == {BACKGROUND}
         inward = torch.tensor([box]) + torch.tensor([-0.5, -0.5, 0.5, 0.5])
         assert assign(grid, inward, config=ATSS)[2 * 4 + 2] == 0
+
+
+@pytest.mark.parametrize("size", [(800, 1088), (224, 288), (96, 1344), (32, 64)])
+@pytest.mark.parametrize("seed", range(2))
+def test_against_the_oracle_on_torchvisions_layout(size: tuple[int, int], seed: int) -> None:
+    """Its coarse steps differ from the strides, and between rows and columns."""
+    rng = np.random.default_rng([seed, *size])
+    spec = AnchorSpec(sizes=(128.0, 256.0, 512.0), scales=(1.0, 1.3), ratios=(0.5, 1.0), strides=(32, 64, 128))
+    grid = replace(spec, layout="torchvision").grid(size)
+    assert grid.strides != spec.grid(size).strides
+    truth = random_boxes(rng, 12, *size)
+    expected, margin = oracle(grid, truth.astype(np.float64))
+    assert margin > 1e-6
+    assert assign(grid, torch.from_numpy(truth), config=ATSS).tolist() == expected

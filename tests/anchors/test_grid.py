@@ -163,3 +163,79 @@ def test_same_size_gives_the_same_grid_object() -> None:
 def test_unusable_specs_are_refused(values: dict[str, tuple[float, ...]], flag: str) -> None:
     with pytest.raises(ConfigError, match=flag):
         AnchorSpec(**values)  # type: ignore[arg-type]
+
+
+TORCHVISION = AnchorSpec(layout="torchvision")
+
+
+def torchvision_anchors(size: tuple[int, int], spec: AnchorSpec) -> torch.Tensor:
+    """What torchvision's RetinaNet makes of a padded image; its own sizes are those of the defaults."""
+    sides = tuple(tuple(int(size * scale) for scale in spec.scales) for size in spec.sizes)
+    generator = AnchorGenerator(sizes=sides, aspect_ratios=(spec.ratios,) * len(sides))
+    features = [torch.zeros(1, 1, -(-size[0] // s), -(-size[1] // s)) for s in spec.strides]
+    (anchors,) = generator(ImageList(torch.zeros(1, 3, *size), [size]), features)
+    assert isinstance(anchors, torch.Tensor)
+    return anchors
+
+
+def test_the_sizes_below_are_those_of_torchvisions_retinanet() -> None:
+    from torchvision.models.detection.retinanet import _default_anchorgen
+
+    expected = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
+    assert _default_anchorgen().sizes == expected
+    assert tuple(tuple(int(size * scale) for scale in TORCHVISION.scales) for size in TORCHVISION.sizes) == expected
+    assert _default_anchorgen().aspect_ratios == (TORCHVISION.ratios,) * 5
+
+
+@pytest.mark.parametrize("size", [(800, 1088), (320, 448), (224, 224), (1344, 800), (1344, 480), (32, 32), (96, 1344)])
+def test_torchvision_layout_equals_torchvision(size: tuple[int, int]) -> None:
+    ours = TORCHVISION.grid(size)
+    assert torch.equal(ours.boxes, torchvision_anchors(size, TORCHVISION))
+    assert ours.boxes.dtype == torch.float32
+    assert ours.shapes == AnchorSpec().grid(size).shapes
+
+
+@settings(max_examples=40)
+@given(rows=st.integers(1, 42), columns=st.integers(1, 42))
+def test_torchvision_layout_equals_torchvision_on_any_padded_size(rows: int, columns: int) -> None:
+    size = (32 * rows, 32 * columns)
+    assert torch.equal(TORCHVISION.grid(size).boxes, torchvision_anchors(size, TORCHVISION))
+
+
+@settings(max_examples=60)
+@given(
+    sizes=st.lists(st.floats(4, 900), min_size=1, max_size=3),
+    scales=st.lists(st.floats(0.3, 3), min_size=1, max_size=4),
+    ratios=st.lists(st.floats(0.2, 5), min_size=1, max_size=4),
+    size=st.tuples(st.integers(1, 200), st.integers(1, 200)),
+)
+def test_torchvision_layout_with_other_anchors(
+    sizes: list[float], scales: list[float], ratios: list[float], size: tuple[int, int]
+) -> None:
+    spec = AnchorSpec(tuple(sizes), tuple(scales), tuple(ratios), (8, 16, 32)[: len(sizes)], "torchvision")
+    assert torch.equal(spec.grid(size).boxes, torchvision_anchors(size, spec))
+
+
+def test_torchvision_layout_has_whole_pixels_and_its_own_steps() -> None:
+    grid = TORCHVISION.grid((800, 1088))
+    assert torch.equal(grid.boxes, grid.boxes.round())
+    assert grid.strides == ((8, 8), (16, 16), (32, 32), (61, 64), (114, 120))  # 800 / 13, 800 / 7, 1088 / 9
+    assert grid.boxes[:9, 2].tolist() == [23, 28, 35, 16, 20, 25, 11, 14, 18]  # ratio by ratio, scale by scale
+
+
+def test_papers_layout_is_real_valued() -> None:
+    ours, theirs = AnchorSpec().grid((800, 1088)), TORCHVISION.grid((800, 1088))
+    assert AnchorSpec().layout == "paper"
+    assert (ours.boxes != ours.boxes.round()).any(dim=1).float().mean() > 0.8
+    assert ours.strides == tuple((s, s) for s in (8, 16, 32, 64, 128))
+    assert ours.boxes.shape == theirs.boxes.shape
+    # the same anchors up to rounding and order, except where torchvision's coarse steps drift away
+    first = ours.split(ours.boxes)[0].view(-1, 3, 3, 4).transpose(1, 2).reshape(-1, 4)
+    assert 0.3 < (first - theirs.split(theirs.boxes)[0]).abs().max() < 1.5
+    last = ours.split(ours.boxes)[-1].view(-1, 3, 3, 4).transpose(1, 2).reshape(-1, 4)
+    assert (last - theirs.split(theirs.boxes)[-1]).abs().max() > 6 * 14 - 2
+
+
+def test_layouts_do_not_share_a_cached_grid() -> None:
+    assert AnchorSpec().grid((64, 64)) is not TORCHVISION.grid((64, 64))
+    assert TORCHVISION.grid((64, 64)) is AnchorSpec(layout="torchvision").grid((64, 64))

@@ -194,3 +194,73 @@ def test_file_list() -> None:
 def test_file_list_gives_back_what_it_was_given(names: list[str]) -> None:
     storable = [name for name in names if name.isascii() or not any(0xD800 <= ord(c) < 0xE000 for c in name)]
     assert list(FileList(storable)) == storable
+
+
+# Crowds
+
+
+@st.composite
+def crowded(draw: st.DrawFn) -> Dataset:
+    """Images of 0–4 boxes, each with its own place; some are ignore regions, some of those of no class."""
+    builder = DatasetBuilder("toy", Path("/data"), ("cat", "dog"))
+    kinds = st.lists(st.sampled_from(["cat", "dog", "cat crowd", "dog crowd", "region"]), max_size=4)
+    count = 0
+    for image, boxes in enumerate(draw(st.lists(kinds, min_size=1, max_size=6))):
+        builder.add_image(f"{image}.jpg", 1000, 1000, image_id=10 * image)
+        for kind in boxes:
+            label = NO_CLASS if kind == "region" else ("cat", "dog").index(kind.split()[0])
+            box = (image, count, image + 10, count + 10)
+            builder.add_box(box, label, "", ignore=" " in kind or kind == "region", area=50 + count)
+            count += 1
+    return builder.build()
+
+
+def rows_of(data: Dataset) -> list[list[tuple[list[float], int, bool, float]]]:
+    """All that is known of each box, image by image."""
+    assert len(data.offsets) == len(data) + 1
+    assert data.offsets[0] == 0
+    assert data.offsets[-1] == len(data.boxes) == len(data.labels) == len(data.ignore) == len(data.areas)
+    assert (np.diff(data.offsets) >= 0).all()
+    columns = data.boxes.tolist(), data.labels.tolist(), data.ignore.tolist(), data.areas.tolist()
+    return [list(zip(*(column[data.rows(i)] for column in columns), strict=True)) for i in data]
+
+
+@given(crowded())
+def test_crowds_may_be_kept_dropped_or_made_objects(data: Dataset) -> None:
+    before = rows_of(data)
+    assert rows_of(data.with_crowds("ignore")) == before
+    dropped = data.with_crowds("drop")
+    assert rows_of(dropped) == [[row for row in rows if not row[2]] for rows in before]
+    assert not dropped.ignore.any()
+    objects = data.with_crowds("object")
+    expected = [[(box, label, label == NO_CLASS, area) for box, label, _, area in rows] for rows in before]
+    assert rows_of(objects) == expected
+    assert (objects.labels[~objects.ignore] != NO_CLASS).all()
+    assert sum(objects.class_counts().values()) == int((data.labels != NO_CLASS).sum())
+    assert rows_of(data) == before  # which is left as it is
+    for changed in (dropped, objects):
+        types = [a.dtype for a in (changed.offsets, changed.boxes, changed.labels, changed.ignore, changed.areas)]
+        assert types == [np.int64, np.float32, np.int32, np.bool_, np.float32]
+        assert (changed.classes, changed.category_ids) == (data.classes, data.category_ids)
+        assert changed.image_ids.tolist() == data.image_ids.tolist()
+        assert list(changed.files) == list(data.files)
+        again = changed.subset(list(changed)[::-1])
+        assert rows_of(again) == rows_of(changed)[::-1]
+
+
+def test_crowds_by_hand() -> None:
+    builder = DatasetBuilder("toy", Path(), ("cat", "dog"))
+    builder.add_image("a", 100, 100)
+    builder.add_box((0, 0, 10, 10), 0, "", ignore=True)
+    builder.add_box((1, 0, 10, 10), 1, "")
+    builder.add_image("b", 100, 100)
+    builder.add_box((2, 0, 10, 10), NO_CLASS, "", ignore=True)
+    builder.add_image("c", 100, 100)
+    builder.add_box((3, 0, 10, 10), 1, "", ignore=True)
+    builder.add_box((4, 0, 10, 10), 0, "")
+    data = builder.build()
+    assert data.with_crowds("drop").boxes[:, 0].tolist() == [1, 4]
+    assert data.with_crowds("drop").offsets.tolist() == [0, 1, 1, 2]
+    assert data.with_crowds("object").ignore.tolist() == [False, False, True, False, False]
+    assert data.with_crowds("object").class_counts() == {"cat": 2, "dog": 2}
+    assert data.class_counts() == {"cat": 1, "dog": 1}

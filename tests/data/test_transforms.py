@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2 import functional as F
 
 from retinanet.config import DataConfig
@@ -246,3 +247,91 @@ def test_batch_equals_torchvisions_normalisation(mean: tuple[float, ...], std: t
 def test_batches_are_padded_to_multiples_of_32(size: tuple[int, int], padded: tuple[int, int]) -> None:
     image = torch.full((3, *size), 200, dtype=torch.uint8)
     assert normalized_batch([image], (0.5,) * 3, (0.5,) * 3).shape == (1, 3, *padded)
+
+
+# resize="bilinear" against torchvision's own transform
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def torchvision_transform(shorter: int, longest: int) -> GeneralizedRCNNTransform:
+    transform = GeneralizedRCNNTransform(shorter, longest, list(IMAGENET[0]), list(IMAGENET[1]))
+    return transform.eval()
+
+
+def noise(height: int, width: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+
+
+@settings(max_examples=200)
+@given(
+    height=st.integers(1, 6000),
+    width=st.integers(1, 6000),
+    limits=st.sampled_from([(800, 1333), (640, 640), (33, 55), (600, 1000), (1333, 2000)]),
+)
+@example(height=480, width=640, limits=(800, 1333))
+@example(height=427, width=641, limits=(800, 1333))  # 1200.94 becomes 1200
+@example(height=500, width=375, limits=(800, 1333))
+@example(height=800, width=800, limits=(800, 1333))
+def test_bilinear_sides_are_torchvisions(height: int, width: int, limits: tuple[int, int]) -> None:
+    factor = min(limits[0] / min(height, width), limits[1] / max(height, width))
+    assume(min(height, width) * factor >= 1.01)  # torchvision fails below a pixel
+    image = torch.empty(3, height, width, device="meta")
+    expected = tuple(torchvision_transform(*limits).resize(image)[0].shape[-2:])
+    assert scaled_size(height, width, DataConfig(size=limits[0], max_size=limits[1], resize="bilinear")) == expected
+
+
+@settings(max_examples=60)
+@given(
+    height=st.integers(2, 150),
+    width=st.integers(2, 150),
+    shorter=st.integers(32, 120),
+    extra=st.integers(0, 100),
+    seed=st.integers(0, 1000),
+)
+def test_bilinear_pixels_and_boxes_are_torchvisions(
+    height: int, width: int, shorter: int, extra: int, seed: int
+) -> None:
+    assume(min(height, width) * (shorter + extra) / max(height, width) >= 1.01)
+    config = DataConfig(size=shorter, max_size=shorter + extra, resize="bilinear")
+    image = noise(height, width, seed)
+    boxes = torch.tensor([[0.0, 0.0, width, height], [width / 3, height / 7, width / 2, height / 2]])
+    sample = replace(picture(width, height), image=image, boxes=boxes.clone(), ignore=boxes[1:].clone())
+    images, targets = torchvision_transform(shorter, shorter + extra)([image / 255], [{"boxes": boxes.clone()}])
+    resized = resize(sample, config)
+    assert tuple(resized.image.shape[-2:]) == images.image_sizes[0]
+    assert resized.image.dtype == torch.float32
+    batch = normalized_batch([resized.image], *IMAGENET)
+    torch.testing.assert_close(batch, images.tensors, rtol=0, atol=1e-5)
+    torch.testing.assert_close(resized.boxes, targets[0]["boxes"], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(resized.ignore, targets[0]["boxes"][1:], rtol=1e-5, atol=1e-4)
+
+
+def test_bilinear_batches_are_torchvisions() -> None:
+    config = DataConfig(size=64, max_size=100, resize="bilinear")
+    images = [noise(90, 120, 0), noise(70, 33, 1), noise(30, 90, 2)]
+    resized = [resize(replace(picture(i.shape[2], i.shape[1]), image=i), config).image for i in images]
+    expected, _ = torchvision_transform(64, 100)([image / 255 for image in images])
+    batch = normalized_batch(resized, *IMAGENET)
+    assert batch.shape == (3, 3, 128, 128)
+    torch.testing.assert_close(batch, expected.tensors, rtol=0, atol=1e-5)
+
+
+def test_antialiasing_and_rounding_are_the_default() -> None:
+    assert scaled_size(427, 641, DataConfig(size=800, max_size=1333)) == (800, 1201)  # 1200.94
+    assert scaled_size(427, 641, DataConfig(size=800, max_size=1333, resize="bilinear")) == (800, 1200)
+    image = noise(90, 120, 0)
+    plain = resize(replace(picture(120, 90), image=image), DataConfig(size=32)).image
+    assert plain.dtype == torch.uint8
+    bilinear = resize(replace(picture(120, 90), image=image), DataConfig(size=32, resize="bilinear")).image
+    assert bilinear.std() > 1.5 * plain.float().std()  # which antialiasing evens out
+
+
+def test_training_views_may_be_bilinear() -> None:
+    config = DataConfig(size=96, crop=0.5, color=0.3, scale=(0.5, 1.5), resize="bilinear")
+    for seed in range(10):
+        view = training_view(picture(120, 80, (10, 10, 60, 70)), config, random.Random(seed), scale=0.5 + seed / 10)
+        assert view.image.dtype == torch.float32
+        for box in view.boxes.tolist():
+            assert box == pytest.approx(white(view.image), abs=1.01)

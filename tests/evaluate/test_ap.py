@@ -11,7 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.evaluate.ap import SUMMARY, Predictions, evaluate
 
 CLASSES = ("cat", "dog", "fox", "owl")
@@ -189,3 +189,47 @@ def test_coco_results_name_images_and_categories_by_their_ids() -> None:
         assert results[i]["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=1e-3)
         assert results[i]["score"] == pytest.approx(float(predictions.scores[i]), abs=1e-6)
         assert isinstance(results[i]["image_id"], int)
+
+
+@pytest.mark.parametrize(("seed", "category_ids"), [(6, (1, 2, 3, 4)), (7, (90, 17, 3, 44))])
+def test_a_region_of_no_class_forgives_every_class(seed: int, category_ids: tuple[int, ...]) -> None:
+    """pycocotools knows no such regions; one crowd of each category at the same place says the same."""
+    rng = np.random.default_rng(seed)
+    plain = truth(seed, category_ids)
+    regions = rng.uniform([0, 0, 320, 240], [320, 240, 640, 480], (len(plain), 4)).round().tolist()
+    built = []
+    for labels in ([NO_CLASS], list(range(len(CLASSES)))):
+        builder = DatasetBuilder("regions", Path("/data"), CLASSES, category_ids)
+        for image in plain:
+            builder.add_image(f"{image}.jpg", 640, 480, image_id=int(plain.image_ids[image]))
+            if image % 3:  # between the objects, not after them
+                for label in labels:
+                    builder.add_box(regions[image], label, "", ignore=True)
+            for row in range(*plain.offsets[image : image + 2]):
+                label, crowd = int(plain.labels[row]), bool(plain.ignore[row])
+                builder.add_box(tuple(plain.boxes[row].tolist()), label, "", ignore=crowd, area=float(plain.areas[row]))
+        built.append(builder.build())
+    dataset, expanded = built
+    assert (dataset.labels == NO_CLASS).sum() > 10
+    assert len(expanded.labels) == len(dataset.labels) + 3 * (dataset.labels == NO_CLASS).sum()
+    predictions = detections(plain, seed)
+    expected, per_class = reference(expanded, predictions)
+    metrics = evaluate(dataset, predictions)
+    np.testing.assert_allclose(list(metrics.summary.values()), expected, atol=1e-6)
+    without = evaluate(plain, predictions)
+    assert set(metrics.per_class) == set(per_class) == {"cat", "dog", "fox"}
+    for name, values in per_class.items():
+        assert metrics.per_class[name]["AP"] == pytest.approx(values["AP"], abs=1e-6)
+        assert metrics.per_class[name]["AP50"] == pytest.approx(values["AP50"], abs=1e-6)
+        assert metrics.per_class[name]["AP"] > without.per_class[name]["AP"] + 0.005
+        assert metrics.per_class[name]["boxes"] == without.per_class[name]["boxes"]
+
+
+def test_regions_of_no_class_alone() -> None:
+    builder = DatasetBuilder("regions", Path("/data"), CLASSES)
+    builder.add_image("0.jpg", 640, 480)
+    builder.add_box((10, 10, 200, 200), NO_CLASS, "", ignore=True)
+    dataset = builder.build()
+    metrics = evaluate(dataset, detections(dataset, 0))
+    assert list(metrics.summary.values()) == [-1.0] * 12
+    assert metrics.per_class == {}

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from retinanet.config import LossConfig
 from retinanet.losses import box_loss
@@ -12,6 +13,7 @@ from retinanet.losses import box_loss
 ANCHOR = torch.tensor([[0.0, 0.0, 10.0, 20.0]])  # centre (5, 10)
 BOX = torch.tensor([[5.0, 5.0, 25.0, 15.0]])  # centre (15, 10), 20 × 10
 TARGET = [1.0, 0.0, math.log(2), -math.log(2)]
+KINDS = ("smooth_l1", "l1", "giou", "diou", "ciou")
 
 
 def smooth_l1(difference: float, beta: float) -> float:
@@ -27,6 +29,28 @@ def giou(a: list[float], b: list[float]) -> float:
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
     hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
     return shared / union - (hull - union) / hull
+
+
+def distance_and_shape(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """DIoU and CIoU losses of each pair of boxes (https://arxiv.org/abs/1911.08287, equations 6–11).
+
+    L_DIoU = 1 − IoU + ρ²/c² with ρ the distance of the centres and c the diagonal of the smallest enclosing box;
+    L_CIoU = L_DIoU + αv with v = 4/π² (arctan(w/h of the truth) − arctan(w/h))² and α = v / (1 − IoU + v), a
+    trade-off parameter: no gradient flows through it.
+    """
+    diou, ciou = [], []
+    for (x1, y1, x2, y2), (u1, v1, u2, v2) in zip(predicted.unbind(), truth.unbind(), strict=True):
+        width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0)
+        height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp(min=0)
+        shared = width * height
+        iou = shared / ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared)
+        rho2 = ((x1 + x2 - u1 - u2) / 2) ** 2 + ((y1 + y2 - v1 - v2) / 2) ** 2
+        c2 = (torch.maximum(x2, u2) - torch.minimum(x1, u1)) ** 2 + (torch.maximum(y2, v2) - torch.minimum(y1, v1)) ** 2
+        v = 4 / math.pi**2 * (torch.atan((u2 - u1) / (v2 - v1)) - torch.atan((x2 - x1) / (y2 - y1))) ** 2
+        alpha = (v / (1 - iou + v)).detach()
+        diou.append(1 - iou + rho2 / c2)
+        ciou.append(1 - iou + rho2 / c2 + alpha * v)
+    return torch.stack(diou), torch.stack(ciou)
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.5, 1 / 9])
@@ -65,7 +89,70 @@ def test_giou_against_float64() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["smooth_l1", "l1", "giou"])
+def test_diou_and_ciou_by_hand() -> None:
+    # the anchor against the box: IoU 50 / 350, centres 10 apart, enclosing box 25 × 20
+    diou = 1 - 50 / 350 + 10**2 / (25**2 + 20**2)
+    v = 4 / math.pi**2 * (math.atan(20 / 10) - math.atan(10 / 20)) ** 2
+    ciou = diou + v / (1 - 50 / 350 + v) * v
+    assert v > 0.1
+    assert box_loss(torch.zeros(1, 4), ANCHOR, BOX, LossConfig(box="diou")).item() == pytest.approx(diou, rel=1e-5)
+    assert box_loss(torch.zeros(1, 4), ANCHOR, BOX, LossConfig(box="ciou")).item() == pytest.approx(ciou, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["diou", "ciou"])
+def test_diou_and_ciou_against_float64(kind: str) -> None:
+    """Value, and gradient into the deltas; boxes that overlap, contain one another, and lie apart."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 100, (40, 2))
+    anchors = torch.from_numpy(np.concatenate([corner, corner + rng.uniform(10, 60, (40, 2))], axis=1)).float()
+    boxes = anchors + torch.from_numpy(rng.uniform(-4, 4, (40, 4))).float()
+    boxes[:5] += 300  # apart
+    boxes[5:10] = anchors[5:10] + torch.tensor([-30.0, -20.0, 30.0, 20.0])  # inside
+    deltas = torch.from_numpy(rng.normal(0, 0.3, (40, 4))).float().requires_grad_()
+    exact = deltas.detach().double().requires_grad_()
+    size = (anchors[:, 2:] - anchors[:, :2]).double()
+    centre = anchors[:, :2].double() + size / 2 + exact[:, :2] * size
+    half = size * exact[:, 2:].exp() / 2
+    diou, ciou = distance_and_shape(torch.cat([centre - half, centre + half], dim=1), boxes.double())
+    expected = (diou if kind == "diou" else ciou).sum()
+    assert (ciou - diou).max() > 0.01
+    loss = box_loss(deltas, anchors, boxes, LossConfig(box=kind))  # type: ignore[arg-type]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    (found,) = torch.autograd.grad(loss, deltas)
+    (wanted,) = torch.autograd.grad(expected, exact)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_diou_is_giou_and_ciou_is_diou_where_they_should_be() -> None:
+    """Concentric boxes have no distance, boxes of one shape no penalty on the shape."""
+    inside = torch.tensor([[0.0, 0.0, -math.log(2), -math.log(2)]])  # half the sides: IoU ¼
+    losses = {kind: box_loss(inside, ANCHOR, ANCHOR, LossConfig(box=kind)).item() for kind in ("giou", "diou", "ciou")}
+    assert losses == pytest.approx(dict.fromkeys(losses, 0.75), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["giou", "diou", "ciou"])
+@pytest.mark.parametrize("shift", [1e2, 1e3, 1e6])
+def test_finite_and_attractive_for_boxes_far_away(kind: str, shift: float) -> None:
+    """Where nothing overlaps, the loss still says in which direction to move, at distances there are in images."""
+    deltas = torch.tensor([[0.1, 0.0, 0.2, -0.1]], requires_grad=True)
+    box = BOX + shift
+    loss = box_loss(deltas, ANCHOR, box, LossConfig(box=kind))  # type: ignore[arg-type]
+    (gradient,) = torch.autograd.grad(loss, deltas)
+    assert 1 < loss.item() < 2.5
+    assert torch.isfinite(gradient).all()
+    assert (gradient[0, :2] < 0).all() or shift == 1e6  # the object lies right and below
+
+
+@pytest.mark.parametrize("scales", [(-1e4, -1e4), (0.0, -1e4), (0.0, -17.0)])
+def test_ciou_of_a_prediction_without_area_is_finite(scales: tuple[float, float]) -> None:
+    deltas = torch.tensor([[0.0, 0.0, *scales]], requires_grad=True)
+    loss = box_loss(deltas, ANCHOR, BOX, LossConfig(box="ciou"))
+    (gradient,) = torch.autograd.grad(loss, deltas)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_zero_at_the_target_and_nothing_for_nothing(kind: str) -> None:
     config = LossConfig(box=kind)  # type: ignore[arg-type]
     assert box_loss(torch.tensor([TARGET]), ANCHOR, BOX, config).item() == pytest.approx(0, abs=1e-5)
@@ -75,7 +162,7 @@ def test_zero_at_the_target_and_nothing_for_nothing(kind: str) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.parametrize("kind", ["smooth_l1", "l1", "giou"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_float32_from_bfloat16(kind: str) -> None:
     deltas = torch.tensor([[0.3, -0.2, 0.1, 0.4]]).bfloat16()
     config = LossConfig(box=kind)  # type: ignore[arg-type]
@@ -85,7 +172,7 @@ def test_float32_from_bfloat16(kind: str) -> None:
     assert loss.item() == box_loss(deltas.float(), ANCHOR, BOX, config).item()
 
 
-@pytest.mark.parametrize("kind", ["smooth_l1", "l1", "giou"])
+@pytest.mark.parametrize("kind", ["smooth_l1", "l1", "giou", "diou"])  # part of CIoU is constant in the gradient
 def test_gradient_by_finite_differences(kind: str) -> None:
     config = LossConfig(box=kind, beta=0.5)  # type: ignore[arg-type]
     deltas = torch.tensor([[0.31, -0.22, 0.13, 0.44]], requires_grad=True)
@@ -99,7 +186,7 @@ def test_gradient_by_finite_differences(kind: str) -> None:
         assert deltas.grad[0, i].item() == pytest.approx((values[0] - values[1]) / 2e-2, abs=2e-3)
 
 
-@pytest.mark.parametrize("kind", ["smooth_l1", "l1", "giou"])
+@pytest.mark.parametrize("kind", ["smooth_l1", "l1", "giou", "diou"])
 def test_finite_for_wild_predictions(kind: str) -> None:
     deltas = torch.tensor([[1e4, -1e4, 1e4, 1e4], [0.0, 0.0, -1e4, -1e4]], requires_grad=True)
     loss = box_loss(deltas, ANCHOR.expand(2, 4), BOX.expand(2, 4), LossConfig(box=kind))  # type: ignore[arg-type]

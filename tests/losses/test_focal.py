@@ -13,13 +13,14 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
 from retinanet.anchors import BACKGROUND, IGNORE
-from retinanet.losses import focal_loss, sigmoid_focal_loss
+from retinanet.losses import focal_loss, focal_star_loss, sigmoid_focal_loss
 from retinanet.model import RetinaNet
 
 Array = npt.NDArray[np.float64]
 
 GAMMAS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 ALPHAS = (None, 0.0, 0.25, 0.5, 1.0)
+STARRED = ((2.0, 1.0), (4.0, 0.0), (1.0, 0.5))  # γ, β of FL*
 
 
 def oracle(x: Array, labels: npt.NDArray[np.int64], alpha: float | None, gamma: float) -> tuple[Array, Array]:
@@ -216,3 +217,131 @@ def test_loss_of_an_untrained_network(alpha: float | None, gamma: float) -> None
     weight = 1 if alpha is None else 1 - alpha
     closed_form = count * 3 * weight * 0.01**gamma * -math.log(0.99)
     assert focal_loss(logits, labels, alpha, gamma).item() == pytest.approx(closed_form, rel=1e-4)
+
+
+def star_oracle(
+    x: Array, labels: npt.NDArray[np.int64], alpha: float | None, gamma: float, beta: float
+) -> tuple[Array, Array]:
+    """FL* = −α_t log(p*_t) / γ, p*_t = sigmoid(γ x_t + β), and its derivative α_t y (p*_t − 1) (appendices A and B)."""
+    y = np.where(labels[..., None] == np.arange(x.shape[-1]), 1.0, -1.0)
+    p_star = 1 / (1 + np.exp(-(gamma * y * x + beta)))
+    weight = np.ones_like(y) if alpha is None else np.where(y > 0, alpha, 1 - alpha)
+    weight = weight * (labels != IGNORE)[..., None]
+    return -weight * np.log(p_star) / gamma, weight * y * (p_star - 1)
+
+
+@pytest.mark.parametrize(("gamma", "beta"), STARRED)
+@pytest.mark.parametrize("alpha", [None, 0.25, 0.75])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5), (torch.bfloat16, 1e-2)]
+)
+def test_focal_star_value_and_gradient(
+    alpha: float | None, gamma: float, beta: float, dtype: torch.dtype, tolerance: float
+) -> None:
+    x64, labels = case("star", (2, 150, 5), 12.0)
+    x = x64.to(dtype).requires_grad_()
+    loss = focal_star_loss(x, labels, alpha, gamma, beta)
+    values, gradient = star_oracle(x.detach().double().numpy(), labels.numpy(), alpha, gamma, beta)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(values.sum(), rel=min(tolerance, 1e-5))
+    (found,) = torch.autograd.grad(loss, x)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found.double().numpy(), gradient, rtol=tolerance, atol=tolerance)
+    assert (found[labels == IGNORE] == 0).all()
+
+
+def test_focal_stars_defaults() -> None:
+    logits, labels = case("star defaults", (50, 3), 5.0)
+    assert focal_star_loss(logits, labels) == focal_star_loss(logits, labels, 0.25, 2.0, 1.0)
+
+
+@pytest.mark.parametrize(("gamma", "beta"), STARRED)
+def test_focal_star_gradcheck(gamma: float, beta: float) -> None:
+    logits, labels = case("star gradcheck", (2, 6, 3), 4.0)
+    x = logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: focal_star_loss(v, labels, 0.25, gamma, beta), (x,))
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_focal_star_without_scale_and_shift_is_cross_entropy(alpha: float | None) -> None:
+    logits, labels = case("star ce", (200, 3), 30.0)
+    starred = focal_star_loss(logits, labels, alpha, gamma=1.0, beta=0.0)
+    torch.testing.assert_close(starred, focal_loss(logits, labels, alpha, gamma=0.0), rtol=1e-12, atol=0)
+    counted, target = logits[labels != IGNORE], labels[labels != IGNORE]
+    one_hot = (target[..., None] == torch.arange(3)).double()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(counted, one_hot, reduction="sum")
+    torch.testing.assert_close(focal_star_loss(logits, labels, None, 1.0, 0.0), expected)
+
+
+@pytest.mark.parametrize(("gamma", "beta"), STARRED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_focal_star_is_finite_for_large_logits(dtype: torch.dtype, gamma: float, beta: float) -> None:
+    for value in (1e4, -1e4):
+        for label, x_t in ((0, value), (BACKGROUND, -value), (IGNORE, 1e4)):
+            x = torch.tensor([[value]], dtype=dtype, requires_grad=True)
+            loss = focal_star_loss(x, torch.tensor([label]), None, gamma, beta)
+            (gradient,) = torch.autograd.grad(loss, x)
+            rounded = abs(x.item())
+            assert loss.item() == pytest.approx(0 if x_t > 0 else rounded - beta / gamma, rel=1e-5)
+            assert gradient.item() == pytest.approx(0 if x_t > 0 else math.copysign(1, value))
+
+
+@pytest.mark.parametrize("shape", [(7, 1), (2, 5, 1), (2, 0, 3), (1, 1, 80), (4,)])
+def test_focal_star_shapes(shape: tuple[int, ...]) -> None:
+    logits, labels = case("star shapes", shape, 6.0)
+    values, _ = star_oracle(logits.numpy(), labels.numpy(), 0.25, 2.0, 1.0)
+    assert focal_star_loss(logits, labels).item() == pytest.approx(values.sum())
+    with pytest.raises(ValueError, match="labels"):
+        focal_star_loss(logits[None], labels)
+
+
+def test_focal_star_of_ignored_anchors_is_nothing() -> None:
+    logits, labels = case("star ignored", (60, 3), 10.0)
+    x = logits.requires_grad_()
+    kept = labels != IGNORE
+    loss = focal_star_loss(x, labels)
+    assert loss.item() == pytest.approx(focal_star_loss(x[kept], labels[kept]).item(), rel=1e-12)
+    nothing = focal_star_loss(x, torch.full((60,), IGNORE))
+    assert nothing.item() == 0
+    assert torch.autograd.grad(nothing, x)[0].abs().sum() == 0
+
+
+@given(
+    x_t=st.floats(-60, 60),
+    step=st.floats(1e-3, 20),
+    label=st.sampled_from([0, BACKGROUND]),
+    gamma=st.floats(0.1, 5),
+    beta=st.floats(-3, 3),
+    alpha=st.sampled_from([None, 0.25, 0.5]),
+)
+def test_focal_star_falls_as_the_logit_of_being_right_rises(
+    x_t: float, step: float, label: int, gamma: float, beta: float, alpha: float | None
+) -> None:
+    sign = 1 if label == 0 else -1
+    x = torch.tensor([[sign * x_t]], dtype=torch.float64)
+    loss, easier = (focal_star_loss(v, torch.tensor([label]), alpha, gamma, beta).item() for v in (x, x + sign * step))
+    assert loss > easier > 0
+
+
+def test_focal_star_under_autocast() -> None:
+    logits, labels = case("star autocast", (4, 30, 6), 12.0)
+    x = logits.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = focal_star_loss(x, labels)
+        rounded = focal_star_loss(x.bfloat16(), labels)
+    assert inside.dtype == rounded.dtype == torch.float32
+    assert inside.item() == focal_star_loss(x, labels).item()
+    assert rounded.item() == focal_star_loss(x.bfloat16().float(), labels).item()
+
+
+@pytest.mark.parametrize("starred", [False, True])
+def test_alpha_is_as_exact_as_the_logits(starred: bool) -> None:
+    x, labels = case("alpha", (40, 3), 5.0)
+    values, _ = (
+        star_oracle(x.numpy(), labels.numpy(), 0.1, 2.0, 1.0)
+        if starred
+        else oracle(x.numpy(), labels.numpy(), 0.1, 2.0)
+    )
+    loss = focal_star_loss(x, labels, 0.1, 2.0, 1.0) if starred else focal_loss(x, labels, 0.1, 2.0)
+    assert loss.item() == pytest.approx(values.sum(), rel=1e-12)

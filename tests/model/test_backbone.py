@@ -4,20 +4,28 @@ import pickle
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import skimage.data
 import timm
 import torch
+import torchvision
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
+from retinanet.anchors import AnchorSpec
+from retinanet.config import ModelConfig
 from retinanet.errors import ModelError
+from retinanet.model import RetinaNet
 from retinanet.model.backbone import OFFLINE_BACKBONE, Backbone, lite0_state_dict
+from retinanet.model.fpn import FeaturePyramid
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +156,13 @@ class _Payload:
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin"])
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, suffix: str) -> None:
     proof, path = tmp_path / "ran", tmp_path / f"weights{suffix}"
+    reason = "not a weights file" if suffix == ".safetensors" else "it holds objects that could run code"
     path.write_bytes(pickle.dumps({"conv1.weight": _Payload(proof)}))
-    with pytest.raises(ModelError, match="not a weights file"):
+    with pytest.raises(ModelError, match=reason):
         Backbone("resnet18", weights=str(path))
     assert not proof.exists()
     torch.save({"conv1.weight": _Payload(proof)}, path)
-    with pytest.raises(ModelError, match="not a weights file"):
+    with pytest.raises(ModelError, match=reason):
         Backbone("resnet18", weights=str(path))
     assert not proof.exists()
     pickle.loads(pickle.dumps(_Payload(proof)))  # the payload itself works
@@ -171,7 +180,9 @@ def test_truncated_weights(tmp_path: Path, suffix: str, keep: float) -> None:
         save_file(state, path)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
-    with pytest.raises(ModelError, match="not a weights file") as caught:
+    with pytest.raises(
+        ModelError, match=f"cut{suffix}: not (a weights file|read, not a file torch.save wrote)"
+    ) as caught:
         Backbone("mobilenetv3_small_050", weights=str(path))
     assert "\n" not in str(caught.value)
 
@@ -215,3 +226,95 @@ def test_a_download_without_a_network_names_the_remedies() -> None:
 @pytest.mark.usefixtures("no_network")
 def test_the_bundled_weights_need_no_network() -> None:
     assert Backbone(OFFLINE_BACKBONE, pretrained=True).channels == (40, 112, 320)
+
+
+# torchvision's classifiers, whose ImageNet weights many people have as a file
+
+
+def classifier(name: str, norm_eps: float = 1e-5) -> nn.Module:
+    """A torchvision network with random weights and statistics."""
+    torch.manual_seed(0)
+    network: nn.Module = getattr(torchvision.models, name)(norm_layer=partial(nn.BatchNorm2d, eps=norm_eps))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.2)
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return network.eval()
+
+
+def saved(network: nn.Module, folder: Path) -> str:
+    path = folder / "torchvision.pth"
+    torch.save(network.state_dict(), path)
+    return str(path)
+
+
+@torch.no_grad()
+def largest_difference(backbone: Backbone, network: nn.Module) -> float:
+    """Between C3–C5 of both, relative to the largest value of the level."""
+    x = torch.randn(1, 3, 72, 104, generator=torch.Generator().manual_seed(1))
+    expected = create_feature_extractor(network, ["layer2", "layer3", "layer4"])(x).values()
+    found = backbone.eval()(x)
+    assert [f.shape for f in found] == [e.shape for e in expected]
+    return max(float((f - e).abs().max() / e.abs().max()) for f, e in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_torchvisions_imagenet_weights_give_the_same_features(name: str, tmp_path: Path) -> None:
+    network = classifier(name)
+    assert largest_difference(Backbone(name, pretrained=True, weights=saved(network, tmp_path)), network) < 1e-4
+    assert largest_difference(Backbone(name), network) > 0.1
+
+
+def test_norm_eps_is_added_to_the_variance(tmp_path: Path) -> None:
+    network = classifier("resnet18", norm_eps=0.1)
+    path = saved(network, tmp_path)
+    assert largest_difference(Backbone("resnet18", weights=path, norm_eps=0.1), network) < 1e-4
+    assert largest_difference(Backbone("resnet18", weights=path), network) > 0.01
+    assert largest_difference(Backbone("resnet18", weights=path, norm_eps=0.0), network) > 0.01
+
+
+def eps_of(module: nn.Module) -> set[float]:
+    return {m.eps for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+
+
+@pytest.mark.parametrize(("name", "own"), [("resnet18", 1e-5), (OFFLINE_BACKBONE, 1e-3)])
+def test_norm_eps_of_every_layer(name: str, own: float) -> None:
+    with torch.device("meta"):
+        assert eps_of(Backbone(name)) == {own}
+        assert eps_of(Backbone(name, norm_eps=0.0)) == {0.0}
+        assert eps_of(Backbone(name, norm_eps=0.25, trained_norm=True)) == {0.25}
+        config = ModelConfig(backbone=name, pretrained=False, norm_eps=0.5)
+        assert eps_of(RetinaNet.from_config(config, AnchorSpec(), num_classes=2)) == {0.5}
+
+
+# The pyramid's named options against torchvision's
+
+
+@pytest.mark.parametrize("p6_from", ["c5", "p5"])
+@pytest.mark.parametrize("size", [(16, 24), (20, 12)])
+def test_pyramid_equals_torchvisions(p6_from: Literal["c5", "p5"], size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    ours = FeaturePyramid((4, 6, 10), 8, p6_from)
+    theirs = FeaturePyramidNetwork([4, 6, 10], 8, LastLevelP6P7(10 if p6_from == "c5" else 8, 8))
+    assert theirs.extra_blocks.use_P5 == (p6_from == "p5")
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter)
+    parts = [*(block[0] for block in theirs.inner_blocks), *(block[0] for block in theirs.layer_blocks)]
+    parts += [theirs.extra_blocks.p6, theirs.extra_blocks.p7]
+    own = [*ours.lateral, *ours.output, ours.p6, ours.p7]
+    for target, source in zip(own, parts, strict=True):
+        target.load_state_dict(source.state_dict())
+    h, w = size
+    features = [torch.randn(2, c, h // s, w // s) for c, s in ((4, 1), (6, 2), (10, 4))]
+    with torch.no_grad():
+        expected = list(theirs({str(i): feature for i, feature in enumerate(features)}).values())
+        found = ours(features)
+        assert (expected[3] < 0).any()  # so that ReLU matters
+        for our, their in zip(found, expected, strict=True):
+            torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-4 * float(their.abs().max()))
+        ours.relu_before_p7 = False
+        assert (ours(features)[4] - expected[4]).abs().max() > 0.01 * expected[4].abs().max()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from retinanet.anchors import AnchorSpec
-from retinanet.config import Config, DataConfig, ModelConfig, TrainConfig
+from retinanet.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.errors import CheckpointError
 from retinanet.losses import Normalizer
@@ -118,6 +118,33 @@ def test_the_checkpoint_loads_as_the_model_to_use(tmp_path: Path, ema: float | N
         assert torch.equal(loaded.state_dict()[name], value), name
     if training.average is not None:
         assert not torch.equal(wanted.fpn.p6.weight, training.model.fpn.p6.weight)
+
+
+def test_the_moving_average_of_foreground_anchors_is_restored(tmp_path: Path) -> None:
+    settings = dataclasses.replace(config("sgd"), loss=LossConfig(normalizer="moving"))
+    first = Training(settings, seed=1)
+    for count in (7, 0, 31):
+        first.normalizer(torch.tensor(count))
+    path = tmp_path / "last.safetensors"
+    first.save(path)
+    saved = first.normalizer.average.clone()
+
+    second = Training(settings, seed=2)
+    assert second.normalizer.average.item() == 100
+    second.restore(path)
+    assert second.normalizer.average.dtype == saved.dtype
+    assert torch.equal(second.normalizer.average, saved)
+    for count in (5, 300):
+        assert torch.equal(second.normalizer(torch.tensor(count)), first.normalizer(torch.tensor(count)))
+    assert "foreground" not in " ".join(load_weights(path)[0].state_dict())  # no part of the model
+
+
+def test_a_moving_average_is_asked_for_and_missing(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    Training(config("sgd"), seed=1).save(path)
+    moving = dataclasses.replace(config("sgd"), loss=LossConfig(normalizer="moving"))
+    with pytest.raises(CheckpointError, match=r"last\.safetensors"):
+        Training(moving, seed=1).restore(path)
 
 
 def test_a_failed_restore_names_the_file(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from retinanet.data.loader import TrainingOrder
 from retinanet.data.synthetic import write_sample
 from retinanet.data.transforms import normalized_batch
 from retinanet.errors import CheckpointError, DataError, NonFiniteLossError
+from retinanet.model import RetinaNet
 from retinanet.train import loop
 from retinanet.zoo.weights import load_weights, read_info
 
@@ -268,3 +269,21 @@ def test_paper_recipe_trains(sets: tuple[Dataset, Dataset], tmp_path: Path) -> N
     steps = [line for line in _lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert len(steps) == 3
     assert result.best.exists()
+
+
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_long_gradients_are_clipped(sets: tuple[Dataset, Dataset], tmp_path: Path, clip: float | None) -> None:
+    """A step of plain SGD moves the weights by the learning rate times the gradient's norm."""
+    config = _config(optimizer="sgd", momentum=0.0, weight_decay=0.0, ema=None, warmup=0, clip=clip, batch=64)
+    train_set, val_set = sets
+    out = tmp_path / "run"
+    loop.train(config, train_set, val_set, out)
+    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    (step,) = (line for line in steps if "grad_norm" in line)
+    torch.manual_seed(config.train.seed)
+    before = RetinaNet.from_config(config.model, config.anchors, len(train_set.classes)).state_dict()
+    after = load_file(out / "last.safetensors")
+    moved = sum((after[name] - value).square().sum() for name, value in before.items() if value.is_floating_point())
+    assert step["grad_norm"] > 0.1
+    expected = step["lr"] * (step["grad_norm"] if clip is None else clip)
+    assert float(moved) ** 0.5 == pytest.approx(expected, rel=0.01)

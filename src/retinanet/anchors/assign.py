@@ -25,7 +25,7 @@ def assign(grid: AnchorGrid, boxes: Tensor, ignore: Tensor | None = None, config
     Method ``iou`` (the paper): the box of highest IoU (the first of equals) if that IoU is at least
     ``config.foreground``; ``BACKGROUND`` if it is below ``config.background``; ``IGNORE`` between. With
     ``config.force_best``, an anchor that overlaps some box as much as any other anchor does keeps its own best box
-    whatever the IoU (torchvision's low-quality matches).
+    whatever the IoU (torchvision's low-quality matches); a box that overlaps no anchor at all still gets none.
 
     Method ``atss``: see :func:`retinanet.anchors.atss.assign_atss`.
 

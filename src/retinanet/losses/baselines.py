@@ -43,24 +43,28 @@ def ohem_loss(
         loss = F.binary_cross_entropy_with_logits(x, positive.to(x.dtype), reduction="none").sum(dim=1)  # (A,)
         hardness = loss.detach()
         considered = torch.nonzero(labels != IGNORE).squeeze(1)
-        if ratio is None:
-            chosen = _hardest(hardness, anchors, considered, batch, nms_iou)
-        else:
-            left = _hardest(hardness, anchors, considered, len(considered), nms_iou)
-            foreground = left[labels[left] >= 0][: batch // (1 + ratio)]
-            background = left[labels[left] < 0][: ratio * max(1, len(foreground))]
-            chosen = torch.cat([foreground, background])
-        return loss[chosen].sum(), torch.tensor(len(chosen), device=x.device)
+        order = considered[hardness[considered].argsort(descending=True, stable=True)]
+        # Suppression goes from hard to easy, so what it leaves of the hardest does not depend on the easier ones:
+        # few are looked at first, and more only while too few are left.
+        taken = min(len(order), 16 * batch)
+        while True:
+            part = order[:taken]
+            left = part[nms(anchors[part], hardness[part].to(anchors.dtype), nms_iou)]
+            chosen, enough = _choose(
+                left, labels, batch, ratio, more_foreground=bool((labels[order[taken:]] >= 0).any())
+            )
+            if enough or taken == len(order):
+                return loss[chosen].sum(), torch.tensor(len(chosen), device=x.device)
+            taken = min(len(order), 4 * taken)
 
 
-def _hardest(hardness: Tensor, anchors: Tensor, considered: Tensor, count: int, nms_iou: float) -> Tensor:
-    """The ``count`` hardest of the anchors ``considered`` that suppression leaves, hardest first."""
-    # Suppression goes from hard to easy, so what it leaves of the hardest does not depend on the easier ones.
-    order = considered[hardness[considered].argsort(descending=True, stable=True)]
-    taken = min(len(order), 16 * count)
-    while True:
-        part = order[:taken]
-        left = part[nms(anchors[part], hardness[part].to(anchors.dtype), nms_iou)]
-        if len(left) >= count or taken == len(order):
-            return left[:count]
-        taken = min(len(order), 4 * taken)
+def _choose(left: Tensor, labels: Tensor, batch: int, ratio: int | None, more_foreground: bool) -> tuple[Tensor, bool]:
+    """The anchors that count of those ``left``, hardest first, and whether easier ones could not change them."""
+    if ratio is None:
+        return left[:batch], len(left) >= batch
+    most = batch // (1 + ratio)
+    foreground = left[labels[left] >= 0][:most]
+    wanted = ratio * max(1, len(foreground))
+    background = left[labels[left] < 0][:wanted]
+    enough = (len(foreground) == most or not more_foreground) and len(background) == wanted
+    return torch.cat([foreground, background]), enough

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from retinanet.anchors.coding import decode, encode
 from retinanet.config import LossConfig
+
+_SMALLEST_SIDE = 1e-2  # pixels
 
 _OF_DECODED_BOXES = {
     "giou": generalized_box_iou_loss,
@@ -31,7 +34,11 @@ def box_loss(deltas: Tensor, anchors: Tensor, boxes: Tensor, config: LossConfig)
     """
     deltas = deltas.float()
     if config.box in _OF_DECODED_BOXES:
-        loss: Tensor = _OF_DECODED_BOXES[config.box](decode(deltas, anchors), boxes, reduction="sum")
+        predicted = decode(deltas, anchors)
+        # CIoU compares width / height, which a box without height does not have.
+        corner = torch.maximum(predicted[:, 2:], predicted[:, :2] + _SMALLEST_SIDE)
+        predicted = torch.cat([predicted[:, :2], corner], dim=1) if config.box == "ciou" else predicted
+        loss: Tensor = _OF_DECODED_BOXES[config.box](predicted, boxes, reduction="sum")
         return loss
     targets = encode(boxes, anchors)
     if config.box == "l1":

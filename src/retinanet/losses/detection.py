@@ -55,6 +55,11 @@ class Normalizer:
             average = self.average.to(count.device)
             self.average = _MOVING_KEEP * average + (1 - _MOVING_KEEP) * count.clamp(min=1)
             return self.average
+        return self.of_all(count)
+
+    def of_all(self, count: Tensor) -> Tensor:
+        """``count``, at least 1; of all processes ÷ their number, if the kind is ``batch``."""
+        count = count.float()
         if self.kind == "batch" and distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(count)
             return count.clamp(min=1) / distributed.get_world_size()
@@ -96,7 +101,7 @@ def detection_losses(
     parts = []
     for part in sums:
         divisor = normalizer(part.foreground)
-        of_classes = divisor if part.mined is None else part.mined.clamp(min=1)
+        of_classes = divisor if part.mined is None else normalizer.of_all(part.mined)
         parts.append(torch.stack([part.classification / of_classes, part.box / divisor]))
     classification, box = torch.stack(parts).mean(dim=0)
     return Losses(classification, config.box_weight * box, sum((s.foreground for s in sums), matched.new_zeros(())))

@@ -101,7 +101,7 @@ def _signed(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def _weighed(loss: Tensor, positive: Tensor, labels: Tensor, alpha: float | None) -> Tensor:
     """Sum of ``loss`` ``(…, K)`` with α_t, ignored anchors left out."""
     if alpha is not None:
-        loss = torch.where(positive, alpha, 1 - alpha) * loss
+        loss = torch.where(positive, alpha * loss, (1 - alpha) * loss)
     return torch.where((labels != IGNORE)[..., None], loss, 0.0).sum()
 
 

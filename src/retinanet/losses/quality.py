@@ -23,7 +23,7 @@ def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, gamma: f
     """
     with torch.autocast(logits.device.type, enabled=False):
         x, q, counted = _prepare(logits, labels, quality)
-        loss = F.binary_cross_entropy_with_logits(x, q, reduction="none") * (q - x.sigmoid()).abs() ** gamma
+        loss = F.binary_cross_entropy_with_logits(x, q, reduction="none") * _power((q - x.sigmoid()).abs(), gamma)
         return torch.where(counted, loss, 0.0).sum()
 
 
@@ -37,9 +37,14 @@ def varifocal_loss(
     """
     with torch.autocast(logits.device.type, enabled=False):
         x, q, counted = _prepare(logits, labels, quality)
-        weight = torch.where(q > 0, q, (1.0 if alpha is None else alpha) * x.sigmoid() ** gamma)
+        weight = torch.where(q > 0, q, (1.0 if alpha is None else alpha) * _power(x.sigmoid(), gamma))
         loss = F.binary_cross_entropy_with_logits(x, q, reduction="none") * weight
         return torch.where(counted, loss, 0.0).sum()
+
+
+def _power(base: Tensor, gamma: float) -> Tensor:
+    # for γ < 1 the power's derivative at 0 is infinite; the loss there is 0 anyway
+    return base.clamp(min=torch.finfo(base.dtype).tiny) ** gamma
 
 
 def _prepare(logits: Tensor, labels: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -169,8 +169,13 @@ def load_backbone_weights(body: nn.Module, state: dict[str, Tensor], source: str
     renamed = {key: _flat_name(key, wanted) for key in state}
     found = {renamed[key]: value for key, value in state.items() if renamed[key] in wanted}
     missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
+    # A deeper network of the family has everything and more; what is left over may only be the classifier's head.
+    parts = {name for name, _ in body.named_children()}
+    deeper = [k for k in renamed.values() if k not in wanted and k.split(".")[0] in parts and k.endswith(".weight")]
     if missing:
         raise ModelError(f"{source}: not weights of this backbone; {missing[0]!r} is missing ({len(missing)} in all)")
+    if deeper:
+        raise ModelError(f"{source}: not weights of this backbone, but of a deeper one; it has no {deeper[0]!r}")
     wrong = [key for key, value in found.items() if value.shape != wanted[key].shape]
     if wrong:
         shapes = f"{tuple(found[wrong[0]].shape)} instead of {tuple(wanted[wrong[0]].shape)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,9 @@ from typing import Any
 import torch
 
 from retinanet.errors import CheckpointError
+
+# A pickle begins with its protocol; torch.save writes 2, others newer ones.
+_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
 def read_pickled(path: Path) -> Mapping[str, Any]:
@@ -18,15 +23,17 @@ def read_pickled(path: Path) -> Mapping[str, Any]:
         CheckpointError: no such file, damaged, not a dictionary, or it holds objects that would have to run code.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file")
+        raise CheckpointError(f"{path}: {'a folder, not a weights file' if path.is_dir() else 'no such weights file'}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's protocol; what matters is said below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged or hostile file
-        text = str(error)
-        if "Unsupported" in text or "GLOBAL" in text or "global" in text:
+        # torch words its refusals of code and of nonsense alike; a pickle, alone or zipped, shows in the first bytes
+        if isinstance(error, pickle.UnpicklingError) and path.read_bytes()[:2] in (b"PK", *_PICKLES):
             reason = "it holds objects that could run code; save its state_dict() alone and give that"
         else:
-            reason = f"not a file torch.save wrote: {(text or type(error).__name__).splitlines()[0][:120]}"
+            reason = "damaged, or not a file torch.save wrote"
         raise CheckpointError(f"{path}: not read, {reason}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: expected a state dict, found a {type(content).__name__}")

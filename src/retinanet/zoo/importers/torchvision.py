@@ -47,12 +47,15 @@ def from_torchvision(
     precision: Precision = "auto",
     device: str = "auto",
     classes: Sequence[str] | None = None,
+    norm_eps: float | None = None,
 ) -> Detector:
     """A detector with the weights of a torchvision RetinaNet.
 
     Both versions are recognised from the keys: group norm in the heads is v2's. Batch norm that counts no batches is
-    frozen, and computed without an epsilon, as torchvision does for its published first version. Prefixes such as
-    ``model.`` (DeepForest) and ``module.`` are understood, and so are the key names of older torchvision releases.
+    frozen, and computed without an epsilon, as torchvision does for its published first version and what is fine-tuned
+    from it. Prefixes such as ``model.`` (DeepForest) and ``module.`` are understood, and so are the key names of older
+    torchvision releases. What a state dict does not hold is taken to be torchvision's default: anchor sizes, picture
+    size and mean, thresholds.
 
     Args:
         state_dict: of the model, or a checkpoint that holds one under ``model`` or ``state_dict``.
@@ -60,12 +63,14 @@ def from_torchvision(
         device: as for :func:`retinanet.load`.
         classes: names of the network's outputs, in order. Unset: COCO's for 91 outputs (with ``__background__`` and
             ``N/A`` at the indices COCO leaves empty), else ``class 0``, ``class 1``, …
+        norm_eps: of the batch norm, where the rule above is wrong: 1e-5 for a frozen one that never was the published
+            detector's, such as a training that began from an ImageNet backbone.
 
     Raises:
         CheckpointError: not such a state dict; a tensor is missing, or has a shape that does not fit.
     """
     state = _canonical(_find_state(state_dict))
-    config, num_classes = _describe(state)
+    config, num_classes = _describe(state, norm_eps)
     names = _class_names(num_classes, classes)
     model = RetinaNet.from_config(config.model, config.anchors, num_classes, pretrained=False)
     model.backbone.mean, model.backbone.std = _MEAN, _STD
@@ -113,7 +118,7 @@ def _canonical(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _describe(state: dict[str, Tensor]) -> tuple[Config, int]:
+def _describe(state: dict[str, Tensor], norm_eps: float | None) -> tuple[Config, int]:
     """The configuration that makes this network do what torchvision's does, and its number of classes."""
     group_norm = any(re.fullmatch(r"classification\.tower\.\d+\.1\.weight", key) for key in state)
     classes = _shape(state, "classification.predict.weight")[0]
@@ -127,11 +132,15 @@ def _describe(state: dict[str, Tensor]) -> tuple[Config, int]:
     channels, p6_input = _shape(state, "fpn.p6.weight")[:2]
     counts_batches = any(key.endswith("num_batches_tracked") for key in state)
     depth = len({key.split(".")[2] for key in state if key.startswith("classification.tower.")})
+    if channels % 32:
+        raise CheckpointError(f"{_EXPECTED}; the pyramid has {channels} channels, not a multiple of 32")
+    if norm_eps is None and not counts_batches:
+        norm_eps = 0.0
     config = Config(
         model=ModelConfig(
             backbone=_backbone(state),
             pretrained=False,
-            norm_eps=None if counts_batches else 0.0,
+            norm_eps=norm_eps,
             channels=channels,
             subnet_depth=depth,
             subnet_norm="group" if group_norm else "none",
@@ -147,11 +156,16 @@ def _describe(state: dict[str, Tensor]) -> tuple[Config, int]:
 
 
 def _backbone(state: dict[str, Tensor]) -> str:
-    body = {key.removeprefix("backbone.body."): value.shape for key, value in state.items()}
+    prefix = "backbone.body."
+    body = {key.removeprefix(prefix): value.shape for key, value in state.items() if key.startswith(prefix)}
     for name in _BACKBONES:
         with torch.device("meta"):
             network = timm.create_model(name, features_only=True, out_indices=(-3, -2, -1))
-        if all(body.get(key) == value.shape for key, value in network.named_parameters()):
+        parameters = {key: value.shape for key, value in network.named_parameters()}
+        # all of them and no others: a ResNet-34 has everything that a ResNet-18 has
+        if {
+            key: body[key] for key in parameters if key in body
+        } == parameters and body.keys() <= network.state_dict().keys():
             return name
     raise CheckpointError(f"{_EXPECTED}; its backbone is none of {', '.join(_BACKBONES)}, or tensors of it are missing")
 
@@ -169,18 +183,30 @@ def _load(model: RetinaNet, state: dict[str, Tensor], layers: int) -> None:
     unknown = [key for key in renamed if key not in wanted]
     wrong = [key for key in wanted if key in renamed and renamed[key].shape != wanted[key].shape]
     if missing:
-        raise CheckpointError(f"{_EXPECTED}; {missing[0]!r} is missing ({len(missing)} in all)")
+        raise CheckpointError(f"{_EXPECTED}; {_theirs(missing[0], layers)!r} is missing ({len(missing)} in all)")
     if wrong:
         shapes = f"{tuple(renamed[wrong[0]].shape)} instead of {tuple(wanted[wrong[0]].shape)}"
-        raise CheckpointError(f"{_EXPECTED}; {wrong[0]!r} has shape {shapes}")
+        raise CheckpointError(f"{_EXPECTED}; {_theirs(wrong[0], layers)!r} has shape {shapes}")
     if unknown:
-        raise CheckpointError(f"{_EXPECTED}; {unknown[0]!r} is no part of it ({len(unknown)} in all)")
+        raise CheckpointError(f"{_EXPECTED}; {_theirs(unknown[0], layers)!r} is no part of it ({len(unknown)} in all)")
     model.load_state_dict(renamed, strict=False)
+
+
+def _theirs(key: str, layers: int) -> str:
+    """torchvision's name of one of this network's tensors, for messages."""
+    if match := re.fullmatch(r"(\w+)\.tower\.(\d+)\.(\w+)", key):
+        block, layer = divmod(int(match[2]), layers)
+        return f"head.{match[1]}_head.conv.{block}.{layer}.{match[3]}"
+    key = re.sub(r"^fpn\.lateral\.(\d+)\.", r"backbone.fpn.inner_blocks.\1.0.", key)
+    key = re.sub(r"^fpn\.output\.(\d+)\.", r"backbone.fpn.layer_blocks.\1.0.", key)
+    key = re.sub(r"^fpn\.(p[67])\.", r"backbone.fpn.extra_blocks.\1.", key)
+    key = key.replace("classification.predict.", "head.classification_head.cls_logits.")
+    return key.replace("regression.predict.", "head.regression_head.bbox_reg.")
 
 
 def _shape(state: dict[str, Tensor], key: str) -> tuple[int, ...]:
     if key not in state or state[key].ndim != 4:
-        raise CheckpointError(f"{_EXPECTED}; {key!r} is missing or no convolution")
+        raise CheckpointError(f"{_EXPECTED}; {_theirs(key, 1)!r} is missing or no convolution")
     return tuple(state[key].shape)
 
 

@@ -1,0 +1,490 @@
+"""The recipe ``paper`` is the paper: every setting, and what the network, the losses and the schedule make of them.
+
+What the paper's facts are and where each is tested: ``docs/paper-to-code.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from retinanet import cli
+from retinanet.anchors import BACKGROUND, IGNORE, assign, assign_batch
+from retinanet.config import Config, load_recipe
+from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.data.formats.detect import read_split
+from retinanet.data.loader import TrainingOrder
+from retinanet.data.transforms import PAD_TO, scaled_size
+from retinanet.losses import detection_losses, focal_loss
+from retinanet.model import Outputs, RetinaNet
+from retinanet.train import loop
+from retinanet.train.optim import learning_rate
+
+COCO_IMAGES = 118_287  # train2017, which is the paper's trainval35k
+CLASSES = 80
+
+# What the paper says.
+STATED: dict[str, dict[str, object]] = {
+    "model": {
+        "backbone": "resnet50.tv_in1k",
+        "pretrained": True,
+        "norm": "frozen",
+        "channels": None,  # 256 for ResNets, asserted below
+        "subnet_depth": 4,
+        "subnet_norm": "none",
+        "prior": 0.01,
+        "p6_from": "c5",
+        "relu_before_p7": True,
+    },
+    "anchors": {
+        "sizes": (32.0, 64.0, 128.0, 256.0, 512.0),
+        "scales": (1.0, 2 ** (1 / 3), 2 ** (2 / 3)),
+        "ratios": (0.5, 1.0, 2.0),
+        "strides": (8, 16, 32, 64, 128),
+        "layout": "paper",
+    },
+    "assign": {"method": "iou", "foreground": 0.5, "background": 0.4, "force_best": False},
+    "loss": {
+        "classification": "focal",
+        "alpha": 0.25,
+        "gamma": 2.0,
+        "box": "smooth_l1",
+        "beta": 1.0,  # Fast R-CNN's, which the paper refers to
+        "box_weight": 1.0,
+        "normalizer": "batch",
+    },
+    "data": {
+        "size": 800,
+        "max_size": None,  # 1333, asserted below
+        "flip": 0.5,
+        "scale": (1.0, 1.0),
+        "crop": 0.0,
+        "color": 0.0,
+    },
+    "train": {
+        "epochs": 12,
+        "batch": 16,
+        "optimizer": "sgd",
+        "lr": 0.01,
+        "backbone_lr": 1.0,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "schedule": "step",
+        "ema": None,
+    },
+    "decode": {"score": 0.05, "top_k": 1000, "nms": 0.5},
+}
+
+# What the paper leaves open, and this implementation had to choose. ``docs/paper-to-code.md`` lists them, too.
+CHOSEN: dict[str, dict[str, object]] = {
+    "model": {"norm_eps": None, "freeze_stages": 0},
+    "assign": {"ignore_overlap": 0.5},
+    "data": {"resize": "antialiased", "crowd": "ignore"},
+    "train": {"warmup": 8000, "clip": None, "precision": "auto"},
+    "decode": {"max_detections": 100},
+}
+
+# Not read by the paper's losses and assignment, or without influence on the result.
+UNUSED: dict[str, dict[str, object]] = {
+    "model": {"weights": None},
+    "assign": {"candidates": 9},
+    "loss": {"star_beta": 1.0, "ohem_batch": 128, "ohem_nms": 0.5},
+    "data": {
+        "train": None,
+        "val": None,
+        "val_fraction": 0.1,
+        "workers": None,
+        "verify": True,
+        "skip_broken": False,
+    },
+    "train": {"device": "auto", "seed": 0, "eval_every": 1, "checkpoint_minutes": 5.0},
+}
+
+
+@pytest.fixture(scope="module")
+def paper() -> Config:
+    return load_recipe("paper")
+
+
+@pytest.fixture(scope="module")
+def network(paper: Config) -> RetinaNet:
+    """The recipe's network with random weights instead of ImageNet's, in training mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return RetinaNet.from_config(paper.model, paper.anchors, CLASSES, pretrained=False).train()
+
+
+def on_meta(paper: Config, backbone: str) -> RetinaNet:
+    """The recipe's network on another backbone, without memory."""
+    with torch.device("meta"):
+        model = replace(paper.model, backbone=backbone)
+        return RetinaNet.from_config(model, paper.anchors, CLASSES, pretrained=False)
+
+
+# The settings
+
+
+def test_every_setting_is_accounted_for(paper: Config) -> None:
+    """A new option needs a line in one of the three tables above."""
+    expected: dict[str, dict[str, object]] = {}
+    for table in (STATED, CHOSEN, UNUSED):
+        for group, values in table.items():
+            assert not expected.setdefault(group, {}).keys() & values.keys()
+            expected[group].update(values)
+    assert paper.to_dict() == expected
+
+
+def test_anchors_are_nine_and_cover_32_to_813_pixels(paper: Config) -> None:
+    assert paper.anchors.per_location == 9
+    sides = [size * scale for size in paper.anchors.sizes for scale in paper.anchors.scales]
+    assert (min(sides), round(max(sides))) == (32, 813)
+    assert sides == pytest.approx([32 * 2 ** (k / 3) for k in range(15)])  # three per octave, without gaps
+
+
+def test_the_longer_side_is_at_most_1333(paper: Config) -> None:
+    assert paper.data.longest == 1333
+    assert scaled_size(480, 640, paper.data) == (800, 1067)
+    assert max(scaled_size(400, 1000, paper.data)) == 1333
+
+
+def test_twelve_epochs_of_coco_are_90k_steps(paper: Config) -> None:
+    steps = paper.train.epochs * COCO_IMAGES / paper.train.batch
+    assert steps == pytest.approx(90_000, rel=0.02)
+
+
+# The network
+
+
+def test_every_new_convolution_starts_as_the_paper_says(network: RetinaNet, paper: Config) -> None:
+    """Section 4.1: N(0, 0.01) and bias 0, but for the last convolution of the classification subnet."""
+    count = 0
+    for part in (network.fpn, network.classification, network.regression):
+        for name, layer in part.named_modules():
+            if not isinstance(layer, nn.Conv2d):
+                continue
+            count += 1
+            weight = layer.weight.detach().double()
+            noise = 0.01 / math.sqrt(weight.numel())  # of the mean; the deviation's is smaller by √2
+            assert abs(weight.mean().item()) < 5 * noise, name
+            assert abs(weight.std().item() - 0.01) < 5 * noise, name
+            assert layer.bias is not None
+            last = layer is network.classification.predict
+            prior = -math.log((1 - paper.model.prior) / paper.model.prior)
+            assert torch.equal(layer.bias, torch.full_like(layer.bias, prior if last else 0.0)), name
+    assert count == 3 + 3 + 2 + 2 * 5  # laterals, outputs, P6 and P7, two subnets
+
+
+def test_subnets_are_alike_apart_and_used_on_every_level(network: RetinaNet) -> None:
+    subnets = (network.classification, network.regression)
+    calls: list[nn.Module] = []
+    handles = [s.register_forward_hook(lambda module, inputs, output: calls.append(module)) for s in subnets]
+    with torch.no_grad():
+        network(torch.zeros(1, 3, 64, 64))
+    for handle in handles:
+        handle.remove()
+    assert calls == [network.classification] * 5 + [network.regression] * 5  # one module for all levels
+
+    owned = [{p.data_ptr() for p in subnet.parameters()} for subnet in subnets]
+    assert not owned[0] & owned[1]
+    for subnet in subnets:
+        assert [type(layer) for layer in subnet.tower] == [nn.Conv2d, nn.ReLU] * 4
+        for layer in [*subnet.tower[::2], subnet.predict]:
+            assert isinstance(layer, nn.Conv2d)
+            assert (layer.in_channels, layer.kernel_size, layer.stride) == (256, (3, 3), (1, 1))
+            assert layer is subnet.predict or layer.out_channels == 256
+    assert network.classification.predict.out_channels == CLASSES * 9  # K·A
+    assert network.regression.predict.out_channels == 4 * 9  # class-agnostic
+
+
+def bottleneck_resnet(blocks: tuple[int, int, int, int], widen: int = 1, groups: int = 1) -> int:
+    """Parameters of a ResNet of bottlenecks without its classifier."""
+    count = 3 * 64 * 7**2 + 2 * 64  # first convolution and its norm
+    inputs = 64
+    for stage, repeats in enumerate(blocks):
+        width, outputs = widen * 64 * 2**stage, 256 * 2**stage
+        for block in range(repeats):
+            count += inputs * width + width * (width // groups) * 3**2 + width * outputs  # 1×1, 3×3, 1×1
+            count += 2 * (width + width + outputs)  # norms: a weight and a bias per channel
+            if block == 0:
+                count += inputs * outputs + 2 * outputs  # projection of the shortcut
+            inputs = outputs
+    return count
+
+
+BACKBONES = {
+    "resnet50": bottleneck_resnet((3, 4, 6, 3)),
+    "resnet101": bottleneck_resnet((3, 4, 23, 3)),
+    "resnext101_32x8d": bottleneck_resnet((3, 4, 23, 3), widen=4, groups=32),
+}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_papers_backbones_give_p3_to_p7(paper: Config, backbone: str) -> None:
+    model = on_meta(paper, backbone)
+    assert model.channels == 256
+    pyramid = model.fpn(model.backbone(torch.zeros(1, 3, 800, 1344, device="meta")))
+    assert [tuple(level.shape) for level in pyramid] == [
+        (1, 256, 100, 168),
+        (1, 256, 50, 84),
+        (1, 256, 25, 42),
+        (1, 256, 13, 21),
+        (1, 256, 7, 11),
+    ]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_number_of_parameters(paper: Config, backbone: str) -> None:
+    model = on_meta(paper, backbone)
+    conv3 = 256 * 256 * 9 + 256
+    pyramid = (512 + 1024 + 2048) * 256 + 3 * 256 + 3 * conv3 + (2048 * 256 * 9 + 256) + conv3  # P6 is made of C5
+    classification = 4 * conv3 + 256 * 9 * (CLASSES * 9) + CLASSES * 9
+    regression = 4 * conv3 + 256 * 9 * (4 * 9) + 4 * 9
+    expected = BACKBONES[backbone] + pyramid + classification + regression
+    assert sum(p.numel() for p in model.parameters()) == expected
+    norms = [m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    frozen = sum(p.numel() for m in norms for p in m.parameters())
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected - frozen > 0
+
+
+# The start of the training
+
+
+@pytest.fixture(scope="module")
+def start(network: RetinaNet, paper: Config) -> tuple[Outputs, Tensor, Tensor, Tensor]:
+    """What the untrained network says to a random image, and what its anchors should learn."""
+    image = torch.randn(1, 3, 128, 160, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[10.0, 12, 60, 50], [70, 40, 120, 120], [30, 64, 50, 100]])
+    with torch.no_grad():
+        outputs = network(image)
+    matched = assign_batch(paper.anchors.grid((128, 160)), [boxes], [torch.zeros(0, 4)], paper.assign)
+    return outputs, matched, boxes, torch.tensor([3, 50, 3])
+
+
+def predicted_loss(config: Config, matched: Tensor, p: float) -> tuple[float, float]:
+    """Focal loss per foreground anchor if every probability is ``p``: of the true classes, and of all negatives."""
+    foreground, background = int((matched >= 0).sum()), int((matched == BACKGROUND).sum())
+    alpha, gamma = config.loss.alpha, config.loss.gamma
+    assert alpha is not None
+    positive = -alpha * (1 - p) ** gamma * math.log(p)
+    negative = -(1 - alpha) * p**gamma * math.log(1 - p)
+    return positive, ((CLASSES - 1) * foreground + CLASSES * background) * negative / foreground
+
+
+def test_the_untrained_network_is_at_the_prior(start: tuple[Outputs, Tensor, Tensor, Tensor]) -> None:
+    outputs = start[0]
+    probability = torch.cat([level.flatten() for level in outputs.logits]).sigmoid()
+    torch.testing.assert_close(probability, torch.full_like(probability, 0.01), rtol=0.02, atol=0)
+    assert max(level.abs().max().item() for level in outputs.deltas) < 0.02  # and every box at its anchor
+
+
+def test_the_first_loss_is_what_the_prior_predicts(
+    start: tuple[Outputs, Tensor, Tensor, Tensor], paper: Config
+) -> None:
+    outputs, matched, boxes, labels = start
+    grid = paper.anchors.grid((128, 160))
+    losses = detection_losses(outputs, grid, matched, boxes, labels, paper.loss)
+    positive, negative = predicted_loss(paper, matched, 0.01)
+    assert losses.foreground.item() == (matched >= 0).sum() > 20
+    assert IGNORE in matched
+    assert losses.classification.item() == pytest.approx(positive + negative, rel=0.01)
+    assert positive == pytest.approx(1.128, rel=0.001)  # −¼ · 0.99² · ln 0.01
+    assert negative < 0.02 * positive  # the background does not drown the objects
+
+
+def test_without_the_prior_the_background_is_nearly_all_of_the_loss(
+    start: tuple[Outputs, Tensor, Tensor, Tensor], paper: Config
+) -> None:
+    """Why the paper's trainings diverged without it: a bias of 0 lets every anchor start at ½."""
+    outputs, matched, boxes, labels = start
+    prior_bias = -math.log(0.99 / 0.01)
+    even = Outputs([level - prior_bias for level in outputs.logits], outputs.deltas)
+    grid = paper.anchors.grid((128, 160))
+    at_prior, at_half = (
+        detection_losses(o, grid, matched, boxes, labels, paper.loss).classification.item() for o in (outputs, even)
+    )
+    positive, negative = predicted_loss(paper, matched, 0.5)
+    assert at_half == pytest.approx(positive + negative, rel=0.01)
+    assert negative > 1000 * positive
+    assert at_half > 100 * at_prior
+
+
+# The imbalance that the focal loss is for
+
+
+def test_easy_background_outweighs_the_objects_in_cross_entropy_but_not_in_focal_loss() -> None:
+    """100,000 anchors that are background with 0.9, and 100 objects that are found with 0.1."""
+    logit = math.log(0.1 / 0.9)
+    easy, hard = torch.full((100_000, 1), logit), torch.full((100, 1), logit)
+    background, foreground = torch.full((100_000,), BACKGROUND), torch.zeros(100, dtype=torch.int64)
+    shares = {}
+    for gamma in (0.0, 2.0):
+        of_background = focal_loss(easy, background, None, gamma).item()
+        shares[gamma] = of_background / focal_loss(hard, foreground, None, gamma).item()
+    assert shares[0.0] > 40
+    assert shares[2.0] < 1
+
+
+def test_a_thousand_background_anchors_for_each_foreground_anchor(shared_data: Path, paper: Config) -> None:
+    dataset = read_split(shared_data / "coco80", "val")
+    counts = {"anchors": 0, "foreground": 0, "background": 0}
+    images = range(0, len(dataset), len(dataset) // 15)
+    for index in images:
+        width, height = dataset.sizes[index].tolist()
+        size = scaled_size(height, width, paper.data)
+        scale = torch.tensor([size[1] / width, size[0] / height] * 2)
+        rows = dataset.rows(index)
+        objects = torch.from_numpy(dataset.boxes[rows][~dataset.ignore[rows]]) * scale
+        padded_height, padded_width = (-(-side // PAD_TO) * PAD_TO for side in size)
+        matched = assign(paper.anchors.grid((padded_height, padded_width)), objects, None, paper.assign)
+        counts["anchors"] += len(matched)
+        counts["foreground"] += int((matched >= 0).sum())
+        counts["background"] += int((matched == BACKGROUND).sum())
+    assert 1e4 < counts["anchors"] / len(images) < 2e5  # "10⁴–10⁵" boxes an image
+    assert 300 < counts["background"] / counts["foreground"] < 3000
+
+
+# The schedule
+
+
+@pytest.mark.parametrize("batch", [16, 8, 2])
+def test_the_schedule_counts_images(paper: Config, batch: int) -> None:
+    """Batches of any size see as many images before each drop, at a learning rate in proportion to the batch."""
+    builder = DatasetBuilder("toy", Path("/data"), ("cat",))
+    for i in range(997):
+        builder.add_image(f"{i}.jpg", *((50, 100) if i % 3 else (100, 50)))
+    dataset = builder.build()
+    settings = replace(paper.train, batch=batch)
+    order = TrainingOrder(dataset, batch, settings.epochs, seed=0)
+    total = len(dataset) * settings.epochs
+
+    seen, drops, last = 0, [], 0.0
+    for step, images in enumerate(order):
+        rate = learning_rate(settings, seen, total)
+        assert rate == pytest.approx(learning_rate(paper.train, seen, total) * batch / 16)
+        if rate < last:
+            assert rate == pytest.approx(last / 10)
+            drops.append(seen)
+        seen, last = seen + len(images), rate
+        if (step + 1) % order.steps_per_epoch == 0:
+            assert seen == (step + 1) // order.steps_per_epoch * len(dataset)
+    assert seen == total
+    assert [drop - total * share for drop, share in zip(drops, (6 / 9, 8 / 9), strict=True)] == pytest.approx(
+        [batch / 2] * 2, abs=batch / 2
+    )
+    assert last == pytest.approx(0.01 * batch / 16 / 100)
+
+
+# From the command line into the training
+
+
+class _Stopped(Exception):
+    """A training that is not run; ``value`` is what it would have been run with."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+@pytest.fixture
+def settings_of(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Config]:
+    """The settings that ``retinanet train`` would train with."""
+
+    def stop(config: Config, *arguments: Any) -> NoReturn:
+        raise _Stopped(config)
+
+    def settings(*flags: str) -> Config:
+        monkeypatch.setattr(loop, "train", stop)
+        with pytest.raises(_Stopped) as caught:
+            cli.main(["train", str(parts), "--out", str(tmp_path / "run"), *flags])
+        config: Config = caught.value.value
+        return config
+
+    return settings
+
+
+def test_recipe_on_the_command_line(settings_of: Callable[..., Config], paper: Config) -> None:
+    assert settings_of("--recipe", "paper") == paper
+    assert settings_of() == load_recipe("modern") != paper
+    changed = settings_of("--recipe", "paper", "--train.batch", "8", "--loss.gamma", "1")
+    assert changed == replace(paper, train=replace(paper.train, batch=8), loss=replace(paper.loss, gamma=1.0))
+
+
+@pytest.mark.parametrize(
+    ("flags", "group", "values"),
+    [
+        ("--loss.classification ce", "loss", {"classification": "ce"}),
+        ("--loss.classification alpha_ce --loss.alpha 0.75", "loss", {"classification": "alpha_ce", "alpha": 0.75}),
+        ("--loss.gamma 0.5 --loss.alpha 0.5", "loss", {"gamma": 0.5, "alpha": 0.5}),
+        ("--anchors.scales 1 --anchors.ratios 1", "anchors", {"scales": (1.0,), "ratios": (1.0,)}),
+        (
+            "--anchors.scales 1 1.1892 1.4142 1.6818",
+            "anchors",
+            {"scales": (1.0, 1.1892, 1.4142, 1.6818)},
+        ),
+        (
+            "--loss.classification ohem --loss.ohem-batch 128 --loss.ohem-nms 0.5",
+            "loss",
+            {"classification": "ohem", "ohem_batch": 128, "ohem_nms": 0.5},
+        ),
+        ("--loss.classification ohem_1_3", "loss", {"classification": "ohem_1_3"}),
+        ("--data.size 600", "data", {"size": 600}),
+        ("--model.backbone resnet101", "model", {"backbone": "resnet101"}),
+        ("--model.backbone resnext101_32x8d", "model", {"backbone": "resnext101_32x8d"}),
+        (
+            "--loss.classification focal_star --loss.gamma 4 --loss.star-beta 0",
+            "loss",
+            {"classification": "focal_star", "gamma": 4.0, "star_beta": 0.0},
+        ),
+        ("--model.p6-from p5", "model", {"p6_from": "p5"}),
+        ("--model.no-relu-before-p7", "model", {"relu_before_p7": False}),
+        ("--anchors.layout torchvision", "anchors", {"layout": "torchvision"}),
+        ("--loss.normalizer image", "loss", {"normalizer": "image"}),
+        ("--loss.normalizer moving", "loss", {"normalizer": "moving"}),
+        ("--loss.normalizer rank", "loss", {"normalizer": "rank"}),
+        ("--loss.box l1", "loss", {"box": "l1"}),
+        ("--assign.force-best", "assign", {"force_best": True}),
+        ("--data.crowd drop", "data", {"crowd": "drop"}),
+        ("--data.crowd object", "data", {"crowd": "object"}),
+    ],
+)
+def test_comparisons_and_deviations_are_flags(
+    settings_of: Callable[..., Config], paper: Config, flags: str, group: str, values: dict[str, Any]
+) -> None:
+    expected = replace(paper, **{group: replace(getattr(paper, group), **values)})
+    assert settings_of("--recipe", "paper", *flags.split()) == expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "objects", "regions"), [("ignore", [0, 1], [2]), ("drop", [0, 1], []), ("object", [0, 1, 2], [])]
+)
+def test_training_treats_crowds_as_the_setting_says(
+    paper: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, objects: list[int], regions: list[int]
+) -> None:
+    """Not in the paper; the others' policies are options."""
+    boxes = [(0.0, 0.0, 20.0, 20.0), (5.0, 5.0, 50.0, 40.0), (30.0, 0.0, 64.0, 30.0)]
+    builder = DatasetBuilder("toy", tmp_path, ("cat",))
+    builder.add_image("a.jpg", 64, 64)
+    for index, box in enumerate(boxes):
+        builder.add_box(box, 0, "", ignore=index == 2)
+    dataset = builder.build()
+
+    def stop(train_set: Dataset, *arguments: Any) -> NoReturn:
+        raise _Stopped(train_set)
+
+    monkeypatch.setattr(loop, "training_loader", stop)
+    model = replace(paper.model, backbone="resnet18", pretrained=False, channels=32, subnet_depth=0)
+    data = replace(paper.data, crowd=policy)  # type: ignore[arg-type]
+    config = replace(paper, model=model, data=data, train=replace(paper.train, device="cpu"))
+    with pytest.raises(_Stopped) as caught:
+        loop.train(config, dataset, dataset, tmp_path / "run")
+    used: Dataset = caught.value.value
+    assert used.boxes[~used.ignore].tolist() == [list(boxes[index]) for index in objects]
+    assert used.boxes[used.ignore].tolist() == [list(boxes[index]) for index in regions]
