@@ -158,16 +158,17 @@ def _describe(state: dict[str, Tensor], norm_eps: float | None) -> tuple[Config,
 def _backbone(state: dict[str, Tensor]) -> str:
     prefix = "backbone.body."
     body = {key.removeprefix(prefix): value.shape for key, value in state.items() if key.startswith(prefix)}
+    nearest = ""
     for name in _BACKBONES:
         with torch.device("meta"):
             network = timm.create_model(name, features_only=True, out_indices=(-3, -2, -1))
-        parameters = {key: value.shape for key, value in network.named_parameters()}
-        # all of them and no others: a ResNet-34 has everything that a ResNet-18 has
-        if {
-            key: body[key] for key in parameters if key in body
-        } == parameters and body.keys() <= network.state_dict().keys():
-            return name
-    raise CheckpointError(f"{_EXPECTED}; its backbone is none of {', '.join(_BACKBONES)}, or tensors of it are missing")
+        if all(body.get(key) == value.shape for key, value in network.named_parameters()):
+            unknown = sorted(body.keys() - network.state_dict().keys())
+            if not unknown:
+                return name
+            nearest = f"{prefix + unknown[0]!r} is no part of {name}"  # a ResNet-34 has all that a ResNet-18 has
+    among = f"its backbone is none of {', '.join(_BACKBONES)}, or tensors of it are missing"
+    raise CheckpointError(f"{_EXPECTED}; {nearest or among}")
 
 
 def _load(model: RetinaNet, state: dict[str, Tensor], layers: int) -> None:
