@@ -25,6 +25,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.loader import load_sample
 from retinanet.data.transforms import horizontal_flip, resize
 from retinanet.evaluate.ap import Metrics, Predictions, evaluate
+from retinanet.hardware import resolve_device
 from retinanet.model.backbone import Backbone
 
 BATCH, CHANNELS, WARMUP = 8, 128, 100
@@ -43,7 +44,7 @@ class _Features(nn.Module):
         self.fpn = FeaturePyramidNetwork(list(self.body.channels), CHANNELS, LastLevelP6P7(last, CHANNELS))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.body(images.contiguous(memory_format=torch.channels_last))
             return dict(self.fpn({str(level): feature for level, feature in enumerate(features)}))
 
@@ -56,7 +57,7 @@ class _Head(nn.Module):
         self.head, self.bf16 = head, bf16
 
     def forward(self, features: list[Tensor]) -> dict[str, Tensor]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(features[0].device.type, torch.bfloat16, enabled=self.bf16):
             outputs = self.head(features)
         return {name: value.float() for name, value in outputs.items()}
 
@@ -88,7 +89,8 @@ def train_peer(train_set: Dataset, val_set: Dataset, epochs: int, lr: float, see
     rng = random.Random(seed)
     train_set = train_set.with_crowds("drop")
     config = DataConfig(size=SIZE, max_size=MAX_SIZE)
-    model = build(len(train_set.classes), bf16).train()
+    device = resolve_device()
+    model = build(len(train_set.classes), bf16).to(device).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=1e-4)
     steps = epochs * (len(train_set) // BATCH)
@@ -105,23 +107,23 @@ def train_peer(train_set: Dataset, val_set: Dataset, epochs: int, lr: float, see
                 sample = resize(load_sample(train_set, index), config)
                 if rng.random() < 0.5:
                     sample = horizontal_flip(sample)
-                images.append(sample.image.float() / 255)
-                targets.append({"boxes": sample.boxes, "labels": sample.labels})
+                images.append(sample.image.to(device).float() / 255)
+                targets.append({"boxes": sample.boxes.to(device), "labels": sample.labels.to(device)})
             loss = sum(model(images, targets).values())
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 10.0)
             optimizer.step()
             scheduler.step()
-    return _measure(model.eval(), val_set, config)
+    return _measure(model.eval(), val_set, config, device)
 
 
 @torch.inference_mode()
-def _measure(model: RetinaNet, dataset: Dataset, config: DataConfig) -> Metrics:
+def _measure(model: RetinaNet, dataset: Dataset, config: DataConfig, device: torch.device) -> Metrics:
     columns: list[list[np.ndarray[Any, Any]]] = [[], [], [], []]
     for index in dataset:
         sample = resize(load_sample(dataset, index), config)
-        found = model([sample.image.float() / 255])[0]
+        found = {key: value.cpu() for key, value in model([sample.image.to(device).float() / 255])[0].items()}
         height, width = sample.image.shape[-2:]
         factors = torch.tensor([sample.size[0] / width, sample.size[1] / height] * 2)
         columns[0].append(np.full(len(found["scores"]), index, dtype=np.int64))
