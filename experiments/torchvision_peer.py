@@ -8,7 +8,6 @@ the evaluation are the ones our runs use. Batch norm is frozen, the only augment
 from __future__ import annotations
 
 import random
-import time
 from typing import Any
 
 import numpy as np
@@ -131,9 +130,3 @@ def _measure(model: RetinaNet, dataset: Dataset, config: DataConfig, device: tor
         columns[2].append(found["scores"].numpy())
         columns[3].append(found["labels"].numpy())
     return evaluate(dataset, Predictions(*(np.concatenate(column) for column in columns)))
-
-
-def timed(*arguments: Any, **settings: Any) -> tuple[Metrics, float]:
-    """:func:`train_peer` and its seconds."""
-    began = time.time()
-    return train_peer(*arguments, **settings), time.time() - began
