@@ -28,7 +28,9 @@ from retinanet.errors import ConfigError
 
 
 def test_the_paper_recipe_is_the_default() -> None:
-    assert load_recipe("paper") == Config()
+    paper = load_recipe("paper")
+    assert paper.model.backbone == "resnet50.tv_in1k"  # the default names no particular ImageNet weights
+    assert dataclasses.replace(paper, model=dataclasses.replace(paper.model, backbone="resnet50")) == Config()
 
 
 def test_the_papers_numbers() -> None:
@@ -37,7 +39,7 @@ def test_the_papers_numbers() -> None:
     assert (config.loss.alpha, config.loss.gamma) == (0.25, 2.0)
     assert (config.loss.box, config.loss.box_weight) == ("smooth_l1", 1.0)
     model = config.model
-    assert (model.backbone, model.norm, model.pretrained) == ("resnet50", "frozen", True)
+    assert (model.backbone, model.norm, model.pretrained) == ("resnet50.tv_in1k", "frozen", True)
     assert (model.prior, model.subnet_depth, model.subnet_norm) == (0.01, 4, "none")
     assert (model.p6_from, model.relu_before_p7) == ("c5", True)
     anchors = config.anchors
@@ -273,3 +275,27 @@ def test_importing_the_settings_loads_no_torch() -> None:
     code = "import sys; from retinanet.config import load_recipe; load_recipe('paper'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [
+        ("train", "clip", math.inf),
+        ("train", "weight_decay", math.inf),
+        ("model", "norm_eps", math.inf),
+        ("anchors", "sizes", (math.inf, 1.0, 1.0, 1.0, 1.0)),
+        ("data", "scale", (1.0, math.inf)),
+        ("loss", "gamma", math.nan),
+    ],
+)
+def test_what_a_file_could_not_hold_is_refused_at_once(group: str, name: str, value: object) -> None:
+    kinds = {f.name: type(getattr(Config(), f.name)) for f in dataclasses.fields(Config)}
+    with pytest.raises(ConfigError, match=rf"^{group}\.{name.replace('_', '-')} is .*finite number"):
+        kinds[group](**{name: value})
+
+
+def test_the_pyramid_has_the_strides_it_has() -> None:
+    with pytest.raises(ConfigError, match=r"anchors\.strides is \(16, .*the network's are \(8, 16, 32, 64, 128\)"):
+        Config(anchors=AnchorSpec(strides=(16, 16, 32, 64, 128)))
+    with pytest.raises(ConfigError, match=r"anchors\.strides"):
+        Config(anchors=AnchorSpec(sizes=(32.0, 64.0), strides=(8, 16)))

@@ -234,6 +234,8 @@ def convert(argv: Sequence[str]) -> int:
     if target.exists():
         raise RetinaNetError(f"{target} already exists; choose another name or remove it")
 
+    _make_folder(target.parent, flag="")
+
     from retinanet.zoo.importers import from_torchvision
     from retinanet.zoo.pickled import read_pickled
     from retinanet.zoo.weights import save_weights
@@ -243,13 +245,13 @@ def convert(argv: Sequence[str]) -> int:
     except CheckpointError as error:
         message = str(error)
         raise CheckpointError(message if message.startswith(str(source)) else f"{source}: {message}") from error
-    _make_folder(target.parent)
     save_weights(target, detector.model.state_dict(), detector.info)
     model, names = detector.info.config.model, detector.classes
     listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    norm = "group norm" if model.subnet_norm == "group" else "no norm"
     console.print(
         f"wrote {target}: RetinaNet {model.backbone}, {model.channels} channels, P6 from {model.p6_from.upper()}, "
-        f"{'group' if model.subnet_norm == 'group' else 'no'} norm in the subnets, {len(names)} outputs ({listed})"
+        f"{norm} in the subnets, {len(names)} output{'s' * (len(names) != 1)} ({listed})"
     )
     if not arguments.classes and names[0] == "class 0":
         console.print("note: torchvision keeps no class names; add --classes NAME NAME … to give them")
@@ -340,14 +342,14 @@ def _parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Argum
     return tyro.cli(kind, args=list(argv), prog=prog, default=default)
 
 
-def _make_folder(out: Path) -> None:
+def _make_folder(out: Path, flag: str = "--out ") -> None:
     """Refuse a folder that results cannot go to before the work is done, not after."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RetinaNetError(f"--out {out}: no such folder can be made ({error.strerror}); choose another") from error
+        raise RetinaNetError(f"{flag}{out}: no such folder can be made ({error.strerror}); choose another") from error
     if not os.access(out, os.W_OK | os.X_OK):
-        raise RetinaNetError(f"--out {out}: writing there is not permitted; choose another folder")
+        raise RetinaNetError(f"{flag}{out}: writing there is not permitted; choose another folder")
 
 
 def _describe(dataset: Dataset) -> None:

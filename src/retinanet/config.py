@@ -21,6 +21,9 @@ from retinanet.errors import ConfigError
 if TYPE_CHECKING:
     from retinanet.anchors.grid import AnchorGrid
 
+# Of the pyramid's levels P3–P7.
+PYRAMID_STRIDES = (8, 16, 32, 64, 128)
+
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -54,6 +57,7 @@ class ModelConfig:
     """Apply ReLU to P6 before the convolution that makes P7."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "model")
         _require(0 < self.prior < 1, f"model.prior is {self.prior}; it is a probability between 0 and 1")
         _require(self.subnet_depth >= 0, f"model.subnet-depth is {self.subnet_depth}; it cannot be negative")
         _require(self.freeze_stages >= 0, f"model.freeze-stages is {self.freeze_stages}; it cannot be negative")
@@ -76,12 +80,13 @@ class AnchorSpec:
     """Factors on the side."""
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Height / width, at constant area."""
-    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
+    strides: tuple[int, ...] = PYRAMID_STRIDES
     """Pixels between neighbouring anchors at each level."""
     layout: Literal["paper", "torchvision"] = "paper"
     """Real-valued anchors, or torchvision's: sides cut and corners rounded to whole pixels, steps from the image."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "anchors")
         same = len(self.sizes) == len(self.strides)
         _require(same, f"anchors.sizes has {len(self.sizes)} values and anchors.strides {len(self.strides)}")
         for name in ("sizes", "scales", "ratios", "strides"):
@@ -118,6 +123,7 @@ class AssignConfig:
     """Share of an anchor inside an ignore region from which a background anchor is ignored instead."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "assign")
         _require(self.candidates >= 1, f"assign.candidates is {self.candidates}; it must be at least 1")
         _require(
             0 < self.ignore_overlap <= 1, f"assign.ignore-overlap is {self.ignore_overlap}; it lies between 0 and 1"
@@ -155,6 +161,7 @@ class LossConfig:
     batch, or their moving average."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "loss")
         _require(self.alpha is None or 0 <= self.alpha <= 1, f"loss.alpha is {self.alpha}; it lies between 0 and 1")
         _require(0 <= self.gamma < math.inf, f"loss.gamma is {self.gamma}; it cannot be negative")
         _require(0 <= self.box_weight < math.inf, f"loss.box-weight is {self.box_weight}; it cannot be negative")
@@ -200,6 +207,7 @@ class DataConfig:
     """Leave out (and list) images that cannot be read, instead of stopping."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "data")
         _require(32 <= self.size <= 8192, f"data.size is {self.size}; use 32 to 8192 pixels")
         long_enough = self.max_size is None or self.max_size >= self.size
         _require(long_enough, f"data.max-size ({self.max_size}) is smaller than data.size ({self.size})")
@@ -255,6 +263,7 @@ class TrainConfig:
     """Minutes between checkpoints inside an epoch; each epoch's end always saves one."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "train")
         for name in ("epochs", "batch", "eval_every"):
             value = getattr(self, name)
             _require(value >= 1, f"train.{name.replace('_', '-')} is {value}; it must be at least 1")
@@ -282,6 +291,7 @@ class DecodeConfig:
     """Detections kept per image."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "decode")
         _require(0 <= self.score < 1, f"decode.score is {self.score}; it lies between 0 and 1")
         _require(0 < self.nms <= 1, f"decode.nms is {self.nms}; it lies between 0 and 1")
         _require(self.top_k >= 1, f"decode.top-k is {self.top_k}; it must be at least 1")
@@ -299,6 +309,10 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+
+    def __post_init__(self) -> None:
+        strides = self.anchors.strides
+        _require(strides == PYRAMID_STRIDES, f"anchors.strides is {strides}; the network's are {PYRAMID_STRIDES}")
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as YAML or JSON hold them."""
@@ -389,3 +403,13 @@ def _coerced(value: Any, hint: Any, where: str) -> Any:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _require_finite(settings: Any, group: str) -> None:
+    """A file could not hold NaN or infinity, and nothing here means anything with them."""
+    for setting in dataclasses.fields(settings):
+        value = getattr(settings, setting.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
+        or_none = ", or None" if "None" in str(setting.type) else ""
+        _require(finite, f"{group}.{setting.name.replace('_', '-')} is {value}; give a finite number{or_none}")

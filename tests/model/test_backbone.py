@@ -181,7 +181,7 @@ def test_truncated_weights(tmp_path: Path, suffix: str, keep: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
     with pytest.raises(
-        ModelError, match=f"cut{suffix}: not (a weights file|read, not a file torch.save wrote)"
+        ModelError, match=f"cut{suffix}: not (a weights file|read, damaged, or not a file torch.save wrote)"
     ) as caught:
         Backbone("mobilenetv3_small_050", weights=str(path))
     assert "\n" not in str(caught.value)
@@ -318,3 +318,16 @@ def test_pyramid_equals_torchvisions(p6_from: Literal["c5", "p5"], size: tuple[i
             torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-4 * float(their.abs().max()))
         ours.relu_before_p7 = False
         assert (ours(features)[4] - expected[4]).abs().max() > 0.01 * expected[4].abs().max()
+
+
+def test_no_epsilon_needs_variances() -> None:
+    with pytest.raises(ModelError, match=r"norm-eps is 0, but \d+ channels"):
+        Backbone(OFFLINE_BACKBONE, pretrained=True, norm_eps=0.0)
+    Backbone("resnet18", norm_eps=0.0)
+
+
+def test_a_deeper_network_of_the_family_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "resnet34.pth"
+    torch.save(timm.create_model("resnet34").state_dict(), path)
+    with pytest.raises(ModelError, match=r"of a deeper one; it has no 'layer1\.2\.conv1\.weight'"):
+        Backbone("resnet18", weights=str(path))

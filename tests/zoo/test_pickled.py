@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import subprocess
@@ -145,3 +146,20 @@ def test_suffixes_do_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "weights.ckpt"
     torch.save({"weight": torch.ones(2)}, path)
     assert read_pickled(path)["weight"].tolist() == [1, 1]
+
+
+def test_the_arguments_torchvisions_script_saves_are_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "model_25.pth"
+    torch.save({"model": {"w": torch.ones(2)}, "args": argparse.Namespace(lr=0.01, data="coco")}, path)
+    assert read_pickled(path)["model"]["w"].tolist() == [1, 1]
+
+
+def test_what_the_system_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({}, path)
+
+    def denied(*arguments: object, **settings: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(torch, "load", denied)
+    refused(path, "reading it is not permitted")

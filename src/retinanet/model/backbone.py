@@ -66,6 +66,8 @@ class Backbone(nn.Module):
         elif pretrained and name == OFFLINE_BACKBONE:
             load_backbone_weights(self.body, lite0_state_dict(), OFFLINE_BACKBONE)
         _train_depthwise_in_float32(self.body)
+        if norm_eps == 0 and (pretrained or weights is not None):
+            self._require_variance()
         self.trained_norm = trained_norm
         if norm_eps is not None:
             for module in self._norms():
@@ -99,6 +101,14 @@ class Backbone(nn.Module):
     def _norms(self) -> Iterator[nn.modules.batchnorm._BatchNorm]:
         # timm's fused norm + activation layers derive from these as well
         return (m for m in self.body.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+
+    def _require_variance(self) -> None:
+        dead = sum(int((norm.running_var == 0).sum()) for norm in self._norms() if norm.running_var is not None)
+        if dead:
+            raise ModelError(
+                f"model.norm-eps is 0, but {dead} channels of this backbone have no variance to divide by; "
+                "leave it out, or give e.g. 1e-5"
+            )
 
     def _freeze(self, stages: int) -> None:
         if stages == 0:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -144,7 +145,7 @@ def train(
             losses.total.backward()  # type: ignore[no-untyped-call]
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip or math.inf)
             if not torch.isfinite(losses.total + grad_norm):
-                raise NonFiniteLossError(_explain(outputs, grid, batch, config, train_set, out))
+                raise NonFiniteLossError(_explain(outputs, grid, batch, config, train_set, out, normalizer))
             optimizer.step()
             if average is not None:
                 average.update_parameters(model)
@@ -203,13 +204,21 @@ def _losses(
     return detection_losses(outputs, grid, matched, torch.cat(boxes), labels, config.loss, normalizer)
 
 
-def _explain(outputs: Outputs, grid: AnchorGrid, batch: Batch, config: Config, train_set: Dataset, out: Path) -> str:
+def _explain(
+    outputs: Outputs,
+    grid: AnchorGrid,
+    batch: Batch,
+    config: Config,
+    train_set: Dataset,
+    out: Path,
+    normalizer: Normalizer,
+) -> str:
     """Write ``nonfinite.json`` with what each image of the failing batch contributed, and say it in a line."""
     images: list[dict[str, Any]] = []
     for row, index in enumerate(batch.indices):
         logits, deltas = ([level[row : row + 1].detach() for level in levels] for levels in outputs)
         alone = Batch(*([getattr(batch, field.name)[row]] for field in dataclasses.fields(batch)))
-        losses = _losses(Outputs(logits, deltas), grid, alone, config, grid.boxes.device)
+        losses = _losses(Outputs(logits, deltas), grid, alone, config, grid.boxes.device, copy(normalizer))
         values = {
             "classification loss": losses.classification.item(),
             "box loss": losses.box.item(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -27,11 +28,17 @@ def read_pickled(path: Path) -> Mapping[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle's protocol; what matters is said below
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # torchvision's training script saves its arguments beside the weights: a Namespace holds values only
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # torch raises many types for a damaged or hostile file
         # torch words its refusals of code and of nonsense alike; a pickle, alone or zipped, shows in the first bytes
         if isinstance(error, pickle.UnpicklingError) and path.read_bytes()[:2] in (b"PK", *_PICKLES):
             reason = "it holds objects that could run code; save its state_dict() alone and give that"
+        elif isinstance(error, PermissionError):
+            reason = "reading it is not permitted"
         else:
             reason = "damaged, or not a file torch.save wrote"
         raise CheckpointError(f"{path}: not read, {reason}") from error

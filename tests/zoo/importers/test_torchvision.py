@@ -604,6 +604,29 @@ def test_a_tower_of_another_depth_is_refused(light: RetinaNet) -> None:
     refused(state, "missing")
 
 
+def test_odd_tensors_are_refused(light: RetinaNet) -> None:
+    state, key = light.state_dict(), "backbone.fpn.extra_blocks.p7.weight"
+    with pytest.raises(CheckpointError, match="its tensors hold no values"):
+        from_torchvision({**state, key: state[key].to("meta")}, "fp32", "cpu")
+    refused({**state, key: state[key].to_sparse()}, key, "no ordinary tensor")
+    refused({**state, key: state[key].to(torch.complex64)}, key, "no ordinary tensor")
+    refused({**state, key: state[key] * math.nan}, key, "NaN")
+    none = {name: torch.zeros(0, *value.shape[1:]) for name, value in state.items() if ".cls_logits." in name}
+    refused({**state, **none}, "0 and 36 outputs a location")
+
+
+def test_a_checkpoint_that_contains_itself_is_refused() -> None:
+    state: dict[str, Any] = {}
+    state["model"] = state
+    refused(state, "cls_logits.weight")
+
+
+@pytest.mark.parametrize("classes", ["ab", ["a", ""], [1, 2]])
+def test_class_names_are_texts(light: RetinaNet, classes: Any) -> None:
+    with pytest.raises(CheckpointError, match="class name"):
+        from_torchvision(light.state_dict(), "fp32", "cpu", classes=classes)
+
+
 # Round trip
 
 

@@ -82,9 +82,9 @@ def _find_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The network's tensors without the prefix a wrapper gave them."""
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f"{_EXPECTED}, got a {type(checkpoint).__name__}")
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(checkpoint.get(key), Mapping):
-            return _find_state(checkpoint[key])
+    for _ in range(2):  # a checkpoint, perhaps of a checkpoint
+        inner = (checkpoint.get(key) for key in ("model", "state_dict", "model_state_dict"))
+        checkpoint = next((value for value in inner if isinstance(value, Mapping)), checkpoint)
     marker = "head.classification_head.cls_logits.weight"
     prefix = next((str(key)[: -len(marker)] for key in checkpoint if str(key).endswith(marker)), None)
     if prefix is None:
@@ -124,7 +124,7 @@ def _describe(state: dict[str, Tensor], norm_eps: float | None) -> tuple[Config,
     classes = _shape(state, "classification.predict.weight")[0]
     boxes = _shape(state, "regression.predict.weight")[0]
     spec = AnchorSpec(layout="torchvision")
-    if boxes != 4 * spec.per_location or classes % spec.per_location:
+    if boxes != 4 * spec.per_location or classes % spec.per_location or classes == 0:
         raise CheckpointError(
             f"{_EXPECTED}; the heads have {classes} and {boxes} outputs a location, "
             f"not K and 4 for each of {spec.per_location} anchors"
@@ -132,8 +132,9 @@ def _describe(state: dict[str, Tensor], norm_eps: float | None) -> tuple[Config,
     channels, p6_input = _shape(state, "fpn.p6.weight")[:2]
     counts_batches = any(key.endswith("num_batches_tracked") for key in state)
     depth = len({key.split(".")[2] for key in state if key.startswith("classification.tower.")})
-    if channels % 32:
-        raise CheckpointError(f"{_EXPECTED}; the pyramid has {channels} channels, not a multiple of 32")
+    least = 64 if group_norm else 32  # group norm has 32 groups, here of at least two channels
+    if channels % 32 or channels < least:
+        raise CheckpointError(f"{_EXPECTED}; the pyramid has {channels} channels, not a multiple of 32 from {least} on")
     if norm_eps is None and not counts_batches:
         norm_eps = 0.0
     config = Config(
@@ -190,7 +191,17 @@ def _load(model: RetinaNet, state: dict[str, Tensor], layers: int) -> None:
         raise CheckpointError(f"{_EXPECTED}; {_theirs(wrong[0], layers)!r} has shape {shapes}")
     if unknown:
         raise CheckpointError(f"{_EXPECTED}; {_theirs(unknown[0], layers)!r} is no part of it ({len(unknown)} in all)")
-    model.load_state_dict(renamed, strict=False)
+    for key, value in renamed.items():
+        if value.layout != torch.strided or value.is_complex() or value.is_quantized:
+            raise CheckpointError(f"{_EXPECTED}; {_theirs(key, layers)!r} is no ordinary tensor of real numbers")
+        if value.is_floating_point() and not value.is_meta and not torch.isfinite(value).all():
+            raise CheckpointError(
+                f"{_EXPECTED}; {_theirs(key, layers)!r} holds NaN or infinity: a training that failed"
+            )
+    try:
+        model.load_state_dict(renamed, strict=False)
+    except RuntimeError as error:  # such as a tensor without data, on the "meta" device
+        raise CheckpointError(f"{_EXPECTED}; its tensors hold no values") from error
 
 
 def _theirs(key: str, layers: int) -> str:
@@ -213,11 +224,14 @@ def _shape(state: dict[str, Tensor], key: str) -> tuple[int, ...]:
 
 def _class_names(count: int, names: Sequence[str] | None) -> tuple[str, ...]:
     if names is not None:
+        names = (names,) if isinstance(names, str) else tuple(names)
+        if not all(isinstance(name, str) and name for name in names):
+            raise CheckpointError("a class name is empty or no text; give a name for each output")
         if len(names) != count or len(set(names)) != count:
             raise CheckpointError(
                 f"{len(names)} class names for {count} outputs; give {count} different names, in order"
             )
-        return tuple(names)
+        return names
     from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
     coco = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
