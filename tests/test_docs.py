@@ -2,10 +2,10 @@
 
 Every ``python`` block and every ``retinanet`` line of a ``bash``, ``sh`` or ``console`` block is run, page by page and
 from top to bottom, in a folder that holds what a reader is taken to have: ``photo.jpg``, the folder ``photos``, the
-datasets ``parts`` and ``BCCD`` (tiny stand-ins), and ``runs/parts/best.safetensors``. What a command makes itself
-(``data sample OUT``, ``train --out RUN``) is removed before. ``PLACEHOLDERS`` says what words in capitals stand for.
-``pip`` and ``make`` lines are not run: it is checked that what they name exists. ``git`` and ``cd`` are passed over. A
-line that starts with anything else fails the test, so that no command goes unchecked. Blocks marked ``text`` are no
+datasets ``parts`` and ``BCCD`` (tiny stand-ins), ``runs/parts/best.safetensors``, and a torchvision detector. What a
+command makes itself (``data sample OUT``, ``train --out RUN``) is removed before. ``PLACEHOLDERS`` says what words in
+capitals stand for. ``pip`` and ``make`` lines are not run: it is checked that what they name exists. ``git`` and ``cd``
+are passed over. A line that starts with anything else fails the test, so that no command goes unchecked. Blocks marked ``text`` are no
 commands.
 """
 
@@ -20,6 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retinanet import cli
 
@@ -33,6 +37,9 @@ PLACEHOLDERS = {
     "WEIGHTS": "runs/parts/best.safetensors",
     "SOURCE": "photo.jpg",
     "OUT": "out",
+    "PHOTO.jpg": "photo.jpg",
+    "IN.pth": "torchvision.pth",
+    "OUT.safetensors": "out.safetensors",
 }
 
 # Appended to commands that would take minutes; the last of two equal flags counts.
@@ -86,6 +93,13 @@ def make_world(folder: Path, parts: Path, weights: Path) -> None:
     shutil.copy(folder / "photos" / "0.jpg", folder / "photo.jpg")
 
 
+def save_torchvision_model(path: Path) -> None:
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
+    )
+    torch.save(RetinaNet(backbone, 2).state_dict(), path)
+
+
 def run_retinanet(words: list[str]) -> None:
     words = [PLACEHOLDERS.get(word.removesuffix("..."), word) for word in words]
     verb = next((verb for verb in cli.VERBS if words[: len(verb.split())] == verb.split()), words[0])
@@ -137,6 +151,8 @@ def test_code_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     make_world(tmp_path, parts, weights)
+    if "IN.pth" in page.read_text(encoding="utf-8"):
+        save_torchvision_model(tmp_path / "torchvision.pth")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):
