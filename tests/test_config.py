@@ -80,11 +80,12 @@ def test_bundled_recipes_load(name: str) -> None:
 def test_the_modern_recipe_differs() -> None:
     modern = load_recipe("modern")
     assert modern != Config()
-    assert modern.loss == dataclasses.replace(LossConfig(), box=modern.loss.box, box_weight=modern.loss.box_weight)
+    kept = {name: getattr(modern.loss, name) for name in ("classification", "alpha", "box", "box_weight")}
+    assert modern.loss == dataclasses.replace(LossConfig(), **kept)
 
 
 def test_settings_round_trip() -> None:
-    for config in (Config(), load_recipe("modern"), Config(anchors=AnchorSpec(sizes=(20.0,), strides=(8,)))):
+    for config in (Config(), load_recipe("modern"), Config(anchors=AnchorSpec(sizes=(20.0, 40.0, 80.0, 160.0, 320.0)))):
         assert Config.from_dict(config.to_dict()) == config
         assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     hash(Config.from_dict(json.loads(json.dumps(Config().to_dict()))))  # lists became tuples: usable as a key
@@ -243,7 +244,7 @@ def test_invalid_values_name_the_flag(make: Callable[[], Any], flag: str) -> Non
         ({"classification": "focal_star", "gamma": 0.0}, "loss.gamma is 0; FL* divides by it, so it must be positive"),
         ({"ohem_batch": 3}, "loss.ohem-batch is 3; it must be at least 4"),
         ({"ohem_nms": 0.0}, "loss.ohem-nms is 0.0; it lies between 0 and 1"),
-        ({"star_beta": -math.inf}, "loss.star-beta is -inf; it must be a number"),
+        ({"star_beta": -math.inf}, "loss.star-beta is -inf; give a finite number"),
     ],
 )
 def test_what_is_wrong_with_a_loss(values: dict[str, Any], message: str) -> None:

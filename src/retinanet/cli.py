@@ -234,8 +234,6 @@ def convert(argv: Sequence[str]) -> int:
     if target.exists():
         raise RetinaNetError(f"{target} already exists; choose another name or remove it")
 
-    _make_folder(target.parent, flag="")
-
     from retinanet.zoo.importers import from_torchvision
     from retinanet.zoo.pickled import read_pickled
     from retinanet.zoo.weights import save_weights
@@ -245,6 +243,7 @@ def convert(argv: Sequence[str]) -> int:
     except CheckpointError as error:
         message = str(error)
         raise CheckpointError(message if message.startswith(str(source)) else f"{source}: {message}") from error
+    _make_folder(target.parent, flag="")
     save_weights(target, detector.model.state_dict(), detector.info)
     model, names = detector.info.config.model, detector.classes
     listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

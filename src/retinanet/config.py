@@ -166,7 +166,6 @@ class LossConfig:
         _require(0 <= self.gamma < math.inf, f"loss.gamma is {self.gamma}; it cannot be negative")
         _require(0 <= self.box_weight < math.inf, f"loss.box-weight is {self.box_weight}; it cannot be negative")
         _require(0 < self.beta < math.inf, f"loss.beta is {self.beta}; it must be positive")
-        _require(math.isfinite(self.star_beta), f"loss.star-beta is {self.star_beta}; it must be a number")
         starred = self.classification != "focal_star" or self.gamma > 0
         _require(starred, "loss.gamma is 0; FL* divides by it, so it must be positive")
         _require(self.ohem_batch >= 4, f"loss.ohem-batch is {self.ohem_batch}; it must be at least 4")

@@ -204,7 +204,7 @@ def test_other_settings_are_refused(changed: Config, difference: str) -> None:
 
 
 def test_many_differences_are_cut_short() -> None:
-    train = TrainConfig(lr=0.5, epochs=1, batch=2, seed=9, clip=None)
+    train = TrainConfig(lr=0.5, epochs=1, batch=2, seed=9, clip=5.0)
     with pytest.raises(CheckpointError, match="and 2 more"):
         check_same_training(PATH, info_of(BASE, dataset()), dataclasses.replace(BASE, train=train), dataset())
 
