@@ -35,9 +35,9 @@ def box_loss(deltas: Tensor, anchors: Tensor, boxes: Tensor, config: LossConfig)
     deltas = deltas.float()
     if config.box in _OF_DECODED_BOXES:
         predicted = decode(deltas, anchors)
-        # CIoU compares width / height, which a box without height does not have.
-        corner = torch.maximum(predicted[:, 2:], predicted[:, :2] + _SMALLEST_SIDE)
-        predicted = torch.cat([predicted[:, :2], corner], dim=1) if config.box == "ciou" else predicted
+        if config.box == "ciou":  # it compares width / height, which a box without height does not have
+            corner = torch.maximum(predicted[:, 2:], predicted[:, :2] + _SMALLEST_SIDE)
+            predicted = torch.cat([predicted[:, :2], corner], dim=1)
         loss: Tensor = _OF_DECODED_BOXES[config.box](predicted, boxes, reduction="sum")
         return loss
     targets = encode(boxes, anchors)

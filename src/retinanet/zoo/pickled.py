@@ -35,7 +35,7 @@ def read_pickled(path: Path) -> Mapping[str, Any]:
         raise
     except Exception as error:  # torch raises many types for a damaged or hostile file
         # torch words its refusals of code and of nonsense alike; a pickle, alone or zipped, shows in the first bytes
-        if isinstance(error, pickle.UnpicklingError) and path.read_bytes()[:2] in (b"PK", *_PICKLES):
+        if isinstance(error, pickle.UnpicklingError) and _beginning(path) in (b"PK", *_PICKLES):
             reason = "it holds objects that could run code; save its state_dict() alone and give that"
         elif isinstance(error, PermissionError):
             reason = "reading it is not permitted"
@@ -45,3 +45,8 @@ def read_pickled(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: expected a state dict, found a {type(content).__name__}")
     return content
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(2)
