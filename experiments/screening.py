@@ -58,6 +58,9 @@ CANDIDATES: dict[str, dict[str, dict[str, Any]]] = {
     "colour 0.4": {"data": {"color": 0.4}},
     "lr × ½": {"train": {"lr": 1e-3}},
     "box weight 1": {"loss": {"box_weight": 1.0}},
+    # the best loss together with what else looked good
+    "varifocal, lr × ½": {"loss": {"classification": "varifocal", "alpha": 0.75}, "train": {"lr": 1e-3}},
+    "varifocal, batch 2": {"loss": {"classification": "varifocal", "alpha": 0.75}, "train": {"batch": 2}},
 }
 
 
