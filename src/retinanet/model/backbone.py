@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from retinanet.errors import CheckpointError, ModelError
+from retinanet.model.cpu import speed_up_depthwise
 from retinanet.zoo.pickled import read_pickled
 
 STRIDES = (8, 16, 32)
@@ -65,7 +66,7 @@ class Backbone(nn.Module):
             load_backbone_weights(self.body, _read_weights(Path(weights)), weights)
         elif pretrained and name == OFFLINE_BACKBONE:
             load_backbone_weights(self.body, lite0_state_dict(), OFFLINE_BACKBONE)
-        _train_depthwise_in_float32(self.body)
+        speed_up_depthwise(self.body)
         if norm_eps == 0 and (pretrained or weights is not None):
             self._require_variance()
         self.trained_norm = trained_norm
@@ -125,31 +126,6 @@ class Backbone(nn.Module):
             last = next(i for i, (key, _) in enumerate(parameters) if key.startswith(first_next)) - 1
         for _, parameter in parameters[: last + 1]:
             parameter.requires_grad_(False)
-
-
-class _Float32Depthwise(nn.Module):
-    """Mixed into depthwise convolutions: trains them on the CPU in float32, also under bf16 autocast.
-
-    The CPU library has no fast bf16 kernel for their weight gradient; a 5×5 one takes five times as long as in float32.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight: Any = self.weight
-        backward = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-        if not backward or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-            result: Tensor = super().forward(x)
-            return result
-        with torch.autocast("cpu", enabled=False):
-            result = super().forward(x.float())
-        return result.to(x.dtype)
-
-
-def _train_depthwise_in_float32(body: nn.Module) -> None:
-    # The class is extended in place, so that weights keep their names and copies of the module keep their behaviour.
-    for module in body.modules():
-        if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:
-            kind = type(module)
-            module.__class__ = type(kind.__name__, (_Float32Depthwise, kind), {})
 
 
 def lite0_state_dict() -> dict[str, Tensor]:

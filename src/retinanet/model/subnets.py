@@ -7,6 +7,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from retinanet.model.cpu import GroupNorm
+
 
 class Subnet(nn.Module):
     """``depth`` 3×3 convolutions with ReLU, then one 3×3 convolution that predicts ``outputs`` numbers per anchor.
@@ -29,7 +31,7 @@ class Subnet(nn.Module):
             layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"))
             if norm == "group":
                 # at least two channels a group: the coarsest level of a small picture has one value per channel
-                layers.append(nn.GroupNorm(min(32, channels // 2), channels))
+                layers.append(GroupNorm(min(32, channels // 2), channels))
             layers.append(nn.ReLU(inplace=True))
         self.tower = nn.Sequential(*layers)
         self.predict = nn.Conv2d(channels, anchors * outputs, 3, padding=1)
