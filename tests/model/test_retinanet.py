@@ -14,6 +14,7 @@ from retinanet.anchors import AnchorSpec
 from retinanet.config import ModelConfig
 from retinanet.errors import ModelError
 from retinanet.model import Outputs, RetinaNet
+from retinanet.model.cpu import GroupNorm
 from retinanet.model.fpn import FeaturePyramid
 from retinanet.model.subnets import Subnet
 
@@ -290,7 +291,7 @@ def test_group_norm_in_the_subnets() -> None:
     network = RetinaNet("resnet18", num_classes=2, channels=64, subnet_norm="group")
     for subnet in (network.classification, network.regression):
         kinds = [type(layer) for layer in subnet.tower]
-        assert kinds == [nn.Conv2d, nn.GroupNorm, nn.ReLU] * 4
+        assert kinds == [nn.Conv2d, GroupNorm, nn.ReLU] * 4
         assert all(layer.bias is None for layer in subnet.tower if isinstance(layer, nn.Conv2d))
     with torch.no_grad():
         assert network(images()).logits[0].shape == (1, 864, 2)
