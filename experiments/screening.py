@@ -61,6 +61,7 @@ CANDIDATES: dict[str, dict[str, dict[str, Any]]] = {
     # the best loss together with what else looked good
     "varifocal, lr × ½": {"loss": {"classification": "varifocal", "alpha": 0.75}, "train": {"lr": 1e-3}},
     "varifocal, batch 2": {"loss": {"classification": "varifocal", "alpha": 0.75}, "train": {"batch": 2}},
+    "varifocal, batch 1": {"loss": {"classification": "varifocal", "alpha": 0.75}, "train": {"batch": 1}},
 }
 
 

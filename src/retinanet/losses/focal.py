@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from retinanet.anchors.assign import IGNORE
+from retinanet.losses.terms import Focal, FocalStar, summed
 
 
 def focal_loss(logits: Tensor, labels: Tensor, alpha: float | None = 0.25, gamma: float = 2.0) -> Tensor:
@@ -27,12 +27,12 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float | None = 0.25, gamma
         gamma: focusing parameter, ≥ 0.
 
     Returns:
-        Scalar, float32 (float64 for float64 logits).
+        Scalar, float32 (float64 for float64 logits). Differentiable once.
+
+    Raises:
+        ValueError: the shapes do not fit, or (on the CPU) a label is not below K.
     """
-    _check_shapes(logits, labels)
-    with torch.autocast(logits.device.type, enabled=False):
-        x_t, positive = _signed(logits, labels)
-        return _weighed(_focal(x_t, gamma), positive, labels, alpha)
+    return summed(logits, labels, Focal(alpha, gamma))
 
 
 def focal_star_loss(
@@ -42,10 +42,7 @@ def focal_star_loss(
 
     The paper's good settings are γ = 2, β = 1 and γ = 4, β = 0. Arguments as for :func:`focal_loss`; γ > 0.
     """
-    _check_shapes(logits, labels)
-    with torch.autocast(logits.device.type, enabled=False):
-        x_t, positive = _signed(logits, labels)
-        return _weighed(-F.logsigmoid(gamma * x_t + beta) / gamma, positive, labels, alpha)
+    return summed(logits, labels, FocalStar(alpha, gamma, beta))
 
 
 def sigmoid_focal_loss(
@@ -82,33 +79,3 @@ def sigmoid_focal_loss(
     if reduction == "mean":
         return loss.mean()
     return loss.sum() if reduction == "sum" else loss
-
-
-def _check_shapes(logits: Tensor, labels: Tensor) -> None:
-    if labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}: expected (…,) and (…, K)"
-        )
-
-
-def _signed(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """``x_t``, the logit of being right, in at least float32, and where the class is the true one: ``(…, K)`` both."""
-    x = logits if logits.dtype == torch.float64 else logits.float()
-    positive = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)
-    return torch.where(positive, x, -x), positive
-
-
-def _weighed(loss: Tensor, positive: Tensor, labels: Tensor, alpha: float | None) -> Tensor:
-    """Sum of ``loss`` ``(…, K)`` with α_t, ignored anchors left out."""
-    if alpha is not None:
-        loss = torch.where(positive, alpha * loss, (1 - alpha) * loss)
-    return torch.where((labels != IGNORE)[..., None], loss, 0.0).sum()
-
-
-def _focal(x_t: Tensor, gamma: float) -> Tensor:
-    """``−(1 − p_t)^γ log p_t`` for ``x_t``, the logit of being right."""
-    log_p = F.logsigmoid(x_t)
-    if gamma == 0:
-        return -log_p
-    # exp(γ log(1 − p_t)) has a finite derivative for every γ ≥ 0; (1 − p_t) ** γ has not where 1 − p_t underflows.
-    return -torch.exp(gamma * F.logsigmoid(-x_t)) * log_p
