@@ -14,8 +14,8 @@ from retinanet.anchors import AnchorSpec
 from retinanet.config import ModelConfig
 from retinanet.errors import ModelError
 from retinanet.model import Outputs, RetinaNet
-from retinanet.model.cpu import GroupNorm
 from retinanet.model.fpn import FeaturePyramid
+from retinanet.model.gradients import GroupNorm
 from retinanet.model.subnets import Subnet
 
 CHANNELS = {

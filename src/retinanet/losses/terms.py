@@ -171,6 +171,6 @@ def reference(logits: Tensor, labels: Tensor, terms: Terms, quality: Tensor | No
     x = logits if logits.dtype == torch.float64 else logits.float()
     positive = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)  # (…, K)
     if quality is not None:
-        quality = torch.where(labels >= 0, quality, 0).to(x.dtype).clamp(0, 1)[..., None]
+        quality = torch.where(labels >= 0, quality, 0).to(x.dtype).clamp(0, 1)[..., None].expand_as(x)
     loss = torch.where(positive, terms.foreground(x, quality), terms.background(x))
     return torch.where((labels != IGNORE)[..., None], loss, 0.0).sum()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from retinanet.errors import CheckpointError, ModelError
-from retinanet.model.cpu import speed_up_depthwise
+from retinanet.model.gradients import speed_up_depthwise
 from retinanet.zoo.pickled import read_pickled
 
 STRIDES = (8, 16, 32)

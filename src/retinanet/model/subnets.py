@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from retinanet.model.cpu import GroupNorm
+from retinanet.model.gradients import GroupNorm
 
 
 class Subnet(nn.Module):

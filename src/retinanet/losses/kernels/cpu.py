@@ -23,14 +23,14 @@ _PIECE = 1 << 18
 
 def summed_on_cpu(logits: Tensor, labels: Tensor, terms: Terms, quality: Tensor | None) -> Tensor:
     """:func:`retinanet.losses.terms.summed` for tensors on the CPU."""
-    total: Tensor = _Summed.apply(logits, labels, terms, quality)
+    learns = torch.is_grad_enabled() and logits.requires_grad
+    total: Tensor = _Summed.apply(logits, labels, terms, quality, learns)
     return total
 
 
 class _Summed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, terms: Terms, quality: Tensor | None) -> Tensor:
-        learns = ctx.needs_input_grad[0]
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, terms: Terms, quality: Tensor | None, learns: bool) -> Tensor:
         total, gradient = _value_and_gradient(logits, labels, terms, quality, learns)
         if learns:
             ctx.save_for_backward(logits, labels, quality)
@@ -46,9 +46,9 @@ class _Summed(torch.autograd.Function):
         if gradient is None:
             gradient = _value_and_gradient(logits, labels, ctx.terms, quality, True)[1]
         dense, where, of_foreground = gradient
-        dense.mul_(ctx.terms.dense.weight * slope.to(dense.dtype))
+        dense.mul_(ctx.terms.dense.weight * slope)  # a scalar keeps its own precision
         dense.view(-1)[where] = (of_foreground * slope).to(dense.dtype)
-        return dense.view(logits.shape).to(logits.dtype), None, None, None
+        return dense.view(logits.shape).to(logits.dtype), None, None, None, None
 
 
 def _value_and_gradient(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
-from retinanet.model.cpu import GroupNorm, _LargeDepthwise, speed_up_depthwise
+from retinanet.model.gradients import GroupNorm, _LargeDepthwise, speed_up_depthwise
 
 
 def gradients(layer: nn.Module, x: Tensor, slope: Tensor) -> tuple[Tensor, ...]:
