@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed  ## install, train on the embedded dataset, evaluate, draw
 	rm -rf $(DEMO)
 	$(BIN)/retinanet data sample $(DEMO)/parts
-	$(BIN)/retinanet train $(DEMO)/parts --out $(DEMO)/run --data.size 320 --train.batch 2 --train.epochs 6
+	$(BIN)/retinanet train $(DEMO)/parts --out $(DEMO)/run --data.size 320 --train.epochs 6
 	$(BIN)/retinanet eval $(DEMO)/run/best.safetensors $(DEMO)/parts --out $(DEMO)/eval
 	$(BIN)/retinanet detect $(DEMO)/run/best.safetensors $(DEMO)/parts/images/00000[16].jpg --out $(DEMO)/detections
 	@echo "open $(DEMO)/eval/report.html; then train on your own pictures: $(BIN)/retinanet train DATA --out RUN"

@@ -1,4 +1,9 @@
-"""Ground truth → what every anchor learns: an object's index, ``BACKGROUND`` or ``IGNORE`` (section 4, Anchors)."""
+"""Ground truth → what every anchor learns: an object's index, ``BACKGROUND`` or ``IGNORE`` (section 4, Anchors).
+
+Two ways to the same result. On the CPU only the pairs of anchor and box that can matter are looked at
+(:mod:`retinanet.anchors.nearby`); their number depends on the boxes, which a GPU would have to tell the CPU first.
+There, and as the definition that tests hold the first way to, all anchors are compared with all boxes, some at a time.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,10 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from retinanet.anchors.atss import assign_atss
+from retinanet.anchors.coding import aligned_iou
 from retinanet.anchors.grid import AnchorGrid
+from retinanet.anchors.nearby import pairs_by_cover, pairs_by_iou
+from retinanet.anchors.winners import take_highest
 from retinanet.config import AssignConfig
 
 BACKGROUND = -1
@@ -31,6 +39,8 @@ def assign(grid: AnchorGrid, boxes: Tensor, ignore: Tensor | None = None, config
 
     Background anchors of which at least ``config.ignore_overlap`` lies inside an ``ignore`` region become ``IGNORE``.
 
+    Memory is O(A + G · k), k the anchors near a box.
+
     Args:
         grid: the image's anchors.
         boxes: ``(G, 4)`` ``xyxy`` pixels.
@@ -40,20 +50,7 @@ def assign(grid: AnchorGrid, boxes: Tensor, ignore: Tensor | None = None, config
     Returns:
         int64 ``(A,)``: index into ``boxes``, ``BACKGROUND`` (−1) or ``IGNORE`` (−2).
     """
-    config = config or AssignConfig()
-    anchors = grid.boxes
-    if config.method == "atss":
-        matched = assign_atss(grid, boxes, config.candidates)
-    else:
-        overlap, nearest = best_overlap(anchors, boxes)
-        matched = torch.where(overlap >= config.foreground, nearest, IGNORE)
-        matched = torch.where(overlap < config.background, BACKGROUND, matched)
-        if config.force_best:
-            matched = torch.where(_best_of_some_box(anchors, boxes), nearest, matched)
-    if ignore is not None and len(ignore) > 0:
-        covered = covered_share(anchors, ignore) >= config.ignore_overlap
-        matched = torch.where(covered & (matched == BACKGROUND), IGNORE, matched)
-    return matched
+    return assign_batch(grid, [boxes], [boxes.new_zeros(0, 4) if ignore is None else ignore], config)[0]
 
 
 def assign_batch(
@@ -64,47 +61,112 @@ def assign_batch(
     Returns:
         int64 ``(B, A)``.
     """
-    rows, start = [], 0
-    for image_boxes, image_ignore in zip(boxes, ignore, strict=True):
-        matched = assign(grid, image_boxes, image_ignore, config)
-        rows.append(torch.where(matched >= 0, matched + start, matched))
-        start += len(image_boxes)
-    return torch.stack(rows)
+    config = config or AssignConfig()
+    anchors = grid.boxes
+    images, count = len(boxes), len(anchors)
+    every, image = _joined(boxes, anchors)
+    if config.method == "atss":
+        best, index = assign_atss(grid, every, image, images, config.candidates)
+        matched = torch.where(best >= 0, index, BACKGROUND)
+    else:
+        lowest = min(config.background, config.foreground)
+        near = anchors.device.type == "cpu" and lowest > 0
+        find = best_nearby if near else best_overlap
+        best, index = find(grid, every, image, images, lowest)
+        matched = torch.where(best >= config.foreground, index, IGNORE)
+        matched = torch.where(best < config.background, BACKGROUND, matched)
+        if config.force_best:
+            matched = _force_best(grid, every, image, images, matched)
+    regions, region_image = _joined(ignore, anchors)
+    if len(regions) > 0:
+        cover = cover_nearby if anchors.device.type == "cpu" else cover_overlap
+        covered = cover(grid, regions, region_image, images, config.ignore_overlap)
+        matched = torch.where(covered & (matched == BACKGROUND), IGNORE, matched)
+    return matched.view(images, count)
 
 
-def best_overlap(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Highest IoU of every anchor with any of ``boxes`` ``(G, 4)``, and the first box that reaches it.
+def _joined(boxes: Sequence[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+    """All images' boxes ``(G, 4)`` in ``like``'s type and place, and the image of each, int64 ``(G,)``."""
+    every = torch.cat([b.to(like) for b in boxes]) if boxes else like.new_zeros(0, 4)
+    lengths = torch.tensor([len(b) for b in boxes])
+    image = torch.repeat_interleave(lengths, output_size=len(every))
+    return every, image.to(like.device)
+
+
+def best_nearby(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, lowest: float) -> tuple[Tensor, Tensor]:
+    """:func:`best_overlap` from the pairs whose IoU is at least ``lowest``; an anchor without one has overlap −1."""
+    anchor, box = pairs_by_iou(grid, boxes, lowest)
+    overlap = aligned_iou(boxes[box], grid.boxes[anchor])
+    counts = overlap >= lowest
+    anchor, box, overlap = anchor[counts], box[counts], overlap[counts]
+    return take_highest(image[box] * len(grid.boxes) + anchor, overlap, box, images * len(grid.boxes))
+
+
+def best_overlap(
+    grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, lowest: float = 0
+) -> tuple[Tensor, Tensor]:
+    """Highest IoU of every anchor of each image with any of its boxes, and the first box that reaches it.
+
+    Args:
+        grid: the anchors.
+        boxes: ``(G, 4)`` of all images.
+        image: int64 ``(G,)``, which image each belongs to, in order.
+        images: B.
+        lowest: not needed here.
 
     Returns:
-        float32 ``(A,)`` (0 where there is no box) and int64 ``(A,)`` (0 where there is none).
+        float32 ``(B · A,)`` (0 without one) and int64 ``(B · A,)`` (0 without one).
     """
-    best = anchors.new_zeros(len(anchors))
-    index = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
+    anchors = grid.boxes
+    best = anchors.new_zeros(images, len(anchors))
+    index = torch.zeros(images, len(anchors), dtype=torch.int64, device=anchors.device)
     for start in range(0, len(boxes), _CHUNK):
-        overlap = box_iou(boxes[start : start + _CHUNK].to(anchors), anchors)  # (chunk, A)
-        value = overlap.amax(dim=0)
+        overlap = box_iou(boxes[start : start + _CHUNK], anchors)  # (chunk, A)
+        rows = image[start : start + _CHUNK, None].expand_as(overlap)
+        value = torch.zeros_like(best).scatter_reduce(0, rows, overlap, "amax")  # (B, A)
+        # Of equals the first, which argmax leaves open.
         position = torch.arange(start, start + len(overlap), device=anchors.device)[:, None]
-        first = torch.where(overlap == value, position, len(boxes)).amin(dim=0)  # argmax leaves the order of ties open
+        position = torch.where(overlap == value.gather(0, rows), position, len(boxes))
+        first = torch.full_like(index, len(boxes)).scatter_reduce(0, rows, position, "amin")
         index = torch.where(value > best, first, index)
         best = torch.maximum(value, best)
-    return best, index
+    return best.view(-1), index.view(-1)
 
 
-def _best_of_some_box(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """Whether each anchor is one of those that overlap some box the most: bool ``(A,)``."""
-    best = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
+def _force_best(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, matched: Tensor) -> Tensor:
+    """Give the anchors that overlap some box as much as any other anchor does their own best box."""
+    anchors = grid.boxes
+    _, index = best_overlap(grid, boxes, image, images)
+    forced = torch.zeros(images, len(anchors), dtype=torch.bool, device=anchors.device)
     for start in range(0, len(boxes), _CHUNK):
-        overlap = box_iou(boxes[start : start + _CHUNK].to(anchors), anchors)  # (chunk, A)
+        overlap = box_iou(boxes[start : start + _CHUNK], anchors)  # (chunk, A)
         highest = overlap.amax(dim=1, keepdim=True)
-        best |= ((overlap == highest) & (highest > 0)).any(dim=0)
-    return best
+        chosen = (overlap == highest) & (highest > 0)
+        rows = image[start : start + _CHUNK, None].expand_as(overlap)
+        forced |= torch.zeros_like(forced, dtype=torch.uint8).scatter_reduce(0, rows, chosen.byte(), "amax").bool()
+    return torch.where(forced.view(-1), index, matched)
 
 
-def covered_share(anchors: Tensor, regions: Tensor) -> Tensor:
-    """Largest share of each anchor's area that lies inside one of ``regions`` ``(R, 4)``: float32 ``(A,)``."""
-    area = (anchors[:, 2:] - anchors[:, :2]).prod(dim=1)
-    share = anchors.new_zeros(len(anchors))
-    for region in regions.to(anchors):
-        size = (torch.minimum(anchors[:, 2:], region[2:]) - torch.maximum(anchors[:, :2], region[:2])).clamp(min=0)
-        share = torch.maximum(share, size.prod(dim=1) / area)
-    return share
+def cover_nearby(grid: AnchorGrid, regions: Tensor, image: Tensor, images: int, share: float) -> Tensor:
+    """:func:`cover_overlap` from the anchors near each region."""
+    anchor, region = pairs_by_cover(grid, regions, share)
+    counts = _covered(grid.boxes[anchor], regions[region]) >= share
+    result = torch.zeros(images * len(grid.boxes), dtype=torch.bool)
+    result[(image[region] * len(grid.boxes) + anchor)[counts]] = True
+    return result
+
+
+def cover_overlap(grid: AnchorGrid, regions: Tensor, image: Tensor, images: int, share: float) -> Tensor:
+    """Whether at least ``share`` of each anchor lies inside one of its image's ``regions``: bool ``(B · A,)``."""
+    covered = torch.zeros(images, len(grid.boxes), dtype=torch.uint8, device=regions.device)
+    for start in range(0, len(regions), _CHUNK):
+        part = (_covered(grid.boxes, regions[start : start + _CHUNK, None]) >= share).byte()  # (chunk, A)
+        rows = image[start : start + _CHUNK, None].expand_as(part)
+        covered = covered.scatter_reduce(0, rows, part, "amax")
+    return covered.bool().view(-1)
+
+
+def _covered(anchors: Tensor, regions: Tensor) -> Tensor:
+    """Share of each anchor's area inside its region: ``(…, 4)`` each, broadcastable → ``(…,)``."""
+    size = torch.minimum(anchors[..., 2:], regions[..., 2:]) - torch.maximum(anchors[..., :2], regions[..., :2])
+    return size.clamp(min=0).prod(dim=-1) / (anchors[..., 2:] - anchors[..., :2]).prod(dim=-1)

@@ -13,12 +13,16 @@ from torch import Tensor
 
 from retinanet.anchors.coding import aligned_iou
 from retinanet.anchors.grid import AnchorGrid
+from retinanet.anchors.winners import take_highest
 
-_BACKGROUND = -1
+# Boxes looked at together: bounds the memory.
+_CHUNK = 512
 
 
-def assign_atss(grid: AnchorGrid, boxes: Tensor, candidates: int = 9) -> Tensor:
-    """Match anchors with ``boxes`` ``(G, 4)`` by ATSS.
+def assign_atss(
+    grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, candidates: int = 9
+) -> tuple[Tensor, Tensor]:
+    """Match the anchors of each image with its boxes by ATSS.
 
     For each box and level, the anchors at the ``candidates`` positions nearest to the box's centre are
     candidates. Those whose IoU reaches the mean plus standard deviation over all the box's candidates, and whose centre
@@ -26,27 +30,42 @@ def assign_atss(grid: AnchorGrid, boxes: Tensor, candidates: int = 9) -> Tensor:
 
     Only a window of positions around each centre is looked at, so memory is O(A + G · candidates).
 
-    Returns:
-        int64 ``(A,)``: index into ``boxes``, or −1 for background.
-    """
-    anchors = grid.boxes
-    matched = torch.full((len(anchors),), _BACKGROUND, dtype=torch.int64, device=anchors.device)
-    if len(boxes) == 0:
-        return matched
-    boxes = boxes.to(anchors)
-    index = _nearest(grid, boxes, candidates)  # (G, N) anchor indices
-    overlap = aligned_iou(anchors[index], boxes[:, None])  # (G, N)
-    threshold = overlap.mean(dim=1) + overlap.std(dim=1, correction=min(1, overlap.shape[1] - 1))
-    centres = (anchors[index][..., :2] + anchors[index][..., 2:]) / 2
-    inside = ((centres > boxes[:, None, :2]) & (centres < boxes[:, None, 2:])).all(dim=-1)
-    overlap = torch.where((overlap >= threshold[:, None]) & inside, overlap, -1.0)
+    Args:
+        grid: the anchors.
+        boxes: ``(G, 4)`` of all images.
+        image: int64 ``(G,)``, which image each belongs to.
+        images: B.
+        candidates: positions on each level.
 
-    flat, flat_overlap = index.reshape(-1), overlap.reshape(-1)
-    best = torch.full_like(anchors[:, 0], -0.5).scatter_reduce(0, flat, flat_overlap, "amax")
-    owner = torch.arange(len(boxes), device=anchors.device)[:, None].expand_as(index).reshape(-1)
-    winner = torch.where(flat_overlap == best[flat], owner, len(boxes))
-    first = torch.full_like(matched, len(boxes)).scatter_reduce(0, flat, winner, "amin")
-    return torch.where(first < len(boxes), first, matched)
+    Returns:
+        overlap ``(B · A,)`` of each anchor with its box, negative where it has none, and int64 ``(B · A,)`` the box.
+    """
+    if len(boxes) == 0:
+        count = images * len(grid.boxes)
+        return boxes.new_full((count,), -1), torch.zeros(count, dtype=torch.int64, device=boxes.device)
+    found = []
+    for start in range(0, len(boxes), _CHUNK):
+        part = boxes[start : start + _CHUNK]
+        index, overlap = _candidates(grid, part, candidates)  # (G, N) both
+        box = torch.arange(start, start + len(part), device=boxes.device)[:, None].expand_as(index)
+        index = image[start : start + _CHUNK, None] * len(grid.boxes) + index
+        if index.device.type == "cpu":  # where counting them costs nothing, only those that are wanted are kept
+            wanted = overlap >= 0
+            index, overlap, box = index[wanted], overlap[wanted], box[wanted]
+        found.append((index.reshape(-1), overlap.reshape(-1), box.reshape(-1)))
+    index, overlap, box = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return take_highest(index, overlap, box, images * len(grid.boxes))
+
+
+def _candidates(grid: AnchorGrid, boxes: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
+    """Indices ``(G, N)`` of each box's candidates and their IoU, −1 for those that it does not take."""
+    index = _nearest(grid, boxes, candidates)
+    anchors = grid.boxes[index]  # (G, N, 4)
+    overlap = aligned_iou(anchors, boxes[:, None])
+    threshold = overlap.mean(dim=1) + overlap.std(dim=1, correction=min(1, overlap.shape[1] - 1))
+    centres = (anchors[..., :2] + anchors[..., 2:]) / 2
+    inside = ((centres > boxes[:, None, :2]) & (centres < boxes[:, None, 2:])).all(dim=-1)
+    return index, torch.where((overlap >= threshold[:, None]) & inside, overlap, -1.0)
 
 
 def _nearest(grid: AnchorGrid, boxes: Tensor, candidates: int) -> Tensor:
@@ -61,7 +80,7 @@ def _nearest(grid: AnchorGrid, boxes: Tensor, candidates: int) -> Tensor:
         column = _window(centre[:, 0] / across, reach + candidates // (2 * rows), columns)  # (G, w)
         distance = ((row * down - centre[:, 1:]) ** 2)[:, :, None] + ((column * across - centre[:, :1]) ** 2)[:, None]
         position = row[:, :, None] * columns + column[:, None]  # (G, h, w)
-        count = min(candidates, position[0].numel())
+        count = min(candidates, position.shape[1] * position.shape[2])
         nearest = distance.flatten(1).topk(count, dim=1, largest=False, sorted=False).indices
         position = position.flatten(1).gather(1, nearest)  # (G, count)
         anchor = position[..., None] * per_location + torch.arange(per_location, device=boxes.device)

@@ -1,0 +1,93 @@
+"""Which anchors can overlap a box enough, found from the structure of the grid.
+
+All anchors against all boxes would be A × G overlaps, 60 million for 500 boxes in an 800×800 image, nearly all of them
+0. But the anchors of one shape lie on a grid, and those that share enough area with a box lie in a small window of it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from retinanet.anchors.grid import AnchorGrid, base_anchors
+
+# Windows are made this much too large, in positions and in shares of an area: rounding must not lose an anchor.
+_SLACK = 1e-3
+
+
+class Pairs(NamedTuple):
+    """Anchors and boxes that may belong together, box by box.
+
+    Attributes:
+        anchor: int64 ``(N,)``, index into the grid's anchors.
+        box: int64 ``(N,)``, index into the boxes.
+    """
+
+    anchor: Tensor
+    box: Tensor
+
+
+def pairs_by_iou(grid: AnchorGrid, boxes: Tensor, lowest: float) -> Pairs:
+    """All pairs whose IoU is at least ``lowest`` (> 0), and some whose is less.
+
+    IoU ≥ t means that the areas a, b share at least t (a + b) / (1 + t).
+    """
+    boxes = boxes.double()
+    _, size, _ = _shapes(grid)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    needed = lowest / (1 + lowest) * (area[:, None] + size.prod(dim=1))  # (G, S)
+    return _windows(grid, boxes, needed)
+
+
+def pairs_by_cover(grid: AnchorGrid, boxes: Tensor, lowest: float) -> Pairs:
+    """All pairs in which at least ``lowest`` (> 0) of the anchor lies inside the box, and some with less."""
+    _, size, _ = _shapes(grid)
+    return _windows(grid, boxes.double(), (lowest * size.prod(dim=1)).expand(len(boxes), -1))
+
+
+def _shapes(grid: AnchorGrid) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the S anchor shapes of all levels: centre relative to the location ``(S, 2)``, size ``(S, 2)``; level (S,)."""
+    bases = [base_anchors(grid.spec, level) for level in range(len(grid.shapes))]
+    base = torch.cat(bases)
+    level = torch.arange(len(bases)).repeat_interleave(grid.spec.per_location)
+    return (base[:, :2] + base[:, 2:]) / 2, base[:, 2:] - base[:, :2], level
+
+
+def _windows(grid: AnchorGrid, boxes: Tensor, needed: Tensor) -> Pairs:
+    """Pairs that share at least the area ``needed`` ``(G, S)``; ``boxes`` ``(G, 4)`` in float64, on the CPU."""
+    offset, size, level = _shapes(grid)  # xy
+    step = torch.tensor(grid.strides, dtype=torch.float64).flip(1)[level]  # (S, 2) xy
+    counts = torch.tensor(grid.shapes).flip(1)[level]  # (S, 2) columns, rows
+    starts = torch.tensor([0, *grid.level_sizes]).cumsum(0)[level] + torch.arange(len(level)) % grid.spec.per_location
+
+    box_size = (boxes[:, 2:] - boxes[:, :2])[:, None]  # (G, 1, 2)
+    centre = ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None] - offset  # (G, S, 2)
+    shared = torch.minimum(box_size, size)  # at best
+    needed = needed * (1 - _SLACK)
+    possible = (shared > 0).all(dim=2) & (shared.prod(dim=2) >= needed)
+    # Moved so far apart along one axis, they still share enough if they are aligned along the other.
+    reach = (box_size + size) / 2 - needed[..., None] / shared.flip(2)
+    first = ((centre - reach) / step - _SLACK).ceil().clamp(min=0)
+    last = torch.minimum(((centre + reach) / step + _SLACK).floor(), counts - 1)
+    extent = (last - first + 1).clamp(min=0)
+    # Not a number (boxes of no size) is not possible.
+    extent = torch.where(possible[..., None], extent, 0).long()  # (G, S, 2)
+
+    box, shape = torch.nonzero(extent.prod(dim=2), as_tuple=True)  # (W,) windows
+    columns, rows = extent[box, shape].unbind(1)
+    left, top = first[box, shape].long().unbind(1)
+    window, position = _expand(columns * rows)  # (N,)
+    row, column = position // columns[window], position % columns[window]
+    across = counts[shape, 0]  # (W,) columns of the level
+    base = starts[shape] + (top * across + left) * grid.spec.per_location
+    anchor = base[window] + (row * across[window] + column) * grid.spec.per_location
+    return Pairs(anchor, box[window])
+
+
+def _expand(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """For counts ``(W,)``: 0, 0, …, 1, 1, … as often as each says, and 0, 1, … within each."""
+    index = torch.repeat_interleave(counts)
+    before = counts.cumsum(0) - counts
+    return index, torch.arange(len(index)) - before[index]
