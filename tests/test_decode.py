@@ -5,10 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import batched_nms
 
 from retinanet.anchors import AnchorGrid, AnchorSpec
 from retinanet.config import DecodeConfig
-from retinanet.decode import Detections, decode
+from retinanet.decode import Candidates, Detections, _highest, decode, suppress
 from retinanet.model import Outputs
 
 SPEC = AnchorSpec(sizes=(24.0, 48.0), scales=(1.0, 1.4), ratios=(0.5, 1.0), strides=(8, 16))
@@ -176,3 +179,46 @@ def test_suppression_of_small_boxes_of_high_classes() -> None:
         deltas_apart[0, -2, 0] -= 0.006  # 0.024 px further: IoU 0.496
         (found,) = decode(Outputs([logits], [deltas_apart]), grid, [size])
         assert len(found.scores) == 2
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    length=st.integers(1, 3000) | st.sampled_from([8192, 8193, 20_011, 65_536]),
+    count=st.integers(1, 40) | st.just(1000),
+    levels=st.sampled_from([3, 50, 10**6]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 10_000),
+)
+def test_the_highest_of_blocks_are_the_highest_of_all(
+    length: int, count: int, levels: int, dtype: torch.dtype, seed: int
+) -> None:
+    """With few ``levels`` most values are equal: then which of them is taken is open, but not their value."""
+    generator = torch.Generator().manual_seed(seed)
+    values = (torch.randint(levels, (2, length), generator=generator) - levels // 2).to(dtype)
+    if seed % 3 == 0:
+        values[1] = -math.inf
+    top, where = _highest(values, count)
+    expected = values.topk(min(count, length), dim=1).values
+    assert torch.equal(top, expected)
+    assert torch.equal(values.gather(1, where), expected)
+    assert all(len(set(row)) == len(row) for row in where.tolist())
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("crowding", [0.0, 29.0, 33.0])
+def test_suppression_looks_as_far_as_it_must(classes: int, crowding: float) -> None:
+    """The best few candidates are looked at first; in a crowd they leave too little, and more are needed."""
+    torch.manual_seed(0)
+    centre = torch.rand(2, 3000, 2) * (500 - 15 * crowding) + 5
+    boxes = torch.cat([centre - 8, centre + 8], dim=2)
+    scores = torch.rand(2, 3000).sort(dim=1, descending=True).values
+    scores[1, 1000:] = 0  # this image has fewer
+    labels = torch.randint(classes, (2, 3000))
+    config = DecodeConfig(max_detections=100)
+    found = suppress(Candidates(boxes, scores, labels), config)
+    for image, count in enumerate((3000, 1000)):
+        keep = batched_nms(boxes[image, :count], scores[image, :count], labels[image, :count], config.nms)[:100]
+        assert torch.equal(found[image].boxes, boxes[image, keep])
+        assert torch.equal(found[image].scores, scores[image, keep])
+        assert torch.equal(found[image].labels, labels[image, keep])
+    assert (len(found[0].scores) == 100) == (crowding < 33)
