@@ -176,7 +176,7 @@ def test_precisions_agree(weights: Path, photo: Path) -> None:
         detector = retinanet.load(weights, precision=precision, device="cpu")
         batch = normalized_batch([image], detector.model.mean, detector.model.std)
         with torch.inference_mode(), autocast(detector.device, detector.dtype):
-            scores[precision] = torch.cat(detector.model(batch).logits, dim=1).float().sigmoid()
+            scores[precision] = torch.cat(detector.network(batch).logits, dim=1).float().sigmoid()
     difference = (scores["fp32"] - scores["bf16"]).abs()
     assert scores["fp32"].max() > 0.5
     assert 0 < difference.max() < 0.1

@@ -19,7 +19,8 @@ from retinanet.data.transforms import normalized_batch, resize_image, scaled_siz
 from retinanet.decode import Detections, decode
 from retinanet.errors import ConfigError, DataError
 from retinanet.hardware import Precision, autocast, resolve_device, resolve_precision
-from retinanet.model import RetinaNet
+from retinanet.model import Outputs, RetinaNet
+from retinanet.model.inference import for_inference
 from retinanet.zoo.weights import ModelInfo, load_weights
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _ACCEPTED = "give a path, a Pillow image, a uint8 RGB array, or a list of those"
 Picture = str | Path | npt.NDArray[Any] | Image.Image
 
 
-def load(weights: str | Path, precision: Precision = "auto", device: str = "auto") -> Detector:
+def load(weights: str | Path, precision: Precision = "auto", device: str = "auto", compile: bool = False) -> Detector:
     """Load a detector.
 
     Args:
@@ -38,13 +39,15 @@ def load(weights: str | Path, precision: Precision = "auto", device: str = "auto
             (``person``).
         precision: arithmetic of the network; ``auto``: bf16 where the hardware multiplies it, else fp32.
         device: ``cpu``, ``cuda``, …; ``auto``: a GPU if there is one.
+        compile: let ``torch.compile`` make code for this machine at the first picture of each size, which takes up to a
+            minute and a C++ compiler; for many pictures.
 
     Raises:
         CheckpointError: the file does not exist or is not one of this package.
         ConfigError: the device cannot be used.
     """
     model, info = load_weights(weights)
-    return Detector(model, info, precision, device)
+    return Detector(model, info, precision, device, compile)
 
 
 class Detector:
@@ -55,12 +58,28 @@ class Detector:
         info: its classes and settings.
         precision: arithmetic of the network.
         device: where to run it.
+        compile: see :func:`load`.
+
+    Attributes:
+        model: the network as it was given.
+        network: what predicts, made from it: see :func:`retinanet.model.inference.for_inference`.
     """
 
-    def __init__(self, model: RetinaNet, info: ModelInfo, precision: Precision = "auto", device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: RetinaNet,
+        info: ModelInfo,
+        precision: Precision = "auto",
+        device: str = "auto",
+        compile: bool = False,
+    ) -> None:
         self.device = resolve_device(device)
         self.dtype = resolve_precision(precision, self.device)
-        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+        self.model = model.eval().to(self.device)
+        self.network = for_inference(model, self.dtype).to(self.device)
+        self.compiled = compile
+        if compile:
+            self.network.compile()
         self.info = info
 
     @property
@@ -132,11 +151,24 @@ class Detector:
         """Detections of tensors ``(3, h, w)`` in 0–255 that already have the network's input size."""
         batch = normalized_batch(images, self.model.mean, self.model.std, self.device)
         with autocast(self.device, self.dtype):
-            outputs = self.model(batch)
+            outputs = self._outputs(batch)
         grid = self.info.config.anchors.grid((batch.shape[-2], batch.shape[-1])).to(self.device)
         settings = self._decode_config(score)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         return [Detections(*(t.cpu() for t in d)) for d in decode(outputs, grid, sizes, settings)]
+
+    def _outputs(self, batch: Tensor) -> Outputs:
+        if not self.compiled:
+            outputs: Outputs = self.network(batch)
+            return outputs
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            outputs = self.network(batch)
+        except TorchDynamoException as error:  # most often: no C++ compiler
+            reason = str(error).strip().splitlines()[0][:160]
+            raise ConfigError(f"the network cannot be compiled here ({reason}); leave compile out") from error
+        return outputs
 
     def _decode_config(self, score: float | None) -> DecodeConfig:
         return self.info.config.decode if score is None else replace(self.info.config.decode, score=score)

@@ -137,7 +137,7 @@ def see_ours(detector: Detector, image: Tensor) -> Seen:
     def predicted(module: nn.Module, inputs: tuple[Tensor], output: Outputs) -> None:
         seen.update(batch=inputs[0], outputs=output)
 
-    hook = detector.model.register_forward_hook(predicted)
+    hook = detector.network.register_forward_hook(predicted)
     (found,) = detector.detect([image])
     hook.remove()
     return Seen(seen["batch"], seen["outputs"].logits, seen["outputs"].deltas, found)

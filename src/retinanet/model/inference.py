@@ -1,0 +1,122 @@
+"""A trained network made ready to predict: the same function, with less to do."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
+
+# Largest difference that folding may make, relative to the largest output: float32 rounding through a deep network.
+_TOLERANCE = 1e-3
+
+
+def for_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A copy of ``model`` in evaluation mode, batch norm folded into the convolutions before it.
+
+    Args:
+        model: a network that takes ``(B, 3, H, W)``; it is left as it is.
+        dtype: convolution weights are kept in it, so that they are not converted at every call; run the copy under
+            autocast.
+    """
+    ready = copy.deepcopy(model).eval().requires_grad_(False)
+    fold_batch_norm(ready)
+    for module in ready.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return ready
+
+
+@torch.no_grad()
+def fold_batch_norm(model: nn.Module) -> int:
+    """Fold batch norm into the convolution whose output it takes, in place; returns how many were folded.
+
+    Which convolution that is shows when a picture goes through. If the network gives anything else afterwards (it used
+    the convolution's output twice, say), nothing is changed.
+    """
+    device = next(model.parameters()).device
+    if device.type == "meta":  # shapes alone: nothing to compare
+        return 0
+    probe = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
+    try:
+        pairs, before = _conv_before_norm(model, probe)
+    except (RuntimeError, AssertionError, ValueError):  # takes no such picture, as transformers of one size
+        return 0
+    undo = [(owner, name, getattr(owner, name)) for _, _, owner, name in pairs]
+    convolutions = [(conv, conv.weight, conv.bias) for conv, _, _, _ in pairs]
+    for conv, norm, owner, name in pairs:
+        conv.weight, conv.bias = _folded(conv, norm)
+        rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        setattr(owner, name, rest)
+    after = _flat(model(probe))
+    scale = before.abs().max().clamp(min=1e-6)
+    if not (after - before).abs().max() <= _TOLERANCE * scale:
+        for owner, name, norm in undo:
+            setattr(owner, name, norm)
+        for conv, weight, bias in convolutions:
+            conv.weight, conv.bias = weight, bias
+        return 0
+    return len(pairs)
+
+
+Pair = tuple[nn.Conv2d, Any, nn.Module, str]
+
+
+def _conv_before_norm(model: nn.Module, probe: Tensor) -> tuple[list[Pair], Tensor]:
+    """Convolutions with the batch norm that takes their output, where it is kept, and what ``model`` makes of it."""
+    produced: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}
+    found: dict[nn.Module, nn.Conv2d] = {}
+    calls: dict[nn.Module, int] = {}
+
+    def after_conv(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        calls[module] = calls.get(module, 0) + 1
+        produced[id(output)] = (module, output, output._version)  # kept, so that no other tensor gets its id
+
+    def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        calls[module] = calls.get(module, 0) + 1
+        conv, output, version = produced.get(id(inputs[0]), (None, None, 0))
+        if conv is not None and output is not None and output._version == version:  # not changed in place since
+            found[module] = conv
+
+    handles = []
+    owners: dict[nn.Module, tuple[nn.Module, str]] = {}
+    for owner in model.modules():
+        for name, child in owner.named_children():
+            if isinstance(child, nn.Conv2d):
+                handles.append(child.register_forward_hook(after_conv))
+            elif type(child) in (nn.BatchNorm2d, BatchNormAct2d):
+                handles.append(child.register_forward_pre_hook(before_norm))
+                owners[child] = (owner, name)
+    try:
+        result = _flat(model(probe))
+    finally:
+        for handle in handles:
+            handle.remove()
+    once = [(conv, norm) for norm, conv in found.items() if calls[conv] == calls[norm] == 1]
+    return [(conv, norm, *owners[norm]) for conv, norm in once], result
+
+
+def _folded(conv: nn.Conv2d, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
+    """Weight and bias of one convolution that does what both do."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    bias = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
+    bias = bias * scale
+    if norm.bias is not None:
+        bias = bias + norm.bias.double()
+    weight = conv.weight.double() * scale[:, None, None, None]
+    return (
+        nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False),
+        nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False),
+    )
+
+
+def _flat(outputs: Any) -> Tensor:
+    """All numbers of nested lists of tensors."""
+    if isinstance(outputs, Tensor):
+        return outputs.flatten()
+    return torch.cat([_flat(part) for part in outputs])
