@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from retinanet.model import RetinaNet
 from retinanet.model.inference import fold_batch_norm, for_inference
 
+Network = TypeVar("Network", bound=nn.Module)
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 
 
-def randomised(model: nn.Module) -> nn.Module:
+def randomised(model: Network) -> Network:
     """Batch norm with statistics as after a training."""
     torch.manual_seed(1)
     for module in model.modules():
@@ -27,6 +28,11 @@ def randomised(model: nn.Module) -> nn.Module:
             if module.affine:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.uniform_(module.bias, -0.3, 0.3)
+    if isinstance(model, RetinaNet):
+        for part in (model.fpn, model.classification, model.regression):
+            for layer in part.modules():
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.kaiming_normal_(layer.weight)
     return model.eval()
 
 
@@ -48,8 +54,8 @@ def test_the_same_predictions_without_batch_norm(backbone: str, norms: int) -> N
     with torch.inference_mode():
         expected, found = model(images), ready(images)
     for ours, theirs in zip([*found.logits, *found.deltas], [*expected.logits, *expected.deltas], strict=True):
-        assert theirs.std() > 0
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.std().item())
+        assert theirs.std() > 1e-3
+        assert (ours - theirs).abs().max() < 5e-3 * theirs.std()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 

@@ -9,20 +9,22 @@ import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
+from retinanet.model.retinanet import RetinaNet
+
 # Largest difference that folding may make, relative to the largest output: float32 rounding through a deep network.
 _TOLERANCE = 1e-3
 
 
-def for_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+def for_inference(model: RetinaNet, dtype: torch.dtype = torch.float32) -> RetinaNet:
     """A copy of ``model`` in evaluation mode, batch norm folded into the convolutions before it.
 
     Args:
-        model: a network that takes ``(B, 3, H, W)``; it is left as it is.
+        model: the network; it is left as it is.
         dtype: convolution weights are kept in it, so that they are not converted at every call; run the copy under
             autocast.
     """
     ready = copy.deepcopy(model).eval().requires_grad_(False)
-    fold_batch_norm(ready)
+    fold_batch_norm(ready.backbone)
     for module in ready.modules():
         if isinstance(module, nn.Conv2d):
             module.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -32,6 +34,8 @@ def for_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mo
 @torch.no_grad()
 def fold_batch_norm(model: nn.Module) -> int:
     """Fold batch norm into the convolution whose output it takes, in place; returns how many were folded.
+
+    ``model`` takes ``(B, 3, H, W)``.
 
     Which convolution that is shows when a picture goes through. If the network gives anything else afterwards (it used
     the convolution's output twice, say), nothing is changed.
