@@ -335,3 +335,13 @@ def test_training_views_may_be_bilinear() -> None:
         assert view.image.dtype == torch.float32
         for box in view.boxes.tolist():
             assert box == pytest.approx(white(view.image), abs=1.01)
+
+
+def test_colours_of_floating_point_pictures_vary_the_same_way() -> None:
+    image = torch.randint(256, (3, 20, 30), dtype=torch.uint8)
+    for seed in range(20):
+        expected = jitter_color(image, 0.5, random.Random(seed))
+        found = jitter_color(image.float(), 0.5, random.Random(seed))
+        assert expected.dtype == torch.uint8
+        assert (found - expected.float()).abs().max() <= 3  # uint8 is rounded after each of the three
+    assert (expected.float() - image).abs().max() > 10

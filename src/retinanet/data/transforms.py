@@ -26,9 +26,9 @@ def training_view(sample: Sample, config: DataConfig, rng: random.Random, scale:
     """A random view of ``sample``, ``scale`` times the configured size: crop, colours and flip as ``config`` allows."""
     if rng.random() < config.crop:
         sample = random_crop(sample, rng)
-    if config.color > 0:
-        sample.image = jitter_color(sample.image, config.color, rng)
     sample = resize(sample, config, scale)
+    if config.color > 0:  # of the scaled picture, which most often has far fewer pixels
+        sample.image = jitter_color(sample.image, config.color, rng)
     if rng.random() < config.flip:
         sample = horizontal_flip(sample)
     return sample.drop_degenerate()
@@ -97,10 +97,12 @@ def random_crop(sample: Sample, rng: random.Random, smallest: float = 0.5) -> Sa
 
 
 def jitter_color(image: Tensor, strength: float, rng: random.Random) -> Tensor:
-    """Brightness, contrast and saturation, each by a factor from 1 − ``strength`` to 1 + ``strength``."""
-    image = F.adjust_brightness(image, rng.uniform(1 - strength, 1 + strength))
+    """Brightness, contrast and saturation of an image in 0–255, each by a factor of 1 ± ``strength``."""
+    unit = 255 if image.is_floating_point() else 1  # torchvision takes floating-point values from 0 to 1
+    image = F.adjust_brightness(image / unit if unit > 1 else image, rng.uniform(1 - strength, 1 + strength))
     image = F.adjust_contrast(image, rng.uniform(1 - strength, 1 + strength))
-    return F.adjust_saturation(image, rng.uniform(1 - strength, 1 + strength))  # type: ignore[no-any-return]
+    image = F.adjust_saturation(image, rng.uniform(1 - strength, 1 + strength))
+    return image * unit if unit > 1 else image
 
 
 def normalized_batch(
