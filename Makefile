@@ -28,8 +28,8 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/focal_loss.py
+bench: $(VENV)/.installed  ## time everything beside torchvision; about ten minutes
+	$(BIN)/retinanet bench --out benchmarks/results
 
 clean:
 	rm -rf $(VENV) $(DEMO) runs dist .pytest_cache .mypy_cache .ruff_cache

@@ -102,8 +102,13 @@ def _highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
         return values.topk(count, dim=1)
     blocks = values[:, :whole].view(len(values), -1, size)  # (B, n / size, size)
     block = _highest(blocks.amax(dim=2), count)[1]  # (B, count)
-    chosen = blocks.gather(1, block[..., None].expand(-1, -1, size)).flatten(1)
-    top, order = _highest(torch.cat([chosen, values[:, whole:]], dim=1), count)
+    if whole == length:  # whole blocks are copied at once
+        first = torch.arange(len(values), device=values.device)[:, None] * (length // size)
+        chosen = values.reshape(-1, size).index_select(0, (block + first).view(-1)).view(len(values), -1)
+    else:
+        chosen = blocks.gather(1, block[..., None].expand(-1, -1, size)).flatten(1)
+        chosen = torch.cat([chosen, values[:, whole:]], dim=1)
+    top, order = _highest(chosen, count)
     in_block = block.gather(1, (order // size).clamp(max=count - 1)) * size + order % size
     return top, torch.where(order < count * size, in_block, order + whole - count * size)
 

@@ -343,5 +343,5 @@ def test_colours_of_floating_point_pictures_vary_the_same_way() -> None:
         expected = jitter_color(image, 0.5, random.Random(seed))
         found = jitter_color(image.float(), 0.5, random.Random(seed))
         assert expected.dtype == torch.uint8
-        assert (found - expected.float()).abs().max() <= 3  # uint8 is rounded after each of the three
+        assert (found - expected.float()).abs().max() <= 4  # uint8 is rounded after each of the three
     assert (expected.float() - image).abs().max() > 10

@@ -1,0 +1,1 @@
+"""This package and torchvision side by side on this machine: ``retinanet bench``."""

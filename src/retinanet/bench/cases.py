@@ -1,0 +1,355 @@
+"""What is compared. Each function makes the tensors once and returns cases whose sides work on the same ones.
+
+torchvision's side is what its own RetinaNet does: ``torchvision.ops`` and ``torchvision.models.detection``.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.models.detection import retinanet_resnet50_fpn
+from torchvision.models.detection._utils import Matcher
+from torchvision.ops import box_iou, sigmoid_focal_loss
+from torchvision.transforms.functional import to_tensor
+
+from retinanet.anchors import BACKGROUND, AnchorSpec, assign, assign_batch
+from retinanet.bench.measure import Case
+from retinanet.config import Config, DataConfig, DecodeConfig, load_recipe
+from retinanet.data.formats.detect import read_split
+from retinanet.data.images import to_rgb
+from retinanet.data.loader import Batch, TrainingOrder, training_loader
+from retinanet.data.synthetic import write_sample
+from retinanet.data.transforms import normalized_batch, resize_image, scaled_size
+from retinanet.decode import decode
+from retinanet.detect.detector import Detector, load
+from retinanet.detect.sources import find_pictures, pictures_with_detections
+from retinanet.hardware import Precision, autocast, resolve_precision
+from retinanet.losses import Normalizer, detection_losses, focal_loss
+from retinanet.model import Outputs, RetinaNet
+from retinanet.train.optim import make_optimizer
+from retinanet.zoo.importers import from_torchvision
+
+_CPU = torch.device("cpu")
+
+
+def focal(classes: int, anchors: int = 120_087) -> Case:
+    """Loss and gradient of one image's logits; 120,087 anchors are those of 800×800 pixels."""
+    torch.manual_seed(0)
+    logits = torch.randn(anchors, classes) - 4.6
+    labels = torch.full((anchors,), BACKGROUND)
+    foreground = torch.randperm(anchors)[:40]
+    labels[foreground] = torch.randint(classes, (len(foreground),))
+    out = torch.empty_like(logits)
+
+    def ours() -> Tensor:
+        x = logits.detach().requires_grad_()
+        loss = focal_loss(x, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    def theirs() -> Tensor:
+        x = logits.detach().requires_grad_()
+        targets = torch.zeros_like(x)
+        rows = torch.nonzero(labels >= 0).squeeze(1)
+        targets[rows, labels[rows]] = 1.0
+        loss: Tensor = sigmoid_focal_loss(x, targets, reduction="sum")
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    _require_close(ours(), theirs(), 2e-5)
+    return Case(
+        f"focal loss, {anchors:,} × {classes:,}",
+        {"ours": ours, "torchvision": theirs},
+        lambda: torch.sigmoid(logits, out=out),
+        "one sigmoid pass over the logits",
+    )
+
+
+def assignment(count: int) -> Case:
+    """Which anchors of an 800×800 image learn which of ``count`` boxes."""
+    grid = AnchorSpec().grid((800, 800))
+    boxes = _boxes(count, 800)
+    matcher = Matcher(0.5, 0.4, allow_low_quality_matches=False)
+    sides: dict[str, Callable[[], Any]] = {"ours": lambda: assign(grid, boxes)}
+    note = "torchvision's matrix of overlaps would take 2.4 GB and half a minute" if count > 1000 else ""
+    if not note:
+        sides["torchvision"] = lambda: matcher(box_iou(boxes, grid.boxes))
+        if not torch.equal(assign(grid, boxes), matcher(box_iou(boxes, grid.boxes))):
+            raise AssertionError("the assignments differ")
+    out = torch.empty(len(grid.boxes), dtype=torch.int64)
+    return Case(
+        f"assignment, {count:,} box{'es' * (count > 1)}", sides, lambda: out.fill_(-1), "writing the result", note=note
+    )
+
+
+def postprocessing(classes: int, images: int = 8) -> Case:
+    """Outputs of 800×800 images with tens of thousands of scores over the threshold → 300 detections each."""
+    torch.manual_seed(0)
+    grid = AnchorSpec().grid((800, 800))
+    mean = -5.6 if classes > 1 else -2.5
+    logits = [torch.randn(images, count, classes) + mean for count in grid.level_sizes]
+    deltas = [0.2 * torch.randn(images, count, 4) for count in grid.level_sizes]
+    peer = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes).eval()
+    anchors = [list(grid.split(grid.boxes))] * images
+    sizes = [(800, 800)] * images
+    config = DecodeConfig(max_detections=300)
+
+    def ours() -> Any:
+        return decode(Outputs(logits, deltas), grid, sizes, config)
+
+    @torch.no_grad()
+    def theirs() -> Any:
+        return peer.postprocess_detections({"cls_logits": logits, "bbox_regression": deltas}, anchors, sizes)
+
+    for mine, other in zip(ours(), theirs(), strict=True):
+        _require_close(mine.scores, other["scores"], 1e-5)
+    over = sum(int((level > -2.944).sum()) for level in logits) // images
+    return Case(
+        f"post-processing, {images} images × {classes} class{'es' * (classes > 1)}",
+        {"ours": ours, "torchvision": theirs},
+        lambda: [level.amax() for level in logits],
+        "reading the logits once",
+        images,
+        f"{over:,} scores over 0.05 in each 800×800 image",
+    )
+
+
+def detector(side: int = 800) -> Case:
+    """One image from the uint8 array to its detections: ResNet-50, the same weights through the importer."""
+    peer = _peer(91)
+    exact, quick = (from_torchvision(peer.state_dict(), precision=p) for p in ("fp32", "bf16"))
+    image = torch.from_numpy(_photograph(side, side))
+    array = image.permute(1, 2, 0).numpy()
+    peer.transform.min_size, peer.transform.max_size = (side,), side
+    for found in (exact, quick):
+        found.info = _with_size(found, side)
+
+    def ours(which: Detector) -> Callable[[], Any]:
+        return lambda: which.detect([torch.from_numpy(array).permute(2, 0, 1)])
+
+    @torch.inference_mode()
+    def theirs() -> Any:
+        return peer([torch.from_numpy(array).permute(2, 0, 1).float() / 255])
+
+    batch = normalized_batch([image], exact.model.mean, exact.model.std)
+
+    @torch.inference_mode()
+    def network() -> Any:
+        return exact.network(batch)
+
+    mine, other = ours(exact)()[0], theirs()[0]
+    _require_close(mine.scores[:50], other["scores"][:50], 1e-3)
+    return Case(
+        f"detector R-50, one {side}×{side} image",
+        {"ours": ours(exact), "torchvision": theirs, "ours bf16": ours(quick)},
+        network,
+        "our float32 network alone",
+    )
+
+
+def training_step(side: int = 320, images: int = 4) -> Case:
+    """Forward, losses, backward and optimiser step of ResNet-50, as the paper trains it, on tensors in memory."""
+    torch.manual_seed(0)
+    pictures = [torch.from_numpy(_photograph(side, side)) for _ in range(images)]
+    boxes = [_boxes(12, side) for _ in range(images)]
+    labels = [torch.randint(80, (len(b),)) for b in boxes]
+    nothing = [torch.zeros(0, 4)] * images
+    batch = Batch(pictures, boxes, labels, nothing, list(range(images)))
+
+    def side_of(precision: Precision) -> Callable[[], Any]:
+        step = _our_step(precision)
+        return lambda: step(batch)
+
+    their_step = _their_step(side)
+    return Case(
+        f"training step R-50, {images} × {side} px",
+        {"ours": side_of("fp32"), "torchvision": lambda: their_step(batch), "ours bf16": side_of("bf16")},
+        items=images,
+        note="both freeze the stem, the first stage and batch norm, and train with SGD",
+    )
+
+
+def _our_step(precision: Precision) -> Callable[[Batch], None]:
+    config = _recipe("paper", "model", backbone="resnet50", pretrained=False, freeze_stages=2)
+    model = RetinaNet.from_config(config.model, config.anchors, 80).to(memory_format=torch.channels_last).train()
+    optimizer = make_optimizer(model, config.train)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-6
+    normalizer = Normalizer(config.loss)
+    dtype = resolve_precision(precision, _CPU)
+
+    def step(batch: Batch) -> None:
+        images = normalized_batch(batch.images, model.mean, model.std)
+        grid = config.anchors.grid((images.shape[-2], images.shape[-1]))
+        with autocast(_CPU, dtype):
+            outputs = model(images)
+        matched = assign_batch(grid, batch.boxes, batch.ignore, config.assign)
+        boxes, labels = torch.cat(batch.boxes), torch.cat(batch.labels)
+        losses = detection_losses(outputs, grid, matched, boxes, labels, config.loss, normalizer)
+        optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def _their_step(side: int) -> Callable[[Batch], None]:
+    peer = _peer(80).train()
+    peer.transform.min_size, peer.transform.max_size = (side,), side
+    trained = [p for p in peer.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-6, momentum=0.9, weight_decay=1e-4)
+
+    def step(batch: Batch) -> None:
+        targets = [{"boxes": b, "labels": label} for b, label in zip(batch.boxes, batch.labels, strict=True)]
+        losses = peer([picture.float() / 255 for picture in batch.images], targets)
+        optimizer.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        optimizer.step()
+
+    return step
+
+
+def from_files(images: int = 4, side: int = 320) -> Iterator[Case]:
+    """Training and detection of ResNet-50 from picture files: decoding, scaling and colours included."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_sample(Path(folder), images=40, size=480)
+        dataset = read_split(Path(folder), "train")
+        config = DataConfig(size=side, max_size=side, color=0.2)
+
+        def endless() -> Iterator[Batch]:
+            while True:
+                order = TrainingOrder(dataset, images, epochs=1, seed=0, start=0)
+                yield from training_loader(dataset, order, config, seed=0)
+
+        def side_of(step: Callable[[Batch], None]) -> Callable[[], None]:
+            batches = endless()
+            return lambda: step(next(batches))
+
+        yield Case(
+            f"training R-50 from files, {images} × {side} px",
+            {
+                "ours": side_of(_our_step("fp32")),
+                "torchvision": side_of(_their_step(side)),
+                "ours bf16": side_of(_our_step("bf16")),
+            },
+            items=images,
+            note="both sides read through this package's loader",
+        )
+
+        peer = _peer(91)
+        peer.transform.min_size, peer.transform.max_size = (480,), 480
+        sources = find_pictures([str(dataset.path(i)) for i in range(images)])
+
+        def ours(precision: Precision) -> Callable[[], Any]:
+            found = from_torchvision(peer.state_dict(), precision=precision)
+            found.info = _with_size(found, 480)
+            return lambda: list(pictures_with_detections(found, sources, 0.05))
+
+        @torch.inference_mode()
+        def theirs() -> Any:
+            pictures = [Image.open(source.path).convert("RGB") for source in sources]
+            return [peer([to_tensor(picture)]) for picture in pictures]
+
+        yield Case(
+            f"detection R-50 from files, {images} × 480 px",
+            {"ours": ours("fp32"), "torchvision": theirs, "ours bf16": ours("bf16")},
+            items=images,
+        )
+
+
+def photograph(stages: bool = True) -> Iterator[Case]:
+    """The bundled detector of people on a 640×480 photograph, from the JPEG file's bytes; and where the time goes."""
+    person = load("person")
+    stream = io.BytesIO()
+    Image.fromarray(_photograph(480, 640).transpose(1, 2, 0)).save(stream, "JPEG", quality=90)
+    data = stream.getvalue()
+
+    def read() -> Tensor:
+        return torch.from_numpy(to_rgb(Image.open(io.BytesIO(data)))).permute(2, 0, 1)
+
+    config = person.info.config.data
+    yield Case("person, one 640×480 JPEG", {"ours": lambda: person.detect([read()])})
+    if not stages:
+        return
+    image = read()
+    shape = scaled_size(480, 640, config)
+    scaled = resize_image(image, shape, config)
+    batch = normalized_batch([scaled], person.model.mean, person.model.std)
+    grid = person.info.config.anchors.grid((batch.shape[-2], batch.shape[-1]))
+
+    @torch.inference_mode()
+    def network() -> Outputs:
+        with autocast(_CPU, person.dtype):
+            outputs: Outputs = person.network(batch)
+        return outputs
+
+    outputs = network()
+    yield Case("  of it decoding the JPEG", {"ours": read})
+    yield Case("  of it scaling", {"ours": lambda: resize_image(image, shape, config)})
+    normalise = {"ours": lambda: normalized_batch([scaled], person.model.mean, person.model.std)}
+    yield Case("  of it normalising", normalise)
+    yield Case(f"  of it network, {str(person.dtype).removeprefix('torch.')}", {"ours": network})
+    yield Case("  of it post-processing", {"ours": lambda: decode(outputs, grid, [shape])})
+
+
+def evaluation(images: int = 5000, detections: int = 100) -> Case:
+    """COCO's twelve numbers from 5,000 images with 500,000 detections; the other side is pycocotools."""
+    from retinanet.bench.coco import evaluation_sides
+
+    ours, theirs = evaluation_sides(images, detections)
+    sides = {"ours": ours} | ({"pycocotools": theirs} if theirs is not None else {})
+    return Case(f"COCO evaluation, {images:,} images", sides, note=f"{images * detections:,} detections")
+
+
+def _recipe(name: str, group: str, **settings: Any) -> Config:
+    values = load_recipe(name).to_dict()
+    values[group] |= settings
+    return Config.from_dict(values)
+
+
+def _with_size(found: Detector, side: int) -> Any:
+    data = replace(found.info.config.data, size=side, max_size=side)
+    return replace(found.info, config=replace(found.info.config, data=data))
+
+
+def _peer(classes: int) -> Any:
+    """torchvision's first RetinaNet with weights such that hundreds of boxes are found."""
+    torch.manual_seed(0)
+    peer = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes).eval()
+    with torch.no_grad():
+        peer.head.classification_head.cls_logits.weight.normal_(std=0.05)
+        peer.head.classification_head.cls_logits.bias.fill_(-4.0)
+    return peer
+
+
+def _boxes(count: int, side: int) -> Tensor:
+    """Boxes of 10–200 px (in 800), as many small as large."""
+    generator = torch.Generator().manual_seed(count)
+    corner = torch.rand(count, 2, generator=generator) * 0.9 * side
+    size = side / 80 * torch.exp(3 * torch.rand(count, 2, generator=generator))
+    return torch.cat([corner, (corner + size).clamp(max=side)], dim=1)
+
+
+def _photograph(height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Something with structure at every scale, ``(3, H, W)``."""
+    rng = np.random.default_rng(0)
+    image = np.zeros((height, width, 3))
+    for size in (4, 16, 64):
+        noise = Image.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8))
+        image += np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC), dtype=float) / 3
+    return np.ascontiguousarray(image.clip(0, 255).astype(np.uint8).transpose(2, 0, 1))
+
+
+def _require_close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    """No side may be fast by computing something else."""
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
+        raise AssertionError(f"the sides disagree: {ours} and {theirs}")

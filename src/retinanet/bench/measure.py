@@ -1,0 +1,126 @@
+"""Times and memory of the sides of a comparison, taken in turn."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+# A side that needs longer than this for one call is not called again.
+_PATIENCE = 20.0
+
+
+@dataclass
+class Case:
+    """One row of the table: several ways to compute one thing.
+
+    Attributes:
+        name: what is computed.
+        sides: a call for each side; the first two are ours and torchvision's.
+        floor: a call that does no more than the task's least work, if there is such a thing.
+        floor_name: what that is.
+        items: images (say) per call, for a rate.
+        note: what the reader should know.
+    """
+
+    name: str
+    sides: dict[str, Callable[[], Any]]
+    floor: Callable[[], Any] | None = None
+    floor_name: str = ""
+    items: int = 1
+    note: str = ""
+
+
+@dataclass
+class Measured:
+    """Medians of one case.
+
+    Attributes:
+        name: of the case.
+        seconds: median of each side, and of ``floor``.
+        memory: bytes that a call of each side takes beyond what was in use; empty where the system does not tell.
+        items: per call.
+        notes: see :class:`Case`.
+    """
+
+    name: str
+    seconds: dict[str, float]
+    memory: dict[str, int]
+    items: int = 1
+    notes: list[str] = field(default_factory=list)
+
+    def times_faster(self, ours: str = "ours", theirs: str = "torchvision") -> float | None:
+        """How many times as long ``theirs`` takes."""
+        if ours not in self.seconds or theirs not in self.seconds:
+            return None
+        return self.seconds[theirs] / self.seconds[ours]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the JSON file."""
+        return {
+            "what": self.name,
+            "median_ms": {side: round(1000 * value, 3) for side, value in self.seconds.items()},
+            "times_torchvision": {
+                side: round(self.seconds["torchvision"] / value, 2)
+                for side, value in self.seconds.items()
+                if "torchvision" in self.seconds and side not in ("torchvision", "floor")
+            },
+            "extra_memory_mb": {side: round(value / 2**20, 1) for side, value in self.memory.items()},
+            "items_per_call": self.items,
+            "notes": self.notes,
+        }
+
+
+def measure(case: Case, repeats: int) -> Measured:
+    """Call the sides in turn, ``repeats`` times after a first round that warms up; medians."""
+    calls = dict(case.sides)
+    if case.floor is not None:
+        calls["floor"] = case.floor
+    times: dict[str, list[float]] = {side: [] for side in calls}
+    for round_number in range(repeats + 1):
+        for side, call in calls.items():
+            if times[side] and times[side][0] > _PATIENCE:
+                continue
+            began = time.perf_counter()
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            took = time.perf_counter() - began
+            if round_number > 0 or took > _PATIENCE:
+                times[side].append(took)
+    memory = {side: found for side, call in case.sides.items() if (found := extra_memory(call)) is not None}
+    notes = [text for text in (case.note, case.floor_name and f"floor: {case.floor_name}") if text]
+    return Measured(case.name, {k: statistics.median(v) for k, v in times.items()}, memory, case.items, notes)
+
+
+def extra_memory(call: Callable[[], Any]) -> int | None:
+    """Bytes by which a call raises the memory in use at its peak; None where Linux or CUDA does not tell."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        # What was freed goes back to the system first, or reusing it would not show.
+        ctypes.CDLL(None).malloc_trim(0)
+        _CLEAR.write_text("5")  # the peak starts again from what is in use now
+        before = _peak()
+        call()
+        return max(0, _peak() - before)
+    except (OSError, AttributeError):
+        return None
+
+
+def _peak() -> int:
+    return 1024 * int(_STATUS.read_text().split("VmHWM:")[1].split()[0])

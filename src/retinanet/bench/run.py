@@ -1,0 +1,157 @@
+"""``retinanet bench``: measure, show a table, keep the numbers and a plot."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from retinanet.bench import cases
+from retinanet.bench.measure import Case, Measured, measure
+from retinanet.errors import ConfigError
+from retinanet.files import write_atomically, write_json
+from retinanet.progress import progress_bar
+
+# What can be asked for by name, and how often each side is called.
+GROUPS: dict[str, tuple[Callable[[], Iterable[Case]], int]] = {
+    "loss": (lambda: (cases.focal(classes) for classes in (1, 80, 1203)), 5),
+    "assignment": (lambda: (cases.assignment(count) for count in (7, 50, 500, 5000)), 5),
+    "post-processing": (lambda: (cases.postprocessing(classes) for classes in (1, 80)), 5),
+    "detector": (lambda: [cases.detector()], 5),
+    "training-step": (lambda: [cases.training_step()], 3),
+    "files": (lambda: cases.from_files(), 3),
+    "photograph": (lambda: cases.photograph(), 15),
+    "evaluation": (lambda: [cases.evaluation()], 1),
+}
+
+
+def run(names: Sequence[str], out: Path, console: Console, scaling: bool = True, threads: int | None = None) -> None:
+    """Measure the groups of cases in ``names`` (all of them if empty); writes ``bench.json`` and ``scaling.png``.
+
+    Raises:
+        ConfigError: there is no such group.
+    """
+    unknown = [name for name in names if name not in GROUPS]
+    if unknown:
+        raise ConfigError(f"nothing called {unknown[0]!r} to measure; there are {', '.join(GROUPS)}")
+    if threads:
+        torch.set_num_threads(threads)
+    chosen = list(names) or list(GROUPS)
+    results: list[Measured] = []
+    curves = _SCALING if scaling and not names else {}
+    with progress_bar(console, "measuring", len(chosen) + len(curves)) as bar:
+        for name in chosen:
+            make, repeats = GROUPS[name]
+            for case in make():
+                bar.update(0, case.name.strip())
+                results.append(measure(case, repeats))
+                _save(out, results, {})
+            bar.advance(1)
+        measured = {}
+        for title, (_, make_case, values) in curves.items():
+            bar.update(0, title)
+            measured[title] = [(value, measure(make_case(value), 3)) for value in values]
+            bar.advance(1)
+    _save(out, results, measured)
+    console.print(table(results))
+    written = ["bench.json"]
+    if measured:
+        write_atomically(out / "scaling.png", lambda temporary: _plot(measured, temporary))
+        written.append("scaling.png")
+    console.print(f"wrote {', '.join(written)} in {out}")
+
+
+_SCALING: dict[str, tuple[str, Callable[[int], Case], tuple[int, ...]]] = {
+    "assignment": ("boxes in an 800×800 image", cases.assignment, (1, 5, 20, 100, 500, 2000, 5000)),
+    "focal loss": ("classes (12,000 anchors)", lambda n: cases.focal(n, 12_000), (1, 5, 20, 80, 365, 1203)),
+    "detector": ("pixels a side", cases.detector, (320, 512, 800, 1120, 1600)),
+}
+
+
+def table(results: Iterable[Measured]) -> str:
+    """Medians, how many times faster, the floor's share of ours, extra memory: a line for each result."""
+    header = ("", "ours", "ours bf16", "theirs", "faster", "bf16", "floor", "memory", "theirs")
+    rows: list[tuple[str, ...]] = [header]
+    for row in results:
+        theirs = "torchvision" if "torchvision" in row.seconds else "pycocotools"
+        floor = row.seconds.get("floor")
+        rows.append(
+            (
+                row.name,
+                *(_time(row.seconds.get(side)) for side in ("ours", "ours bf16", theirs)),
+                *(_ratio(row.times_faster(side, theirs)) for side in ("ours", "ours bf16")),
+                "" if floor is None else f"{100 * floor / row.seconds['ours']:.0f} %",
+                *(_megabytes(row.memory.get(side)) for side in ("ours", theirs)),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()  # names to the left
+        for row in rows
+    ]
+    return "\n".join([_machine(), *lines])
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**20:.0f} MB"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.{1 if seconds < 0.1 else 0}f} ms"
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}×"
+
+
+def _machine() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads on {cores} cores, {_processor()}; medians"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _save(out: Path, results: Sequence[Measured], curves: dict[str, list[tuple[int, Measured]]]) -> None:
+    import torchvision
+
+    out.mkdir(parents=True, exist_ok=True)
+    content = {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "cases": [result.to_dict() for result in results],
+        "scaling": {
+            title: [{"value": value, **found.to_dict()} for value, found in points] for title, points in curves.items()
+        },
+    }
+    write_json(out / "bench.json", content, indent=1)
+
+
+def _plot(curves: dict[str, list[tuple[int, Measured]]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(curves), 3.6), layout="constrained")
+    colors = {"ours": "#1f6f8b", "ours bf16": "#7fb7be", "torchvision": "#c8553d"}
+    for axes, (title, points) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        for side, color in colors.items():
+            line = [(value, 1000 * found.seconds[side]) for value, found in points if side in found.seconds]
+            if line:
+                axes.loglog(*zip(*line, strict=True), marker="o", markersize=4, label=side, color=color)
+        axes.set(title=title, xlabel=_SCALING[title][0], ylabel="ms")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.2)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
