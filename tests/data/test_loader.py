@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +18,7 @@ from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.loader import (
     Batch,
+    Timed,
     TrainingOrder,
     evaluation_loader,
     load_sample,
@@ -176,3 +179,15 @@ def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
         available: Any = set(range(cores))
         monkeypatch.setattr("os.sched_getaffinity", lambda pid, available=available: available, raising=False)
         assert 0 < worker_count(DataConfig()) <= limit
+
+
+def test_time_spent_waiting_is_added_up() -> None:
+    def slow() -> Iterator[Batch]:
+        for _ in range(3):
+            time.sleep(0.02)
+            yield Batch([], [], [], [], [])
+
+    batches = Timed(slow())
+    for _ in batches:
+        time.sleep(0.05)  # does not count
+    assert 0.06 <= batches.seconds < 0.12

@@ -121,7 +121,9 @@ def test_killed_in_mid_epoch_and_resumed_is_bit_identical(parts: Path, tmp_path:
         different = [key for key in expected if not torch.equal(expected[key], found[key])]
         assert not different
         assert read_info(whole / name).metrics == read_info(killed / name).metrics
-    without_time = [[{**line, "seconds": 0} for line in _lines(run / "metrics.jsonl")] for run in (whole, killed)]
+    without_time = [
+        [{**line, "seconds": 0, "data_wait": 0} for line in _lines(run / "metrics.jsonl")] for run in (whole, killed)
+    ]
     assert without_time[0] == without_time[1]
 
 
@@ -287,3 +289,11 @@ def test_long_gradients_are_clipped(sets: tuple[Dataset, Dataset], tmp_path: Pat
     assert step["grad_norm"] > 0.1
     expected = step["lr"] * (step["grad_norm"] if clip is None else clip)
     assert float(moved) ** 0.5 == pytest.approx(expected, rel=0.01)
+
+
+def test_waiting_for_pictures_is_logged_and_much_of_it_said() -> None:
+    losses, metrics = {"loss": 1.0}, {"AP": 0.5, "AP50": 0.7, "AP75": 0.4}
+    assert loop._epoch_line(3, 10, losses, metrics, 0.05) == "epoch  3/10  loss 1.000  AP 0.500  AP50 0.700  AP75 0.400"
+    assert "35% of the time waiting for pictures; try more --data.workers" in loop._epoch_line(
+        3, 10, losses, metrics, 0.35
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -146,6 +147,21 @@ def training_loader(dataset: Dataset, order: TrainingOrder, config: DataConfig, 
         generator=torch.Generator().manual_seed(seed),  # keeps the global generator out of it
     )
     return (Batch.of(samples) for samples in _readable(loader))
+
+
+class Timed:
+    """Passes batches on and adds up the ``seconds`` that were spent waiting for them."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self.seconds = 0.0
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        began = time.monotonic()
+        for batch in self._batches:
+            self.seconds += time.monotonic() - began
+            yield batch
+            began = time.monotonic()
 
 
 def evaluation_loader(dataset: Dataset, config: DataConfig, batch: int = 8) -> Iterator[list[Sample]]:

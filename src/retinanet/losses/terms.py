@@ -7,6 +7,7 @@ kernel where there is one.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -163,7 +164,17 @@ def summed(logits: Tensor, labels: Tensor, terms: Terms, quality: Tensor | None 
             from retinanet.losses.kernels.cpu import summed_on_cpu
 
             return summed_on_cpu(logits, labels, terms, quality)
+        if _has_gpu_kernel(logits):
+            from retinanet.losses.kernels.triton import summed_on_gpu
+
+            return summed_on_gpu(logits, labels, terms, quality)
         return reference(logits, labels, terms, quality)
+
+
+def _has_gpu_kernel(logits: Tensor) -> bool:
+    if logits.device.type != "cuda" or logits.dtype == torch.float64 or torch.compiler.is_compiling():
+        return False
+    return importlib.util.find_spec("triton") is not None
 
 
 def reference(logits: Tensor, labels: Tensor, terms: Terms, quality: Tensor | None = None) -> Tensor:

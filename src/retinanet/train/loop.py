@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from retinanet.anchors import AnchorGrid, assign_batch
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
-from retinanet.data.loader import Batch, TrainingOrder, training_loader
+from retinanet.data.loader import Batch, Timed, TrainingOrder, training_loader
 from retinanet.data.transforms import normalized_batch
 from retinanet.detect.detector import Detector
 from retinanet.errors import DataError, NonFiniteLossError
@@ -45,6 +45,9 @@ from retinanet.train.checkpoint import (
 from retinanet.train.log import Log
 from retinanet.train.optim import learning_rate, make_average, make_optimizer, set_learning_rate
 from retinanet.zoo.weights import ModelInfo, read_info, save_weights
+
+# Share of an epoch spent waiting for the loader that is worth a word.
+_MUCH_WAITING = 0.2
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -131,7 +134,9 @@ def train(
     with _stop_requests() as stop, progress_bar(console, "images", len(train_set) * settings.epochs) as bar:
         seen = _images_before(start, train_set, order)
         bar.advance(seen)
-        for step, batch in enumerate(training_loader(train_set, order, config.data, settings.seed), start=start + 1):
+        batches = Timed(training_loader(train_set, order, config.data, settings.seed))
+        epoch_began = time.monotonic()
+        for step, batch in enumerate(batches, start=start + 1):
             lr = learning_rate(settings, seen, len(train_set) * settings.epochs)
             set_learning_rate(optimizer, lr)
             torch.manual_seed(settings.seed + step)  # whatever a backbone draws (drop path) depends on the step alone
@@ -172,14 +177,17 @@ def train(
             epoch_ended = step % steps_per_epoch == 0
             if epoch_ended:
                 number = step // steps_per_epoch
+                waited = batches.seconds / (time.monotonic() - epoch_began)  # for data, a share of the epoch
                 if number % settings.eval_every == 0 or step == total:
                     metrics = _validate(model, average, config, val_set).to_dict()
-                    log.write(step=step, epoch=number, seconds=round(time.monotonic() - began, 1), **metrics)
-                    console.print(_epoch_line(number, settings.epochs, shown, metrics), highlight=False)
+                    seconds = round(time.monotonic() - began, 1)
+                    log.write(step=step, epoch=number, seconds=seconds, data_wait=round(waited, 3), **metrics)
+                    console.print(_epoch_line(number, settings.epochs, shown, metrics, waited), highlight=False)
                     if metrics["AP"] > best_ap or not best.exists():
                         best_ap = metrics["AP"]
                         save_weights(best, dict(weights_to_use(model, average).state_dict()), describe(step))
                     log.draw(out / "curves.png")
+                batches.seconds, epoch_began = 0.0, time.monotonic()
             if epoch_ended or stop.requested or time.monotonic() - saved > 60 * settings.checkpoint_minutes:
                 save_training(last, model, average, optimizer, normalizer, describe(step))
                 saved = time.monotonic()
@@ -263,9 +271,12 @@ def _images_before(step: int, dataset: Dataset, order: TrainingOrder) -> int:
     return epochs * len(dataset) + sum(len(batch) for batch in order.batches(epochs)[:rest])
 
 
-def _epoch_line(epoch: int, epochs: int, losses: dict[str, float], metrics: dict[str, Any]) -> str:
+def _epoch_line(epoch: int, epochs: int, losses: dict[str, float], metrics: dict[str, Any], waited: float) -> str:
     precision = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
-    return f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {losses['loss']:.3f}  {precision}"
+    line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {losses['loss']:.3f}  {precision}"
+    if waited > _MUCH_WAITING:
+        line += f"  ({waited:.0%} of the time waiting for pictures; try more --data.workers)"
+    return line
 
 
 def _as_yaml(config: Config) -> str:

@@ -1,0 +1,63 @@
+"""The GPU kernel, run by Triton's interpreter on the CPU, against the definitions in float64."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+CHECK = """
+import torch
+from retinanet.losses.kernels.triton import summed_on_gpu
+from retinanet.losses.terms import Focal, FocalStar, QualityFocal, Varifocal, reference
+
+TERMS = [Focal(0.25, 2.0), Focal(None, 0.0), Focal(0.75, 0.0), Focal(0.3, 0.4), Focal(0.5, 5.0),
+         FocalStar(0.25, 2.0, 1.0), FocalStar(None, 4.0, 0.0), QualityFocal(2.0), QualityFocal(1.5),
+         Varifocal(0.75, 2.0), Varifocal(None, 1.5)]
+torch.manual_seed(0)
+checked = 0
+for terms in TERMS:
+    for shape in ((700, 1), (2, 130, 7), (3, 1500)):
+        for spread, dtype in ((3.0, torch.float32), (40.0, torch.float32), (3.0, torch.bfloat16), (3.0, torch.float16)):
+            logits = (torch.randn(shape) * spread).to(dtype)
+            kind = torch.rand(shape[:-1])
+            labels = torch.where(kind < 0.3, torch.randint(shape[-1], shape[:-1]), -1)
+            labels = torch.where(kind > 0.8, -2, labels)
+            quality = torch.rand(shape[:-1]) * (torch.rand(shape[:-1]) > 0.2)
+            x = logits.clone().requires_grad_()
+            loss = summed_on_gpu(x, labels, terms, quality)
+            (gradient,) = torch.autograd.grad(0.37 * loss, x, retain_graph=True)
+            again = torch.autograd.grad(0.37 * loss, x)[0]
+            exact = logits.double().requires_grad_()
+            expected = reference(exact, labels, terms, quality)
+            (slope,) = torch.autograd.grad(0.37 * expected, exact)
+            assert loss.dtype == torch.float32 and gradient.dtype == dtype
+            torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=1e-6)
+            tolerance = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+            torch.testing.assert_close(gradient.double(), slope, rtol=tolerance, atol=1e-6)
+            assert torch.equal(gradient, again)
+            with torch.no_grad():
+                assert summed_on_gpu(x, labels, terms, quality) == loss
+            checked += 1
+for value in (1e4, -1e4, 2.0**100, -(2.0**100), 0.0):
+    for label in (0, -1, -2):
+        x = torch.tensor([[value]], requires_grad=True)
+        for terms in TERMS[:5]:
+            loss = summed_on_gpu(x, torch.tensor([label]), terms, None)
+            (gradient,) = torch.autograd.grad(loss, x)
+            assert loss >= 0 and torch.isfinite(loss) and torch.isfinite(gradient).all()
+            checked += 1
+assert summed_on_gpu(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), TERMS[0], None) == 0
+print(checked)
+"""
+
+
+def test_value_and_gradient_are_the_definitions() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}  # must be set before the kernel is read
+    result = subprocess.run([sys.executable, "-c", CHECK], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert int(result.stdout.split()[-1]) == 11 * 12 + 75
