@@ -228,3 +228,33 @@ def test_sources_that_are_no_pictures(detector: Detector, source: Any) -> None:
 def test_unknown_precision(weights: Path) -> None:
     with pytest.raises(ConfigError, match="choose auto, fp32, bf16, fp16"):
         retinanet.load(weights, precision="fp8")  # type: ignore[arg-type]
+
+
+def test_a_compiled_network_finds_the_same(monkeypatch: pytest.MonkeyPatch, weights: Path) -> None:
+    """The compiler itself is left out: it takes a quarter of a minute."""
+    compiled: list[object] = []
+
+    def compile_quickly(module: torch.nn.Module) -> None:
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_quickly)
+    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    plain, quick = load(weights), load(weights, compile=True)
+    assert compiled == [quick.network]
+    expected, found = plain(image, score=0.0), quick(image, score=0.0)
+    assert len(found) == len(expected) > 0
+    np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=1e-2)
+
+
+def test_a_network_that_cannot_be_compiled_says_so(monkeypatch: pytest.MonkeyPatch, weights: Path) -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    def broken(*arguments: object) -> None:
+        raise TorchDynamoException("No working C++ compiler found\nmore lines")
+
+    detector = load(weights)
+    detector.compiled = True
+    monkeypatch.setattr(detector.network, "forward", broken)
+    with pytest.raises(ConfigError, match="cannot be compiled here .No working C.. compiler found.; leave compile out"):
+        detector(np.zeros((40, 40, 3), dtype=np.uint8))

@@ -80,8 +80,8 @@ class Measured:
         }
 
 
-def measure(case: Case, repeats: int) -> Measured:
-    """Call the sides in turn, ``repeats`` times after a first round that warms up; medians."""
+def measure(case: Case, repeats: int, memory: bool = True) -> Measured:
+    """Call the sides in turn, ``repeats`` times after a first round that warms up; medians, and memory if asked for."""
     calls = dict(case.sides)
     if case.floor is not None:
         calls["floor"] = case.floor
@@ -97,9 +97,13 @@ def measure(case: Case, repeats: int) -> Measured:
             took = time.perf_counter() - began
             if round_number > 0 or took > _PATIENCE:
                 times[side].append(took)
-    memory = {side: found for side, call in case.sides.items() if (found := extra_memory(call)) is not None}
+    taken: dict[str, int] = {}
+    for side, call in case.sides.items() if memory else ():
+        found = extra_memory(call)
+        if found is not None:
+            taken[side] = found
     notes = [text for text in (case.note, case.floor_name and f"floor: {case.floor_name}") if text]
-    return Measured(case.name, {k: statistics.median(v) for k, v in times.items()}, memory, case.items, notes)
+    return Measured(case.name, {k: statistics.median(v) for k, v in times.items()}, taken, case.items, notes)
 
 
 def extra_memory(call: Callable[[], Any]) -> int | None:

@@ -54,7 +54,7 @@ def run(names: Sequence[str], out: Path, console: Console, scaling: bool = True,
         measured = {}
         for title, (_, make_case, values) in curves.items():
             bar.update(0, title)
-            measured[title] = [(value, measure(make_case(value), 3)) for value in values]
+            measured[title] = [(value, measure(make_case(value), 2, memory=False)) for value in values]
             bar.advance(1)
     _save(out, results, measured)
     console.print(table(results))

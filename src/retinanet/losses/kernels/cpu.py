@@ -69,6 +69,8 @@ def _value_and_gradient(
     dtype = exact if logits.dtype == torch.float16 else logits.dtype
     gradient = torch.empty(rows.shape, dtype=dtype) if learns else None
     total = _background(rows, where, ignored, terms.dense, gradient, exact)
+    if len(foreground) == 0:
+        return total.to(exact), None if gradient is None else (gradient, where, rows.new_zeros(0))
     with torch.enable_grad():
         x = rows.reshape(-1)[where].to(exact).requires_grad_(learns)
         fits = None if quality is None else quality.detach().reshape(-1)[foreground].to(exact).clamp(0, 1)
@@ -88,20 +90,23 @@ def _background(
     """
     count, classes = rows.shape
     step = max(1, _PIECE // max(1, classes))
-    starts = torch.arange(0, count + step, step)
-    foreground_at = torch.searchsorted(where, starts * classes).tolist()
-    ignored_at = torch.searchsorted(ignored, starts).tolist()
-    buffers = torch.empty(4, min(step, count) * classes, dtype=exact)
+    foreground_at, ignored_at = [0, len(where)], [0, len(ignored)]
+    if count > step:
+        starts = torch.arange(0, count + step, step)
+        foreground_at = torch.searchsorted(where, starts * classes).tolist()
+        ignored_at = torch.searchsorted(ignored, starts).tolist()
+    general = terms.beta is None and terms.gamma not in (0, 2)
+    copied = rows.dtype != exact or terms.beta is not None
+    buffers = torch.empty(4 if general or copied else 3, min(step, count) * classes, dtype=exact)
     sums = []
     for piece, start in enumerate(range(0, count, step)):
         source = rows[start : start + step].reshape(-1)
-        x, p, s, w = buffers[:, : len(source)]
-        x.copy_(source)
+        p, s, w, *more = buffers[:, : len(source)]
+        x = more[0].copy_(source) if copied else source
         if terms.beta is not None:
             x.mul_(terms.gamma).sub_(terms.beta)
         torch.sigmoid(x, out=p)
         torch.ops.aten.softplus.out(x, 1, 40, out=s)  # above 40 it is x, also in float64
-        general = terms.beta is None and terms.gamma not in (0, 2)
         if general:
             torch.sub(x, s, out=w).mul_(terms.gamma).exp_()  # p^γ, as log p = x − s
         skipped = where[foreground_at[piece] : foreground_at[piece + 1]] - start * classes
@@ -113,7 +118,7 @@ def _background(
                 values.view(-1, classes).index_fill_(0, left_out, 0)
         target = None if gradient is None else gradient[start : start + step].view(-1)
         if general:
-            sums.append(torch.mul(w, s, out=x).sum())
+            sums.append(torch.mul(w, s, out=more[0]).sum())
             if target is not None:
                 torch.addcmul(s, p, s, value=-1, out=s)  # (1 − p) s
                 torch.add(p, s, alpha=terms.gamma, out=s)
