@@ -150,6 +150,10 @@ picture was read. With one seed and so few pictures, differences under about one
     python experiments/screening.py DATA && python experiments/screening.py DATA --report
 
 {rows}
+
+Kept: varifocal loss, and batches of 2. With budgets this short the number of steps decides, and a batch of 1 gained
+more still; but it leaves nothing to share among threads or to fill a GPU with, and longer trainings have steps enough.
+Half the learning rate helps one set and harms another. What the table lacks of `CANDIDATES` was not run yet.
 """
 
 
