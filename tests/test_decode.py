@@ -153,11 +153,14 @@ def test_scores_must_exceed_the_threshold() -> None:
 
 def test_bfloat16_outputs_are_decoded_in_float32() -> None:
     grid = SPEC.grid(SIZE)
-    outputs = predictions(grid, 2, seed=8)
-    rounded = Outputs([t.bfloat16() for t in outputs.logits], [t.bfloat16() for t in outputs.deltas])
-    exact = Outputs([t.float() for t in rounded.logits], [t.float() for t in rounded.deltas])
-    for a, b in zip(decode(rounded, grid, [SIZE])[0], decode(exact, grid, [SIZE])[0], strict=True):
-        assert torch.equal(a, b)
+    for seed in range(8, 16):
+        outputs = predictions(grid, 2, seed=seed)
+        rounded = Outputs([t.bfloat16() for t in outputs.logits], [t.bfloat16() for t in outputs.deltas])
+        exact = Outputs([t.float() for t in rounded.logits], [t.float() for t in rounded.deltas])
+        for config in (DecodeConfig(), DecodeConfig(nms=1.0, max_detections=10_000)):
+            # stable order: rounded logits have many equals
+            (found,), (expected,) = decode(rounded, grid, [SIZE], config), decode(exact, grid, [SIZE], config)
+            assert torch.equal(found.scores, expected.scores)
 
 
 def test_suppression_of_small_boxes_of_high_classes() -> None:
@@ -222,3 +225,21 @@ def test_suppression_looks_as_far_as_it_must(classes: int, crowding: float) -> N
         assert torch.equal(found[image].scores, scores[image, keep])
         assert torch.equal(found[image].labels, labels[image, keep])
     assert (len(found[0].scores) == 100) == (crowding < 33)
+
+
+def test_a_box_that_is_not_a_number_is_dropped_and_harms_no_other() -> None:
+    grid = SPEC.grid(SIZE)
+    outputs = predictions(grid, 3, images=2, seed=1)
+    expected = decode(outputs, grid, [SIZE] * 2)
+    # an anchor of image 0 that is found, and one that lies below the threshold
+    outputs.deltas[0][0, int(outputs.logits[0][0].amax(dim=1).argmax())] = math.nan
+    outputs.deltas[0][0, int(outputs.logits[0][0].amax(dim=1).argmin())] = math.inf
+    found = decode(outputs, grid, [SIZE] * 2)
+    assert found[0].boxes.isfinite().all()
+    assert abs(len(found[0].scores) - len(expected[0].scores)) < 10
+    for a, b in zip(found[1], expected[1], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_no_images() -> None:
+    assert decode(predictions(SPEC.grid(SIZE), 2, images=0), SPEC.grid(SIZE), []) == []

@@ -64,6 +64,8 @@ def decode(
         config: thresholds; the paper's by default.
     """
     config = config or DecodeConfig()
+    if not image_sizes:
+        return []
     return suppress(select(outputs, grid, image_sizes, config), config)
 
 
@@ -77,8 +79,11 @@ def select(outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]
         top, where = _highest(logits.flatten(1), config.top_k)  # (B, k) both
         anchor = where // classes
         chosen = deltas.gather(1, anchor[..., None].expand(-1, -1, 4)).float()  # (B, k, 4)
-        boxes.append(decode_boxes(chosen, anchors[anchor]))
-        scores.append(torch.where(top > lowest, top.float(), -math.inf))
+        box = decode_boxes(chosen, anchors[anchor])
+        finite = box.isfinite().all(dim=2, keepdim=True)
+        boxes.append(torch.where(finite, box, 0))
+        # compared in float32: rounded to the logits' precision, the threshold would be another
+        scores.append(torch.where((top.float() > lowest) & finite[..., 0], top.float(), -math.inf))
         labels.append(where % classes)
     top, order = torch.cat(scores, dim=1).sort(dim=1, descending=True, stable=True)  # (B, N)
     sizes = torch.tensor(image_sizes, dtype=torch.float32, device=top.device).flip(1).repeat(1, 2)  # (B, 4) w h w h

@@ -169,3 +169,23 @@ def test_against_the_oracle_on_torchvisions_layout(size: tuple[int, int], seed: 
     expected, margin = oracle(grid, truth.astype(np.float64))
     assert margin > 1e-6
     assert assign(grid, torch.from_numpy(truth), config=ATSS).tolist() == expected
+
+
+def test_of_equally_near_positions_the_first_are_candidates() -> None:
+    """A centre between four positions, three candidates: the fourth of equals is left out."""
+    spec = AnchorSpec(sizes=(16.0,), scales=(1.0,), ratios=(1.0,), strides=(16,))
+    grid = spec.grid((64, 64))
+    box = torch.tensor([[8.0, 8.0, 40.0, 40.0]])  # its centre is (24, 24)
+    matched = assign(grid, box, config=AssignConfig(method="atss", candidates=3))
+    assert torch.nonzero(matched == 0).squeeze(1).tolist() == [5, 6, 9]
+
+
+def test_a_centre_far_outside_the_image() -> None:
+    """The nearest positions lie in one column then."""
+    spec = AnchorSpec(sizes=(64.0,), scales=(1.0,), ratios=(1.0,), strides=(16,))
+    grid = spec.grid((320, 320))
+    truth = np.array([[-1843.3, 20.5, 176.5, 127.1], [-700.2, 101.3, 21.4, 163.7]], dtype=np.float32)
+    expected, margin = oracle(grid, truth.astype(np.float64))
+    assert margin > 1e-6
+    assert assign(grid, torch.from_numpy(truth), config=ATSS).tolist() == expected
+    assert max(expected) >= 0

@@ -239,3 +239,12 @@ def test_papers_layout_is_real_valued() -> None:
 def test_layouts_do_not_share_a_cached_grid() -> None:
     assert AnchorSpec().grid((64, 64)) is not TORCHVISION.grid((64, 64))
     assert TORCHVISION.grid((64, 64)) is AnchorSpec(layout="torchvision").grid((64, 64))
+
+
+def test_a_grid_first_made_in_inference_serves_training() -> None:
+    spec = AnchorSpec(sizes=(17.0,), scales=(1.0,), ratios=(1.0,), strides=(8,))
+    with torch.inference_mode():
+        grid = spec.grid((40, 40))
+    weight = torch.ones(4, requires_grad=True)
+    (grid.boxes * weight).sum().backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is not None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from retinanet.anchors import AnchorGrid, AnchorSpec, assign, assign_batch
-from retinanet.anchors.assign import best_overlap, cover_nearby, cover_overlap
+from retinanet.anchors.assign import best_overlap, cover_nearby, cover_overlap, force_best
 from retinanet.anchors.nearby import pairs_by_iou
 from retinanet.config import AssignConfig
 
@@ -116,8 +116,8 @@ def test_images_do_not_mix() -> None:
     boxes = [random_boxes(rng, grid, (128, 96), n) for n in (7, 0, 20, 1)]
     ignore = [random_boxes(rng, grid, (128, 96), n) for n in (0, 3, 1, 0)]
     for method in ("iou", "atss"):
-        for force_best in (False, True):
-            config = AssignConfig(method=method, force_best=force_best)
+        for forced in (False, True):
+            config = AssignConfig(method=method, force_best=forced)
             start = 0
             for row, image in enumerate(assign_batch(grid, boxes, ignore, config)):
                 alone = assign(grid, boxes[row], ignore[row], config)
@@ -155,3 +155,23 @@ def test_memory_of_five_thousand_boxes(method: str) -> None:
     """The matrix of all overlaps would take 2,400 MB."""
     result = subprocess.run([sys.executable, "-c", MEMORY, method], capture_output=True, text=True, check=True)
     assert 1 < float(result.stdout) < 200
+
+
+def test_forced_matches_equal_comparing_all_with_all() -> None:
+    forced = 0
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        grid = SPECS[seed % len(SPECS)].grid((int(rng.integers(1, 200)), int(rng.integers(1, 200))))
+        boxes = [random_boxes(rng, grid, (200, 200), int(rng.integers(0, 20))) for _ in range(2)]
+        image = torch.repeat_interleave(torch.tensor([len(b) for b in boxes]))
+        every = torch.cat(boxes)
+        _, index = best_overlap(grid, every, image, 2)
+        plain = dense(grid, boxes, AssignConfig()).view(-1)
+        found = assign_batch(grid, boxes, [torch.zeros(0, 4)] * 2, AssignConfig(force_best=True)).view(-1)
+        assert torch.equal(found, force_best(grid, every, image, 2, index, plain)), seed
+        forced += int((found != plain).sum())
+    assert forced > 500
+
+
+def test_no_images() -> None:
+    assert assign_batch(AnchorSpec().grid((64, 64)), [], []).shape == (0, len(AnchorSpec().grid((64, 64)).boxes))

@@ -55,11 +55,12 @@ def test_ratios() -> None:
     found = Measured("x", {"ours": 0.5, "torchvision": 2.0, "ours bf16": 0.25, "floor": 0.1}, {"ours": 2**20}, 4, ["n"])
     assert found.times_faster() == 4
     assert found.times_faster("ours bf16") == 8
-    assert found.times_faster("ours", "pycocotools") is None
+    assert Measured("y", {"ours": 0.5}, {}).times_faster() is None
+    assert Measured("y", {"ours": 0.5, "pycocotools": 1.0}, {}).times_faster() == 2
     assert found.to_dict() == {
         "what": "x",
         "median_ms": {"ours": 500, "torchvision": 2000, "ours bf16": 250, "floor": 100},
-        "times_torchvision": {"ours": 4, "ours bf16": 8},
+        "times_faster": {"ours": 4, "ours bf16": 8},
         "extra_memory_mb": {"ours": 1},
         "items_per_call": 4,
         "notes": ["n"],

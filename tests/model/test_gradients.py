@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.std_conv import StdConv2d
 from torch import Tensor, nn
 
 from retinanet.model.gradients import GroupNorm, _LargeDepthwise, speed_up_depthwise
@@ -109,6 +111,7 @@ def test_other_convolutions_are_left_alone() -> None:
         nn.Conv2d(8, 8, 5, groups=8, padding=2, padding_mode="reflect"),
         nn.Conv2d(8, 8, (5, 3), groups=8),
         nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        StdConv2d(8, 8, 5, padding=2, groups=8),
     )
     speed_up_depthwise(layers)
     assert not any(isinstance(layer, _LargeDepthwise) for layer in layers)
@@ -147,3 +150,35 @@ def test_frozen_and_inference_layers_take_the_plain_way() -> None:
     layer.requires_grad_(False)
     y = layer(x.requires_grad_())
     assert type(y.grad_fn).__name__ == "ConvolutionBackward0"
+
+
+def test_layers_can_be_copied_pickled_and_traced() -> None:
+    layers = nn.Sequential(nn.Conv2d(8, 8, 5, padding=2, groups=8), GroupNorm(4, 8))
+    speed_up_depthwise(layers)
+    speed_up_depthwise(layers)  # once more changes nothing
+    x = channels_last(1, 8, 9, 9, dtype=torch.float32)
+    again = pickle.loads(pickle.dumps(layers))
+    assert isinstance(again[0], _LargeDepthwise)
+    assert torch.equal(again(x), layers(x))
+    traced = torch.jit.trace(layers, x)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(traced(x), layers(x))
+
+
+def test_unusual_inputs_of_group_norm_and_depthwise() -> None:
+    plain = GroupNorm(2, 4, affine=False)
+    x = channels_last(2, 4, 3, 5, dtype=torch.float32)
+    assert torch.equal(plain(x.requires_grad_()), nn.GroupNorm(2, 4, affine=False)(x))
+    assert GroupNorm(2, 4)(torch.zeros(0, 4, 3, 5)).shape == (0, 4, 3, 5)
+    layer = nn.Conv2d(4, 4, 5, padding=2, groups=4)
+    expected = layer(x[0])
+    speed_up_depthwise(layer)
+    assert torch.equal(layer(x[0]), expected)
+
+
+def test_half_precision_with_a_small_spread() -> None:
+    torch.manual_seed(0)
+    ours, exact = GroupNorm(4, 16).half(), nn.GroupNorm(4, 16).double()
+    x, slope = channels_last(2, 16, 8, 8, dtype=torch.float16) * 0.01, torch.randn(2, 16, 8, 8, dtype=torch.float16)
+    found, expected = gradients(ours, x, slope), gradients(exact, x.double(), slope.double())
+    assert all(t.isfinite().all() for t in found)
+    assert (found[1].double() - expected[1]).norm() < 0.02 * expected[1].norm()

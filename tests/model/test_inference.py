@@ -126,3 +126,12 @@ def test_without_affine_and_with_a_bias() -> None:
     images = torch.randn(1, 3, 20, 20)
     with torch.no_grad():
         torch.testing.assert_close(model(images), expected(images))
+
+
+def test_a_network_of_one_input_size() -> None:
+    """It does not take the probe; there is no batch norm to fold either."""
+    model = RetinaNet("swin_tiny_patch4_window7_224", num_classes=2, channels=32, subnet_depth=1).eval()
+    images = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        for ours, theirs in zip(for_inference(model)(images).logits, model(images).logits, strict=True):
+            torch.testing.assert_close(ours, theirs)

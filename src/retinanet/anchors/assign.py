@@ -64,6 +64,8 @@ def assign_batch(
     config = config or AssignConfig()
     anchors = grid.boxes
     images, count = len(boxes), len(anchors)
+    if images == 0:
+        return torch.zeros(0, count, dtype=torch.int64, device=anchors.device)
     every, image = _joined(boxes, anchors)
     if config.method == "atss":
         best, index = assign_atss(grid, every, image, images, config.candidates)
@@ -75,8 +77,10 @@ def assign_batch(
         best, index = find(grid, every, image, images, lowest)
         matched = torch.where(best >= config.foreground, index, IGNORE)
         matched = torch.where(best < config.background, BACKGROUND, matched)
-        if config.force_best:
-            matched = _force_best(grid, every, image, images, matched)
+        if config.force_best and near:
+            matched = force_best_nearby(grid, every, image, images, lowest, index, matched)
+        elif config.force_best:
+            matched = force_best(grid, every, image, images, index, matched)
     regions, region_image = _joined(ignore, anchors)
     if len(regions) > 0:
         cover = cover_nearby if anchors.device.type == "cpu" else cover_overlap
@@ -133,13 +137,38 @@ def best_overlap(
     return best.view(-1), index.view(-1)
 
 
-def _force_best(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, matched: Tensor) -> Tensor:
-    """Give the anchors that overlap some box as much as any other anchor does their own best box."""
-    anchors = grid.boxes
-    _, index = best_overlap(grid, boxes, image, images)
-    forced = torch.zeros(images, len(anchors), dtype=torch.bool, device=anchors.device)
+def force_best_nearby(
+    grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, lowest: float, index: Tensor, matched: Tensor
+) -> Tensor:
+    """:func:`force_best`, looking at all anchors only for boxes that no anchor overlaps by ``lowest``."""
+    anchor, box = pairs_by_iou(grid, boxes, lowest)
+    overlap = aligned_iou(boxes[box], grid.boxes[anchor])
+    highest = boxes.new_full((len(boxes),), -1).scatter_reduce(0, box, overlap, "amax")
+    chosen = (overlap == highest[box]) & (overlap >= lowest)
+    forced = image[box[chosen]] * len(grid.boxes) + anchor[chosen]
+    matched = matched.clone()
+    matched[forced] = index[forced]
     for start in range(0, len(boxes), _CHUNK):
-        overlap = box_iou(boxes[start : start + _CHUNK], anchors)  # (chunk, A)
+        part = torch.arange(start, min(start + _CHUNK, len(boxes)))
+        part = part[highest[part] < lowest]
+        overlap = box_iou(boxes[part], grid.boxes)  # (chunk, A)
+        best = overlap.amax(dim=1, keepdim=True)
+        row, anchor = torch.nonzero((overlap == best) & (best > 0), as_tuple=True)
+        if len(row) == 0:
+            continue
+        owner = image[part[row]]  # (n,) the image of each forced anchor
+        own = torch.where(owner[:, None] == image, box_iou(grid.boxes[anchor], boxes), -1)  # (n, G)
+        order = torch.arange(len(boxes))
+        first = torch.where(own == own.amax(dim=1, keepdim=True), order, len(boxes)).amin(dim=1)
+        matched[owner * len(grid.boxes) + anchor] = first
+    return matched
+
+
+def force_best(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, index: Tensor, matched: Tensor) -> Tensor:
+    """Give the anchors that overlap some box as much as any other anchor does their own best box, ``index``."""
+    forced = torch.zeros(images, len(grid.boxes), dtype=torch.bool, device=grid.boxes.device)
+    for start in range(0, len(boxes), _CHUNK):
+        overlap = box_iou(boxes[start : start + _CHUNK], grid.boxes)  # (chunk, A)
         highest = overlap.amax(dim=1, keepdim=True)
         chosen = (overlap == highest) & (highest > 0)
         rows = image[start : start + _CHUNK, None].expand_as(overlap)
@@ -149,9 +178,13 @@ def _force_best(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, mat
 
 def cover_nearby(grid: AnchorGrid, regions: Tensor, image: Tensor, images: int, share: float) -> Tensor:
     """:func:`cover_overlap` from the anchors near each region."""
+    # Most anchors are near a region as large as the image; to compare it with all of them is quicker then.
+    extent = (grid.boxes[:, :2].amax(dim=0) - grid.boxes[:, :2].amin(dim=0)).prod()
+    large = (regions[:, 2:] - regions[:, :2]).clamp(min=0).prod(dim=1) > extent / 20
+    result = cover_overlap(grid, regions[large], image[large], images, share)
+    regions, image = regions[~large], image[~large]
     anchor, region = pairs_by_cover(grid, regions, share)
     counts = _covered(grid.boxes[anchor], regions[region]) >= share
-    result = torch.zeros(images * len(grid.boxes), dtype=torch.bool)
     result[(image[region] * len(grid.boxes) + anchor)[counts]] = True
     return result
 

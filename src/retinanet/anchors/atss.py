@@ -25,8 +25,9 @@ def assign_atss(
     """Match the anchors of each image with its boxes by ATSS.
 
     For each box and level, the anchors at the ``candidates`` positions nearest to the box's centre are
-    candidates. Those whose IoU reaches the mean plus standard deviation over all the box's candidates, and whose centre
-    lies inside the box, take the box. An anchor that several boxes want goes to the one of highest IoU.
+    candidates, of equally near ones the first. Those whose IoU reaches the mean plus standard deviation over all the
+    box's candidates, and whose centre lies inside the box, take the box. An anchor that several boxes want goes to the
+    one of highest IoU.
 
     Only a window of positions around each centre is looked at, so memory is O(A + G · candidates).
 
@@ -72,8 +73,12 @@ def _nearest(grid: AnchorGrid, boxes: Tensor, candidates: int) -> Tensor:
     """Indices ``(G, N)`` of the anchors at the ``candidates`` positions nearest to each box's centre, all levels."""
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     per_location = grid.spec.per_location
-    # The k nearest points of a grid lie within this many rows and columns around the nearest one, also at its border.
-    reach = math.ceil(math.sqrt(candidates))
+    # The k nearest points of a grid lie within this many rows and columns around the nearest one, also at its border;
+    # seen from far outside they may all lie in one row. (A GPU is not asked whether any centre lies outside.)
+    (rows, columns), (down, across) = grid.shapes[0], grid.strides[0]
+    limit = centre.new_tensor([columns * across, rows * down])
+    inside = centre.device.type == "cpu" and bool(((centre >= 0) & (centre <= limit)).all())
+    reach = math.ceil(math.sqrt(candidates)) if inside else candidates
     found, start = [], 0
     for (rows, columns), (down, across) in zip(grid.shapes, grid.strides, strict=True):
         row = _window(centre[:, 1] / down, reach + candidates // (2 * columns), rows)  # (G, h)
@@ -81,7 +86,7 @@ def _nearest(grid: AnchorGrid, boxes: Tensor, candidates: int) -> Tensor:
         distance = ((row * down - centre[:, 1:]) ** 2)[:, :, None] + ((column * across - centre[:, :1]) ** 2)[:, None]
         position = row[:, :, None] * columns + column[:, None]  # (G, h, w)
         count = min(candidates, position.shape[1] * position.shape[2])
-        nearest = distance.flatten(1).topk(count, dim=1, largest=False, sorted=False).indices
+        nearest = distance.flatten(1).sort(dim=1, stable=True).indices[:, :count]  # of equals the first
         position = position.flatten(1).gather(1, nearest)  # (G, count)
         anchor = position[..., None] * per_location + torch.arange(per_location, device=boxes.device)
         found.append(start + anchor.flatten(1))

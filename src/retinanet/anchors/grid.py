@@ -61,6 +61,7 @@ def base_anchors(spec: AnchorSpec, level: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # the cached boxes serve training, too, wherever they were asked for first
 def make_grid(spec: AnchorSpec, image_size: tuple[int, int]) -> AnchorGrid:
     """All anchors for an image of ``(height, width)`` pixels; cached, so do not write into ``boxes``.
 

@@ -77,15 +77,14 @@ def table(results: Iterable[Measured]) -> str:
     header = ("", "ours", "ours bf16", "theirs", "faster", "bf16", "floor", "memory", "theirs")
     rows: list[tuple[str, ...]] = [header]
     for row in results:
-        theirs = "torchvision" if "torchvision" in row.seconds else "pycocotools"
         floor = row.seconds.get("floor")
         rows.append(
             (
                 row.name,
-                *(_time(row.seconds.get(side)) for side in ("ours", "ours bf16", theirs)),
-                *(_ratio(row.times_faster(side, theirs)) for side in ("ours", "ours bf16")),
+                *(_time(row.seconds.get(side)) for side in ("ours", "ours bf16", row.peer)),
+                *(_ratio(row.times_faster(side)) for side in ("ours", "ours bf16")),
                 "" if floor is None else f"{100 * floor / row.seconds['ours']:.0f} %",
-                *(_megabytes(row.memory.get(side)) for side in ("ours", theirs)),
+                *(_megabytes(row.memory.get(side)) for side in ("ours", row.peer)),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -159,7 +159,11 @@ def summed(logits: Tensor, labels: Tensor, terms: Terms, quality: Tensor | None 
         raise ValueError(
             f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}: expected (…,) and (…, K)"
         )
+    if quality is not None and quality.shape != labels.shape:
+        raise ValueError(f"quality {tuple(quality.shape)} does not fit labels {tuple(labels.shape)}")
     with torch.autocast(logits.device.type, enabled=False):
+        if logits.numel() == 0:
+            return reference(logits, labels, terms, quality)
         if logits.device.type == "cpu" and not torch.compiler.is_compiling():
             from retinanet.losses.kernels.cpu import summed_on_cpu
 

@@ -2,7 +2,8 @@
 
 Of a training step with EfficientNet-Lite0 and group norm these two took a third: the weight gradient of depthwise
 convolutions larger than 3×3 has no vectorised kernel (5×5 in bf16: 30 × slower than this), and the gradient of group
-norm on channels-last memory is walked in strides (10 × slower). Values and gradients are those of the plain layers.
+norm on channels-last memory is walked in strides (10 × slower). Values and gradients are those of the plain layers; a
+second derivative is not supported.
 """
 
 from __future__ import annotations
@@ -22,11 +23,17 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(B, C, H, W)``."""
-        last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        if x.device.type != "cpu" or not last or torch.compiler.is_compiling():
+        last = x.ndim == 4 and x.numel() > 0 and x.is_contiguous(memory_format=torch.channels_last)
+        if not last or not self.affine or not _learns_on_cpu(x, self.weight):
             return super().forward(x)
         result: Tensor = _GroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
         return result
+
+
+def _learns_on_cpu(x: Tensor, weight: Tensor) -> bool:
+    """Whether a gradient will be asked for, here and of plain tensors."""
+    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return learns and x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -42,9 +49,9 @@ class _GroupNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
         (batch, channels, height, width), groups = x.shape, mean.shape[1]
-        dtype = torch.promote_types(x.dtype, weight.dtype)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         values, slope = (t.permute(0, 2, 3, 1).reshape(batch, -1, channels).to(dtype) for t in (x, grad))  # (B, HW, C)
-        mean, rstd, weight = mean.to(dtype), rstd.to(dtype), weight.to(dtype)
+        mean, rstd, scale = mean.to(dtype), rstd.to(dtype), weight.to(dtype)
 
         def each_channel(of_group: Tensor) -> Tensor:  # (B, groups) → (B, C)
             return of_group.repeat_interleave(channels // groups, dim=1)
@@ -54,21 +61,22 @@ class _GroupNorm(torch.autograd.Function):
         d_weight = ((product - each_channel(mean) * total) * each_channel(rstd)).sum(dim=0)
         # weight·rstd·slope − rstd·mean(weight·slope) − rstd·x̂·mean(weight·slope·x̂), written as slope, x and 1 times
         count = height * width * channels // groups
-        scaled, scaled_product = ((t * weight).view(batch, groups, -1).sum(dim=2) / count for t in (total, product))
+        scaled, scaled_product = ((t * scale).view(batch, groups, -1).sum(dim=2) / count for t in (total, product))
         of_x = (scaled * mean - scaled_product) * rstd**3  # (B, groups)
         constant = -of_x * mean - scaled * rstd
         d_x = values * each_channel(of_x)[:, None]
-        d_x.addcmul_(slope, (each_channel(rstd) * weight)[:, None]).add_(each_channel(constant)[:, None])
+        d_x.addcmul_(slope, (each_channel(rstd) * scale)[:, None]).add_(each_channel(constant)[:, None])
         d_x = d_x.to(x.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)
-        return d_x, d_weight, total.sum(dim=0), None, None
+        return d_x, d_weight.to(weight.dtype), total.sum(dim=0).to(weight.dtype), None, None
 
 
 def speed_up_depthwise(body: nn.Module) -> None:
     """Give the large depthwise convolutions in ``body`` a quick weight gradient on the CPU, in place."""
-    # The class is extended, so that weights keep their names and copies of the module keep their behaviour.
     for module in body.modules():
+        quick = _QUICK.get(type(module))
         if (
-            isinstance(module, nn.Conv2d)
+            quick is not None
+            and isinstance(module, nn.Conv2d)
             and not isinstance(module.padding, str)
             and 1 < module.groups == module.in_channels == module.out_channels
             and module.kernel_size[0] == module.kernel_size[1] >= 3
@@ -77,8 +85,7 @@ def speed_up_depthwise(body: nn.Module) -> None:
             and module.dilation == (1, 1)
             and module.padding_mode == "zeros"
         ):
-            kind = type(module)
-            module.__class__ = type(kind.__name__, (_LargeDepthwise, kind), {})
+            module.__class__ = quick  # weights keep their names, copies their behaviour
 
 
 class _LargeDepthwise(nn.Module):
@@ -86,8 +93,7 @@ class _LargeDepthwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         layer: Any = self
-        learns = torch.is_grad_enabled() and layer.weight.requires_grad
-        if not learns or x.device.type != "cpu" or torch.compiler.is_compiling():
+        if x.ndim != 4 or not layer.weight.requires_grad or not _learns_on_cpu(x, layer.weight):
             result: Tensor = super().forward(x)
             return result
         if isinstance(self, Conv2dSame):
@@ -97,6 +103,17 @@ class _LargeDepthwise(nn.Module):
         with torch.autocast("cpu", enabled=False):
             y: Tensor = _Depthwise.apply(x.to(dtype), layer.weight.to(dtype), bias, layer.stride, layer.padding)
         return y
+
+
+class LargeDepthwise(_LargeDepthwise, nn.Conv2d):
+    """A depthwise convolution."""
+
+
+class LargeDepthwiseSame(_LargeDepthwise, Conv2dSame):
+    """A depthwise convolution that pads as TensorFlow does."""
+
+
+_QUICK: dict[type[nn.Module], type[nn.Conv2d]] = {nn.Conv2d: LargeDepthwise, Conv2dSame: LargeDepthwiseSame}
 
 
 class _Depthwise(torch.autograd.Function):

@@ -9,6 +9,7 @@ import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
+from retinanet.errors import ModelError
 from retinanet.model.retinanet import RetinaNet
 
 # Largest difference that folding may make, relative to the largest output: float32 rounding through a deep network.
@@ -46,7 +47,7 @@ def fold_batch_norm(model: nn.Module) -> int:
     probe = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
     try:
         pairs, before = _conv_before_norm(model, probe)
-    except (RuntimeError, AssertionError, ValueError):  # takes no such picture, as transformers of one size
+    except (RuntimeError, AssertionError, ValueError, ModelError):  # takes no such picture: transformers of one size
         return 0
     undo = [(owner, name, getattr(owner, name)) for _, _, owner, name in pairs]
     convolutions = [(conv, conv.weight, conv.bias) for conv, _, _, _ in pairs]
@@ -91,7 +92,7 @@ def _conv_before_norm(model: nn.Module, probe: Tensor) -> tuple[list[Pair], Tens
         for name, child in owner.named_children():
             if isinstance(child, nn.Conv2d):
                 handles.append(child.register_forward_hook(after_conv))
-            elif type(child) in (nn.BatchNorm2d, BatchNormAct2d):
+            elif type(child) in (nn.BatchNorm2d, BatchNormAct2d) and child.running_var is not None:
                 handles.append(child.register_forward_pre_hook(before_norm))
                 owners[child] = (owner, name)
     try:

@@ -135,7 +135,7 @@ def train(
         seen = _images_before(start, train_set, order)
         bar.advance(seen)
         batches = Timed(training_loader(train_set, order, config.data, settings.seed))
-        epoch_began = time.monotonic()
+        epoch_began = time.monotonic()  # or the last evaluation, where not every epoch is evaluated
         for step, batch in enumerate(batches, start=start + 1):
             lr = learning_rate(settings, seen, len(train_set) * settings.epochs)
             set_learning_rate(optimizer, lr)
@@ -187,7 +187,7 @@ def train(
                         best_ap = metrics["AP"]
                         save_weights(best, dict(weights_to_use(model, average).state_dict()), describe(step))
                     log.draw(out / "curves.png")
-                batches.seconds, epoch_began = 0.0, time.monotonic()
+                    batches.seconds, epoch_began = 0.0, time.monotonic()
             if epoch_ended or stop.requested or time.monotonic() - saved > 60 * settings.checkpoint_minutes:
                 save_training(last, model, average, optimizer, normalizer, describe(step))
                 saved = time.monotonic()

@@ -190,3 +190,16 @@ print((peak() - before) / (logits.numel() * 4))
 def test_extra_memory_is_the_gradient_and_little_more() -> None:
     result = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert 0.5 < float(result.stdout) < 1.2, result.stdout
+
+
+def test_no_classes_and_no_anchors_cost_nothing() -> None:
+    for shape in ((5, 0), (0, 3), (2, 0, 4)):
+        logits = torch.zeros(shape, requires_grad=True)
+        loss = focal_loss(logits, torch.zeros(shape[:-1], dtype=torch.int64) - 1)
+        assert loss.item() == 0
+        assert torch.autograd.grad(loss, logits)[0].shape == shape
+
+
+def test_qualities_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match="quality"):
+        summed(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), Varifocal(0.75, 2.0), torch.zeros(4, 1))

@@ -44,7 +44,10 @@ class _Summed(torch.autograd.Function):
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
             gradient = _value_and_gradient(logits, labels, ctx.terms, quality, True)[1]
-        return gradient.mul_(slope).to(logits.dtype), None, None, None, None
+        blocks = triton.cdiv(gradient.numel(), _BLOCK)
+        if blocks:  # not mul_, which would round the slope to the gradient's precision first
+            _scale[(blocks,)](gradient, slope, gradient.numel(), block=_BLOCK)
+        return gradient.to(logits.dtype), None, None, None, None
 
 
 def _value_and_gradient(
@@ -105,6 +108,14 @@ def _sigmoid(x, small):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _scale(gradient, slope, total, block: tl.constexpr):  # type: ignore[no-untyped-def]
+    offset = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = offset < total
+    value = tl.load(gradient + offset, mask=inside, other=0.0).to(tl.float32)
+    tl.store(gradient + offset, value * tl.load(slope).to(tl.float32), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _loss_and_gradient(  # type: ignore[no-untyped-def]
     logits,
     labels,
@@ -155,11 +166,12 @@ def _loss_and_gradient(  # type: ignore[no-untyped-def]
                 loss = tl.where(counts, fit * entropy, loss)
                 slope = tl.where(counts, fit * (p - fit), slope)
             else:
-                away = tl.maximum(tl.abs(p - fit), 1e-38)
+                away = tl.maximum(tl.abs(p - fit), 1.2e-38)  # the smallest normal number
                 power = tl.exp(gamma * tl.log(away))
                 sign = tl.where(p >= fit, 1.0, -1.0)
                 loss = tl.where(right, power * entropy, loss)
-                own = power * (p - fit) + gamma * power / away * sign * p * q * entropy
+                bend = tl.where(away > 1.2e-38, gamma * power / away * sign * p * q * entropy, 0.0)
+                own = power * (p - fit) + bend
                 slope = tl.where(right, own, slope)
     counted = inside & (label != -2)
     tl.store(partial + tl.program_id(0), tl.sum(tl.where(counted, loss, 0.0)))
