@@ -18,7 +18,7 @@ from retinanet.progress import progress_bar
 
 # What can be asked for by name, and how often each side is called.
 GROUPS: dict[str, tuple[Callable[[], Iterable[Case]], int]] = {
-    "loss": (lambda: (cases.focal(classes) for classes in (1, 80, 1203)), 5),
+    "loss": (lambda: (cases.focal(classes) for classes in (1, 80, 1203)), 3),
     "assignment": (lambda: (cases.assignment(count) for count in (7, 50, 500, 5000)), 5),
     "post-processing": (lambda: (cases.postprocessing(classes) for classes in (1, 80)), 5),
     "detector": (lambda: [cases.detector()], 5),
