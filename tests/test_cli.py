@@ -33,6 +33,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import retinanet
 from retinanet import cli
+from retinanet.cli import detect, evaluate, train
+from retinanet.cli.terminal import parse
 from retinanet.data.synthetic import CLASSES
 from retinanet.train.log import Log
 from retinanet.zoo import weights as zoo
@@ -100,8 +102,8 @@ def next_command(said: str) -> list[str]:
     last = said.strip().splitlines()[-1]
     assert last.startswith("next: retinanet ")
     words = shlex.split(last.removeprefix("next: "))[1:]
-    kinds: dict[str, type] = {"train": cli.TrainArguments, "eval": cli.EvalArguments, "detect": cli.DetectArguments}
-    cli._parse(kinds[words[0]], words[1:], f"retinanet {words[0]}")
+    kinds: dict[str, type] = {"train": train.Arguments, "eval": evaluate.Arguments, "detect": detect.Arguments}
+    parse(kinds[words[0]], words[1:], f"retinanet {words[0]}")
     return words
 
 

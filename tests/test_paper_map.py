@@ -17,7 +17,7 @@ import pytest
 import tyro
 import yaml
 
-from retinanet.cli import TrainArguments
+from retinanet.cli.train import Arguments as TrainArguments
 from retinanet.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,6 +13,7 @@ from rich.console import Console
 from retinanet import cli
 from retinanet.bench import cases, run
 from retinanet.bench.measure import Case, Measured, extra_memory, measure
+from retinanet.cli import bench as bench_verb
 
 
 def test_sides_are_called_in_turn_and_medians_taken() -> None:
@@ -138,9 +139,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_the_groups_are_those_of_the_help() -> None:
-    help_text = " ".join((cli.BenchArguments.__doc__ or "").split())
+    help_text = " ".join((bench_verb.Arguments.__doc__ or "").split())
     assert "torchvision" in help_text
-    source = Path(cli.__file__).read_text()
+    source = Path(bench_verb.__file__).read_text()
     assert f'"""What to measure: {", ".join(run.GROUPS)}."""' in source
     console = Console(quiet=True)
     with pytest.raises(Exception, match="there are loss"):

@@ -1,0 +1,7 @@
+"""``python -m retinanet.cli``."""
+
+import sys
+
+from retinanet.cli import main
+
+sys.exit(main())

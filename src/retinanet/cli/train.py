@@ -1,0 +1,91 @@
+"""``retinanet train``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, arg
+
+from retinanet.cli.terminal import console, describe, make_folder, parse, print_next, print_notes, quoted
+from retinanet.config import Config, load_recipe
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train a detector on your pictures."""
+
+    dataset: Annotated[Positional[str], arg(metavar="DATA")]
+    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (recognised by itself), or its annotation file."""
+    out: Annotated[Path, arg(metavar="RUN")] = Path("runs/retinanet")
+    """Folder for weights, metrics and curves."""
+    recipe: Annotated[str, arg(metavar="NAME|FILE")] = "modern"
+    """Settings to start from: modern, paper, or a YAML file; the flags below change single ones."""
+    resume: bool = False
+    """Go on with the run in --out; the result is what an uninterrupted run gives."""
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+
+
+def run(argv: Sequence[str]) -> int:
+    """``retinanet train DATA --out RUN``."""
+    default = Arguments(dataset=tyro.MISSING, config=_starting_config(argv))
+    arguments = parse(Arguments, argv, "retinanet train", default=default)
+
+    from retinanet.data.formats.detect import read_train_val
+    from retinanet.data.verify import verify_images
+    from retinanet.model.backbone import require_backbone
+    from retinanet.progress import progress_bar
+    from retinanet.train.checkpoint import check_same_settings, refuse_other_run
+    from retinanet.train.loop import train as run
+    from retinanet.zoo.weights import read_info
+
+    config = arguments.config
+    # What can be refused now is not refused after the images were checked, which can take minutes.
+    refuse_other_run(arguments.out, arguments.resume)
+    if (arguments.out / "last.safetensors").exists():
+        check_same_settings(arguments.out / "last.safetensors", read_info(arguments.out / "last.safetensors"), config)
+    require_backbone(config.model.backbone)
+    best = arguments.out / "best.safetensors"
+    train_set, val_set, notes = read_train_val(
+        arguments.dataset, config.data.train, config.data.val, config.data.val_fraction
+    )
+    if config.data.verify:
+        with progress_bar(console, "checking images", len(train_set) + len(val_set)) as bar:
+            train_set, train_notes = verify_images(train_set, config.data.skip_broken, bar.advance)
+            val_set, val_notes = verify_images(val_set, config.data.skip_broken, bar.advance)
+            notes = [*notes, *train_notes, *val_notes]
+    for dataset in (train_set, val_set):
+        describe(dataset)
+    print_notes(notes)
+    make_folder(arguments.out)
+    result = run(config, train_set, val_set, arguments.out, arguments.resume, console)
+    metrics = result.metrics
+    console.print(
+        f"best AP {metrics['AP']:.4f}, AP50 {metrics['AP50']:.4f} on {val_set.name} "
+        f"after {result.seconds:.0f} s of training; curves in {arguments.out / 'curves.png'}"
+    )
+    flags = f" --split {config.data.val}" if config.data.val else ""
+    print_next(f"retinanet eval {quoted(best)} {quoted(arguments.dataset)}{flags}")
+    return 0
+
+
+def _starting_config(argv: Sequence[str]) -> Config:
+    """Defaults of the flags: the recipe's settings, or on ``--resume`` those of the run that is there."""
+    last = Path(_option(argv, "--out") or Arguments.out) / "last.safetensors"
+    recipe = _option(argv, "--recipe")
+    if "--resume" in argv and last.exists() and recipe is None:
+        from retinanet.zoo.weights import read_info
+
+        return read_info(last).config
+    return load_recipe(recipe or "modern")
+
+
+def _option(argv: Sequence[str], name: str) -> str | None:
+    """The value of ``--name value`` or ``--name=value``, needed before the other flags' defaults are known."""
+    joined = [word.split("=", 1)[1] for word in argv if word.startswith(f"{name}=")]
+    following = [value for word, value in pairwise(argv) if word == name]
+    return next(iter([*following, *joined]), None)
