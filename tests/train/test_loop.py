@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from retinanet.config import Config, load_recipe
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.formats.detect import read_train_val
-from retinanet.data.loader import TrainingOrder
+from retinanet.data.loader import load_sample
+from retinanet.data.sampling import TrainingOrder
 from retinanet.data.synthetic import write_sample
-from retinanet.data.transforms import normalized_batch
+from retinanet.data.transforms import normalized_batch, resize
 from retinanet.errors import CheckpointError, DataError, NonFiniteLossError
 from retinanet.model import RetinaNet
 from retinanet.train import loop
@@ -196,22 +197,25 @@ def test_stops_at_the_first_non_finite_loss_and_names_the_image(
     sets: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_set, val_set = sets
-    genuine = normalized_batch
-    calls = 0
+    config = _config(epochs=2)
+    config = replace(config, data=replace(config.data, flip=0.0, color=0.0, crop=0.0, scale=(1.0, 1.0)))
+    victim = TrainingOrder(train_set, 4, 2, 0).batches(1)[0][1]  # in the first step of the second epoch
+    culprit = Path(train_set.files[victim]).name
+    pixels = resize(load_sample(train_set, victim), config.data).image
+    genuine, met = normalized_batch, 0
 
     def poisoned(images: list[torch.Tensor], *rest: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
+        nonlocal met
         batch = genuine(images, *rest)
-        if calls == 4 and len(images) > 1:  # the first step of the second epoch
-            batch[1] = float("nan")
+        for row, image in enumerate(images):
+            if torch.equal(image, pixels):
+                met += 1
+                batch[row] = float("nan") if met > 1 else batch[row]  # not in the first epoch
         return batch
 
-    monkeypatch.setattr("retinanet.train.loop.normalized_batch", poisoned)
-    order = TrainingOrder(train_set, 4, 2, 0)
+    monkeypatch.setattr("retinanet.train.step.normalized_batch", poisoned)
     with pytest.raises(NonFiniteLossError) as caught:
-        loop.train(_config(epochs=2), train_set, val_set, tmp_path / "run")
-    culprit = Path(train_set.files[order.batches(1)[0][1]]).name
+        loop.train(config, train_set, val_set, tmp_path / "run")
     assert culprit in str(caught.value)
     assert "\n" not in str(caught.value)
     report = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
@@ -292,8 +296,8 @@ def test_long_gradients_are_clipped(sets: tuple[Dataset, Dataset], tmp_path: Pat
 
 
 def test_waiting_for_pictures_is_logged_and_much_of_it_said() -> None:
-    losses, metrics = {"loss": 1.0}, {"AP": 0.5, "AP50": 0.7, "AP75": 0.4}
-    assert loop._epoch_line(3, 10, losses, metrics, 0.05) == "epoch  3/10  loss 1.000  AP 0.500  AP50 0.700  AP75 0.400"
+    loss, metrics = 1.0, {"AP": 0.5, "AP50": 0.7, "AP75": 0.4}
+    assert loop._epoch_line(3, 10, loss, metrics, 0.05) == "epoch  3/10  loss 1.000  AP 0.500  AP50 0.700  AP75 0.400"
     assert "35% of the time waiting for pictures; try more --data.workers" in loop._epoch_line(
-        3, 10, losses, metrics, 0.35
+        3, 10, loss, metrics, 0.35
     )

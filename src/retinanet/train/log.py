@@ -11,18 +11,28 @@ from retinanet.files import write_atomically, write_text
 
 
 class Log:
-    """Appends one JSON object per line; lines after step ``resume_at`` are dropped first, they will come again."""
+    """Appends one JSON object per line; lines after step ``resume_at`` are dropped first, they will come again.
 
-    def __init__(self, path: Path, resume_at: int = 0) -> None:
+    Args:
+        path: the file.
+        resume_at: steps already done.
+        write: off in all but one of several processes.
+    """
+
+    def __init__(self, path: Path, resume_at: int = 0, write: bool = True) -> None:
         self.path = path
         self.lines: list[dict[str, Any]] = []
+        self._write = write
         if resume_at and path.is_file():
             self.lines = [line for line in _readable_lines(path) if line["step"] <= resume_at]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        if write:
+            write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def write(self, **values: Any) -> None:
         """Append a line and flush it."""
         self.lines.append(values)
+        if not self._write:
+            return
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
@@ -30,6 +40,10 @@ class Log:
             raise RetinaNetError(
                 f"{self.path}: cannot be written ({error.strerror}); then go on with --resume"
             ) from error
+
+    def latest(self, key: str) -> Any:
+        """The newest value of ``key``."""
+        return next(line[key] for line in reversed(self.lines) if key in line)
 
     def draw(self, path: Path) -> None:
         """Plot losses and average precision against epochs."""
