@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from retinanet.data.dataset import Dataset
-from retinanet.data.formats.files import is_image
+from retinanet.data.dataset import IGNORE_CLASS, Dataset
+from retinanet.data.formats.files import CLASS_LIST, is_image
 from retinanet.errors import DataError
 
 Images = Literal["copy", "link", "none"]
@@ -36,14 +36,26 @@ def is_plain(text: str) -> bool:
     return bool(text) and text == text.strip() and not any(unicodedata.category(c) in _NOT_PLAIN for c in text)
 
 
-def check_classes(dataset: Dataset, target: str) -> None:
+def check_classes(splits: Mapping[str, Dataset], target: str) -> None:
     """Raise DataError for a class name that a format of lines or XML cannot hold."""
-    for name in dataset.classes:
-        if not is_plain(name):
-            raise DataError(
-                f"{dataset.name}: class name {name!r} is empty or holds a line break or control character, which "
-                f"{target} cannot; rename the class"
-            )
+    for dataset in splits.values():
+        for name in dataset.classes:
+            if not is_plain(name):
+                raise DataError(
+                    f"{dataset.name}: class name {name!r} is empty or holds a line break or control character, which "
+                    f"{target} cannot; rename the class"
+                )
+
+
+def write_class_list(folder: Path, splits: Mapping[str, Dataset]) -> None:
+    """Write ``classes.txt``, which keeps the order of the classes and those without boxes."""
+    names = next(iter(splits.values())).classes
+    (folder / CLASS_LIST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def class_name(dataset: Dataset, row: int) -> str:
+    """The class of a box in a format that knows ignore regions by the class ``ignore`` alone."""
+    return IGNORE_CLASS if dataset.ignore[row] else dataset.classes[dataset.labels[row]]
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,12 @@ class Pictures:
         names = _unique([_holdable(path, stems_differ) for path in paths], stems_differ)
         renamed = [(path, name) for path, name in zip(paths, names, strict=True) if path != name]
         return cls(Path(root), sources, names, renamed)
+
+    @classmethod
+    def together(cls, several: Iterable[Pictures]) -> Pictures:
+        """The images of several splits, those that two splits have once."""
+        sources = {name: source for one in several for name, source in zip(one.names, one.sources, strict=True)}
+        return cls(Path(), list(sources.values()), list(sources), [])
 
     def place(self, folder: Path, images: Images, progress: Progress) -> None:
         """Bring the images to ``folder``: copies, links to the files, or (``none``) one link to the folder they are in.
