@@ -47,9 +47,10 @@ def run(argv: Sequence[str]) -> int:
     with progress_bar(console, "writing images", total) as bar:
         notes = write(splits, arguments.out, arguments.to, arguments.images, bar.advance)
     print_notes(notes)
-    boxes = sum(len(dataset.boxes) for dataset in splits.values())
+    regions = sum(int(dataset.ignore.sum()) for dataset in splits.values())
+    boxes = sum(len(dataset.boxes) for dataset in splits.values()) - regions
     console.print(
-        f"wrote {total} images ({', '.join(splits)}) with {boxes} boxes and ignore regions "
+        f"wrote {total} images ({', '.join(splits)}), {boxes} boxes and {regions} ignore regions "
         f"as {TITLES[arguments.to]} to {arguments.out}"
     )
     print_next(f"retinanet data inspect {quoted(arguments.out)}")

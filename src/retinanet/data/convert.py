@@ -60,12 +60,24 @@ def _not_held(splits: Mapping[str, Dataset], to: Format) -> Iterator[str]:
         return
     if classes.category_ids != tuple(range(1, len(classes.classes) + 1)):
         yield f"category ids are left out: {title} has none"
-    if any(not np.array_equal(d.image_ids, np.arange(1, len(d) + 1)) for d in data):
-        yield f"image ids are left out: {title} has none, images are numbered in order"
+    if any(_numbers(split, d, to) != list(range(1, len(d) + 1)) for split, d in splits.items()):
+        order = "by the order of their names" if to == "yolo" else "in order"
+        yield f"image ids are left out: {title} has none, images are numbered {order}"
     if count := sum(_own_areas(d) for d in data):
         yield f"areas of {count} boxes that differ from width × height are left out: {title} has none"
     if to != "voc" and (count := sum(int((d.ignore & (d.labels != NO_CLASS)).sum()) for d in data)):
         yield f"{count} ignore regions lose the class they are of: {title} marks them by the class 'ignore' alone"
+
+
+def _numbers(split: str, dataset: Dataset, to: Format) -> list[int]:
+    """Image ids in the order that a reader of the format comes to the images."""
+    ids: list[int] = dataset.image_ids.tolist()
+    if to != "yolo":
+        return ids
+    paths = [name.split("/") for name in Pictures.of(split, dataset, stems_differ=True).names]
+    # Files of a folder come before its folders.
+    keys = [[*((1, folder) for folder in folders), (0, file)] for *folders, file in paths]
+    return [number for _, number in sorted(zip(keys, ids, strict=True))]
 
 
 def _own_areas(dataset: Dataset) -> int:
