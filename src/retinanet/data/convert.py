@@ -59,14 +59,20 @@ def _not_held(splits: Mapping[str, Dataset], to: Format) -> Iterator[str]:
             yield "category ids are numbered from 1, as COCO classes come in the order of their ids"
         return
     if classes.category_ids != tuple(range(1, len(classes.classes) + 1)):
-        yield f"category ids are left out: {title} has none"
+        yield f"{title} cannot hold category ids: classes are numbered in order"
     if any(_numbers(split, d, to) != list(range(1, len(d) + 1)) for split, d in splits.items()):
         order = "by the order of their names" if to == "yolo" else "in order"
-        yield f"image ids are left out: {title} has none, images are numbered {order}"
+        yield f"{title} cannot hold image ids: images are numbered {order}"
     if count := sum(_own_areas(d) for d in data):
-        yield f"areas of {count} boxes that differ from width × height are left out: {title} has none"
+        those = "the area of 1 box, which differs" if count == 1 else f"the areas of {count} boxes, which differ"
+        yield f"{title} cannot hold {those} from width × height"
     if to != "voc" and (count := sum(int((d.ignore & (d.labels != NO_CLASS)).sum()) for d in data)):
-        yield f"{count} ignore regions lose the class they are of: {title} marks them by the class 'ignore' alone"
+        those = (
+            "1 ignore region loses the class it is of"
+            if count == 1
+            else f"{count} ignore regions lose the class they are of"
+        )
+        yield f"{those}: {title} marks them by the class 'ignore' alone"
 
 
 def _numbers(split: str, dataset: Dataset, to: Format) -> list[int]:
@@ -89,7 +95,7 @@ def _renamed(splits: Mapping[str, Dataset], to: Format) -> Iterator[str]:
     renamed = [pair for split, d in splits.items() for pair in Pictures.of(split, d, to == "yolo").renamed]
     if renamed:
         first = " to ".join(map(repr, renamed[0]))
-        yield f"{len(renamed)} images are renamed, as not every reader could tell them by their name; first {first}"
+        yield f"{_are(len(renamed), 'image')} renamed, for a name that readers would miss or mix up; first {first}"
 
 
 def _sizes(splits: Mapping[str, Dataset], title: str) -> Iterator[str]:
@@ -107,8 +113,12 @@ def _sizes(splits: Mapping[str, Dataset], title: str) -> Iterator[str]:
                     others.append(f"{path} has {found[0]}×{found[1]} pixels, its annotations say {width}×{height}")
     if others:
         raise DataError(
-            f"{len(others)} pictures are not of the size their annotations say, which {title} cannot hold; first "
+            f"{_are(len(others), 'picture')} not of the size the annotations say, which {title} cannot hold; first "
             f"{others[0]}; convert to coco or voc, or correct the pictures"
         )
     if unreadable:
-        yield f"{len(unreadable)} pictures are broken and copied as they are; first {unreadable[0]}"
+        yield f"{_are(len(unreadable), 'picture')} broken and copied as found; first {unreadable[0]}"
+
+
+def _are(count: int, noun: str) -> str:
+    return f"1 {noun} is" if count == 1 else f"{count} {noun}s are"

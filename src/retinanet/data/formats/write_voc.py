@@ -84,8 +84,8 @@ def _one_pool(splits: Mapping[str, Dataset], named: Mapping[str, Pictures]) -> b
 def _stem(name: str, taken: dict[str, str]) -> str:
     """What the XML file of an image is called: as the image, with its suffix where that is needed to tell two apart."""
     stem = posixpath.splitext(name)[0]
-    # "photo 1" in a list could be taken for "image photo shows an object of this class".
-    if taken.get(stem, name) != name or re.search(r"\s-?[01]$", stem):
+    # In a list, "photo 1" could be taken for "image photo shows an object of this class", and a last blank gets lost.
+    if taken.get(stem, name) != name or re.search(r"\s(-?[01])?$", stem):
         stem = name
     while taken.get(stem, name) != name:
         stem += "-2"

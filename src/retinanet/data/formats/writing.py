@@ -166,7 +166,7 @@ def _unique(names: list[str], stems_differ: bool) -> list[str]:
         path, number = PurePosixPath(name), 1
         while (key := os.path.splitext(name)[0] if stems_differ else name) in taken:
             number += 1
-            name = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
+            name = str(path.with_name(f"{path.stem}_{number}{path.suffix}"))
         taken.add(key)
         result.append(name)
     return result
