@@ -256,6 +256,15 @@ def test_remarks_name_what_is_lost(tmp_path: Path, to: Format) -> None:
     assert any("1 image is renamed" in r and "'a_2.png'" in r for r in remarks) == (to == "yolo")
 
 
+def test_boxes_thinner_than_a_pixel_are_said_in_voc(tmp_path: Path) -> None:
+    box = Box(0, (4.25, 3, 4.75, 9), False, None)
+    splits = build(tmp_path / "in", ["a"], [1], {"train": [Drawn("a.png", 1, (9, 9), [box])]})
+    [remark] = write(splits, tmp_path / "voc", "voc")
+    assert remark.startswith("1 box is thinner than a pixel: xmin, counted from 1, passes xmax")
+    assert read_split(tmp_path / "voc", "train").boxes.tolist() == [[4.25, 3, 4.75, 9]]
+    assert write(splits, tmp_path / "csv", "csv") == []
+
+
 @pytest.mark.parametrize("to", FORMATS)
 def test_links_and_no_images(tmp_path: Path, to: Format) -> None:
     splits = pets(tmp_path / "in")

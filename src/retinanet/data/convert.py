@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from retinanet.data.dataset import NO_CLASS, Dataset
 from retinanet.data.formats import write_coco, write_csv, write_voc, write_yolo
@@ -66,6 +67,8 @@ def _not_held(splits: Mapping[str, Dataset], to: Format) -> Iterator[str]:
     if count := sum(_own_areas(d) for d in data):
         those = "the area of 1 box, which differs" if count == 1 else f"the areas of {count} boxes, which differ"
         yield f"{title} cannot hold {those} from width × height"
+    if to == "voc" and (count := sum(int(_thin(d).sum()) for d in data)):
+        yield f"{_are(count, 'box', 'boxes')} thinner than a pixel: xmin, counted from 1, passes xmax, and some readers swap them"
     if to != "voc" and (count := sum(int((d.ignore & (d.labels != NO_CLASS)).sum()) for d in data)):
         those = (
             "1 ignore region loses the class it is of"
@@ -84,6 +87,11 @@ def _numbers(split: str, dataset: Dataset, to: Format) -> list[int]:
     # Files of a folder come before its folders.
     keys = [[*((1, folder) for folder in folders), (0, file)] for *folders, file in paths]
     return [number for _, number in sorted(zip(keys, ids, strict=True))]
+
+
+def _thin(dataset: Dataset) -> npt.NDArray[np.bool_]:
+    thin: npt.NDArray[np.bool_] = (dataset.boxes[:, 2:] - dataset.boxes[:, :2] < 1).any(axis=1)
+    return thin
 
 
 def _own_areas(dataset: Dataset) -> int:
@@ -120,5 +128,5 @@ def _sizes(splits: Mapping[str, Dataset], title: str) -> Iterator[str]:
         yield f"{_are(len(unreadable), 'picture')} broken and copied as found; first {unreadable[0]}"
 
 
-def _are(count: int, noun: str) -> str:
-    return f"1 {noun} is" if count == 1 else f"{count} {noun}s are"
+def _are(count: int, noun: str, plural: str = "") -> str:
+    return f"1 {noun} is" if count == 1 else f"{count} {plural or f'{noun}s'} are"
