@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from retinanet.data.dataset import NO_CLASS, Dataset
 from retinanet.data.formats import write_coco, write_csv, write_voc, write_yolo
@@ -67,8 +66,8 @@ def _not_held(splits: Mapping[str, Dataset], to: Format) -> Iterator[str]:
     if count := sum(_own_areas(d) for d in data):
         those = "the area of 1 box, which differs" if count == 1 else f"the areas of {count} boxes, which differ"
         yield f"{title} cannot hold {those} from width × height"
-    if to == "voc" and (count := sum(int(_thin(d).sum()) for d in data)):
-        yield f"{_are(count, 'box', 'boxes')} thinner than a pixel: xmin, counted from 1, passes xmax, and some readers swap them"
+    if to == "voc" and (count := sum(map(_thin, data))):
+        yield f"{_are(count, 'box', 'boxes')} thinner than a pixel: xmin, counted from 1, passes xmax; some readers swap them"
     if to != "voc" and (count := sum(int((d.ignore & (d.labels != NO_CLASS)).sum()) for d in data)):
         those = (
             "1 ignore region loses the class it is of"
@@ -89,9 +88,9 @@ def _numbers(split: str, dataset: Dataset, to: Format) -> list[int]:
     return [number for _, number in sorted(zip(keys, ids, strict=True))]
 
 
-def _thin(dataset: Dataset) -> npt.NDArray[np.bool_]:
-    thin: npt.NDArray[np.bool_] = (dataset.boxes[:, 2:] - dataset.boxes[:, :2] < 1).any(axis=1)
-    return thin
+def _thin(dataset: Dataset) -> int:
+    sides = dataset.boxes[:, 2:] - dataset.boxes[:, :2]
+    return int((sides.min(axis=1) < 1).sum())
 
 
 def _own_areas(dataset: Dataset) -> int:
