@@ -260,7 +260,7 @@ def test_boxes_thinner_than_a_pixel_are_said_in_voc(tmp_path: Path) -> None:
     box = Box(0, (4.25, 3, 4.75, 9), False, None)
     splits = build(tmp_path / "in", ["a"], [1], {"train": [Drawn("a.png", 1, (9, 9), [box])]})
     [remark] = write(splits, tmp_path / "voc", "voc")
-    assert remark.startswith("1 box is thinner than a pixel: xmin counted from 1 passes xmax")
+    assert remark.startswith("1 box is thinner than a pixel: xmin, from 1, passes xmax")
     assert read_split(tmp_path / "voc", "train").boxes.tolist() == [[4.25, 3, 4.75, 9]]
     assert write(splits, tmp_path / "csv", "csv") == []
 

@@ -67,7 +67,7 @@ def _not_held(splits: Mapping[str, Dataset], to: Format) -> Iterator[str]:
         those = "the area of 1 box, which differs" if count == 1 else f"the areas of {count} boxes, which differ"
         yield f"{title} cannot hold {those} from width × height"
     if to == "voc" and (count := sum(map(_thin, data))):
-        yield f"{_are(count, 'box', 'boxes')} thinner than a pixel: xmin counted from 1 passes xmax; some tools swap them"
+        yield f"{_are(count, 'box', 'boxes')} thinner than a pixel: xmin, from 1, passes xmax; some tools swap them"
     if to != "voc" and (count := sum(int((d.ignore & (d.labels != NO_CLASS)).sum()) for d in data)):
         those = (
             "1 ignore region loses the class it is of"
