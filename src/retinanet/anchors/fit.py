@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +44,8 @@ class ScaledBoxes:
         image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))  # (M,)
         limits = np.tile(scaled[:, ::-1].astype(np.float32), 2)  # (N, 4)
         boxes = np.minimum(dataset.boxes * factors[image], limits[image])
-        return cls(boxes, (-(-scaled // PAD_TO) * PAD_TO)[image])
+        # column by column, the way they are computed with
+        return cls(np.asfortranarray(boxes), (-(-scaled // PAD_TO) * PAD_TO)[image])
 
     def __getitem__(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice) -> ScaledBoxes:
         return ScaledBoxes(self.boxes[rows], self.canvas[rows])
@@ -56,9 +57,44 @@ class ScaledBoxes:
         """Highest IoU of each box with any anchor of its image: float32 ``(M,)``."""
         best = np.zeros(len(self), dtype=np.float32)
         for start in range(0, len(self), _CHUNK):
-            rows = slice(start, start + _CHUNK)
-            best[rows] = _best_overlaps(self.boxes[rows], self.canvas[rows], spec)
+            part, found = self[start : start + _CHUNK], best[start : start + _CHUNK]
+            for level in range(len(spec.strides)):
+                nearest = part.nearest(spec, level)
+                for half in base_anchors(spec, level)[:, 2:].tolist():
+                    np.maximum(found, part.overlaps(nearest, half), out=found)
         return best
+
+    def nearest(self, spec: AnchorSpec, level: int) -> npt.NDArray[np.float64]:
+        """The location of ``level`` nearest to the centre of each box: ``(2, M)``, x and y."""
+        across = self.canvas.T[::-1]  # width, height
+        counts = -(-across // spec.strides[level])  # columns, rows
+        step = across // counts if spec.layout == "torchvision" else spec.strides[level]
+        centre = (self.boxes[:, :2].T.astype(np.float64) + self.boxes[:, 2:].T) / 2
+        nearest: npt.NDArray[np.float64] = np.clip(np.rint(centre / step), 0, counts - 1) * step
+        return nearest
+
+    def overlaps(self, nearest: npt.NDArray[np.float64], half: Sequence[float]) -> Floats:
+        """IoU of each box with the best of all anchors of one shape on one level: float32 ``(M,)``.
+
+        Those anchors lie on a grid, and what one shares with a box is the product of what they share along x and along
+        y. So the best of them stands in the column and in the row nearest to the centre of the box.
+
+        Args:
+            nearest: :meth:`nearest` of that level.
+            half: half of the anchors' width and height.
+        """
+        shared, area, own = [], [], []
+        for axis in (0, 1):
+            low, high = self.boxes[:, axis], self.boxes[:, axis + 2]
+            # float32 corners, as the grid has them: an IoU at a threshold falls on the same side of it
+            start, end = ((nearest[axis] + sign * half[axis]).astype(np.float32) for sign in (-1, 1))
+            shared.append(np.maximum(np.minimum(high, end) - np.maximum(low, start), 0))
+            area.append(high - low)
+            own.append(end - start)
+        both = shared[0] * shared[1]
+        union = area[0] * area[1] + own[0] * own[1] - both
+        overlap: Floats = both / np.maximum(union, np.finfo(np.float32).tiny)
+        return overlap
 
 
 def best_overlaps(dataset: Dataset, spec: AnchorSpec, data: DataConfig) -> Floats:
@@ -123,27 +159,3 @@ def _scaled_sizes(dataset: Dataset, data: DataConfig) -> tuple[npt.NDArray[np.in
         sizes.append((new_height, new_width))
         factors.append((new_width / width, new_height / height) * 2)
     return np.array(sizes, dtype=np.int64)[image], np.array(factors, dtype=np.float32)[image]
-
-
-def _best_overlaps(boxes: Floats, canvas: npt.NDArray[np.int64], spec: AnchorSpec) -> Floats:
-    """For boxes ``(M, 4)`` on images of ``canvas`` ``(M, 2)``.
-
-    The anchors of one shape lie on a grid, and how much one shares with a box is the product of what they share along
-    x and along y. So the best of them stands in the column and in the row nearest to the centre of the box: one
-    comparison for each shape.
-    """
-    low, high = boxes[:, :2], boxes[:, 2:]
-    centre = (low.astype(np.float64) + high) / 2  # xy
-    area = (high - low).prod(axis=1)
-    best = np.zeros(len(boxes), dtype=np.float32)
-    for level, stride in enumerate(spec.strides):
-        counts = -(-canvas[:, ::-1] // stride)  # columns, rows
-        step = canvas[:, ::-1] // counts if spec.layout == "torchvision" else stride
-        nearest = np.clip(np.rint(centre / step), 0, counts - 1) * step
-        for half in base_anchors(spec, level)[:, 2:].numpy():
-            # float32 corners, as the grid has them: an IoU at a threshold falls on the same side of it
-            anchor_low, anchor_high = (nearest - half).astype(np.float32), (nearest + half).astype(np.float32)
-            shared = (np.minimum(high, anchor_high) - np.maximum(low, anchor_low)).clip(min=0).prod(axis=1)
-            union = area + (anchor_high - anchor_low).prod(axis=1) - shared
-            np.maximum(best, np.divide(shared, union, out=np.zeros_like(union), where=union > 0), out=best)
-    return best
