@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,8 @@ from retinanet.config import AnchorSpec
 # Differences of coverage below this are not worth other anchors.
 AS_GOOD = 0.005
 
-# Fewer anchors are taken if they cover no less than the most than this.
-_EQUAL = 0.001
+# Fewer anchors are taken if share and mean of their coverage are no more than this below the best.
+_EQUAL_SHARE, _EQUAL_MEAN = 0.001, 0.01
 
 # Side ÷ stride that anchors may have, and largest ratio. Smaller than a stride they leave gaps; an anchor's side of 12
 # strides is the most that a position of the pyramid was ever shown to see.
@@ -76,7 +77,7 @@ def fit_anchors(
     threshold: float = 0.5,
     progress: Callable[[int], object] = lambda fits: None,
 ) -> Fit:
-    """The anchors that cover the most ``boxes``; of those that cover equally many, the fewest.
+    """The anchors that cover the most ``boxes``; of those that cover practically as many as well, the fewest.
 
     Sizes stay in proportion to the strides as in ``spec``, unless a size of its own for each level covers at least
     ``AS_GOOD`` more. There is no chance in it.
@@ -100,13 +101,23 @@ def fit_anchors(
                 best[s, r] = search.improve(max(fewer, key=search.coverage), _STEPS[1:])
                 progress(1)
     most = max(search.coverage(each) for each in best.values())
-    enough = [each for each in best.values() if search.coverage(each).share >= most.share - _EQUAL]
+    enough = [each for each in best.values() if _equal(search.coverage(each), most)]
     chosen = min(enough, key=lambda each: (each.per_location, -search.coverage(each).mean))
     free = search.improve(chosen, _STEPS[1:], levels=True)
     progress(1)
     if search.coverage(free).share >= search.coverage(chosen).share + AS_GOOD:
         chosen = free
     return Fit(_tidy(chosen), search.coverage(chosen), {key: search.coverage(best[key]) for key in sorted(best)})
+
+
+def _equal(coverage: Coverage, most: Coverage) -> bool:
+    return coverage.share >= most.share - _EQUAL_SHARE and coverage.mean >= most.mean - _EQUAL_MEAN
+
+
+def refit(boxes: ScaledBoxes, spec: AnchorSpec, threshold: float = 0.5) -> Coverage:
+    """What anchors near ``spec``, with as many scales and ratios, cover of ``boxes``."""
+    search = _Search(boxes, threshold)
+    return search.coverage(search.improve(spec, _STEPS[1:4]))
 
 
 @dataclass
@@ -152,7 +163,7 @@ class _Search:
                         if coverage > best:
                             spec, best = changed, coverage
                             break
-                if best.share - before.share < _EQUAL / 2 and best.mean - before.mean < _EQUAL / 2:
+                if best.share - before.share < 1e-4 and best.mean - before.mean < 1e-4:
                     break
         return spec
 
@@ -178,7 +189,7 @@ def _without(spec: AnchorSpec | None, name: str) -> list[AnchorSpec]:
     values = getattr(spec, name) if spec else ()
     if spec is None or len(values) < 2:
         return []
-    return [replace(spec, **{name: values[:i] + values[i + 1 :]}) for i in range(len(values))]
+    return [_with(spec, name, values[:i] + values[i + 1 :]) for i in range(len(values))]
 
 
 def _moves(spec: AnchorSpec, levels: bool) -> int:
@@ -194,18 +205,21 @@ def _moved(spec: AnchorSpec, move: int, factor: float) -> AnchorSpec:
         values = list(getattr(spec, name))
         if move < len(values):
             values[move] *= factor
-            return _rounded(replace(spec, **{name: tuple(values)}))
+            return _rounded(_with(spec, name, tuple(values)))
         move -= len(values)
     raise IndexError(move)
 
 
+def _with(spec: AnchorSpec, name: str, values: tuple[float, ...]) -> AnchorSpec:
+    changes: dict[str, Any] = {name: values}
+    return replace(spec, **changes)
+
+
 def _rounded(spec: AnchorSpec) -> AnchorSpec:
     """Four digits, which is what people read and files hold."""
-    return replace(spec, **{name: _four_digits(getattr(spec, name)) for name in ("sizes", "scales", "ratios")})
-
-
-def _four_digits(values: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(float(f"{value:.4g}") for value in values)
+    for name in ("sizes", "scales", "ratios"):
+        spec = _with(spec, name, tuple(float(f"{value:.4g}") for value in getattr(spec, name)))
+    return spec
 
 
 def _allowed(spec: AnchorSpec) -> bool:

@@ -20,6 +20,7 @@ VERBS = {
     "detect": ("detect", "find objects in pictures; draw them and write them down"),
     "convert": ("convert", "turn torchvision's RetinaNet weights into a file of this package"),
     "bench": ("bench", "time this package beside torchvision on this machine"),
+    "data anchors": ("data_anchors", "fit the anchors to your boxes, and say whether it is worth it"),
     "data sample": ("data_sample", "make a synthetic dataset to try everything on"),
 }
 
