@@ -72,7 +72,8 @@ def _draw_shares(axes: Axes, side: Floats, covered: list[npt.NDArray[np.bool_]])
     middle = edges[:-1] * 2**0.25
     which = np.digitize(side, edges) - 1
     count = np.bincount(which, minlength=len(middle))
-    axes.bar(middle, count / count.max(), width=np.diff(edges), color="#1f6f8b", alpha=0.12, label="number of boxes")
+    bars: dict[str, Any] = {"width": np.diff(edges), "align": "edge", "color": "#1f6f8b", "alpha": 0.12}
+    axes.bar(edges[:-1], count / count.max(), label="number of boxes", **bars)
     some = count > 0
     for values, label, color in zip(covered, ("before", "fitted"), (_BEFORE, _AFTER), strict=True):
         share = np.bincount(which, weights=values, minlength=len(middle))[some] / count[some]

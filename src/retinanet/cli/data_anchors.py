@@ -244,23 +244,23 @@ def _print_resolution(sample: Dataset, config: Config, spec: AnchorSpec, after: 
         f"for which anchors {stride} pixels apart (P3) are coarse"
     )
     now = refit(_objects(sample, config.data), spec, config.assign.foreground).share
-    gains = []
+    larger_covers = {}
     for factor in (1.5, 2.0):
         larger = round(config.data.size * factor / 32) * 32
-        if larger > 8192:
-            continue
-        longest = config.data.max_size and round(config.data.max_size * larger / config.data.size)
-        data = replace(config.data, size=larger, max_size=longest)
-        gains.append((larger, refit(_objects(sample, data), spec, config.assign.foreground).share - now))
-    if gains and max(gain for _, gain in gains) >= 0.01:
-        said = ", ".join(
-            f"--data.size {larger} would cover {now + gain:.1%} at {(larger / config.data.size) ** 2:.1f} × the computation"
-            for larger, gain in gains
-        )
-        console.print(f"they need stride {stride // 2}, which this network does not have (P3 to P7). Instead: {said};")
-        console.print("  or cut the pictures into tiles and train on those")
-    else:
+        if larger <= 8192:
+            longest = config.data.max_size and round(config.data.max_size * larger / config.data.size)
+            data = replace(config.data, size=larger, max_size=longest)
+            larger_covers[larger] = refit(_objects(sample, data), spec, config.assign.foreground).share
+    if max(larger_covers.values(), default=0) < now + 0.01:
         console.print("a larger --data.size would not help: their shapes are too different for so few anchors")
+        return
+    console.print(
+        f"they need stride {stride // 2}, which this network does not have (P3 to P7). Instead, fitted again:"
+    )
+    for larger, covers in larger_covers.items():
+        cost = (larger / config.data.size) ** 2
+        console.print(f"  --data.size {larger} would cover {covers:.1%}, at {cost:.1f} × the computation")
+    console.print("  or cut the pictures into tiles and train on those")
 
 
 def _fragment(arguments: Arguments, dataset: Dataset, spec: AnchorSpec, before: Any, after: Any) -> str:
