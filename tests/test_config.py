@@ -157,6 +157,32 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_recipe_file_may_start_from_another(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "base.yaml").write_text("recipe: modern\ntrain: {epochs: 7, lr: 0.5}\n")
+    config = load(tmp_path, "train: {lr: 0.25}\nrecipe: below/base.yaml")
+    modern = load_recipe("modern")
+    assert config == dataclasses.replace(modern, train=dataclasses.replace(modern.train, epochs=7, lr=0.25))
+    assert load(tmp_path, "recipe: paper") == load_recipe("paper")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("recipe: own.yaml", "starts from this one"),
+        ("recipe: loop.yaml", "starts from this one"),
+        ("recipe: missing.yaml", "no recipe 'missing.yaml'; there are modern, paper"),
+        ("recipe: [modern]", "recipe is ['modern']; give the name"),
+        ("recipe: null", "recipe is None; give the name"),
+    ],
+)
+def test_what_a_recipe_cannot_start_from(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "loop.yaml").write_text("recipe: own.yaml")
+    with pytest.raises(ConfigError, match=r"own\.yaml") as caught:
+        load(tmp_path, text)
+    assert message in str(caught.value)
+
+
 def test_mistakes_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"own\.yaml"):
         load(tmp_path, "train: {epoch: 3}")

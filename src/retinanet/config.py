@@ -351,22 +351,41 @@ class Config:
 def load_recipe(name: str) -> Config:
     """The settings of a recipe that comes with the package (``paper``, ``modern``) or of a YAML file.
 
+    A file may start from another recipe: ``recipe: modern``, or ``recipe: other.yaml``, a path seen from its own
+    folder. Without that key it starts from the defaults.
+
     Raises:
-        ConfigError: no such recipe or file, or its content cannot be used.
+        ConfigError: no such recipe or file, its content cannot be used, or recipes that start from each other.
     """
+    return _load_recipe(name, Path(), ())
+
+
+def _load_recipe(name: str, folder: Path, before: tuple[Path, ...]) -> Config:
+    """``before``: the files that led here, each starting from the next."""
     import yaml
 
     bundled = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    path = RECIPES / f"{name}.yaml" if name in bundled else Path(name)
+    path = RECIPES / f"{name}.yaml" if name in bundled else folder / name
+    asked = f"{before[-1]}: " if before else ""
     if not path.is_file():
-        raise ConfigError(f"no recipe {name!r}; there are {', '.join(bundled)}, or give the path of a YAML file")
+        raise ConfigError(f"{asked}no recipe {name!r}; there are {', '.join(bundled)}, or give the path of a YAML file")
+    if path.resolve() in [other.resolve() for other in before]:
+        raise ConfigError(f"{asked}recipe {name!r} starts from this one; end the loop with {' or '.join(bundled)}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not a readable YAML file ({' '.join(str(error).split())[:160]})") from error
     if not isinstance(values, dict | None):
         raise ConfigError(f"{path}: a recipe is a mapping such as 'train: {{epochs: 12}}'")
-    return Config.from_dict(values or {}, where=name if name in bundled else str(path))
+    values = dict(values or {})
+    where = name if name in bundled else str(path)
+    if "recipe" not in values:
+        return Config.from_dict(values, where=where)
+    base = values.pop("recipe")
+    if not isinstance(base, str):
+        raise ConfigError(f"{where}: recipe is {base!r}; give the name or the file of the recipe to start from")
+    config: Config = _updated(_load_recipe(base, path.parent, (*before, path)), values, where)
+    return config
 
 
 def _updated(default: Any, values: Mapping[str, Any], where: str) -> Any:

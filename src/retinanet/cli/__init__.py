@@ -21,6 +21,7 @@ VERBS = {
     "convert": ("convert", "turn torchvision's RetinaNet weights into a file of this package"),
     "bench": ("bench", "time this package beside torchvision on this machine"),
     "data convert": ("data_convert", "write a dataset as COCO, Pascal VOC, YOLO or CSV"),
+    "data anchors": ("data_anchors", "fit the anchors to your boxes, and say whether it is worth it"),
     "data sample": ("data_sample", "make a synthetic dataset to try everything on"),
 }
 

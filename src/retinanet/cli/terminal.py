@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,6 +29,13 @@ def parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Argume
     if default is None:
         return tyro.cli(kind, args=list(argv), prog=prog)
     return tyro.cli(kind, args=list(argv), prog=prog, default=default)
+
+
+def option(argv: Sequence[str], name: str) -> str | None:
+    """The value of ``--name value`` or ``--name=value``, needed before the other flags' defaults are known."""
+    joined = [word.split("=", 1)[1] for word in argv if word.startswith(f"{name}=")]
+    following = [value for word, value in pairwise(argv) if word == name]
+    return next(iter([*following, *joined]), None)
 
 
 def make_folder(out: Path, flag: str = "--out ") -> None:

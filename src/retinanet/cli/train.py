@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, describe, make_folder, parse, print_next, print_notes, quoted
+from retinanet.cli.terminal import console, describe, make_folder, option, parse, print_next, print_notes, quoted
 from retinanet.config import Config, load_recipe
 
 if TYPE_CHECKING:
@@ -98,17 +97,10 @@ def _train(arguments: Arguments, processes: Processes) -> int:
 
 def _starting_config(argv: Sequence[str]) -> Config:
     """Defaults of the flags: the recipe's settings, or on ``--resume`` those of the run that is there."""
-    last = Path(_option(argv, "--out") or Arguments.out) / "last.safetensors"
-    recipe = _option(argv, "--recipe")
+    last = Path(option(argv, "--out") or Arguments.out) / "last.safetensors"
+    recipe = option(argv, "--recipe")
     if "--resume" in argv and last.exists() and recipe is None:
         from retinanet.zoo.weights import read_info
 
         return read_info(last).config
     return load_recipe(recipe or "modern")
-
-
-def _option(argv: Sequence[str], name: str) -> str | None:
-    """The value of ``--name value`` or ``--name=value``, needed before the other flags' defaults are known."""
-    joined = [word.split("=", 1)[1] for word in argv if word.startswith(f"{name}=")]
-    following = [value for word, value in pairwise(argv) if word == name]
-    return next(iter([*following, *joined]), None)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Training leaves out objects with a shorter side, in pixels of the network's input.
+MIN_SIDE = 1.0
+
 
 @dataclass
 class Sample:
@@ -32,7 +35,7 @@ class Sample:
     size: tuple[int, int]
     instead_of: tuple[str, ...] = ()
 
-    def drop_degenerate(self, min_side: float = 1.0) -> Sample:
+    def drop_degenerate(self, min_side: float = MIN_SIDE) -> Sample:
         """Clip boxes to the image and drop what a crop or a small scale left with a side under ``min_side`` pixels."""
         height, width = self.image.shape[-2:]
         limits = torch.tensor([width, height, width, height], dtype=torch.float32)

@@ -1,0 +1,161 @@
+"""How well anchors cover the boxes of a dataset: the IoU of each box with its best anchor, and who learns it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from retinanet.anchors.assign import assign_batch
+from retinanet.anchors.grid import base_anchors
+from retinanet.config import AnchorSpec, Config, DataConfig
+from retinanet.data.dataset import Dataset
+from retinanet.data.sample import MIN_SIDE
+from retinanet.data.transforms import PAD_TO, scaled_size
+
+Floats = npt.NDArray[np.float32]
+
+# Boxes looked at together: few enough that what is computed of them stays in the processor's cache.
+_CHUNK = 1 << 15
+
+# Anchors of a batch of images that are assigned together; bounds the memory.
+_BATCH_ANCHORS = 1 << 21
+
+
+@dataclass(frozen=True)
+class ScaledBoxes:
+    """The boxes of a dataset as the network meets them: after :func:`retinanet.data.transforms.resize`.
+
+    Attributes:
+        boxes: float32 ``(M, 4)``, ``xyxy`` pixels of the network's input.
+        canvas: int64 ``(M, 2)``, height and width of the padded image each lies in.
+    """
+
+    boxes: Floats
+    canvas: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, dataset: Dataset, data: DataConfig) -> ScaledBoxes:
+        """All M boxes of ``dataset``, ignore regions too, scaled without ``data.scale``."""
+        scaled, factors = _scaled_sizes(dataset, data)
+        image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))  # (M,)
+        limits = np.tile(scaled[:, ::-1].astype(np.float32), 2)  # (N, 4)
+        boxes = np.minimum(dataset.boxes * factors[image], limits[image])
+        # column by column, the way they are computed with
+        return cls(np.asfortranarray(boxes), (-(-scaled // PAD_TO) * PAD_TO)[image])
+
+    def __getitem__(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice) -> ScaledBoxes:
+        return ScaledBoxes(self.boxes[rows], self.canvas[rows])
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def best_overlaps(self, spec: AnchorSpec) -> Floats:
+        """Highest IoU of each box with any anchor of its image: float32 ``(M,)``."""
+        best = np.zeros(len(self), dtype=np.float32)
+        for start in range(0, len(self), _CHUNK):
+            part, found = self[start : start + _CHUNK], best[start : start + _CHUNK]
+            for level in range(len(spec.strides)):
+                nearest = part.nearest(spec, level)
+                for half in base_anchors(spec, level)[:, 2:].tolist():
+                    np.maximum(found, part.overlaps(nearest, half), out=found)
+        return best
+
+    def nearest(self, spec: AnchorSpec, level: int) -> npt.NDArray[np.float64]:
+        """The location of ``level`` nearest to the centre of each box: ``(2, M)``, x and y."""
+        across = self.canvas.T[::-1]  # width, height
+        counts = -(-across // spec.strides[level])  # columns, rows
+        step = across // counts if spec.layout == "torchvision" else spec.strides[level]
+        centre = (self.boxes[:, :2].T.astype(np.float64) + self.boxes[:, 2:].T) / 2
+        nearest: npt.NDArray[np.float64] = np.clip(np.rint(centre / step), 0, counts - 1) * step
+        return nearest
+
+    def overlaps(self, nearest: npt.NDArray[np.float64], half: Sequence[float]) -> Floats:
+        """IoU of each box with the best of all anchors of one shape on one level: float32 ``(M,)``.
+
+        Those anchors lie on a grid, and what one shares with a box is the product of what they share along x and along
+        y. So the best of them stands in the column and in the row nearest to the centre of the box.
+
+        Args:
+            nearest: :meth:`nearest` of that level.
+            half: half of the anchors' width and height.
+        """
+        shared, area, own = [], [], []
+        for axis in (0, 1):
+            low, high = self.boxes[:, axis], self.boxes[:, axis + 2]
+            # float32 corners, as the grid has them: an IoU at a threshold falls on the same side of it
+            start, end = ((nearest[axis] + sign * half[axis]).astype(np.float32) for sign in (-1, 1))
+            shared.append(np.maximum(np.minimum(high, end) - np.maximum(low, start), 0))
+            area.append(high - low)
+            own.append(end - start)
+        both = shared[0] * shared[1]
+        union = area[0] * area[1] + own[0] * own[1] - both
+        overlap: Floats = both / np.maximum(union, np.finfo(np.float32).tiny)
+        return overlap
+
+
+def best_overlaps(dataset: Dataset, spec: AnchorSpec, data: DataConfig) -> Floats:
+    """Highest IoU of each ground-truth box with any anchor of its image, scaled as for training without random scale.
+
+    The grid is that of the image alone in its batch. The result is that of comparing each box with all anchors, up to
+    the rounding of float32.
+
+    Returns:
+        float32 ``(M,)``, row by row of ``dataset.boxes``; NaN for ignore regions.
+    """
+    best = ScaledBoxes.of(dataset, data).best_overlaps(spec)
+    best[dataset.ignore] = np.nan
+    return best
+
+
+def positives(
+    dataset: Dataset, config: Config, progress: Callable[[int], object] = lambda images: None
+) -> npt.NDArray[np.int64]:
+    """How many anchors each ground-truth box gets to learn from, by the rule ``config.assign``.
+
+    Images are scaled as for training without random scale. A box with a side under one pixel then gets none, as in
+    training.
+
+    Args:
+        dataset: the images; ``data.crowd`` has been applied to it (:meth:`Dataset.with_crowds`) where it matters.
+        config: of which ``anchors``, ``assign`` and ``data`` count.
+        progress: called with the number of images just done.
+
+    Returns:
+        int64 ``(M,)``, row by row of ``dataset.boxes``; −1 for ignore regions.
+    """
+    count = np.where(dataset.ignore, -1, 0).astype(np.int64)
+    scaled, _ = _scaled_sizes(dataset, config.data)
+    boxes = ScaledBoxes.of(dataset, config.data).boxes
+    large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= MIN_SIDE
+    learnt = large & ~dataset.ignore
+    padded = -(-scaled // PAD_TO) * PAD_TO
+    sizes, group = np.unique(padded, axis=0, return_inverse=True)
+    for number, (height, width) in enumerate(sizes.tolist()):
+        grid = config.anchors.grid((height, width))
+        images = np.flatnonzero(group == number)
+        step = max(1, _BATCH_ANCHORS // len(grid.boxes))
+        for start in range(0, len(images), step):
+            part = images[start : start + step]
+            rows = [np.arange(dataset.offsets[i], dataset.offsets[i + 1]) for i in part]
+            objects = [r[learnt[r]] for r in rows]
+            regions = [torch.from_numpy(boxes[r[dataset.ignore[r]]]) for r in rows]
+            matched = assign_batch(grid, [torch.from_numpy(boxes[r]) for r in objects], regions, config.assign)
+            every = np.concatenate(objects)
+            count[every] = torch.bincount(matched[matched >= 0], minlength=len(every)).numpy()
+            progress(len(part))
+    return count
+
+
+def _scaled_sizes(dataset: Dataset, data: DataConfig) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Of each image: height and width for the network ``(N, 2)``, and the factors on its boxes ``(N, 4)``."""
+    distinct, image = np.unique(dataset.sizes, axis=0, return_inverse=True)
+    sizes, factors = [], []
+    for width, height in distinct.tolist():
+        new_height, new_width = scaled_size(height, width, data)
+        sizes.append((new_height, new_width))
+        factors.append((new_width / width, new_height / height) * 2)
+    return np.array(sizes, dtype=np.int64)[image], np.array(factors, dtype=np.float32)[image]
