@@ -23,7 +23,9 @@ from retinanet.model import RetinaNet
 from retinanet.zoo.weights import TRAINING_PREFIX, ModelInfo, read_info, read_tensors, save_weights
 
 # Settings that change how a run proceeds but not what it computes may differ on resuming.
-_FREE = {"data.workers", "data.verify", "train.device", "train.eval_every", "train.checkpoint_minutes"}
+_FREE = {"data.workers", "data.verify"} | {
+    f"train.{name}" for name in ("device", "eval_every", "checkpoint_minutes", "track", "pictures_every")
+}
 
 
 def weights_to_use(model: RetinaNet, average: AveragedModel | None) -> RetinaNet:
