@@ -47,9 +47,7 @@ class TensorBoard:
         self.view = f"tensorboard --logdir {shlex.quote(str(folder))}"
         self.held: Mapping[str, int] = dict.fromkeys(GROUPS, resume_at if known else 0)
         # What earlier files hold from purge_step on is not shown any more.
-        self._writer: Any = SummaryWriter(
-            str(folder), purge_step=resume_at + 1 if known else 1, flush_secs=int(_FLUSH_SECONDS)
-        )
+        self._writer: Any = SummaryWriter(str(folder), purge_step=resume_at + 1 if known else 0, flush_secs=1)
         if not known:
             self._writer.add_text("config", "\n".join(f"    {k}: {v}" for k, v in _settings(config).items()), 0)
 
@@ -156,6 +154,9 @@ class MLflow:
     def _experiment(self) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
         known = self._client.get_experiment_by_name(name)
+        if known and self._artifacts and known.artifact_location != self._artifacts:  # the folder was moved
+            name = f"{name} in {self._artifacts}"
+            known = self._client.get_experiment_by_name(name)
         return str(known.experiment_id if known else self._client.create_experiment(name, self._artifacts))
 
     def _continue(self, resume_at: int) -> bool:
