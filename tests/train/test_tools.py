@@ -24,7 +24,7 @@ from retinanet.train.tools import _logged_in
 from retinanet.train.tracking import open_trackers
 
 pytest.importorskip("tensorboard", reason="pip install 'retinanet[tensorboard]'")
-pytest.importorskip("wandb", reason="pip install 'retinanet[wandb]'")
+wandb = pytest.importorskip("wandb", reason="pip install 'retinanet[wandb]'")
 pytest.importorskip("mlflow", reason="pip install 'retinanet[mlflow]'")
 
 TOOLS = ("tensorboard", "wandb", "mlflow")
@@ -106,6 +106,7 @@ def train(names: tuple[str, ...], out: Path, first: int, last: int, close: bool 
             trackers.pictures(step, images)
     if close:
         trackers.close()
+        wandb.teardown()  # as the end of a process does: its own process writes until then
 
 
 def read(name: str, out: Path) -> Kept:
@@ -120,7 +121,7 @@ def read_tensorboard(out: Path) -> Kept:
     tags = events.Tags()
     scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags["scalars"]}
     pictures = {tag: [(e.step, _colour(e.encoded_image_string)) for e in events.Images(tag)] for tag in tags["images"]}
-    [config] = [e.tensor_proto.string_val[0].decode() for e in events.Tensors("config/text_summary")]
+    *_, config = [e.tensor_proto.string_val[0].decode() for e in events.Tensors("config/text_summary")]
     return Kept(scalars, pictures, config)
 
 
@@ -236,7 +237,7 @@ def test_a_new_training_in_the_same_folder_is_a_new_run(out: Path) -> None:
     for name in ("tensorboard", "mlflow"):
         check_complete(read(name, out), 6)
     identity = json.loads((out / "tracking.json").read_text())["wandb"]
-    [file] = (out / "wandb").glob(f"*/run-{identity}.wandb")
+    [file] = (out / "wandb").glob(f"offline-run-*/run-{identity}.wandb")
     steps = [record.history.step.num for record in wandb_records(file) if record.history.item]
     assert sorted(set(steps)) == [1, 2, 3, 4, 5, 6]
 

@@ -81,6 +81,7 @@ class WandB:
             console="off",
             disable_git=True,
             save_code=False,
+            reinit="create_new",  # leave alone a run that the caller may have open
             init_timeout=_SERVER_SECONDS,
             finish_timeout=30 * _SERVER_SECONDS,  # uploads
             x_disable_machine_info=True,
