@@ -4,9 +4,9 @@ Every ``python`` block and every ``retinanet`` line of a ``bash``, ``sh`` or ``c
 from top to bottom, in a folder that holds what a reader is taken to have: ``photo.jpg``, the folder ``photos``, the
 datasets ``parts`` and ``BCCD`` (tiny stand-ins), ``runs/parts/best.safetensors``, and a torchvision detector. What a
 command makes itself (``data sample OUT``, ``train --out RUN``) is removed before. ``PLACEHOLDERS`` says what words in
-capitals stand for. ``torchrun`` lines are run in processes of their own. ``pip`` and ``make`` lines are not run: it is checked that what they name exists. ``git`` and ``cd``
-are passed over. A line that starts with anything else fails the test, so that no command goes unchecked. Blocks
-marked ``text`` are no commands.
+capitals stand for. ``torchrun`` lines are run in processes of their own. ``pip`` and ``make`` lines are not run: it is
+checked that what they name exists. ``git`` and ``cd`` are passed over. A line that starts with anything else fails the
+test, so that no command goes unchecked. Blocks marked ``text`` are no commands.
 """
 
 from __future__ import annotations

@@ -275,6 +275,10 @@ class TrainConfig:
     """Trained batch norm over the images of all processes instead of each one's own (GPUs only)."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints inside an epoch; each epoch's end always saves one."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Tools that get the metrics as well as metrics.jsonl does."""
+    pictures_every: int = 0
+    """Epochs between pictures of predictions on val in RUN/pictures; 0: none."""
 
     def __post_init__(self) -> None:
         _require_finite(self, "train")
@@ -286,6 +290,8 @@ class TrainConfig:
             _require(0 < value < math.inf, f"train.{name.replace('_', '-')} is {value}; it must be positive")
         patient = self.patience is None or self.patience >= 1
         _require(patient, f"train.patience is {self.patience}; it must be at least 1")
+        never = self.pictures_every >= 0
+        _require(never, f"train.pictures-every is {self.pictures_every}; use 0 (no pictures) or more epochs")
         _require(self.clip is None or self.clip > 0, f"train.clip is {self.clip}; it must be positive")
         _require(self.ema is None or 0 < self.ema < 1, f"train.ema is {self.ema}; it lies between 0 and 1")
         _require(0 <= self.momentum < 1, f"train.momentum is {self.momentum}; it lies between 0 and 1")

@@ -75,7 +75,8 @@ def test_shares_add_up_to_one() -> None:
 
 
 def test_no_loss_at_all() -> None:
-    nothing = Imbalance(*torch.zeros(3), torch.zeros(5, dtype=torch.int64))
+    zero = torch.tensor(0.0)
+    nothing = Imbalance(zero, zero, zero, torch.zeros(5, dtype=torch.int64))
     assert nothing.to_dict()["share_foreground"] == 0
 
 

@@ -52,6 +52,7 @@ def _train(arguments: Arguments, processes: Processes) -> int:
     from retinanet.progress import progress_bar
     from retinanet.train.checkpoint import check_same_settings, refuse_other_run
     from retinanet.train.loop import train
+    from retinanet.train.tracking import require_trackers
     from retinanet.zoo.weights import read_info
 
     config = arguments.config
@@ -61,6 +62,7 @@ def _train(arguments: Arguments, processes: Processes) -> int:
     if (arguments.out / "last.safetensors").exists():
         check_same_settings(arguments.out / "last.safetensors", read_info(arguments.out / "last.safetensors"), config)
     require_backbone(config.model.backbone)
+    require_trackers(config.train.track)
     best = arguments.out / "best.safetensors"
     train_set, val_set, notes = read_train_val(
         arguments.dataset, config.data.train, config.data.val, config.data.val_fraction

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from retinanet.data.dataset import Dataset
-from retinanet.data.images import read_image
 from retinanet.decode import Detections
-from retinanet.detect.draw import draw, to_supervision
 from retinanet.evaluate.ap import Metrics, Predictions
+from retinanet.evaluate.pictures import draw_example, read_example, shrunk, spread
 from retinanet.files import write_text
 
 _EXPLAINED = {
@@ -70,8 +69,8 @@ def write_report(
         pictures: how many examples to show, spread evenly over the dataset.
         score: lowest score drawn.
     """
-    shown = np.unique(np.linspace(0, len(dataset) - 1, min(pictures, len(dataset))).round().astype(int))
-    figures = "\n".join(_figure(dataset, predictions, int(index), score) for index in shown)
+    shown = spread(len(dataset), pictures)
+    figures = "\n".join(_figure(dataset, predictions, index, score) for index in shown)
     boxes = int((~dataset.ignore).sum())
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -112,8 +111,6 @@ def _number(value: float) -> str:
 
 
 def _figure(dataset: Dataset, predictions: Predictions, index: int, score: float) -> str:
-    width, height = (int(v) for v in dataset.sizes[index])
-    image = read_image(dataset.path(index), expected_size=(width, height))
     mine = (predictions.images == index) & (predictions.scores >= score)
     found = Detections(
         torch.from_numpy(predictions.boxes[mine]),
@@ -121,26 +118,13 @@ def _figure(dataset: Dataset, predictions: Predictions, index: int, score: float
         torch.from_numpy(predictions.labels[mine]),
     )
     rows = dataset.rows(index)
-    truth = dataset.boxes[rows][~dataset.ignore[rows]]
-    picture = draw(_with_truth(image, truth), to_supervision(found, dataset.classes), dataset.classes)
+    picture = draw_example(read_example(dataset, index), dataset, index, found)
     name = html.escape(Path(dataset.files[index]).name)
-    caption = f"{name} · {len(truth)} objects, {int(mine.sum())} found"
+    caption = f"{name} · {int((~dataset.ignore[rows]).sum())} objects, {int(mine.sum())} found"
     return f'<figure><img loading="lazy" alt="" src="{_data_url(picture)}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _with_truth(image: npt.NDArray[np.uint8], boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    canvas = Image.fromarray(image)
-    pen = ImageDraw.Draw(canvas)
-    for x1, y1, x2, y2 in boxes.tolist():
-        pen.rectangle(
-            (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline="white", width=max(1, min(canvas.size) // 250)
-        )
-    return np.array(canvas)
-
-
 def _data_url(image: npt.NDArray[np.uint8], longest: int = 720) -> str:
-    picture = Image.fromarray(image)
-    picture.thumbnail((longest, longest))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
+    Image.fromarray(shrunk(image, longest)).save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -23,15 +23,18 @@ from retinanet.model import RetinaNet
 from retinanet.zoo.weights import TRAINING_PREFIX, ModelInfo, read_info, read_tensors, save_weights
 
 # Settings that change how a run proceeds but not what it computes may differ on resuming.
-_FREE = {
-    "data.workers",
-    "data.verify",
-    "train.accumulate",
-    "train.checkpoint_minutes",
-    "train.device",
-    "train.eval_every",
-    "train.find_lr",
-    "train.patience",
+_FREE = {"data.workers", "data.verify"} | {
+    f"train.{name}"
+    for name in (
+        "accumulate",
+        "checkpoint_minutes",
+        "device",
+        "eval_every",
+        "find_lr",
+        "patience",
+        "pictures_every",
+        "track",
+    )
 }
 
 

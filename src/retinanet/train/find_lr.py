@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
@@ -114,15 +115,18 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 
 
 def steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Rate at which the smoothed loss falls fastest per unit of log(rate), before its lowest point; None if nowhere."""
-    curve = smoothed(losses)
-    lowest = min(range(len(curve)), key=curve.__getitem__, default=0)
-    window = max(2, len(curve) // 20)
-    slopes = {i: (curve[min(i + window, lowest)] - curve[i - window]) for i in range(window, lowest)}
-    if not slopes:
+    """Rate around which the loss falls fastest per unit of log(rate), by a straight line through a fifth of the steps.
+
+    None if it falls nowhere. Fewer steps would follow the noise of small batches.
+    """
+    window = max(3, len(losses) // 5)
+    if len(losses) < window:
         return None
-    place = min(slopes, key=slopes.__getitem__)
-    return float(f"{rates[place]:.2g}") if slopes[place] < 0 else None
+    x, y = (np.lib.stride_tricks.sliding_window_view(v, window) for v in (np.log(rates), np.asarray(losses)))
+    x = x - x.mean(axis=1, keepdims=True)
+    slopes = (x * y).sum(axis=1) / (x**2).sum(axis=1)
+    place = int(slopes.argmin())
+    return float(f"{rates[place + window // 2]:.2g}") if slopes[place] < 0 else None
 
 
 def draw(rates: Sequence[float], losses: Sequence[float], chosen: float, path: Path) -> None:

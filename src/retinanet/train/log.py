@@ -24,7 +24,7 @@ class Log:
         self.lines: list[dict[str, Any]] = []
         self._write = write
         if resume_at and path.is_file():
-            self.lines = [line for line in _readable_lines(path) if line["step"] <= resume_at]
+            self.lines = [line for line in read_lines(path) if line["step"] <= resume_at]
         if write:
             write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
@@ -71,7 +71,8 @@ class Log:
         write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))
 
 
-def _readable_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl`` that can be read and belong to a step."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -44,7 +44,8 @@ from retinanet.train.log import Log
 from retinanet.train.meter import Meter, Reading, Step
 from retinanet.train.optim import learning_rate, make_average, make_optimizer, set_learning_rate
 from retinanet.train.step import backward, forward_alone
-from retinanet.train.validation import validate
+from retinanet.train.tracking import open_trackers
+from retinanet.train.validation import draw_predictions, validate
 from retinanet.train.watch import Matches, why_nothing_is_learnt
 from retinanet.zoo.weights import ModelInfo, read_info, save_weights
 
@@ -171,7 +172,12 @@ def train(
         }
         return ModelInfo.of(model, train_set.classes, config, metrics=metrics, progress=progress)
 
-    with _stop_requests() as stop, progress_bar(console, "images", images_in_all) as bar:
+    tracked = settings.track if processes.first else ()
+    with (
+        open_trackers(tracked, out, config, start, console) as trackers,
+        _stop_requests() as stop,
+        progress_bar(console, "images", images_in_all) as bar,
+    ):
         seen = order.images_before(start)
         bar.advance(seen)
         batches = Timed(training_loader(train_set, order, config.data, settings.seed))
@@ -185,6 +191,7 @@ def train(
                 )
             line = reading.line(steps_per_epoch)
             log.write(**line)
+            trackers.log_line(line)
             bar.update(reading.step.images, _status(line, settings.epochs, metrics))
             messages = [matches.warning(sum(map(len, reading.step.batch.boxes)), reading.own_foreground)]
             for message in dict.fromkeys(reading.step.batch.unreadable):
@@ -225,7 +232,15 @@ def train(
                 waited = batches.seconds / (time.monotonic() - epoch_began)  # for data, a share of the epoch
                 metrics, broken = validate(weights_to_use(model, average), config, val_set, processes)
                 seconds = round(time.monotonic() - began, 1)
-                log.write(step=step, epoch=number, seconds=seconds, data_wait=round(waited, 3), **metrics)
+                evaluation = {
+                    "step": step,
+                    "epoch": number,
+                    "seconds": seconds,
+                    "data_wait": round(waited, 3),
+                    **metrics,
+                }
+                log.write(**evaluation)
+                trackers.log_line(evaluation)
                 line = _epoch_line(number, settings.epochs, log.latest("loss"), metrics, waited)
                 console.print(line, highlight=False)
                 for message in broken:
@@ -243,6 +258,9 @@ def train(
                     finished = f"all {settings.epochs} epochs are done"
                 elif settings.patience is not None and number - best_epoch >= settings.patience:
                     finished = f"no better AP in the {number - best_epoch} epochs since epoch {best_epoch}"
+            if epoch_ended and processes.first and settings.pictures_every and number % settings.pictures_every == 0:
+                folder = out / "pictures" / f"epoch_{number:04d}"
+                trackers.pictures(step, draw_predictions(weights_to_use(model, average), config, val_set, folder))
             if processes.first:
                 save_training(last, model, average, optimizer, normalizer, describe(step))
             saved = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from retinanet.data.dataset import Dataset
 from retinanet.detect.detector import Detector
 from retinanet.errors import DataError
 from retinanet.evaluate.ap import Predictions, evaluate
+from retinanet.evaluate.pictures import prediction_pictures, save_pictures
 from retinanet.evaluate.predict import predict
 from retinanet.model import RetinaNet
 from retinanet.train.distributed import Processes
+from retinanet.train.tracking import Image
 from retinanet.zoo.weights import ModelInfo
 
 
@@ -28,8 +31,7 @@ def validate(
         DataError: no image can be read.
     """
     processes.same_buffers(model)
-    info = ModelInfo.of(model, val_set.classes, config)
-    detector = Detector(model, info, config.train.precision, str(next(model.parameters()).device))
+    detector = _detector(model, config, val_set)
     own = np.asarray(processes.share(range(len(val_set))))
     unreadable: dict[int, str] = {}
     try:
@@ -51,6 +53,21 @@ def validate(
     )
     read = val_set if len(kept) == len(val_set) else val_set.subset(kept)
     return evaluate(read, predictions).to_dict(), list(failed.values())
+
+
+def draw_predictions(model: RetinaNet, config: Config, val_set: Dataset, folder: Path) -> dict[str, Image]:
+    """Write the same few pictures of ``val_set`` each time, with what ``model`` finds, to ``folder``; returns them."""
+    try:
+        pictures = prediction_pictures(_detector(model, config, val_set), val_set)
+    finally:
+        model.train()
+    save_pictures(folder, pictures)
+    return pictures
+
+
+def _detector(model: RetinaNet, config: Config, val_set: Dataset) -> Detector:
+    info = ModelInfo.of(model, val_set.classes, config)
+    return Detector(model, info, config.train.precision, str(next(model.parameters()).device))
 
 
 def _nothing() -> Predictions:
