@@ -67,6 +67,8 @@ STATED: dict[str, dict[str, object]] = {
         "scale": (1.0, 1.0),
         "crop": 0.0,
         "color": 0.0,
+        "repeat_rare": 0.0,
+        "background": None,
     },
     "train": {
         "epochs": 12,
@@ -78,6 +80,8 @@ STATED: dict[str, dict[str, object]] = {
         "weight_decay": 1e-4,
         "schedule": "step",
         "ema": None,
+        "find_lr": False,
+        "patience": None,
     },
     "decode": {"score": 0.05, "top_k": 1000, "nms": 0.5},
 }
@@ -100,6 +104,8 @@ UNUSED: dict[str, dict[str, object]] = {
     "train": {
         "device": "auto",
         "seed": 0,
+        "accumulate": 1,
+        "sync_norm": False,  # batch norm is frozen
         "eval_every": 1,
         "checkpoint_minutes": 5.0,
         "track": (),

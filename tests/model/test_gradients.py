@@ -199,7 +199,8 @@ def test_strided_convolution_of_maps_one_pixel_wide_in_bf16(size: tuple[int, int
             y = layer(x)
         slope = torch.randn_like(y)
         (found,) = torch.autograd.grad(y, [layer.weight], slope)
-        expected = conv2d_weight(x.double(), layer.weight.shape, slope.double(), stride=2, padding=1)
+        size_of = layer.weight.shape
+        expected = conv2d_weight(x.double(), size_of, slope.double(), stride=2, padding=1)  # type: ignore[no-untyped-call]
         torch.testing.assert_close(found.double(), expected, rtol=0.05, atol=0.1)
 
 
