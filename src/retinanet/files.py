@@ -1,10 +1,11 @@
-"""Writing files so that a crash, a full disk or a second process never leaves half of one."""
+"""Writing files so that a crash, a full disk or a second process never leaves half of one; what is no file at all."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     """Write JSON atomically."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def special_file(path: Path | str) -> str | None:
+    """What is at ``path`` if it is no ordinary file: opening a pipe waits for ever, and some devices never end.
+
+    Returns:
+        ``"a folder"``, ``"a named pipe"`` or ``"a device"``; ``None`` for an ordinary file, and where there is nothing.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return None
+    if stat.S_ISREG(mode):
+        return None
+    return "a folder" if stat.S_ISDIR(mode) else "a named pipe" if stat.S_ISFIFO(mode) else "a device"

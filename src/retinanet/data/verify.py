@@ -40,7 +40,7 @@ def verify_images(
     if broken and (not skip_broken or len(broken) == len(dataset)):
         shown = "; ".join(list(broken.values())[:3])
         more = f" … and {len(broken) - 3} more" if len(broken) > 3 else ""
-        remedy = "" if len(broken) == len(dataset) else ". Replace them, or leave them out with --data.skip-broken"
+        remedy = "" if len(broken) == len(dataset) else ". Or leave such images out with --data.skip-broken"
         count = f"{len(broken)} of {len(dataset)} images cannot be read"
         raise DataError(f"{dataset.name}: {count}: {shown}{more}{remedy}")
     if broken:
