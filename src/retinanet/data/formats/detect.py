@@ -139,7 +139,7 @@ class _Splits:
 def _open(path: str | Path) -> _Splits:
     root = Path(path).expanduser()
     if not os.path.exists(root):
-        raise DataError(f"{root}: no such file or folder")
+        raise DataError(f"{root}: no such file or folder; correct the path")
     if readers := _readers(root):
         return _Splits(root, readers)
     if not root.is_dir():
