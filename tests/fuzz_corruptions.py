@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -402,7 +401,3 @@ def kinds_of(suffixes: set[str]) -> list[tuple[str, Corruption]]:
     found += [("text", kind) for kind in (*ANYWHERE, *TEXTS)]
     found += [(suffix, kind) for suffix in sorted(suffixes) for kind in SPECIAL.get(suffix, ())]
     return found
-
-
-def copy(root: Path, to: Path) -> None:
-    shutil.copytree(root, to, symlinks=True)

@@ -176,7 +176,7 @@ class Said:
 
 
 def box_of(name: str, corners: list[float], ignored: bool) -> Box:
-    return name, tuple(round(v, 2) for v in corners), ignored
+    return name, tuple(round(float(np.float32(v)), 2) for v in corners), ignored
 
 
 def said_by(layout: str, root: Path) -> Said | None:

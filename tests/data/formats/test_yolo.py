@@ -67,7 +67,7 @@ def test_yaml_variants(tmp_path: Path, yaml: str) -> None:
     ("yaml", "message"),
     [
         ("train: [\n", r"data\.yaml:2: not valid YAML"),
-        ("train: x\nnames: 3\n", "'names' must be"),
+        ("train: x\nnames: 3\n", "'names' is 3; give a list"),
         ("train: x\nnames: [yes, no]\n", "in quotes"),
         ("train: {a: 1}\nnames: [a]\n", "must be text"),
         ("train: nowhere\nnames: [a]\n", "no such folder"),

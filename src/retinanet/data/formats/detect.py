@@ -122,7 +122,7 @@ class _Splits:
         split = self.resolve(wanted)
         if split is None:
             names = ", ".join(name or "one without a name, taken as train" for name in self.readers)
-            raise DataError(f"{self.path}: no split {wanted!r}; the splits here: {names}")
+            raise DataError(f"{self.path}: no split {wanted!r}; choose one of the splits here: {names}")
         return self.readers[split]()
 
     def read_override(self, wanted: str, role: str) -> Dataset:

@@ -249,7 +249,7 @@ def _parse(xml: Path) -> _Content:
         path.pop()
 
     def refuse(*_: object) -> None:
-        raise DataError(f"{xml}:{parser.CurrentLineNumber}: entity declarations are refused; remove the file")
+        raise DataError(f"{xml}:{parser.CurrentLineNumber}: entity declarations are refused; remove them from the file")
 
     parser.StartElementHandler = start
     parser.EndElementHandler = end
@@ -266,7 +266,7 @@ def _feed(parse: Callable[[bytes, bool], int], xml: Path) -> None:
         reason = expat.ErrorString(error.code)
         raise DataError(f"{xml}:{error.lineno}: broken XML ({reason}); repair or remove the file") from error
     except (ValueError, LookupError) as error:  # an encoding Python does not know
-        raise DataError(f"{xml}: cannot be read ({error}); save it again with UTF-8 encoding") from error
+        raise DataError(f"{xml}: its encoding cannot be read; save it again with UTF-8 encoding") from error
 
 
 def _bytes(xml: Path) -> bytes:

@@ -312,7 +312,9 @@ def _names(content: dict[str, Any], file: Path) -> dict[int, str]:
         names = [str(i) for i in range(count)]
     pairs = enumerate(names) if isinstance(names, list) else names.items() if isinstance(names, dict) else None
     if pairs is None:
-        raise DataError(f"{file}: 'names' must be a list of class names or a mapping from numbers to names")
+        raise DataError(
+            f"{file}: 'names' is {short(names)}; give a list of class names or a mapping from numbers to names"
+        )
     result = {}
     for number, name in pairs:
         if type(number) is not int or type(name) not in (str, int) or not str(name).strip():
