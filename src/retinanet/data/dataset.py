@@ -284,7 +284,7 @@ class DatasetBuilder:
             DataError: there is no image.
         """
         if not self._files:
-            raise DataError(f"{self.name}: no images listed")
+            raise DataError(f"{self.name}: no images listed; add some, or choose another split")
         ids = np.array(self._ids, dtype=np.int64)
         if len(np.unique(ids)) != len(ids):
             values, counts = np.unique(ids, return_counts=True)

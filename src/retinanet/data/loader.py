@@ -21,6 +21,7 @@ from retinanet.data.images import read_image
 from retinanet.data.sample import Sample
 from retinanet.data.sampling import TrainingOrder
 from retinanet.data.transforms import resize, scaled_size, training_view
+from retinanet.data.verify import other_size
 from retinanet.errors import DataError
 
 # A picture that went bad since it was checked is one of few. If so many in a row cannot be read, all may be gone.
@@ -31,7 +32,8 @@ _TRIES = 8
 class Batch:
     """Samples of one step: ``images`` of any size, and per image boxes, labels, ignore regions and identity.
 
-    ``unreadable`` are the messages of images that could not be read, in whose places others are.
+    ``unreadable`` are the messages of images that could not be read, in whose places others are; ``remarks`` those
+    about images that are odd.
     """
 
     images: list[Tensor]
@@ -40,6 +42,7 @@ class Batch:
     ignore: list[Tensor]
     indices: list[int]
     unreadable: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, samples: list[Sample]) -> Batch:
@@ -51,6 +54,7 @@ class Batch:
             [s.ignore for s in samples],
             [s.index for s in samples],
             [message for s in samples for message in s.instead_of],
+            [s.remark for s in samples if s.remark],
         )
 
     def __getitem__(self, images: slice) -> Batch:
@@ -71,7 +75,10 @@ class _TrainingImages(TorchDataset[Sample | DataError]):
         unreadable: list[str] = []
         for _ in range(_TRIES):
             try:
-                sample = training_view(load_sample(self.dataset, index), self.config, rng, scale)
+                sample = load_sample(self.dataset, index)
+                if not self.config.verify:  # else it was said before
+                    sample.remark = other_size(self.dataset, index, sample.size) or ""
+                sample = training_view(sample, self.config, rng, scale)
             except DataError as error:
                 unreadable.append(str(error))
                 index = rng.randrange(len(self.dataset))

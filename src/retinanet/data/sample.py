@@ -24,6 +24,7 @@ class Sample:
         index: position of the image in its dataset.
         size: ``(width, height)`` of the file before any transform.
         instead_of: messages of the images that could not be read, whose place this one takes.
+        remark: what is odd about this one.
     """
 
     image: Tensor
@@ -34,6 +35,7 @@ class Sample:
     index: int
     size: tuple[int, int]
     instead_of: tuple[str, ...] = ()
+    remark: str = ""
 
     def drop_degenerate(self, min_side: float = MIN_SIDE) -> Sample:
         """Clip boxes to the image and drop what a crop or a small scale left with a side under ``min_side`` pixels."""

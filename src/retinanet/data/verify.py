@@ -49,7 +49,7 @@ def verify_images(
     if broken and (not skip_broken or len(broken) == len(dataset)):
         shown = "; ".join(list(broken.values())[:3])
         more = f" … and {len(broken) - 3} more" if len(broken) > 3 else ""
-        remedy = "" if len(broken) == len(dataset) else ". Replace them, or leave them out with --data.skip-broken"
+        remedy = "" if len(broken) == len(dataset) else ". Or leave such images out with --data.skip-broken"
         count = f"{len(broken)} of {len(dataset)} images cannot be read"
         raise DataError(f"{dataset.name}: {count}: {shown}{more}{remedy}")
     if broken:
@@ -65,9 +65,12 @@ def _check(dataset: Dataset, index: int) -> tuple[str | None, str | None]:
         pixels = read_image(dataset.path(index), expected_size=(width, height))
     except DataError as error:
         return str(error), None
-    found = (pixels.shape[1], pixels.shape[0])
-    if found != (width, height):
-        return None, (
-            f"{dataset.path(index)}: the picture has {found[0]}×{found[1]} pixels, its annotations say {width}×{height}"
-        )
-    return None, None
+    return None, other_size(dataset, index, (pixels.shape[1], pixels.shape[0]))
+
+
+def other_size(dataset: Dataset, index: int, found: tuple[int, int]) -> str | None:
+    """A remark if a picture has not the ``(width, height)`` its annotations refer to."""
+    width, height = (int(v) for v in dataset.sizes[index])
+    if found == (width, height):
+        return None
+    return f"{dataset.path(index)}: the picture has {found[0]}×{found[1]} pixels, its annotations say {width}×{height}"

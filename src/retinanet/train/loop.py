@@ -159,6 +159,7 @@ def train(
         write_text(out / "config.yaml", _as_yaml(config))
     began = saved = time.monotonic()
     unreadable: Counter[str] = Counter()
+    remarked: set[str] = set()
     finished = None
 
     def describe(step: int) -> ModelInfo:
@@ -194,6 +195,10 @@ def train(
             trackers.log_line(line)
             bar.update(reading.step.images, _status(line, settings.epochs, metrics))
             messages = [matches.warning(sum(map(len, reading.step.batch.boxes)), reading.own_foreground)]
+            for message in dict.fromkeys(reading.step.batch.remarks):
+                if message not in remarked:
+                    remarked.add(message)
+                    messages.append(message)
             for message in dict.fromkeys(reading.step.batch.unreadable):
                 unreadable[message] += 1
                 if unreadable[message] == 1:

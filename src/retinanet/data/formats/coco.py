@@ -6,7 +6,9 @@ import json
 import math
 import mmap
 import os
+from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from retinanet.data.formats.files import (
     is_split_name,
     listing,
     read_text,
+    short,
     split_of,
 )
 from retinanet.errors import DataError
@@ -49,7 +52,9 @@ def find(root: Path) -> dict[str, Path]:
             files = files + listing(folder)[1]
     files = [f for f in files if f.suffix.lower() == ".json" and not f.name.startswith(_OTHER_TASKS)]
     instances = [f for f in files if f.name.startswith("instances_")]
-    if found := by_split(instances or filter(_looks_like_coco, files)):
+    coco = [f for f in files if _looks_like_coco(f)]
+    # Beside a train.json, a val.json that does not look right is broken: it is refused when it is read.
+    if found := by_split(instances or [f for f in files if coco and (f in coco or is_split_name(f.stem))]):
         return found
     for folder in filter(lambda f: is_split_name(f.name), folders):
         own = [f for f in listing(folder)[1] if f.suffix.lower() == ".json"]
@@ -74,7 +79,10 @@ def read(source: Path, name: str) -> Dataset:
     position: dict[str, int] = {}
     for i, image in enumerate(images):
         if position.setdefault(str(image.get("id")), i) != i or image.get("id") is None:
-            raise DataError(f"{source}: image {files[i]} has id {image.get('id')!r}, which is missing or used twice")
+            raise DataError(
+                f"{source}: image {files[i]} has id {short(image.get('id'))}, which is missing or used twice; "
+                "give each image another one"
+            )
 
     classes = _Classes.of(_section(content, "categories", source), annotations, source)
     builder = DatasetBuilder(name, _image_folder(source, files) if files else source.parent, classes.names, classes.ids)
@@ -91,7 +99,7 @@ def read(source: Path, name: str) -> Dataset:
         first = annotations[orphans[0]]
         raise DataError(
             f"{source}: {len(orphans)} of {len(annotations)} annotations belong to images that are not listed, first "
-            f"annotation {first.get('id', orphans[0])} with image_id {first.get('image_id')!r}; add those images to "
+            f"annotation {_id(first, orphans[0])} with image_id {short(first.get('image_id'))}; add those images to "
             '"images" or remove the annotations'
         )
     order = np.argsort(owner, kind="stable")
@@ -101,11 +109,11 @@ def read(source: Path, name: str) -> Dataset:
     for i, image in enumerate(images):
         width, height = _side(image.get("width")), _side(image.get("height"))
         if not (width and height):
-            width, height = sizes.read(builder.root / files[i])
+            width, height = sizes.read(builder.root / files[i], f"{source}: image {i}")
         builder.add_image(files[i], width, height, image["id"] if numbered else None)
         for row in order[starts[i] : starts[i + 1]].tolist():
             annotation = annotations[row]
-            where = f"{source}: annotation {annotation.get('id', row)} (image {files[i]})"
+            where = f"{source}: annotation {_id(annotation, row)} (image {files[i]})"
             _add(builder, annotation, classes, where)
     sizes.check()
     return builder.build()
@@ -123,14 +131,15 @@ class _Classes:
     @classmethod
     def of(cls, categories: list[dict[str, Any]], annotations: list[dict[str, Any]], source: Path) -> _Classes:
         for category in categories:
-            if not isinstance(category.get("name"), str) or type(category.get("id")) is not int:
-                raise DataError(f"{source}: category {category!r:.80} needs a text 'name' and a whole-number 'id'")
+            name = category.get("name")
+            if not (isinstance(name, str) and name.strip()) or type(category.get("id")) is not int:
+                raise DataError(f"{source}: category {short(category)}; it needs a text 'name' and a whole-number 'id'")
         categories = sorted(categories, key=lambda c: int(c["id"]))
         used = {str(a.get("category_id")) for a in annotations if isinstance(a, dict)}
         result = cls([], [], {}, [])
         for category in categories:
             if str(category["id"]) in result.labels:
-                raise DataError(f"{source}: category id {category['id']} is used twice; ids must differ")
+                raise DataError(f"{source}: category id {short(category['id'])} is used twice; ids must differ")
             name = category["name"].strip()
             if is_ignore(name):
                 result.labels[str(category["id"])] = None
@@ -153,7 +162,7 @@ def _add(builder: DatasetBuilder, annotation: dict[str, Any], classes: _Classes,
     category = str(annotation.get("category_id"))
     if category not in classes.labels:
         raise DataError(
-            f"{where}: category_id {annotation.get('category_id')!r} is not among the categories; add it to "
+            f"{where}: category_id {short(annotation.get('category_id'))} is not among the categories; add it to "
             '"categories" or remove the annotation'
         )
     bbox = annotation.get("bbox")
@@ -163,6 +172,9 @@ def _add(builder: DatasetBuilder, annotation: dict[str, Any], classes: _Classes,
     x, y, width, height = (_to_float(v) for v in bbox)
     area = annotation.get("area")
     label = classes.labels[category]
+    for flag in ("iscrowd", "ignore"):
+        if annotation.get(flag, 0) not in (0, 1, "0", "1", None):
+            builder.report(f"{flag} is {short(annotation[flag])}, neither 0 nor 1", where, "taken as 0")
     builder.add_box(
         (x, y, x + width, y + height),
         NO_CLASS if label is None else label,
@@ -183,19 +195,24 @@ def _to_float(value: float) -> float:
         return math.inf
 
 
+def _id(annotation: dict[str, Any], row: int) -> str:
+    number = annotation.get("id", row)
+    return str(number) if type(number) is int and abs(number) < 10**20 else short(number)
+
+
 def _side(value: Any) -> int:
     return int(value) if _is_number(value) and 1 <= value <= _LARGEST_SIDE else 0
 
 
 def _owner(annotation: Any, position: dict[str, int], source: Path, index: int) -> int:
     if not isinstance(annotation, dict):
-        raise DataError(f"{source}: annotation number {index} is not an object {{…}}")
+        raise DataError(f"{source}: annotation number {index} is not an object {{…}}; export the file again")
     return position.get(str(annotation.get("image_id")), -1)
 
 
 def _file_name(image: Any, where: str) -> str:
     if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
-        raise DataError(f"{where}: has no 'file_name'")
+        raise DataError(f"{where}: has no 'file_name'; add the image's path")
     return inside_path(image["file_name"], where)
 
 
@@ -211,7 +228,9 @@ def _image_folder(source: Path, files: list[str]) -> Path:
     hits = [sum(os.path.isfile(folder / probe) for probe in probes) for folder in folders]
     if not any(hits):
         tried = ", ".join(dict.fromkeys(map(str, folders)))
-        raise DataError(f"{source}: images such as {files[0]!r} are in none of {tried}; put them in {here / 'images'}")
+        raise DataError(
+            f"{source}: images such as {short(files[0])} are in none of {tried}; put them in {here / 'images'}"
+        )
     return folders[hits.index(max(hits))]
 
 
@@ -229,12 +248,12 @@ def _load(source: Path) -> dict[str, Any]:
     if not text.strip():
         raise DataError(f"{source}: the file is empty; expected COCO annotations")
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=partial(_object, source))
     except json.JSONDecodeError as error:
         line = f"{source}:{error.lineno}:{error.colno}"
         raise DataError(f"{line}: not valid JSON ({error.msg}); the file may be cut short, export it again") from error
     except (RecursionError, ValueError) as error:  # nested without end; a number of thousands of digits
-        raise DataError(f"{source}: not usable JSON ({str(error)[:80]})") from error
+        raise DataError(f"{source}: not usable JSON ({str(error)[:80]}); export it again") from error
     if isinstance(content, list):
         raise DataError(
             f"{source}: a list at the top is a file of results (detections), not of annotations; "
@@ -245,11 +264,19 @@ def _load(source: Path) -> dict[str, Any]:
     return content
 
 
+def _object(source: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):  # JSON lets the last one win, and all boxes of the first would be lost
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise DataError(f"{source}: an object has two keys {short(twice)}; remove one of them")
+    return result
+
+
 def _section(content: dict[str, Any], key: str, source: Path) -> list[dict[str, Any]]:
     section = content.get(key)
     if not isinstance(section, list):
-        keys = ", ".join(map(repr, list(content)[:6])) or "nothing"
+        keys = ", ".join(map(short, list(content)[:6])) or "nothing"
         raise DataError(f"{source}: not COCO annotations: no list {key!r} (found {keys}); export as COCO instances")
     if key == "categories" and not all(isinstance(c, dict) for c in section):
-        raise DataError(f"{source}: a category is not an object {{…}}")
+        raise DataError(f"{source}: a category is not an object {{…}}; export the file again")
     return section
