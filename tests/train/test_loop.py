@@ -14,8 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 
 from retinanet import cli
@@ -446,6 +449,46 @@ def test_parts_of_a_step_train_as_the_whole(sets: tuple[Dataset, Dataset], tmp_p
     whole, parts = (load_file(tmp_path / run / "last.safetensors") for run in ("1", "3"))
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=1e-3)
+
+
+def crowded(folder: Path, boxes: int, images: int = 2) -> Dataset:
+    """Pictures of noise, each with that many small boxes."""
+    rng = np.random.default_rng(0)
+    builder = DatasetBuilder("crowded", folder, ("cell",))
+    for number in range(images):
+        Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        builder.add_image(f"{number}.png", 128, 128)
+        for x, y in rng.uniform(0, 110, (boxes, 2)):
+            builder.add_box((x, y, x + 15, y + 12), 0, "generated")
+    return builder.build()
+
+
+@pytest.mark.parametrize("method", ["atss", "iou"])
+def test_an_image_with_5000_boxes(method: str, tmp_path: Path) -> None:
+    dataset = crowded(tmp_path, 5000)
+    config = _config()
+    config = replace(config, assign=replace(config.assign, method=method))  # type: ignore[arg-type]
+    result = loop.train(config, dataset, dataset, tmp_path / "run")
+    (step,) = [line for line in _lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert step["foreground"] > 0 or method == "iou"
+    assert result.metrics["AP"] >= 0
+
+
+def test_objects_that_no_anchor_reaches_are_said(tmp_path: Path) -> None:
+    """Boxes of 15 pixels, anchors of 32 and more: nothing can be learnt, and that is said at the first step."""
+    console = Console(record=True, width=300)
+    dataset = crowded(tmp_path, 60)
+    config = _config(epochs=1)
+    config = replace(config, assign=replace(config.assign, method="iou"))
+    loop.train(config, dataset, dataset, tmp_path / "run", console=console)
+    said = console.export_text()
+    assert "warning: only 0 anchors were matched to the first 120 objects" in said
+    assert "try a larger --data.size, --assign.method atss, or anchors of 'retinanet data anchors'" in said
+
+
+def test_one_image_is_enough(tmp_path: Path) -> None:
+    dataset = crowded(tmp_path, 5, images=1)
+    assert loop.train(_config(), dataset, dataset, tmp_path / "run").metrics["AP"] >= 0
 
 
 def test_synced_norm_needs_gpus(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:

@@ -41,9 +41,9 @@ class Log:
                 f"{self.path}: cannot be written ({error.strerror}); then go on with --resume"
             ) from error
 
-    def latest(self, key: str) -> Any:
-        """The newest value of ``key``."""
-        return next(line[key] for line in reversed(self.lines) if key in line)
+    def newest(self, key: str) -> dict[str, Any]:
+        """The newest line that has ``key``; empty if none has."""
+        return next((line for line in reversed(self.lines) if key in line), {})
 
     def draw(self, path: Path) -> None:
         """Plot losses and average precision against epochs."""

@@ -159,7 +159,7 @@ def train(
         write_text(out / "config.yaml", _as_yaml(config))
     began = saved = time.monotonic()
     unreadable: Counter[str] = Counter()
-    remarked: set[str] = set()
+    said: set[str] = set()  # warnings that need no repeating
     finished = None
 
     def describe(step: int) -> ModelInfo:
@@ -193,12 +193,11 @@ def train(
             line = reading.line(steps_per_epoch)
             log.write(**line)
             trackers.log_line(line)
-            bar.update(reading.step.images, _status(line, settings.epochs, metrics))
+            bar.update(reading.step.images, _status(line, settings.epochs, metrics, log.newest("share_easy")))
             messages = [matches.warning(sum(map(len, reading.step.batch.boxes)), reading.own_foreground)]
             for message in dict.fromkeys(reading.step.batch.remarks):
-                if message not in remarked:
-                    remarked.add(message)
-                    messages.append(message)
+                messages += [message] if message not in said else []
+                said.add(message)
             for message in dict.fromkeys(reading.step.batch.unreadable):
                 unreadable[message] += 1
                 if unreadable[message] == 1:
@@ -246,11 +245,14 @@ def train(
                 }
                 log.write(**evaluation)
                 trackers.log_line(evaluation)
-                line = _epoch_line(number, settings.epochs, log.latest("loss"), metrics, waited)
+                line = _epoch_line(number, settings.epochs, log.newest("loss")["loss"], metrics, waited)
                 console.print(line, highlight=False)
                 for message in broken:
                     console.print(f"warning: {message}; left out of this evaluation", highlight=False)
-                if reason := why_nothing_is_learnt(log.lines, number):
+                reason = why_nothing_is_learnt(log.lines, number)
+                if reason and why_nothing_is_learnt.__name__ not in said:
+                    said.add(why_nothing_is_learnt.__name__)
+                    log.write(step=step, epoch=number, warning=reason)
                     console.print(f"warning: {reason}", highlight=False)
                 if metrics["AP"] > best_ap:
                     best_ap, best_epoch = metrics["AP"], number
@@ -352,9 +354,12 @@ def _explain(
     )
 
 
-def _status(line: dict[str, Any], epochs: int, metrics: dict[str, Any]) -> str:
-    """What the progress bar shows beside itself."""
+def _status(line: dict[str, Any], epochs: int, metrics: dict[str, Any], shares: dict[str, Any]) -> str:
+    """What the progress bar shows beside itself; ``shares`` is the newest line that says who owns the loss."""
     text = f"epoch {math.ceil(line['epoch'])}/{epochs}  loss {line['loss']:.3f}"
+    if shares:
+        parts = {"foreground": "foreground", "hard": "hard background", "easy": "easy"}
+        text += " = " + " + ".join(f"{shares[f'share_{key}']:.0%} {name}" for key, name in parts.items())
     return text + (f"  AP {metrics['AP']:.3f}" if metrics else "")
 
 
