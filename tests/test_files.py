@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from retinanet.errors import RetinaNetError
-from retinanet.files import write_atomically, write_json, write_text
+from retinanet.files import new_folder, refuse_filled, write_atomically, write_json, write_text
 
 
 def full_disk(path: Path) -> None:
@@ -95,3 +95,45 @@ def test_folder_without_permission(tmp_path: Path) -> None:
             write_text(tmp_path / "a.txt", "x")
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    out.mkdir(parents=True)  # empty: as good as none
+    with new_folder(out) as folder:
+        (folder / "a.txt").write_text("a")
+        assert not any(out.iterdir())
+    assert [p.name for p in out.iterdir()] == ["a.txt"]
+    assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no")])
+def test_a_folder_that_fails_is_gone(tmp_path: Path, error: BaseException) -> None:
+    def fail() -> None:
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "a.txt").write_text("a")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_another_filled_meanwhile_is_kept(tmp_path: Path) -> None:
+    def write() -> None:
+        with new_folder(tmp_path / "out"):
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "theirs").touch()
+
+    with pytest.raises(RetinaNetError, match="not an empty folder"):
+        write()
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "theirs"]
+
+
+def test_what_is_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in ("file", "dangling", "."):
+        with pytest.raises(RetinaNetError, match="not an empty folder"):
+            refuse_filled(tmp_path / name)
+    refuse_filled(tmp_path / "new")

@@ -1,11 +1,12 @@
-"""Writing files so that a crash, a full disk or a second process never leaves half of one."""
+"""Writing files and folders so that a crash, a full disk or a second process never leaves half of one."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +46,38 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     """Write JSON atomically."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def refuse_filled(out: Path) -> None:
+    """Raise RetinaNetError if ``out`` is there and anything but an empty folder."""
+    try:
+        filled = os.path.lexists(out) and (not out.is_dir() or any(out.iterdir()))
+    except OSError as error:
+        raise RetinaNetError(f"{out}: cannot be listed ({error.strerror}); choose another folder") from error
+    if filled:
+        raise RetinaNetError(f"{out}: exists and is not an empty folder; give another folder or remove it first")
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Let the block fill a temporary folder beside ``out`` that is renamed to ``out`` if all went well.
+
+    Raises:
+        RetinaNetError: ``out`` is there and not empty, or cannot be written; nothing is left behind.
+    """
+    refuse_filled(out)
+    out = out.absolute()
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        refuse_filled(out)
+        with contextlib.suppress(FileNotFoundError):
+            out.rmdir()  # not every system renames over an empty folder
+        temporary.rename(out)
+    except OSError as error:
+        raise RetinaNetError(
+            f"{out}: cannot be written ({error.strerror or error}); free some space or choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

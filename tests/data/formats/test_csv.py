@@ -99,3 +99,34 @@ def test_malformed_rows_are_reported(tmp_path: Path) -> None:
 def test_unusable_files(tmp_path: Path, content: str | bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_split(write(tmp_path, content) / "train.csv", "train")
+
+
+def test_a_class_list_gives_the_order_and_classes_without_boxes(tmp_path: Path) -> None:
+    root = write(tmp_path, ROWS + "img/a.jpg,1,1,2,2,ant\nimg/a.jpg,1,1,2,2,ant\nimg/c.jpg,1,1,2,2,ignore\n")
+    (root / "classes.txt").write_text("owl\r\n\ndog\nIgnore\n")
+    data = read_split(root, "train")
+    assert data.classes == ("owl", "dog", "ant", "cat")
+    assert data.labels.tolist() == [1, 3, 2, 2, -1]
+    assert [str(p).removeprefix(str(root)) for p in data.problems] == [
+        "/train.csv:3: class 'cat' is not in classes.txt, put after the listed ones",
+        "/train.csv:5: class 'ant' is not in classes.txt, put after the listed ones",
+    ]
+    assert read_split(root / "train.csv", "train").classes == data.classes
+
+
+def test_a_class_list_with_a_name_twice(tmp_path: Path) -> None:
+    root = write(tmp_path, ROWS)
+    (root / "classes.txt").write_text("cat\ncat\n")
+    with pytest.raises(DataError, match="class name 'cat' appears twice"):
+        read_split(root, "train")
+
+
+def test_semicolons_in_a_class_are_no_delimiters(tmp_path: Path) -> None:
+    root = write(tmp_path, "path,x1,y1,x2,y2,class\nimg/a.jpg,1,2,3,4,a;b;c;d;e;f\n")
+    assert read_split(root, "train").classes == ("a;b;c;d;e;f",)
+
+
+def test_a_file_beside_a_split_is_a_split_of_its_own_name(tmp_path: Path) -> None:
+    root = write(tmp_path, ROWS)
+    write(root, ROWS, "night.csv")
+    assert sorted(csv.find(root)) == ["night", "train"]

@@ -173,3 +173,33 @@ def test_real_blood_cells(shared_data: Path) -> None:
     ]
     assert all(p.where.rpartition(":")[2].isdigit() for p in degenerate)
     assert sum(len(s.boxes) for s in splits) == 4888 - 2
+
+
+def test_a_class_list_gives_the_order_and_classes_without_boxes(tmp_path: Path) -> None:
+    files = {"a": xml(f"<name>dog</name>{BOX}", f"<name>cat</name>{BOX}", f"<name>ignore</name>{BOX}")}
+    root = write(tmp_path, files)
+    (root / "classes.txt").write_text("owl\ndog\nignore\n")
+    data = read_split(root, "train")
+    assert data.classes == ("owl", "dog", "cat")
+    assert data.labels.tolist() == [1, 2, -1]
+    [problem] = data.problems
+    assert "a.xml:" in problem.where
+    assert (problem.kind, problem.action) == ("class 'cat' is not in classes.txt", "put after the listed ones")
+
+
+def test_folders_below_annotations(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a": xml(f"<name>dog</name>{BOX}")}, {"train": "a\nsub/a\n"})
+    for folder in ("Annotations", "JPEGImages"):
+        (root / folder / "sub").mkdir()
+    text = xml(f"<name>cat</name>{BOX}", filename="sub/a.jpg")
+    (root / "Annotations" / "sub" / "a.xml").write_text(text)
+    Image.new("RGB", (40, 30)).save(root / "JPEGImages" / "sub" / "a.jpg")
+    data = read_split(root, "train")
+    assert list(data.files) == ["a.jpg", "sub/a.jpg"]
+    assert data.classes == ("cat", "dog")
+
+
+def test_an_image_without_a_usual_suffix(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a": xml(filename="a.dat")})
+    Image.new("RGB", (40, 30)).save(root / "JPEGImages" / "a.dat", "png")
+    assert list(read_split(root, "train").files) == ["a.dat"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from retinanet.data.formats.detect import read_split, read_train_val
+from retinanet.data.formats.detect import read_all, read_split, read_train_val
 from retinanet.errors import DataError
 
 
@@ -159,3 +159,13 @@ def test_link_loops_end(tmp_path: Path) -> None:
     root = roboflow(tmp_path, YAML)
     (root / "train" / "images" / "loop").symlink_to(root)
     assert len(read_split(root, "train")) == 2
+
+
+def test_splits_of_other_names_that_lead_to_their_images(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "night" / "a.jpg")
+    picture(tmp_path / "images" / "day" / "b.jpg")
+    text(tmp_path / "labels" / "night" / "a.txt", "0 0.5 0.5 0.5 0.5\n")
+    text(tmp_path / "day.txt", "./images/day/b.jpg\n")
+    text(tmp_path / "data.yaml", "night: images/night\nday: day.txt\nlicense: images/mit\nroboflow: x\nnames: [cat]\n")
+    assert list(read_all(tmp_path)) == ["night", "day"]
+    assert list(read_split(tmp_path, "day").files) == ["images/day/b.jpg"]

@@ -205,7 +205,7 @@ def _image_folder(source: Path, files: list[str]) -> Path:
     bases = [here, here.parent] if here.name.lower().startswith("annotation") else [here]
     split = split_of(source)
     splits = [split, *next((group for group in SPLIT_ALIASES.values() if split.lower() in group), ())] if split else []
-    names = ["images", *(f"images/{s}" for s in splits), *splits, "data", "JPEGImages", ""]
+    names = [*(f"images/{s}" for s in splits), "images", *splits, "data", "JPEGImages", ""]
     folders = [folder for base in bases for name in names if os.path.isdir(folder := base / name)]
     probes = [files[i * len(files) // _PROBED_IMAGES] for i in range(_PROBED_IMAGES)]
     hits = [sum(os.path.isfile(folder / probe) for probe in probes) for folder in folders]

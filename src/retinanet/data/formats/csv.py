@@ -13,7 +13,9 @@ from pathlib import Path
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.data.formats.files import (
     SizeReader,
+    UnlistedClasses,
     by_split,
+    class_list,
     clean_path,
     is_ignore,
     is_image,
@@ -41,15 +43,16 @@ _Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Tables:
-    """The files of all splits together, which decide the class list."""
+    """The files of all splits together, which decide the class list, and the names a ``classes.txt`` gives it."""
 
     files: tuple[Path, ...]
+    listed: tuple[str, ...] = ()
 
     @cached_property
     def classes(self) -> list[str]:
-        """Class names of every file, sorted."""
+        """The listed class names, then others of any file, sorted."""
         names = {row.name for file in self.files for row in _rows(file) if row.box}
-        return sorted(name for name in names if not is_ignore(name))
+        return [*self.listed, *sorted(name for name in names - {*self.listed} if not is_ignore(name))]
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,13 @@ def find(root: Path) -> dict[str, Source]:
         root: the dataset's folder, or one CSV file.
     """
     if not root.is_dir():
-        return {split_of(root): Source(root, Tables((root,)))} if root.suffix.lower() in _SUFFIXES else {}
+        shared = Tables((root,), tuple(class_list(root.parent)))
+        return {split_of(root): Source(root, shared)} if root.suffix.lower() in _SUFFIXES else {}
     folders, files = listing(root)
     found = by_split(file for file in files if file.suffix.lower() in _SUFFIXES and _looks_right(file))
     if not found:
         found = {folder.name: folder / _ROBOFLOW_FILE for folder in folders if (folder / _ROBOFLOW_FILE).is_file()}
-    shared = Tables(tuple(found.values()))
+    shared = Tables(tuple(found.values()), tuple(class_list(root)))
     return {split: Source(file, shared) for split, file in found.items()}
 
 
@@ -108,12 +112,14 @@ def read(source: Source, name: str) -> Dataset:
         problem = f"no row can be used ({builder.problems[0]})" if builder.problems else "no rows"
         raise DataError(f"{source.file}: {problem}; {_EXPECTED}")
     labels = {class_name: i for i, class_name in enumerate(builder.classes)}
+    unlisted = UnlistedClasses(builder, source.shared.listed)
     sizes = SizeReader()
     for path, rows in images.items():
         builder.add_image(path, *sizes.read(builder.root / path))
         for row in rows:
             assert row.box is not None
             where = f"{source.file}:{row.line}"
+            unlisted.check(row.name, where)
             builder.add_box(row.box, labels.get(row.name, NO_CLASS), where, ignore=is_ignore(row.name))
     sizes.check()
     return builder.build()
@@ -164,6 +170,9 @@ def _header(cells: list[str]) -> list[int] | None:
 
 
 def _delimiter(lines: list[str]) -> str:
+    for delimiter in ",;\t":
+        if lines and _header([cell.strip() for cell in lines[0].split(delimiter)]):
+            return delimiter
     separators = len(_HEADERS) - 1
     return next((d for d in ";\t" if any(line.count(d) >= separators for line in lines[:50])), ",")
 

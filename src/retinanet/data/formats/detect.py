@@ -37,6 +37,27 @@ def read_split(path: str | Path, split: str) -> Dataset:
     return _open(path).read(split)
 
 
+def read_all(path: str | Path) -> dict[str, Dataset]:
+    """Read every split of a dataset, by name; an unnamed one is ``train``. All have one list of classes.
+
+    Where the splits list different classes, theirs are put together in the order of their category ids.
+
+    Args:
+        path: the dataset's folder, or its JSON, CSV or YAML file.
+
+    Raises:
+        DataError: there is no such dataset, or it cannot be used.
+    """
+    splits = {split or "train": read() for split, read in _open(path).readers.items()}
+    ids: dict[str, int] = {}
+    for dataset in splits.values():
+        for name, number in zip(dataset.classes, dataset.category_ids, strict=True):
+            ids.setdefault(name, number if number not in ids.values() else max(ids.values()) + 1)
+    classes = sorted(ids, key=ids.__getitem__)
+    numbers = tuple(ids[name] for name in classes)
+    return {split: replace(data.with_classes(classes), category_ids=numbers) for split, data in splits.items()}
+
+
 def read_train_val(
     path: str | Path, train: str | None = None, val: str | None = None, val_fraction: float = 0.1, seed: int = 0
 ) -> tuple[Dataset, Dataset, list[str]]:

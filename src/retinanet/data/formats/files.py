@@ -6,10 +6,10 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from retinanet.data.dataset import IGNORE_CLASS
+from retinanet.data.dataset import IGNORE_CLASS, DatasetBuilder
 from retinanet.data.images import IMAGE_SUFFIXES, image_size
 from retinanet.errors import DataError
 
@@ -20,6 +20,9 @@ SPLIT_ALIASES = {
     "test": ("test", "test2017"),
 }
 _KNOWN_SPLITS = frozenset(alias for group in SPLIT_ALIASES.values() for alias in group) | {"trainval"}
+
+# A class name a line, beside the annotations.
+CLASS_LIST = "classes.txt"
 
 _MOST_BROKEN_IMAGES = 5
 
@@ -48,9 +51,17 @@ def by_split(files: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in files:
         split = split_of(file)
-        sure = claims[split] == 1 or file.stem in (split, f"instances_{split}")
+        # One file of any name is the dataset; beside others, a name tells it apart.
+        sure = (claims[split] == 1 and (split != "" or len(files) == 1)) or file.stem in (split, f"instances_{split}")
         found.setdefault(split if sure else file.stem, file)
     return found
+
+
+def class_list(folder: Path) -> list[str]:
+    """The names in the folder's ``classes.txt``, in order, and ``[]`` without one; ``ignore`` is no class."""
+    file = folder / CLASS_LIST
+    lines = read_text(file).split("\n") if file.is_file() else []
+    return [name for line in lines if (name := line.strip()) and not is_ignore(name)]
 
 
 def listing(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -118,6 +129,20 @@ def inside_path(name: str, where: str) -> str:
     if on_drive or path.startswith("/") or path.split("/")[0] == "..":
         raise DataError(f"{where}: path {name!r} leads out of the data folder; write it relative to the image folder")
     return path
+
+
+class UnlistedClasses:
+    """Reports classes that boxes have and ``classes.txt`` has not, each once."""
+
+    def __init__(self, builder: DatasetBuilder, listed: Collection[str]) -> None:
+        self._builder = builder
+        self._known = {*listed} if listed else {*builder.classes}
+
+    def check(self, name: str, where: str) -> None:
+        """Report ``name`` if it is new and not the class of ignore regions."""
+        if name not in self._known and not is_ignore(name):
+            self._known.add(name)
+            self._builder.report(f"class {name!r} is not in {CLASS_LIST}", where, "put after the listed ones")
 
 
 class SizeReader:

@@ -13,6 +13,8 @@ from xml.parsers import expat
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.data.formats.files import (
     SizeReader,
+    UnlistedClasses,
+    class_list,
     clean_path,
     inside_path,
     is_ignore,
@@ -20,6 +22,7 @@ from retinanet.data.formats.files import (
     is_split_name,
     listing,
     read_text,
+    walk,
 )
 from retinanet.errors import DataError
 
@@ -29,15 +32,16 @@ _CLASS_LIST_LINE = re.compile(r"\S+\s+-?[01]$")
 
 @dataclass(frozen=True)
 class Annotations:
-    """The XML folders of all splits together, which decide the class list."""
+    """The XML folders of all splits together, which decide the class list, and the names a ``classes.txt`` gives it."""
 
     folders: tuple[Path, ...]
+    listed: tuple[str, ...]
 
     @cached_property
     def classes(self) -> list[str]:
-        """Class names of every file, sorted."""
+        """The listed class names, then others of any file, sorted."""
         names = {o.name for folder in self.folders for xml in _xml_files(folder) for o in _parse(xml).objects}
-        return sorted(name for name in names if name and not is_ignore(name))
+        return [*self.listed, *sorted(name for name in names - {"", *self.listed} if not is_ignore(name))]
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,13 @@ def find(root: Path) -> dict[str, Source]:
     """The splits of a Pascal VOC dataset; nothing if ``root`` is none."""
     if not root.is_dir():
         return {}
+    listed = tuple(class_list(root))
     if folders := _folders(root):
-        shared = Annotations((folders[0],))
+        shared = Annotations((folders[0],), listed)
         lists = _split_lists(root / "ImageSets" / "Main")
         return {split: Source(*folders, names, shared) for split, names in (lists or {"": None}).items()}
     splits = {folder.name: f for folder in listing(root)[0] if is_split_name(folder.name) and (f := _folders(folder))}
-    shared = Annotations(tuple(annotations for annotations, _ in splits.values()))
+    shared = Annotations(tuple(annotations for annotations, _ in splits.values()), listed)
     return {split: Source(*folders, None, shared) for split, folders in splits.items()}
 
 
@@ -75,6 +80,7 @@ def read(source: Source, name: str) -> Dataset:
     """
     builder = DatasetBuilder(name, source.images, source.shared.classes)
     labels = {class_name: i for i, class_name in enumerate(builder.classes)}
+    unlisted = UnlistedClasses(builder, source.shared.listed)
     images = _Images(source.images)
     sizes = SizeReader()
     for xml in _listed_files(source, builder):
@@ -92,6 +98,7 @@ def read(source: Source, name: str) -> Dataset:
                 builder.report("object without a box of four numbers", where, "dropped")
             else:
                 x1, y1, x2, y2 = corners
+                unlisted.check(found.name, where)
                 ignore = found.ignore or is_ignore(found.name)
                 builder.add_box(
                     (x1 - first, y1 - first, x2, y2), labels.get(found.name, NO_CLASS), where, ignore=ignore
@@ -119,7 +126,9 @@ def _holds_voc(folder: Path) -> bool:
 
 
 def _xml_files(folder: Path) -> list[Path]:
-    return [file for file in listing(folder)[1] if file.suffix.lower() == ".xml"]
+    # An Annotations folder may have folders of its own, as the images have; elsewhere they are something else.
+    files = map(Path, walk(folder)) if folder.name.lower() == "annotations" else listing(folder)[1]
+    return [file for file in files if file.suffix.lower() == ".xml"]
 
 
 def _split_lists(folder: Path) -> dict[str, Path | None]:
@@ -173,7 +182,7 @@ class _Images:
             filename = clean_path(filename, str(xml)).lstrip("/")
             if ".." in filename.split("/") or ":" in filename:
                 filename = filename.rsplit("/", 1)[-1]
-            if filename in self._names or ("/" in filename and os.path.isfile(self._folder / filename)):
+            if filename in self._names or os.path.isfile(self._folder / filename):
                 return filename
         if (name := self._by_stem.get(xml.stem)) is not None:
             return name

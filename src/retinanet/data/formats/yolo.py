@@ -166,13 +166,19 @@ def _images(entry: Path) -> Iterator[str]:
         raise DataError(f"{entry}: no such folder or .txt list of images; correct the path in the YAML file")
 
 
+def label_path(image: str) -> str:
+    """``…/images/a.jpg`` → ``…/labels/a.txt``, by the last ``images``; without one, ``a.txt`` beside the image."""
+    head, found, tail = f"/{_beside(image)}".replace(os.sep, "/").rpartition("/images/")
+    return f"{head}/labels/{tail}"[1:] if found else tail[1:]
+
+
+def _beside(image: str) -> str:
+    return os.path.splitext(image)[0] + ".txt"
+
+
 def _label_file(image: str) -> str | None:
-    """``…/images/a.jpg`` → ``…/labels/a.txt``, else ``a.txt`` beside the image; ``None`` if neither exists."""
-    beside = os.path.splitext(image)[0] + ".txt"
-    head, found, tail = f"/{beside.replace(os.sep, '/')}".rpartition("/images/")
-    if found and os.path.isfile(swapped := f"{head}/labels/{tail}"[1:]):
-        return swapped
-    return beside if os.path.isfile(beside) else None
+    """The label file of an image, where :func:`label_path` says or beside it; ``None`` if neither exists."""
+    return next((file for file in (label_path(image), _beside(image)) if os.path.isfile(file)), None)
 
 
 def _largest_class(file: str) -> int:
@@ -239,9 +245,16 @@ def _from_yaml(file: Path, strict: bool = True) -> Layout | None:
         raise DataError(f"{file}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from error
     if not isinstance(content, dict) or not ("names" in content or "nc" in content):
         return None
-    keys = [key for key in content if isinstance(key, str) and is_split_name(key) and content[key]]
+    keys = [key for key, value in content.items() if isinstance(key, str) and value and _is_split(key, value, file)]
     splits = {key: _entries(file, content.get("path"), content[key]) for key in keys}
     return Layout(file.parent, splits, _names(content, file), "kpt_shape" in content) if splits else None
+
+
+def _is_split(key: str, value: Any, file: Path) -> bool:
+    """Whether a key of the YAML file is a split: by its name, or by leading to images of that name."""
+    return is_split_name(key) or (
+        isinstance(value, str) and value in (f"images/{key}", f"{key}.txt") and os.path.exists(file.parent / value)
+    )
 
 
 def _names(content: dict[str, Any], file: Path) -> dict[int, str]:

@@ -1,0 +1,63 @@
+"""Writes CSV: ``{split}.csv`` with rows ``path,x1,y1,x2,y2,class``, ``images/{split}/`` and ``classes.txt``."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from retinanet.data.dataset import Dataset
+from retinanet.data.formats.files import split_of
+from retinanet.data.formats.writing import (
+    Images,
+    Pictures,
+    Progress,
+    check_classes,
+    check_splits,
+    class_name,
+    decimals,
+    write_class_list,
+)
+from retinanet.files import new_folder
+
+
+def write(
+    splits: Mapping[str, Dataset], out: Path, images: Images = "copy", progress: Progress = lambda images: None
+) -> None:
+    """Write a CSV dataset.
+
+    Boxes of an ignore region get the class ``ignore``, whatever their own.
+
+    Args:
+        splits: the datasets by the names of their splits, all with one list of classes.
+        out: folder to make.
+        images: ``copy`` them, ``link`` to each file (hard links where the disk has them), or ``none``: make each
+            ``images/{split}`` a link to the folder they are in.
+        progress: called with the number of images just written.
+
+    Raises:
+        RetinaNetError: ``out`` is not empty or cannot be written, images are missing, or a name cannot be written.
+    """
+    check_splits(splits)
+    check_classes(splits, "CSV")
+    with new_folder(out) as folder:
+        write_class_list(folder, splits)
+        for split, dataset in splits.items():
+            pictures = Pictures.of(split, dataset)
+            pictures.place(folder / "images" / split, images, progress)
+            # Readers know common names of splits anywhere in a file's name, others only after this prefix.
+            own = Path(f"{split}.csv")
+            file = folder / (own if split_of(own) == split else f"instances_{split}.csv")
+            with file.open("w", encoding="utf-8", newline="") as handle:
+                rows = csv.writer(handle, lineterminator="\n")
+                rows.writerow(("path", "x1", "y1", "x2", "y2", "class"))
+                rows.writerows(_rows(dataset, [f"images/{split}/{name}" for name in pictures.names]))
+
+
+def _rows(dataset: Dataset, paths: list[str]) -> Iterator[list[str]]:
+    for index, path in enumerate(paths):
+        rows = dataset.rows(index)
+        if rows.start == rows.stop:
+            yield [path, "", "", "", "", ""]
+        for row, corners in zip(range(rows.start, rows.stop), decimals(dataset.boxes[rows]), strict=True):
+            yield [path, *corners, class_name(dataset, row)]

@@ -1,0 +1,123 @@
+"""Writes Pascal VOC: ``Annotations/*.xml``, ``JPEGImages/``, ``ImageSets/Main/{split}.txt`` and ``classes.txt``."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
+
+from retinanet.data.dataset import IGNORE_CLASS, NO_CLASS, Dataset
+from retinanet.data.formats.writing import (
+    Images,
+    Pictures,
+    Progress,
+    check_classes,
+    check_splits,
+    decimals,
+    write_class_list,
+)
+from retinanet.files import new_folder
+
+# Readers that know the convention count pixels from 1, as the challenge did, where they find these words.
+_DATABASE = "The VOC convention: pixels count from 1"
+
+
+def write(
+    splits: Mapping[str, Dataset], out: Path, images: Images = "copy", progress: Progress = lambda images: None
+) -> None:
+    """Write a Pascal VOC dataset.
+
+    As in the VOC challenge, pixels count from 1 and the last one belongs to the box. Ignore regions are ``difficult``;
+    those of no class are called ``ignore``. An image of the same name in two splits puts each split in a folder of its
+    own below ``Annotations`` and ``JPEGImages``.
+
+    Args:
+        splits: the datasets by the names of their splits, all with one list of classes.
+        out: folder to make.
+        images: ``copy`` them, ``link`` to each file (hard links where the disk has them), or ``none``: make each
+            ``JPEGImages/{split}`` a link to the folder they are in.
+        progress: called with the number of images just written.
+
+    Raises:
+        RetinaNetError: ``out`` is not empty or cannot be written, images are missing, or a name cannot be written.
+    """
+    check_splits(splits)
+    check_classes(splits, "Pascal VOC")
+    named = {split: Pictures.of(split, dataset) for split, dataset in splits.items()}
+    apart = images == "none" or not _one_pool(splits, named)
+    taken: dict[str, str] = {}
+    with new_folder(out) as folder:
+        (folder / "ImageSets" / "Main").mkdir(parents=True)
+        write_class_list(folder, splits)
+        if not apart:
+            Pictures.together(named.values()).place(folder / "JPEGImages", images, progress)
+        for split, dataset in splits.items():
+            if apart:
+                named[split].place(folder / "JPEGImages" / split, images, progress)
+            names = [f"{split}/{name}" if apart else name for name in named[split].names]
+            stems = [_stem(name, taken) for name in names]
+            for index, (name, stem) in enumerate(zip(names, stems, strict=True)):
+                file = folder / "Annotations" / f"{stem}.xml"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(_annotation(dataset, index, name), encoding="utf-8")
+            lines = "".join(f"{stem}\n" for stem in stems)
+            (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(lines, encoding="utf-8")
+
+
+def _one_pool(splits: Mapping[str, Dataset], named: Mapping[str, Pictures]) -> bool:
+    """Whether images of the same name in two splits are the same file with the same boxes, as in train and trainval."""
+    seen: dict[str, tuple[Dataset, int, str]] = {}
+    for split, dataset in splits.items():
+        for index, (name, source) in enumerate(zip(named[split].names, named[split].sources, strict=True)):
+            other, at, place = seen.setdefault(name, (dataset, index, source))
+            if other is not dataset and (
+                place != source or _annotation(other, at, name) != _annotation(dataset, index, name)
+            ):
+                return False
+    return True
+
+
+def _stem(name: str, taken: dict[str, str]) -> str:
+    """What the XML file of an image is called: as the image, with its suffix where that is needed to tell two apart."""
+    stem = posixpath.splitext(name)[0]
+    # In a list, "photo 1" could be taken for "image photo shows an object of this class", and a last blank gets lost.
+    if taken.get(stem, name) != name or re.search(r"\s(-?[01])?$", stem):
+        stem = name
+    while taken.get(stem, name) != name:
+        stem += "-2"
+    taken[stem] = name
+    return stem
+
+
+def _annotation(dataset: Dataset, index: int, name: str) -> str:
+    """The XML text of an image."""
+    width, height = dataset.sizes[index].tolist()
+    root = Element("annotation")
+    _add(root, "folder", "JPEGImages")
+    _add(root, "filename", name)
+    _add(SubElement(root, "source"), "database", _DATABASE)
+    size = SubElement(root, "size")
+    for tag, value in (("width", width), ("height", height), ("depth", 3)):
+        _add(size, tag, str(value))
+    _add(root, "segmented", "0")
+    rows = dataset.rows(index)
+    for row, corners in zip(range(rows.start, rows.stop), decimals(dataset.boxes[rows]), strict=True):
+        label = int(dataset.labels[row])
+        found = SubElement(root, "object")
+        _add(found, "name", IGNORE_CLASS if label == NO_CLASS else dataset.classes[label])
+        _add(found, "pose", "Unspecified")
+        _add(found, "truncated", "0")
+        _add(found, "difficult", str(int(dataset.ignore[row])))
+        box = SubElement(found, "bndbox")
+        for tag, text in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True):
+            _add(box, tag, str(Decimal(text) + 1) if tag.endswith("min") else text)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _add(parent: Element, tag: str, text: str) -> None:
+    SubElement(parent, tag).text = text

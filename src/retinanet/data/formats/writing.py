@@ -1,0 +1,172 @@
+"""What the writers share: exact decimals, names that every format can hold, and pictures put in their place."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from retinanet.data.dataset import IGNORE_CLASS, Dataset
+from retinanet.data.formats.files import CLASS_LIST, is_image
+from retinanet.errors import DataError
+
+Images = Literal["copy", "link", "none"]
+Progress = Callable[[int], object]
+
+# Control characters, half a surrogate pair, line separators, numbers that are no character: no line of text, and partly
+# no XML, can hold them.
+_NOT_PLAIN = frozenset({"Cc", "Cs", "Zl", "Zp", "Cn"})
+
+
+def decimals(values: npt.NDArray[np.float32]) -> list[list[str]]:
+    """The shortest text of each number of ``(M, C)`` that reads back as the same float32; whole numbers have no dot."""
+    return [[text.removesuffix(".0") for text in row] for row in values.astype(str).tolist()]
+
+
+def is_plain(text: str) -> bool:
+    """Whether ``text`` can be a line of a text file and the content of an XML element."""
+    return bool(text) and text == text.strip() and not any(unicodedata.category(c) in _NOT_PLAIN for c in text)
+
+
+def check_classes(splits: Mapping[str, Dataset], target: str) -> None:
+    """Raise DataError for a class name that a format of lines or XML cannot hold."""
+    for dataset in splits.values():
+        for name in dataset.classes:
+            if not is_plain(name):
+                raise DataError(
+                    f"{dataset.name}: class name {name!r} is empty or holds a line break or control character, which "
+                    f"{target} cannot; rename the class"
+                )
+
+
+def write_class_list(folder: Path, splits: Mapping[str, Dataset]) -> None:
+    """Write ``classes.txt``, which keeps the order of the classes and those without boxes."""
+    names = next(iter(splits.values())).classes
+    (folder / CLASS_LIST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def class_name(dataset: Dataset, row: int) -> str:
+    """The class of a box in a format that knows ignore regions by the class ``ignore`` alone."""
+    return IGNORE_CLASS if dataset.ignore[row] else dataset.classes[dataset.labels[row]]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The images of a split and what they are called below their new folder.
+
+    Attributes:
+        base: the folder that all of them are below now.
+        sources: absolute path of each.
+        names: its new path, relative, with forward slashes; no two are the same.
+        renamed: old and new name of those that could not keep theirs.
+    """
+
+    base: Path
+    sources: list[str]
+    names: list[str]
+    renamed: list[tuple[str, str]]
+
+    @classmethod
+    def of(cls, split: str, dataset: Dataset, stems_differ: bool = False) -> Pictures:
+        """Name the images of ``dataset``.
+
+        They keep their path below ``dataset.root``, but for a folder that is there only to hold this split
+        (``images/train/``). Images elsewhere keep their path below the folder they have in common.
+
+        Args:
+            split: its name.
+            dataset: the split.
+            stems_differ: names must differ by more than their suffix, which must be an image's.
+        """
+        root = os.path.abspath(dataset.root)
+        sources = [os.path.abspath(os.path.join(root, file)) for file in dataset.files]
+        if not all(source.startswith(os.path.join(root, "")) for source in sources):
+            folders = {os.path.dirname(source) for source in sources}
+            same_drive = len({os.path.splitdrive(folder)[0] for folder in folders}) == 1
+            root = os.path.commonpath(folders) if same_drive else ""
+        cut = len(os.path.join(root, "")) if root else 0
+        paths = [source[cut:].replace(os.sep, "/") if root else os.path.basename(source) for source in sources]
+        for own in (f"images/{split}/", f"{split}/images/", f"{split}/", "images/"):
+            if all(path.startswith(own) for path in paths):
+                root, paths = os.path.join(root, own), [path[len(own) :] for path in paths]
+                break
+        names = _unique([_holdable(path, stems_differ) for path in paths], stems_differ)
+        renamed = [(path, name) for path, name in zip(paths, names, strict=True) if path != name]
+        return cls(Path(root), sources, names, renamed)
+
+    @classmethod
+    def together(cls, several: Iterable[Pictures]) -> Pictures:
+        """The images of several splits, those that two splits have once."""
+        sources = {name: source for one in several for name, source in zip(one.names, one.sources, strict=True)}
+        return cls(Path(), list(sources.values()), list(sources), [])
+
+    def place(self, folder: Path, images: Images, progress: Progress) -> None:
+        """Bring the images to ``folder``: copies, links to the files, or (``none``) one link to the folder they are in.
+
+        Raises:
+            DataError: images are missing, or ``none`` cannot be done because of their names.
+        """
+        if images == "none":
+            if self.renamed:
+                old, new = self.renamed[0]
+                raise DataError(f"{self.base}: {old!r} can only be used as {new!r}; use --images copy or link")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.symlink_to(self.base.resolve(), target_is_directory=True)
+            progress(len(self.sources))
+            return
+        missing = [source for source in self.sources if not os.access(source, os.R_OK) or os.path.isdir(source)]
+        if missing:
+            count = f"{len(missing)} of {len(self.sources)} images are missing or cannot be read"
+            raise DataError(f"{count}, first {missing[0]}; put them there or remove them from the annotations")
+        for source, name in zip(self.sources, self.names, strict=True):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if os.path.lexists(target):  # the disk takes A.jpg and a.jpg for one name
+                raise DataError(f"{source}: another image is called {name} already; rename one of them")
+            _link(source, target) if images == "link" else shutil.copyfile(source, target)
+            progress(1)
+
+
+def check_splits(splits: Collection[str]) -> None:
+    """Raise DataError for a split whose name is no possible name of a file."""
+    for split in splits:
+        if not is_plain(split) or re.search(r"[/\\:]", split) or split.startswith("."):
+            raise DataError(f"a split is called {split!r}, which no file can be; rename it")
+
+
+def _link(source: str, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without hard links
+        target.symlink_to(os.path.realpath(source))
+
+
+def _holdable(path: str, image_suffix: bool) -> str:
+    """A path that every reader finds: no control characters, backslashes, outer blanks or hidden parts."""
+    parts = []
+    for part in path.split("/"):
+        text = "".join("_" if unicodedata.category(c) in _NOT_PLAIN or c == "\\" else c for c in part).strip()
+        parts.append(f"_{text[1:]}" if text.startswith(".") else text or "_")
+    name = "/".join(parts)
+    return f"{name}.jpg" if image_suffix and not is_image(name) else name  # decoders look at the content
+
+
+def _unique(names: list[str], stems_differ: bool) -> list[str]:
+    taken: set[str] = set()
+    result = []
+    for name in names:
+        path, number = PurePosixPath(name), 1
+        while (key := os.path.splitext(name)[0] if stems_differ else name) in taken:
+            number += 1
+            name = str(path.with_name(f"{path.stem}_{number}{path.suffix}"))
+        taken.add(key)
+        result.append(name)
+    return result
