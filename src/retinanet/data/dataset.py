@@ -180,7 +180,10 @@ class Dataset:
             return replace(self, ignore=self.ignore & (self.labels == NO_CLASS))
         if policy == "ignore" or not self.ignore.any():
             return self
-        keep = ~self.ignore
+        return self.with_boxes(~self.ignore)
+
+    def with_boxes(self, keep: npt.NDArray[np.bool_]) -> Dataset:
+        """The same images with those of the boxes that the mask ``keep`` ``(M,)`` marks."""
         before = np.concatenate([[0], np.cumsum(keep)])  # boxes kept among the first i
         return replace(
             self,

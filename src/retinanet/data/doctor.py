@@ -78,6 +78,17 @@ def diagnose(
     return Diagnosis(findings, scans, pairs)
 
 
+def without_unions(splits: Splits) -> tuple[dict[str, Dataset], dict[str, list[str]]]:
+    """The splits without those that only put others together (VOC's ``trainval``), and the parts of these."""
+    files = {split: {str(dataset.path(i)) for i in dataset} for split, dataset in splits.items()}
+    unions = {}
+    for split, own in files.items():
+        parts = [other for other, theirs in files.items() if other != split and theirs < own]
+        if len(parts) > 1 and set().union(*(files[part] for part in parts)) == own:
+            unions[split] = parts
+    return {split: dataset for split, dataset in splits.items() if split not in unions}, unions
+
+
 def role(split: str) -> str:
     """``train``, ``val`` or ``test`` for every name they go by, else the split's own name."""
     return next((name for name, aliases in SPLIT_ALIASES.items() if split.lower() in aliases), split)
@@ -118,13 +129,13 @@ def _boxes(split: str, dataset: Dataset, data: DataConfig) -> Iterator[Finding]:
     sides = dataset.boxes[:, 2:] - dataset.boxes[:, :2]
     image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
     scaled = np.array([scaled_size(h, w, data)[::-1] for w, h in dataset.sizes.tolist()])  # (N, 2) width, height
-    for row in np.flatnonzero(~dataset.ignore & ((sides * (scaled / dataset.sizes)[image]).min(axis=1) < _TINY)):
+    for row in _where(~dataset.ignore & ((sides * (scaled / dataset.sizes)[image]).min(axis=1) < _TINY)):
         width, height = (sides[row] * (scaled / dataset.sizes)[image[row]]).tolist()
         what = f"{_named(dataset, row)}: {width:.2g}×{height:.2g} pixels at data.size {data.size}"
         yield _at("tiny-box", split, dataset, int(image[row]), [row], what)
     huge = ~dataset.ignore & (sides.prod(axis=1) > _HUGE * dataset.sizes.prod(axis=1, dtype=np.int64)[image])
     if 0 < huge.sum() <= _RARE * max(1, (~dataset.ignore).sum()):
-        for row in np.flatnonzero(huge):
+        for row in _where(huge):
             yield _at("huge-box", split, dataset, int(image[row]), [row], _named(dataset, row))
     for index in dataset:
         rows = np.arange(dataset.offsets[index], dataset.offsets[index + 1])
@@ -145,7 +156,7 @@ def _box_pairs(split: str, dataset: Dataset, index: int, rows: npt.NDArray[np.in
             & (boxes[:, None, 2:] >= boxes[None, :, 2:]).all(-1)
             & (labels[:, None] == labels[None])
         )  # (n, n) the first around the second
-        for a in np.flatnonzero(inside.sum(axis=1) > _CROWD):  # itself is one more
+        for a in _where(inside.sum(axis=1) > _CROWD):  # itself is one more
             what = f"{_named(dataset, rows[a])} around {inside[a].sum() - 1} others"
             yield _at("unflagged-crowd", split, dataset, index, [rows[a]], what)
 
@@ -155,7 +166,7 @@ def same_boxes(boxes: npt.NDArray[np.float32]) -> list[tuple[int, int]]:
     import torch
 
     same = np.tril(box_iou(*[torch.from_numpy(np.ascontiguousarray(boxes))] * 2).numpy() > SAME_BOX, -1)
-    return [(int(same[b].argmax()), int(b)) for b in np.flatnonzero(same.any(axis=1))]
+    return [(int(same[b].argmax()), b) for b in _where(same.any(axis=1))]
 
 
 def _images(split: str, dataset: Dataset) -> Iterator[Finding]:
@@ -176,11 +187,11 @@ def _images(split: str, dataset: Dataset) -> Iterator[Finding]:
         yield Finding("crowd", split, dataset.name, what)
     median = float(np.median(counts[counts > 0]))
     if median >= _MANY:
-        for index in np.flatnonzero((counts > 0) & (counts <= _FEWER * median)):
-            path = str(dataset.path(int(index)))
-            boxes = _corners(dataset.boxes[dataset.rows(int(index))])
+        for index in _where((counts > 0) & (counts <= _FEWER * median)):
+            path = str(dataset.path(index))
+            boxes = _corners(dataset.boxes[dataset.rows(index)])
             what = f"{counts[index]} box{'es' * (counts[index] != 1)}, the median is {median:g}"
-            yield Finding("few-boxes", split, path, what, (Sight(split, int(index), boxes),))
+            yield Finding("few-boxes", split, path, what, (Sight(split, index, boxes),))
 
 
 def _classes(splits: Splits, own_classes: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
@@ -232,12 +243,15 @@ def _unlisted(splits: Splits) -> Iterator[Finding]:
     """Pictures beside those that are listed, but listed in no split."""
     listed = {os.path.abspath(dataset.path(index)) for dataset in splits.values() for index in dataset}
     split_of = {os.path.dirname(os.path.abspath(d.path(index))): split for split, d in splits.items() for index in d}
-    reported = {os.path.abspath(p.where) for d in splits.values() for p in d.problems if p.action == LEFT_OUT}
+    # A picture that was left out, or whose annotation file was, is listed.
+    left_out = (p.where for d in splits.values() for p in d.problems if p.action == LEFT_OUT)
+    reported = {os.path.splitext(os.path.basename(where))[0] for where in left_out}
     for folder in sorted(split_of):
         if os.path.isdir(folder):
             for name in sorted(filter(is_image, os.listdir(folder))):
                 path = os.path.join(folder, name)
-                if path not in listed and path not in reported and not name.startswith("."):
+                known = path in listed or os.path.splitext(name)[0] in reported
+                if not known and not name.startswith("."):
                     yield Finding("unlisted-picture", split_of[folder], path, "in no annotation file")
 
 
@@ -247,6 +261,10 @@ def _at(code: str, split: str, dataset: Dataset, index: int, rows: Sequence[int]
     if dataset.files[index] not in where:
         what = f"{dataset.files[index]}: {what}"
     return Finding(code, split, where, what, (Sight(split, index, _corners(dataset.boxes[list(rows)])),))
+
+
+def _where(mask: npt.NDArray[np.bool_]) -> list[int]:
+    return [int(i) for i in np.flatnonzero(mask)]
 
 
 def _named(dataset: Dataset, row: int) -> str:

@@ -102,8 +102,11 @@ def find_pairs(datasets: Sequence[Dataset], scans: Sequence[Scan]) -> list[Pair]
     def same_pixels(pair: Pair) -> bool:
         if scans[pair.first].size != scans[pair.second].size:
             return False
-        pictures = [read_image(datasets[owner[i]].path(i - starts[owner[i]]), scans[i].size) for i in pair[:2]]
-        return bool(np.array_equal(*pictures))
+        first, second = (
+            read_image(datasets[owner[i]].path(int(i - starts[owner[i]])), scans[i].size)
+            for i in (pair.first, pair.second)
+        )
+        return bool(np.array_equal(first, second))
 
     pairs = [pair for _, pair in links.values()]
     return sorted(pair._replace(exact=pair.exact or same_pixels(pair)) for pair in pairs)

@@ -73,13 +73,13 @@ _KINDS = (
         "two-classes",
         "warning",
         "same box with two classes (IoU above 0.95)",
-        "an anchor can learn only one of the two: which one is left to chance",
+        "an anchor learns only one of the two, the one that fits it better",
     ),
     Kind(
         "duplicate-box",
         "warning",
         "box that is there twice (same class, IoU above 0.95)",
-        "learnt as one object or another; in evaluation, one of the two is always missed",
+        "the anchors are divided between the two; in evaluation, one of them is always missed",
     ),
     Kind(
         "duplicate-picture",
@@ -99,7 +99,7 @@ _KINDS = (
         "low-coverage",
         "warning",
         "boxes that no anchor reaches",
-        "they are never learnt: matching by IoU gives them no positive anchor",
+        "matching by IoU gives them no positive anchor: they are learnt as background",
     ),
     Kind(
         "no-anchor",

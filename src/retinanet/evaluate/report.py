@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw
 
+from retinanet import page
 from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
 from retinanet.decode import Detections
@@ -33,21 +30,6 @@ _EXPLAINED = {
     "ARm": "with 100, 32² to 96² px",
     "ARl": "with 100, over 96² px",
 }
-
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.numbers { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .6rem; }
-.numbers div { border: 1px solid #8885; border-radius: .5rem; padding: .5rem .7rem; }
-.numbers b { display: block; font-size: 1.4rem; font-variant-numeric: tabular-nums; }
-.numbers small, p small { opacity: .7; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .2rem .8rem .2rem 0; text-align: right; } td:first-child, th:first-child { text-align: left; }
-.bar { display: inline-block; height: .7rem; background: #1f8fb8; border-radius: .2rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem; }
-figure { margin: 0; } figure img { width: 100%; border-radius: .4rem; } figcaption { font-size: .85rem; opacity: .8; }
-"""
 
 
 def write_report(
@@ -73,10 +55,8 @@ def write_report(
     shown = np.unique(np.linspace(0, len(dataset) - 1, min(pictures, len(dataset))).round().astype(int))
     figures = "\n".join(_figure(dataset, predictions, int(index), score) for index in shown)
     boxes = int((~dataset.ignore).sum())
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Evaluation of {html.escape(str(weights))}</title><style>{_STYLE}</style></head><body>
-<h1>{html.escape(str(weights))} on {html.escape(dataset.name)}</h1>
+    title = f"{weights} on {dataset.name}"
+    body = f"""<h1>{html.escape(title)}</h1>
 <p>{len(dataset)} images, {boxes} objects, {len(dataset.classes)} classes, {len(predictions.scores)} detections.</p>
 <h2>Average precision and recall</h2>
 <div class="numbers">{_numbers(metrics)}</div>
@@ -86,16 +66,12 @@ def write_report(
 <p>Annotated objects in white, detections with a score of at least {score:g} in colour.</p>
 <div class="pictures">
 {figures}
-</div></body></html>
-"""
-    write_text(path, page)
+</div>"""
+    write_text(path, page.document(f"Evaluation of {weights}", body))
 
 
 def _numbers(metrics: Metrics) -> str:
-    return "".join(
-        f"<div><small>{name}</small><b>{_number(value)}</b><small>{_EXPLAINED[name]}</small></div>"
-        for name, value in metrics.summary.items()
-    )
+    return "".join(page.number_card(name, _number(value), _EXPLAINED[name]) for name, value in metrics.summary.items())
 
 
 def _classes(metrics: Metrics) -> str:
@@ -122,25 +98,6 @@ def _figure(dataset: Dataset, predictions: Predictions, index: int, score: float
     )
     rows = dataset.rows(index)
     truth = dataset.boxes[rows][~dataset.ignore[rows]]
-    picture = draw(_with_truth(image, truth), to_supervision(found, dataset.classes), dataset.classes)
-    name = html.escape(Path(dataset.files[index]).name)
-    caption = f"{name} · {len(truth)} objects, {int(mine.sum())} found"
-    return f'<figure><img loading="lazy" alt="" src="{_data_url(picture)}"><figcaption>{caption}</figcaption></figure>'
-
-
-def _with_truth(image: npt.NDArray[np.uint8], boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    canvas = Image.fromarray(image)
-    pen = ImageDraw.Draw(canvas)
-    for x1, y1, x2, y2 in boxes.tolist():
-        pen.rectangle(
-            (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline="white", width=max(1, min(canvas.size) // 250)
-        )
-    return np.array(canvas)
-
-
-def _data_url(image: npt.NDArray[np.uint8], longest: int = 720) -> str:
-    picture = Image.fromarray(image)
-    picture.thumbnail((longest, longest))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    picture = draw(page.draw_boxes(image, truth), to_supervision(found, dataset.classes), dataset.classes)
+    name = Path(dataset.files[index]).name
+    return page.picture(picture, f"{name} · {len(truth)} objects, {int(mine.sum())} found")
