@@ -71,14 +71,17 @@ def plot(figure: Figure, caption: str = "") -> str:
 
 
 def draw_boxes(
-    image: npt.NDArray[np.uint8], boxes: Sequence[Box] | npt.NDArray[np.float32], color: str = "white"
+    image: npt.NDArray[np.uint8],
+    boxes: Sequence[Box] | npt.NDArray[np.float32],
+    color: str = "white",
+    width: int | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """A copy of ``image`` with outlines of ``boxes``, ``xyxy`` pixels; lines follow the picture's size."""
+    """A copy of ``image`` with outlines of ``boxes``, ``xyxy`` pixels; ``width`` unset: by the picture's size."""
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
     for x1, y1, x2, y2 in boxes:
         corners = (float(x1), float(y1), float(max(x1, x2 - 1)), float(max(y1, y2 - 1)))
-        pen.rectangle(corners, outline=color, width=max(1, min(canvas.size) // 250))
+        pen.rectangle(corners, outline=color, width=width or max(1, min(canvas.size) // 250))
     return np.array(canvas)
 
 

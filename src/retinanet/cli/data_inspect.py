@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, make_folder, option, parse, print_next, quoted
+from retinanet.cli.terminal import changed_flags, console, make_folder, option, parse, print_next, quoted
 from retinanet.config import Config, load_recipe
 from retinanet.errors import ConfigError
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from retinanet.data.findings import Finding
     from retinanet.data.survey import Survey
 
-# Kinds of finding the terminal shows; of each, the places it names.
-_KINDS, _PLACES = 14, 2
+# Settings that what is found depends on.
+_GROUPS = ("data", "anchors", "assign")
+
+# Lines the terminal shows of the findings: each kind, and places of the first ones.
+_LINES, _PLACES = 28, 2
 
 # Share of reached boxes below which it is worth fitting the anchors.
 _REACHED = 0.9
@@ -100,13 +103,16 @@ def _print_surveys(surveys: Mapping[str, Survey]) -> None:
         counts = survey.per_image
         classes = sorted(survey.dataset.class_counts().items(), key=lambda item: -item[1])
         listed = ", ".join(f"{c} {n}" for c, n in classes[:4]) + (" …" if len(classes) > 4 else "")
+        ratio = f", commonest class {survey.imbalance:.1f} × the rarest" if survey.imbalance > 1 else ""
         console.print(
             f"{name}: {len(counts)} images, {int((counts == 0).sum())} of them without objects; "
-            f"{int(counts.sum())} boxes ({listed}), commonest class {survey.imbalance:.1f} × the rarest"
+            f"{int(counts.sum())} boxes ({listed}){ratio}"
         )
-        reached = [f"{of.split(' (')[0]} {share:.1%}" for of, _, share, _ in list(survey.coverage())[:4]]
-        assigned = next((share for _, _, _, share in survey.coverage()), 0.0)
-        console.print(f"  boxes with an anchor of IoU ≥ 0.5: {', '.join(reached)}; assigned one: {assigned:.1%}")
+        groups = [each for each in survey.coverage() if each.by != "class"]
+        reached = [f"{each.name.split(' (')[0]} {each.reached:.1%}" for each in groups]
+        if groups:
+            assigned = f"the settings give one to {groups[0].assigned:.1%}"
+            console.print(f"  boxes with an anchor of IoU ≥ 0.5: {', '.join(reached)}; {assigned}")
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
@@ -115,14 +121,15 @@ def _print_findings(findings: Sequence[Finding]) -> None:
     groups = list(by_kind(findings).items())
     if not groups:
         console.print("nothing wrong was found")
-    for kind, found in groups[:_KINDS]:
+    room = _LINES - len(groups)
+    for kind, found in groups:
         effects = {f.effect or kind.effect for f in found}
         effect = effects.pop() if len(effects) == 1 else kind.effect
         console.print(f"{kind.severity}: {len(found)} × {kind.title}: {effect}")
-        for finding in found[: 0 if kind.severity == "note" else _PLACES]:
+        shown = found[: max(0, min(_PLACES, room))]
+        room -= len(shown)
+        for finding in shown:
             console.print(f"    {finding.where}: {finding.what}")
-    if len(groups) > _KINDS:
-        console.print(f"… and {len(groups) - _KINDS} more kinds of finding, see the page")
 
 
 def _fix(splits: Mapping[str, Dataset], diagnosis: Diagnosis, out: Path, unions: Mapping[str, object]) -> None:
@@ -144,11 +151,10 @@ def _fix(splits: Mapping[str, Dataset], diagnosis: Diagnosis, out: Path, unions:
 
 def _print_next(arguments: Arguments, survey: Survey) -> None:
     config = arguments.config
-    reached = next((share for _, _, share, _ in survey.coverage()), 1.0)
-    recipe = f" --recipe {quoted(arguments.recipe)}" if arguments.recipe != "modern" else ""
-    size = f" --data.size {config.data.size}" if config.data.size != load_recipe(arguments.recipe).data.size else ""
+    flags = [f"--recipe {quoted(arguments.recipe)}"] if arguments.recipe != "modern" else []
+    flags += changed_flags(config, load_recipe(arguments.recipe), _GROUPS)
     data = quoted(arguments.fix or arguments.dataset)
-    if config.assign.method == "iou" and reached < _REACHED:
-        print_next(f"retinanet data anchors {data}{recipe}{size}")
+    if config.assign.method == "iou" and survey.reached < _REACHED:
+        print_next(" ".join(["retinanet data anchors", data, *flags]))
     else:
-        print_next(f"retinanet train {data}{recipe}{size}")
+        print_next(" ".join(["retinanet train", data, *flags]))

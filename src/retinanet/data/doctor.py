@@ -27,6 +27,12 @@ _CROWD = 5
 # A picture has far fewer boxes than the others if it has at most this share of the median, where that is at least this.
 _FEWER, _MANY = 0.25, 8
 
+_CROWD_POLICY = {
+    "ignore": "neither object nor background (--data.crowd ignore)",
+    "drop": "learnt as background (--data.crowd drop)",
+    "object": "learnt as ordinary objects (--data.crowd object)",
+}
+
 Splits = Mapping[str, Dataset]
 
 
@@ -69,7 +75,7 @@ def diagnose(
         findings += [_reported(split, problem) for problem in dataset.problems]
         findings += _pictures(split, dataset, scans[first : first + len(dataset)])
         findings += _boxes(split, dataset, data)
-        findings += _images(split, dataset)
+        findings += _images(split, dataset, data)
         first += len(dataset)
     findings += _classes(splits, own_classes)
     findings += _twins(splits, pairs)
@@ -79,14 +85,20 @@ def diagnose(
 
 
 def without_unions(splits: Splits) -> tuple[dict[str, Dataset], dict[str, list[str]]]:
-    """The splits without those that only put others together (VOC's ``trainval``), and the parts of these."""
+    """The splits, train first, without those that only put others together (VOC's ``trainval``), and their parts."""
     files = {split: {str(dataset.path(i)) for i in dataset} for split, dataset in splits.items()}
     unions = {}
     for split, own in files.items():
         parts = [other for other, theirs in files.items() if other != split and theirs < own]
         if len(parts) > 1 and set().union(*(files[part] for part in parts)) == own:
             unions[split] = parts
-    return {split: dataset for split, dataset in splits.items() if split not in unions}, unions
+    return _in_order({split: dataset for split, dataset in splits.items() if split not in unions}), unions
+
+
+def _in_order(splits: Splits) -> dict[str, Dataset]:
+    """The splits with train first, then val, then test, then others."""
+    order = list(SPLIT_ALIASES)
+    return dict(sorted(splits.items(), key=lambda s: order.index(role(s[0])) if role(s[0]) in order else len(order)))
 
 
 def role(split: str) -> str:
@@ -169,7 +181,7 @@ def same_boxes(boxes: npt.NDArray[np.float32]) -> list[tuple[int, int]]:
     return [(int(same[b].argmax()), b) for b in _where(same.any(axis=1))]
 
 
-def _images(split: str, dataset: Dataset) -> Iterator[Finding]:
+def _images(split: str, dataset: Dataset, data: DataConfig) -> Iterator[Finding]:
     """Findings about how many boxes there are."""
     objects = np.concatenate([[0], np.cumsum(~dataset.ignore)])
     counts = np.diff(objects[dataset.offsets])
@@ -184,13 +196,13 @@ def _images(split: str, dataset: Dataset) -> Iterator[Finding]:
     if dataset.ignore.any():
         images = int((np.diff(dataset.offsets) > counts).sum())
         what = f"{int(dataset.ignore.sum())} regions in {images} pictures"
-        yield Finding("crowd", split, dataset.name, what)
+        yield Finding("crowd", split, dataset.name, what, effect=_CROWD_POLICY[data.crowd])
     median = float(np.median(counts[counts > 0]))
     if median >= _MANY:
         for index in _where((counts > 0) & (counts <= _FEWER * median)):
             path = str(dataset.path(index))
             boxes = _corners(dataset.boxes[dataset.rows(index)])
-            what = f"{counts[index]} box{'es' * (counts[index] != 1)}, the median is {median:g}"
+            what = f"{counts[index]} box{'es' if counts[index] > 1 else ''}, the median is {median:g}"
             yield Finding("few-boxes", split, path, what, (Sight(split, index, boxes),))
 
 
@@ -260,7 +272,7 @@ def _at(code: str, split: str, dataset: Dataset, index: int, rows: Sequence[int]
     where = dataset.places[int(rows[0])] if dataset.places is not None else str(dataset.path(index))
     if dataset.files[index] not in where:
         what = f"{dataset.files[index]}: {what}"
-    return Finding(code, split, where, what, (Sight(split, index, _corners(dataset.boxes[list(rows)])),))
+    return Finding(code, split, where, what, (Sight(split, index, _corners(dataset.boxes[list(rows)]), True),))
 
 
 def _where(mask: npt.NDArray[np.bool_]) -> list[int]:

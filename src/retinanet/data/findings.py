@@ -98,13 +98,13 @@ _KINDS = (
     Kind(
         "low-coverage",
         "warning",
-        "boxes that no anchor reaches",
+        "split with over 10 % of boxes that no anchor reaches",
         "matching by IoU gives them no positive anchor: they are learnt as background",
     ),
     Kind(
         "no-anchor",
         "note",
-        "boxes without a positive anchor",
+        "split with boxes that get no anchor",
         "they count as background in training, and as misses in evaluation",
     ),
     Kind(
@@ -139,8 +139,8 @@ _KINDS = (
         "box around five or more boxes of its class",
         "learnt as one large object; if it is a group, flag it as crowd (COCO iscrowd, VOC difficult)",
     ),
-    Kind("no-boxes", "note", "pictures without objects", "learnt as background"),
-    Kind("crowd", "note", "crowd, difficult or ignore regions", "depends on --data.crowd"),
+    Kind("no-boxes", "note", "split with pictures without objects", "learnt as background"),
+    Kind("crowd", "note", "split with crowd, difficult or ignore regions", "depends on --data.crowd"),
     Kind("unlisted-picture", "note", "picture that no annotation file lists", "not used"),
     Kind("remark", "note", "remark of the reader", "see there"),
 )
@@ -151,11 +151,12 @@ _SEVERITIES = {"error": 0, "warning": 1, "note": 2}
 
 @dataclass(frozen=True)
 class Sight:
-    """What to show of a finding: a picture, by split and number, and boxes in its pixels."""
+    """What to show of a finding: a picture, by split and number, and boxes in its pixels; all of it, or the boxes."""
 
     split: str
     image: int
     boxes: tuple[tuple[float, float, float, float], ...] = ()
+    closely: bool = False
 
 
 @dataclass(frozen=True)

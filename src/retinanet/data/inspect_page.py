@@ -26,6 +26,9 @@ from retinanet.data.transforms import PAD_TO, scaled_size
 from retinanet.errors import DataError
 from retinanet.files import write_text
 
+# Longer side of a shown picture, in pixels.
+_SIDE = 360
+
 # Of one kind: findings listed, and findings pictured.
 _LISTED, _PICTURED = 1000, 6
 
@@ -81,7 +84,7 @@ assigned if the settings ({html.escape(config.assign.method)}) give it at least 
 
 def _numbers(findings: Sequence[Finding], surveys: Mapping[str, Survey]) -> str:
     counts = {s: sum(f.kind.severity == s for f in findings) for s in ("error", "warning", "note")}
-    reached = next((share for _, _, share, _ in next(iter(surveys.values())).coverage()), math.nan)
+    reached = next(iter(surveys.values())).reached
     cards = [
         ("errors", str(counts["error"]), "training would stop or go wrong"),
         ("warnings", str(counts["warning"]), "it would learn or measure something wrong"),
@@ -121,9 +124,8 @@ def _sight(sight: Sight, dataset: Dataset) -> str:
         return ""
     caption = f"{sight.split}: {dataset.files[sight.image]}"
     boxes = np.array(sight.boxes, dtype=np.float32).reshape(-1, 4)
-    if len(boxes) and len(boxes) <= 2:
-        return page.picture(_crop(image, boxes, [_MISSED, "white"]), caption, 360)
-    return page.picture(page.draw_boxes(image, boxes), caption, 360)
+    colors = [_MISSED, "white"][: len(boxes)] if sight.closely else ["white"] * len(boxes)
+    return page.picture(_view(image, boxes, colors, sight.closely), caption, _SIDE)
 
 
 def _splits(surveys: Mapping[str, Survey]) -> str:
@@ -165,8 +167,8 @@ def _classes(surveys: Mapping[str, Survey]) -> str:
 
 def _coverage(survey: Survey) -> str:
     rows = [
-        [html.escape(name), str(boxes), _share(reached), _share(assigned)]
-        for name, boxes, reached, assigned in survey.coverage()
+        [html.escape(each.name), str(each.boxes), _share(each.reached), _share(each.assigned)]
+        for each in survey.coverage()
     ]
     return _table(["", "boxes", "reached", "assigned"], rows)
 
@@ -214,24 +216,27 @@ def _unreached_figures(survey: Survey, config: Config, rows: Sequence[int]) -> I
         name = dataset.classes[dataset.labels[row]]
         sides = "×".join(f"{side:.0f}" for side in survey.size[row])
         caption = f"{name}, {sides} px, IoU {survey.overlaps[row]:.2f} · {dataset.files[index]}"
-        yield page.picture(_crop(image, both, ["white", _MISSED]), caption, 360)
+        yield page.picture(_view(image, both, ["white", _MISSED]), caption, _SIDE)
 
 
-def _crop(image: npt.NDArray[np.uint8], boxes: npt.NDArray[np.float32], colors: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """The boxes with what is around them, enlarged if they are small."""
+def _view(
+    image: npt.NDArray[np.uint8], boxes: npt.NDArray[np.float32], colors: Sequence[str], closely: bool = True
+) -> npt.NDArray[np.uint8]:
+    """The picture with its boxes, or only the boxes with what is around them; scaled to be shown."""
     height, width = image.shape[:2]
-    low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
-    margin = max(16.0, float((high - low).max()) / 2)
-    left, top = (max(0, int(v - margin)) for v in low)
-    right, bottom = min(width, int(high[0] + margin) + 1), min(height, int(high[1] + margin) + 1)
-    if right <= left or bottom <= top:  # annotations of a larger picture
-        return image
-    factor = max(1.0, 360 / max(right - left, bottom - top))
-    part = Image.fromarray(image[top:bottom, left:right])
-    part = part.resize((round(part.width * factor), round(part.height * factor)), Image.Resampling.BICUBIC)
-    result = np.array(part)
-    for box, color in zip(boxes, colors, strict=False):
-        result = page.draw_boxes(result, ((box - (left, top, left, top)) * factor)[None], color)
+    region = np.array([0, 0, width, height])
+    if closely:
+        low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
+        margin = max(16.0, float((high - low).max()) / 2)
+        around = np.concatenate([np.maximum(low - margin, 0), np.minimum(high + margin + 1, (width, height))])
+        if (around[2:] - around[:2] >= 1).all():  # else these are annotations of a larger picture
+            region = around.astype(np.int64)
+    left, top, right, bottom = region.tolist()
+    factor = _SIDE / max(right - left, bottom - top)
+    size = (max(1, round((right - left) * factor)), max(1, round((bottom - top) * factor)))
+    result = np.array(Image.fromarray(image[top:bottom, left:right]).resize(size, Image.Resampling.BICUBIC))
+    for box, color in zip(boxes, colors, strict=True):
+        result = page.draw_boxes(result, ((box - (left, top, left, top)) * factor)[None], color, width=2)
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,24 @@ _FEW_MISSED = 0.1
 _ASSIGNED = 1000
 
 _SIZES = (("small (under 32×32)", 0, 32**2), ("medium", 32**2, 96**2), ("large (96×96 and more)", 96**2, math.inf))
+
+
+class Coverage(NamedTuple):
+    """How anchors cover a group of boxes.
+
+    Attributes:
+        by: what makes it a group: ``all``, ``size`` or ``class``.
+        name: of the group.
+        boxes: how many.
+        reached: share with an anchor of IoU 0.5.
+        assigned: share that gets an anchor under the settings; NaN if none of them was looked at.
+    """
+
+    by: str
+    name: str
+    boxes: int
+    reached: float
+    assigned: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,18 +106,23 @@ class Survey:
         counts = [count for count in self.dataset.class_counts().values() if count]
         return max(counts) / min(counts) if counts else math.nan
 
-    def coverage(self) -> Iterator[tuple[str, int, float, float]]:
-        """Of all boxes, those of each size and of each class: name, number, share reached, share assigned."""
+    @property
+    def reached(self) -> float:
+        """Share of the boxes with an anchor of IoU 0.5; NaN without boxes."""
+        return next((each.reached for each in self.coverage()), math.nan)
+
+    def coverage(self) -> Iterator[Coverage]:
+        """Of all boxes, of those of each size, and of each class, where there are any."""
         area = self.size.prod(axis=1)
-        groups = [("all", self.objects)]
-        groups += [(name, self.objects & (area >= low) & (area < high)) for name, low, high in _SIZES]
+        groups = [("all", "all", self.objects)]
+        groups += [("size", name, self.objects & (area >= low) & (area < high)) for name, low, high in _SIZES]
         classes = self.dataset.classes
-        by_class = [(name, self.objects & (self.dataset.labels == label)) for label, name in enumerate(classes)]
-        for name, rows in groups + (by_class if len(classes) > 1 else []):
+        by_class = [("class", name, self.objects & (self.dataset.labels == i)) for i, name in enumerate(classes)]
+        for by, name, rows in groups + (by_class if len(classes) > 1 else []):
             if rows.any():
                 looked_at = self.positives[rows & (self.positives >= 0)]
                 assigned = float((looked_at > 0).mean()) if len(looked_at) else math.nan
-                yield name, int(rows.sum()), float((self.overlaps[rows] >= REACHED).mean()), assigned
+                yield Coverage(by, name, int(rows.sum()), float((self.overlaps[rows] >= REACHED).mean()), assigned)
 
     def to_dict(self) -> dict[str, Any]:
         """For ``findings.json``; NaN as ``None``."""
@@ -119,8 +142,8 @@ class Survey:
             "anchors_per_image": self.anchors,
             "foreground_anchors_per_image": self.foreground,
             "coverage": [
-                {"of": name, "boxes": boxes, "reached": _number(reached), "assigned": _number(assigned)}
-                for name, boxes, reached, assigned in self.coverage()
+                each._asdict() | {"reached": _number(each.reached), "assigned": _number(each.assigned)}
+                for each in self.coverage()
             ],
         }
 
