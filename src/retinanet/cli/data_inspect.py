@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 # Settings that what is found depends on.
 _GROUPS = ("data", "anchors", "assign")
 
-# Lines the terminal shows of the findings: each kind, and places of the first ones.
-_LINES, _PLACES = 28, 2
+# Lines the terminal shows of the findings: each kind, and the first places of each while there is room.
+_LINES, _PLACES = 32, 2
 
 # Share of reached boxes below which it is worth fitting the anchors.
 _REACHED = 0.9
@@ -126,7 +126,7 @@ def _print_findings(findings: Sequence[Finding]) -> None:
         effects = {f.effect or kind.effect for f in found}
         effect = effects.pop() if len(effects) == 1 else kind.effect
         console.print(f"{kind.severity}: {len(found)} × {kind.title}: {effect}")
-        shown = found[: max(0, min(_PLACES, room))]
+        shown = found[: max(0, min(_PLACES if room > len(groups) else 1, room))]
         room -= len(shown)
         for finding in shown:
             console.print(f"    {finding.where}: {finding.what}")

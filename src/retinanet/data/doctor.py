@@ -226,9 +226,10 @@ def _classes(splits: Splits, own_classes: Mapping[str, Sequence[str]]) -> Iterat
         others = [split for split in splits if split != train]
         shown = [split for split in others if counts[split][name]]
         if number == 0 and shown:
-            code = "never-learnt" if name in listed else "unknown-class"
             places = ", ".join(f"{counts[split][name]} in {split}" for split in shown)
-            yield Finding(code, shown[0], splits[shown[0]].name, f"{name!r}: no box in {train}, {places}")
+            code = "never-learnt" if name in listed else "unknown-class"
+            stops = "evaluation on it stops" if code == "unknown-class" and "val" not in map(role, shown) else ""
+            yield Finding(code, shown[0], splits[shown[0]].name, f"{name!r}: no box in {train}, {places}", effect=stops)
         elif number == 0:
             yield Finding("never-learnt", train, splits[train].name, f"{name!r}: no box in any split")
         elif number < _FEW:
@@ -247,8 +248,10 @@ def _twins(splits: Splits, pairs: Sequence[Pair]) -> Iterator[Finding]:
         if code == "leak" and not pair.exact:
             code = "near-leak"
         where = str(splits[split].path(index))
-        what = f"{split} and {other}: {splits[other].path(twin)}" if split != other else f"{splits[other].path(twin)}"
-        yield Finding(code, split, where, f"also in {what}", (Sight(split, index), Sight(other, twin)))
+        what = f"in {split}; the same as {splits[other].path(twin)} in {other}"
+        if "near" in code:
+            what = what.replace("the same as", "nearly the same as")
+        yield Finding(code, split, where, what, (Sight(split, index), Sight(other, twin)))
 
 
 def _unlisted(splits: Splits) -> Iterator[Finding]:

@@ -125,7 +125,7 @@ def _same_files(owner: npt.NDArray[np.int64], scans: Sequence[Scan]) -> Iterator
 def _alike(scans: Sequence[Scan]) -> Iterator[tuple[int, int, float]]:
     """Pairs of pictures and the correlation of their thumbnails, where it is high."""
     known = np.array([i for i, s in enumerate(scans) if s.error is None and s.thumbnail.std() >= _FLAT], dtype=np.int64)
-    thumbnails = np.array([scans[i].thumbnail for i in known]).reshape(len(known), -1)
+    thumbnails = np.array([scans[i].thumbnail for i in known]).reshape(len(known), _SIDE * _SIDE)
     hashes = np.array([difference_hash(scans[i].thumbnail) for i in known], dtype=np.uint64)
     for start in range(0, len(known), _ROWS):
         rows = hashes[start : start + _ROWS]
