@@ -16,6 +16,7 @@ from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.doctor import Diagnosis, diagnose, same_boxes, without_unions
 from retinanet.data.findings import Finding, by_kind
 from retinanet.data.formats.detect import read_tolerantly, with_shared_classes
+from retinanet.errors import DataError
 
 # Of each kind of finding: what its places must contain, in any order.
 PLANTED: dict[str, list[str]] = {
@@ -168,6 +169,16 @@ def test_other_formats_go_on_after_broken_files(tmp_path: Path, kind: str) -> No
     assert failure.code == expected
     assert "bad." in failure.where
     assert not {"unlisted-picture", "bad-box", "clipped-box"} & {f.code for f in result.findings}
+
+
+def test_pictures_of_other_splits_are_not_called_unlisted(sound: Path) -> None:
+    for named in ({"path": sound / "instances_val.json"}, {"path": sound, "train": "val", "val": "val"}):
+        read, failures = read_tolerantly(**named)  # type: ignore[arg-type]
+        own = {split: data.classes for split, data in read.items()}
+        result = diagnose(read, failures, own, DataConfig(size=256), whole=False)
+        assert "unlisted-picture" not in {f.code for f in result.findings}
+    with pytest.raises(DataError, match="no split 'nothing'"):
+        read_tolerantly(sound, val="nothing")
 
 
 def test_splits_that_only_join_others_are_left_out(tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def run(argv: Sequence[str]) -> int:
     total = sum(map(len, splits.values()))
     with progress_bar(console, "looking at pictures", total) as bar:
         own = {split: dataset.classes for split, dataset in read.items()}
-        diagnosis = diagnose(splits, failures, own, config.data, bar.advance)
+        whole = Path(arguments.dataset).is_dir() and not (config.data.train or config.data.val)
+        diagnosis = diagnose(splits, failures, own, config.data, whole, bar.advance)
     with progress_bar(console, "assigning anchors", total) as bar:
         surveys = {split: Survey.of(dataset, config, bar.advance) for split, dataset in splits.items()}
     first = next(iter(surveys))
@@ -106,7 +107,7 @@ def _print_surveys(surveys: Mapping[str, Survey]) -> None:
         ratio = f", commonest class {survey.imbalance:.1f} × the rarest" if survey.imbalance > 1 else ""
         console.print(
             f"{name}: {len(counts)} images, {int((counts == 0).sum())} of them without objects; "
-            f"{int(counts.sum())} boxes ({listed}){ratio}"
+            f"{int(counts.sum())} boxes{f' ({listed})' if counts.any() else ''}{ratio}"
         )
         groups = [each for each in survey.coverage() if each.by != "class"]
         reached = [f"{each.name.split(' (')[0]} {each.reached:.1%}" for each in groups]

@@ -56,6 +56,7 @@ def diagnose(
     failures: Mapping[str, str],
     own_classes: Mapping[str, Sequence[str]],
     data: DataConfig,
+    whole: bool = True,
     progress: Callable[[int], object] = lambda images: None,
 ) -> Diagnosis:
     """Look for everything that is wrong.
@@ -65,6 +66,7 @@ def diagnose(
         failures: the splits that could not be read, and why.
         own_classes: the classes that each split lists itself.
         data: size of the network's input.
+        whole: these are all splits, so a picture that none of them lists is used nowhere.
         progress: called with the number of images just decoded.
     """
     scans = scan(list(splits.values()), progress)
@@ -79,7 +81,7 @@ def diagnose(
         first += len(dataset)
     findings += _classes(splits, own_classes)
     findings += _twins(splits, pairs)
-    if not failures:  # its pictures may be listed there
+    if whole and not failures:  # else it may be listed there
         findings += _unlisted(splits)
     return Diagnosis(findings, scans, pairs)
 
@@ -143,7 +145,7 @@ def _boxes(split: str, dataset: Dataset, data: DataConfig) -> Iterator[Finding]:
     scaled = np.array([scaled_size(h, w, data)[::-1] for w, h in dataset.sizes.tolist()])  # (N, 2) width, height
     for row in _where(~dataset.ignore & ((sides * (scaled / dataset.sizes)[image]).min(axis=1) < _TINY)):
         width, height = (sides[row] * (scaled / dataset.sizes)[image[row]]).tolist()
-        what = f"{_named(dataset, row)}: {width:.2g}×{height:.2g} pixels at data.size {data.size}"
+        what = f"{_named(dataset, row)}: {width:.3g}×{height:.3g} pixels at data.size {data.size}"
         yield _at("tiny-box", split, dataset, int(image[row]), [row], what)
     huge = ~dataset.ignore & (sides.prod(axis=1) > _HUGE * dataset.sizes.prod(axis=1, dtype=np.int64)[image])
     if 0 < huge.sum() <= _RARE * max(1, (~dataset.ignore).sum()):
@@ -186,7 +188,7 @@ def _images(split: str, dataset: Dataset, data: DataConfig) -> Iterator[Finding]
     objects = np.concatenate([[0], np.cumsum(~dataset.ignore)])
     counts = np.diff(objects[dataset.offsets])
     if not counts.any():
-        yield Finding("no-objects", split, dataset.name, f"{len(dataset)} pictures, no box that is no ignore region")
+        yield Finding("no-objects", split, dataset.name, f"no box besides ignore regions; pictures: {len(dataset)}")
         return
     empty = np.flatnonzero(counts == 0)
     if len(empty):
@@ -195,7 +197,7 @@ def _images(split: str, dataset: Dataset, data: DataConfig) -> Iterator[Finding]
         yield Finding("no-boxes", split, dataset.name, f"{len(empty)} of {len(dataset)} pictures: {names}", sights)
     if dataset.ignore.any():
         images = int((np.diff(dataset.offsets) > counts).sum())
-        what = f"{int(dataset.ignore.sum())} regions in {images} pictures"
+        what = f"{int(dataset.ignore.sum())} in {images} of {len(dataset)} pictures"
         yield Finding("crowd", split, dataset.name, what, effect=_CROWD_POLICY[data.crowd])
     median = float(np.median(counts[counts > 0]))
     if median >= _MANY:

@@ -68,15 +68,14 @@ def read_tolerantly(
         The splits by name (an unnamed one is ``train``), and why others cannot be read.
 
     Raises:
-        DataError: there is no such dataset, or no split of it can be read.
+        DataError: there is no such dataset, no split of it can be read, or one that was asked for cannot.
     """
     data = _open(path)
-    readers = {split or "train": read for split, read in data.readers.items()}
     if train or val:
         wanted = {role: name or role for role, name in (("train", train), ("val", val)) if name or data.resolve(role)}
-        readers = {role: partial(data.read_override, name, role) for role, name in wanted.items()}
+        return {role: data.read_override(name, role, tolerant=True) for role, name in wanted.items()}, {}
     splits, failures = {}, {}
-    for split, read in readers.items():
+    for split, read in ((split or "train", read) for split, read in data.readers.items()):
         try:
             splits[split] = read(tolerant=True)
         except DataError as error:
