@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, describe, option, parse, print_next, print_notes, quoted
+from retinanet.cli.terminal import changed_flags, console, describe, option, parse, print_next, print_notes, quoted
 from retinanet.config import RECIPES, AnchorSpec, AssignConfig, Config, DataConfig, load_recipe
 from retinanet.errors import ConfigError, DataError
 
@@ -102,7 +102,7 @@ def run(argv: Sequence[str]) -> int:
     else:
         console.print("the anchors that are there cover your boxes as well (within 0.5 %): leave them as they are")
         command = f"--recipe {quoted(arguments.recipe)}"
-    flags = _flags(config, base, ("data", "assign") if worth else ("data", "assign", "anchors"))
+    flags = changed_flags(config, base, ("data", "assign") if worth else ("data", "assign", "anchors"))
     print_next(" ".join([f"retinanet train {quoted(arguments.dataset)}", command, *flags]))
     return 0
 
@@ -279,18 +279,3 @@ def _fragment(arguments: Arguments, dataset: Dataset, spec: AnchorSpec, before: 
         f"# Boxes with an anchor of IoU >= {threshold:g}: {before.share:.1%} before, {after.share:.1%} with these.\n"
         + yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, allow_unicode=True)
     )
-
-
-def _flags(config: Config, base: Config, groups: Sequence[str]) -> Iterator[str]:
-    """The flags that make ``config`` of ``base``."""
-    for group in groups:
-        ours, theirs = getattr(config, group), getattr(base, group)
-        for each in fields(ours):
-            value, name = getattr(ours, each.name), each.name.replace("_", "-")
-            if value == getattr(theirs, each.name):
-                continue
-            if isinstance(value, bool):
-                yield f"--{group}.{'' if value else 'no-'}{name}"
-            else:
-                words = value if isinstance(value, tuple) else (value,)
-                yield " ".join([f"--{group}.{name}", *(quoted(str(word)) for word in words)])

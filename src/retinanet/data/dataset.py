@@ -23,6 +23,9 @@ from retinanet.errors import DataError
 # Readers of formats without a flag of their own (YOLO, CSV) mark ignore regions by this class name.
 IGNORE_CLASS = "ignore"
 
+# What a tolerant reader does with that at which training stops.
+LEFT_OUT = "left out"
+
 # Label of an ignore region that belongs to no class in particular.
 NO_CLASS = -1
 
@@ -86,6 +89,8 @@ class Dataset:
         ignore: bool ``(M,)``; crowd, difficult or user-marked regions.
         areas: float32 ``(M,)``; the area COCO sorts objects into small, medium and large by.
         problems: what the reader clipped, dropped or doubted.
+        places: file and line (or annotation id) of each of the M boxes, where a reader was asked to remember them; a
+            dataset made from this one has none.
     """
 
     name: str
@@ -101,6 +106,7 @@ class Dataset:
     ignore: npt.NDArray[np.bool_]
     areas: npt.NDArray[np.float32]
     problems: tuple[Problem, ...] = field(default=(), repr=False)
+    places: FileList | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -129,6 +135,7 @@ class Dataset:
             labels=self.labels[take],
             ignore=self.ignore[take],
             areas=self.areas[take],
+            places=None,
         )
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -173,7 +180,10 @@ class Dataset:
             return replace(self, ignore=self.ignore & (self.labels == NO_CLASS))
         if policy == "ignore" or not self.ignore.any():
             return self
-        keep = ~self.ignore
+        return self.with_boxes(~self.ignore)
+
+    def with_boxes(self, keep: npt.NDArray[np.bool_]) -> Dataset:
+        """The same images with those of the boxes that the mask ``keep`` ``(M,)`` marks."""
         before = np.concatenate([[0], np.cumsum(keep)])  # boxes kept among the first i
         return replace(
             self,
@@ -182,6 +192,7 @@ class Dataset:
             labels=self.labels[keep],
             ignore=self.ignore[keep],
             areas=self.areas[keep],
+            places=None,
         )
 
     def class_counts(self) -> dict[str, int]:
@@ -197,10 +208,18 @@ class DatasetBuilder:
     """Collects images and boxes, checks every box, and makes a :class:`Dataset`.
 
     Call :meth:`add_image`, then :meth:`add_box` for each of its boxes, image after image; then :meth:`build`.
+
+    A ``tolerant`` reader reports and leaves out what would otherwise end the reading, as far as that can be done, and
+    remembers the place of each box.
     """
 
     def __init__(
-        self, name: str, root: Path, classes: Sequence[str], category_ids: Sequence[int] | None = None
+        self,
+        name: str,
+        root: Path,
+        classes: Sequence[str],
+        category_ids: Sequence[int] | None = None,
+        tolerant: bool = False,
     ) -> None:
         duplicates = [c for c, n in Counter(classes).items() if n > 1]
         if duplicates:
@@ -209,10 +228,15 @@ class DatasetBuilder:
         self.root = root
         self.classes = tuple(classes)
         self.category_ids = tuple(category_ids) if category_ids is not None else tuple(range(1, len(classes) + 1))
+        self.tolerant = tolerant
         self.problems: list[Problem] = []
+        self._places: list[str] = []
         self._files: list[str] = []
         self._ids, self._sizes, self._counts = array("q"), array("i"), array("q")
         self._boxes, self._labels, self._ignore, self._areas = array("f"), array("i"), array("b"), array("f")
+
+    def __len__(self) -> int:
+        return len(self._files)
 
     def add_image(self, file: str, width: int, height: int, image_id: int | None = None) -> None:
         """Begin an image; ``image_id`` defaults to its number, from 1."""
@@ -269,10 +293,22 @@ class DatasetBuilder:
         self._ignore.append(ignore)
         self._areas.append(area)
         self._counts[-1] += 1
+        if self.tolerant:
+            self._places.append(where)
 
     def report(self, kind: str, where: str, action: str) -> None:
         """Note something the reader itself found and dealt with."""
         self._report(kind, where, action)
+
+    def refuse(self, problem: str, where: str, message: str) -> None:
+        """End the reading with ``message``; or, if tolerant, report ``problem`` as left out.
+
+        Raises:
+            DataError: unless tolerant.
+        """
+        if not self.tolerant:
+            raise DataError(message)
+        self._report(problem, where, LEFT_OUT)
 
     def _report(self, kind: str, where: str, action: str) -> None:
         self.problems.append(Problem(kind, where, action))
@@ -303,6 +339,7 @@ class DatasetBuilder:
             ignore=np.array(self._ignore, dtype=np.bool_),
             areas=np.array(self._areas, dtype=np.float32),
             problems=tuple(self.problems),
+            places=FileList(self._places) if self.tolerant else None,
         )
 
 

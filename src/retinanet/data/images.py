@@ -82,6 +82,34 @@ def image_size(path: Path) -> tuple[int, int]:
         return (height, width) if _swaps_sides(image) else (width, height)
 
 
+def read_thumbnail(
+    path: Path, expected_size: tuple[int, int], side: int
+) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+    """A whole picture, decoded as cheaply as shows whether it can be, scaled to a grey square.
+
+    Args:
+        path: the file.
+        expected_size: ``(width, height)`` the annotations refer to.
+        side: of the square, in pixels.
+
+    Returns:
+        uint8 ``(side, side)``, and the ``(width, height)`` that :func:`read_image` gives.
+
+    Raises:
+        DataError: as :func:`read_image`.
+    """
+    with _open(path) as image:
+        found = image.size
+        try:
+            if _swaps_sides(image) and found != expected_size:
+                found = found[::-1]
+            image.draft("L", (4 * side, 4 * side))  # JPEG: every byte is read, few of the pixels are computed
+            grey = Image.fromarray(to_rgb(image, expected_size if found == expected_size else None)).convert("L")
+            return np.array(grey.resize((side, side), Image.Resampling.BOX)), found
+        except Exception as error:  # of any kind, as above
+            raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
+
+
 def _swaps_sides(image: Image.Image) -> bool:
     return _orientation(image) in (5, 6, 7, 8)
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
 from retinanet.decode import Detections
 from retinanet.files import write_atomically
+from retinanet.page import draw_boxes
 
 if TYPE_CHECKING:
     from retinanet.detect.detector import Detector
@@ -47,13 +48,8 @@ def draw_example(
     from retinanet.detect.draw import draw, to_supervision  # supervision takes a second to import
 
     rows = dataset.rows(index)
-    canvas = Image.fromarray(image)
-    pen = ImageDraw.Draw(canvas)
-    for x1, y1, x2, y2 in dataset.boxes[rows][~dataset.ignore[rows]].tolist():
-        pen.rectangle(
-            (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline="white", width=max(1, min(canvas.size) // 250)
-        )
-    return draw(np.array(canvas), to_supervision(found, dataset.classes), dataset.classes)
+    truth = dataset.boxes[rows][~dataset.ignore[rows]]
+    return draw(draw_boxes(image, truth), to_supervision(found, dataset.classes), dataset.classes)
 
 
 def prediction_pictures(

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 
+from retinanet import page
 from retinanet.data.dataset import Dataset
 from retinanet.decode import Detections
 from retinanet.evaluate.ap import Metrics, Predictions
-from retinanet.evaluate.pictures import draw_example, read_example, shrunk, spread
+from retinanet.evaluate.pictures import draw_example, read_example, spread
 from retinanet.files import write_text
 
 _EXPLAINED = {
@@ -32,21 +28,6 @@ _EXPLAINED = {
     "ARm": "with 100, 32² to 96² px",
     "ARl": "with 100, over 96² px",
 }
-
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.numbers { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .6rem; }
-.numbers div { border: 1px solid #8885; border-radius: .5rem; padding: .5rem .7rem; }
-.numbers b { display: block; font-size: 1.4rem; font-variant-numeric: tabular-nums; }
-.numbers small, p small { opacity: .7; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .2rem .8rem .2rem 0; text-align: right; } td:first-child, th:first-child { text-align: left; }
-.bar { display: inline-block; height: .7rem; background: #1f8fb8; border-radius: .2rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem; }
-figure { margin: 0; } figure img { width: 100%; border-radius: .4rem; } figcaption { font-size: .85rem; opacity: .8; }
-"""
 
 
 def write_report(
@@ -72,10 +53,8 @@ def write_report(
     shown = spread(len(dataset), pictures)
     figures = "\n".join(_figure(dataset, predictions, index, score) for index in shown)
     boxes = int((~dataset.ignore).sum())
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Evaluation of {html.escape(str(weights))}</title><style>{_STYLE}</style></head><body>
-<h1>{html.escape(str(weights))} on {html.escape(dataset.name)}</h1>
+    title = f"{weights} on {dataset.name}"
+    body = f"""<h1>{html.escape(title)}</h1>
 <p>{len(dataset)} images, {boxes} objects, {len(dataset.classes)} classes, {len(predictions.scores)} detections.</p>
 <h2>Average precision and recall</h2>
 <div class="numbers">{_numbers(metrics)}</div>
@@ -85,16 +64,12 @@ def write_report(
 <p>Annotated objects in white, detections with a score of at least {score:g} in colour.</p>
 <div class="pictures">
 {figures}
-</div></body></html>
-"""
-    write_text(path, page)
+</div>"""
+    write_text(path, page.document(f"Evaluation of {weights}", body))
 
 
 def _numbers(metrics: Metrics) -> str:
-    return "".join(
-        f"<div><small>{name}</small><b>{_number(value)}</b><small>{_EXPLAINED[name]}</small></div>"
-        for name, value in metrics.summary.items()
-    )
+    return "".join(page.number_card(name, _number(value), _EXPLAINED[name]) for name, value in metrics.summary.items())
 
 
 def _classes(metrics: Metrics) -> str:
@@ -118,13 +93,6 @@ def _figure(dataset: Dataset, predictions: Predictions, index: int, score: float
         torch.from_numpy(predictions.labels[mine]),
     )
     rows = dataset.rows(index)
-    picture = draw_example(read_example(dataset, index), dataset, index, found)
-    name = html.escape(Path(dataset.files[index]).name)
-    caption = f"{name} · {int((~dataset.ignore[rows]).sum())} objects, {int(mine.sum())} found"
-    return f'<figure><img loading="lazy" alt="" src="{_data_url(picture)}"><figcaption>{caption}</figcaption></figure>'
-
-
-def _data_url(image: npt.NDArray[np.uint8], longest: int = 720) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(shrunk(image, longest)).save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    drawn = draw_example(read_example(dataset, index), dataset, index, found)
+    name, objects = Path(dataset.files[index]).name, int((~dataset.ignore[rows]).sum())
+    return page.picture(drawn, f"{name} · {objects} objects, {int(mine.sum())} found")

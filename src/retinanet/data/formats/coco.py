@@ -63,12 +63,13 @@ def find(root: Path) -> dict[str, Path]:
     return found
 
 
-def read(source: Path, name: str) -> Dataset:
+def read(source: Path, name: str, tolerant: bool = False) -> Dataset:
     """Read one COCO annotation file.
 
     Args:
         source: the JSON file.
         name: what to call the dataset in messages.
+        tolerant: see :class:`DatasetBuilder`.
 
     Raises:
         DataError: the file is not COCO instances, or its images are not where COCO datasets keep them.
@@ -85,7 +86,8 @@ def read(source: Path, name: str) -> Dataset:
             )
 
     classes = _Classes.of(_section(content, "categories", source), annotations, source)
-    builder = DatasetBuilder(name, _image_folder(source, files) if files else source.parent, classes.names, classes.ids)
+    folder = _image_folder(source, files) if files else source.parent
+    builder = DatasetBuilder(name, folder, classes.names, classes.ids, tolerant)
     for note in classes.notes:
         builder.report(note, str(source), "left out")
     numbered = all(type(image["id"]) is int and abs(image["id"]) < 2**63 for image in images)
@@ -96,20 +98,18 @@ def read(source: Path, name: str) -> Dataset:
     owner = np.array([_owner(a, position, source, i) for i, a in enumerate(annotations)], dtype=np.int64)
     orphans = np.flatnonzero(owner < 0).tolist()
     if orphans and images:
-        first = annotations[orphans[0]]
-        raise DataError(
-            f"{source}: {len(orphans)} of {len(annotations)} annotations belong to images that are not listed, first "
-            f"annotation {_id(first, orphans[0])} with image_id {short(first.get('image_id'))}; add those images to "
-            '"images" or remove the annotations'
-        )
+        _refuse_orphans(builder, [annotations[i] for i in orphans], len(annotations), source)
     order = np.argsort(owner, kind="stable")
     starts = np.searchsorted(owner[order], np.arange(len(images) + 1)).tolist()
 
-    sizes = SizeReader()
+    sizes = SizeReader(builder)
     for i, image in enumerate(images):
         width, height = _side(image.get("width")), _side(image.get("height"))
         if not (width and height):
-            width, height = sizes.read(builder.root / files[i], f"{source}: image {i}")
+            found = sizes.read(builder.root / files[i], f"{source}: image {i}")
+            if found is None:
+                continue
+            width, height = found
         builder.add_image(files[i], width, height, image["id"] if numbered else None)
         for row in order[starts[i] : starts[i + 1]].tolist():
             annotation = annotations[row]
@@ -161,10 +161,9 @@ def _is_heading(category: dict[str, Any], categories: list[dict[str, Any]]) -> b
 def _add(builder: DatasetBuilder, annotation: dict[str, Any], classes: _Classes, where: str) -> None:
     category = str(annotation.get("category_id"))
     if category not in classes.labels:
-        raise DataError(
-            f"{where}: category_id {short(annotation.get('category_id'))} is not among the categories; add it to "
-            '"categories" or remove the annotation'
-        )
+        problem = f"category_id {short(annotation.get('category_id'))} is not among the categories"
+        builder.refuse(problem, where, f'{where}: {problem}; add it to "categories" or remove the annotation')
+        return
     bbox = annotation.get("bbox")
     if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))):
         builder.report("bbox is missing" if bbox is None else "bbox is not 4 numbers", where, "dropped")
@@ -198,6 +197,18 @@ def _to_float(value: float) -> float:
 def _id(annotation: dict[str, Any], row: int) -> str:
     number = annotation.get("id", row)
     return str(number) if type(number) is int and abs(number) < 10**20 else short(number)
+
+
+def _refuse_orphans(builder: DatasetBuilder, orphans: list[dict[str, Any]], total: int, source: Path) -> None:
+    first = orphans[0]
+    message = (
+        f"{source}: {len(orphans)} of {total} annotations belong to images that are not listed, first "
+        f"annotation {_id(first, 0)} with image_id {short(first.get('image_id'))}; add those images to "
+        '"images" or remove the annotations'
+    )
+    for row, orphan in enumerate(orphans):
+        problem = f"annotation of an image that is not listed (image_id {short(orphan.get('image_id'))})"
+        builder.refuse(problem, f"{source}: annotation {_id(orphan, row)}", message)
 
 
 def _side(value: Any) -> int:

@@ -94,17 +94,18 @@ def find(root: Path) -> dict[str, Source]:
     return {split: Source(file, shared) for split, file in found.items()}
 
 
-def read(source: Source, name: str) -> Dataset:
+def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
     """Read one split.
 
     Args:
         source: what :func:`find` gave for it.
         name: what to call the dataset in messages.
+        tolerant: see :class:`DatasetBuilder`.
 
     Raises:
         DataError: no row of the file can be used, or images cannot be read.
     """
-    builder = DatasetBuilder(name, source.file.parent, source.shared.classes)
+    builder = DatasetBuilder(name, source.file.parent, source.shared.classes, tolerant=tolerant)
     images: dict[str, list[_Row]] = {}  # rows of an image need not be neighbours
     lines: dict[str, int] = {}  # that name an image first
     for row in _rows(source.file):
@@ -121,9 +122,11 @@ def read(source: Source, name: str) -> Dataset:
         raise DataError(f"{source.file}: {problem}; {_EXPECTED}")
     labels = {class_name: i for i, class_name in enumerate(builder.classes)}
     unlisted = UnlistedClasses(builder, source.shared.listed)
-    sizes = SizeReader()
+    sizes = SizeReader(builder)
     for path, rows in images.items():
-        builder.add_image(path, *sizes.read(builder.root / path, f"{source.file}:{lines[path]}"))
+        if (size := sizes.read(builder.root / path, f"{source.file}:{lines[path]}")) is None:
+            continue
+        builder.add_image(path, *size)
         for row in rows:
             assert row.box is not None
             where = f"{source.file}:{row.line} (image {path})"

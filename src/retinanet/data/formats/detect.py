@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats import coco, csv, voc, yolo
@@ -21,7 +21,10 @@ _UNDERSTOOD = """\
   CSV         train.csv, val.csv with rows path,x1,y1,x2,y2,class"""
 
 _Source = TypeVar("_Source")
-_Reader = Callable[[], Dataset]
+
+
+class _Reader(Protocol):
+    def __call__(self, *, tolerant: bool = False) -> Dataset: ...
 
 
 def read_split(path: str | Path, split: str) -> Dataset:
@@ -48,7 +51,42 @@ def read_all(path: str | Path) -> dict[str, Dataset]:
     Raises:
         DataError: there is no such dataset, or it cannot be used.
     """
-    splits = {split or "train": read() for split, read in _open(path).readers.items()}
+    return with_shared_classes({split or "train": read() for split, read in _open(path).readers.items()})
+
+
+def read_tolerantly(
+    path: str | Path, train: str | None = None, val: str | None = None
+) -> tuple[dict[str, Dataset], dict[str, str]]:
+    """Read every split as far as possible; each with its own classes, and with the place of each box.
+
+    Args:
+        path: the dataset's folder, or its JSON, CSV or YAML file.
+        train: another split, file or folder to train on; only ``train`` and ``val`` are read then.
+        val: another split, file or folder to validate on.
+
+    Returns:
+        The splits by name (an unnamed one is ``train``), and why others cannot be read.
+
+    Raises:
+        DataError: there is no such dataset, no split of it can be read, or one that was asked for cannot.
+    """
+    data = _open(path)
+    if train or val:
+        wanted = {role: name or role for role, name in (("train", train), ("val", val)) if name or data.resolve(role)}
+        return {role: data.read_override(name, role, tolerant=True) for role, name in wanted.items()}, {}
+    splits, failures = {}, {}
+    for split, read in ((split or "train", read) for split, read in data.readers.items()):
+        try:
+            splits[split] = read(tolerant=True)
+        except DataError as error:
+            failures[split] = " ".join(str(error).split())
+    if not splits:
+        raise DataError(next(iter(failures.values())))
+    return splits, failures
+
+
+def with_shared_classes(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """The splits with one list of classes, in the order of their category ids."""
     ids: dict[str, int] = {}
     for dataset in splits.values():
         for name, number in zip(dataset.classes, dataset.category_ids, strict=True):
@@ -139,22 +177,22 @@ class _Splits:
             return only
         return None
 
-    def read(self, wanted: str) -> Dataset:
+    def read(self, wanted: str, tolerant: bool = False) -> Dataset:
         split = self.resolve(wanted)
         if split is None:
             names = ", ".join(name or "one without a name, taken as train" for name in self.readers)
             raise DataError(f"{self.path}: no split {wanted!r}; choose one of the splits here: {names}")
-        return self.readers[split]()
+        return self.readers[split](tolerant=tolerant)
 
-    def read_override(self, wanted: str, role: str) -> Dataset:
+    def read_override(self, wanted: str, role: str, tolerant: bool = False) -> Dataset:
         """A split of this dataset, or else a file or folder, whose ``role`` split is taken if it has several."""
         if self.resolve(wanted) is None:
             for path in (Path(wanted).expanduser(), self.path / wanted):
                 if os.path.exists(path):
                     other = _open(path)
                     only = next(iter(other.readers.values())) if len(other.readers) == 1 else None
-                    return only() if only else other.read(role)
-        return self.read(wanted)
+                    return only(tolerant=tolerant) if only else other.read(role, tolerant)
+        return self.read(wanted, tolerant)
 
 
 def _open(path: str | Path) -> _Splits:
@@ -182,9 +220,7 @@ def _readers(root: Path) -> dict[str, _Reader]:
     )
 
 
-def _offer(
-    find: Callable[[Path], dict[str, _Source]], read: Callable[[_Source, str], Dataset], root: Path
-) -> dict[str, _Reader]:
+def _offer(find: Callable[[Path], dict[str, _Source]], read: Callable[..., Dataset], root: Path) -> dict[str, _Reader]:
     return {split: partial(read, source, _title(root, split)) for split, source in find(root).items()}
 
 

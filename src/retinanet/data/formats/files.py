@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from retinanet.data.dataset import IGNORE_CLASS, DatasetBuilder
+from retinanet.data.dataset import IGNORE_CLASS, LEFT_OUT, DatasetBuilder
 from retinanet.data.images import IMAGE_SUFFIXES, image_size
 from retinanet.errors import DataError
 from retinanet.files import special_file
@@ -25,6 +25,9 @@ _KNOWN_SPLITS = frozenset(alias for group in SPLIT_ALIASES.values() for alias in
 
 # A class name a line, beside the annotations.
 CLASS_LIST = "classes.txt"
+
+# How a tolerant reader calls them.
+BROKEN = "picture cannot be read"
 
 _MOST_BROKEN_IMAGES = 5
 
@@ -169,11 +172,12 @@ class UnlistedClasses:
 class SizeReader:
     """Image sizes from file headers; broken files are collected, so that one error can name several."""
 
-    def __init__(self) -> None:
+    def __init__(self, builder: DatasetBuilder) -> None:
+        self._builder = builder
         self._broken: list[str] = []
 
-    def read(self, path: Path | str, where: str = "") -> tuple[int, int]:
-        """``(width, height)``; for a broken file a stand-in that :meth:`check` keeps from being used.
+    def read(self, path: Path | str, where: str = "") -> tuple[int, int] | None:
+        """``(width, height)``; ``None`` for a broken file, which is to be passed over.
 
         Args:
             path: the image.
@@ -182,13 +186,19 @@ class SizeReader:
         try:
             return image_size(Path(path))
         except DataError as error:
-            self._broken.append(f"{where}: {error}" if where else str(error))
-            if len(self._broken) == _MOST_BROKEN_IMAGES:
+            tolerant = self._builder.tolerant
+            self._broken.append(f"{where}: {error}" if where and not tolerant else str(error))
+            if len(self._broken) == _MOST_BROKEN_IMAGES and not tolerant:
                 self.check()
-            return 1, 1
+            return None
 
     def check(self) -> None:
-        """Raise DataError if any image so far was broken."""
+        """Raise DataError if any image so far was broken; a tolerant builder reports them, unless all were."""
+        if self._builder.tolerant and len(self._builder):
+            for reason in self._broken:
+                where, _, what = reason.partition(": ")
+                self._builder.report(f"{BROKEN} ({what})", where, LEFT_OUT)
+            return
         if len(self._broken) == 1:
             raise DataError(self._broken[0])
         if self._broken:

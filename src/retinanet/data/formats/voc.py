@@ -44,7 +44,7 @@ class Annotations:
     @cached_property
     def classes(self) -> list[str]:
         """The listed class names, then others of any file, sorted."""
-        names = {o.name for folder in self.folders for xml in _xml_files(folder) for o in _parse(xml).objects}
+        names = {name for folder in self.folders for xml in _xml_files(folder) for name in _object_names(xml)}
         return [*self.listed, *sorted(name for name in names - {"", *self.listed} if not is_ignore(name))]
 
 
@@ -72,28 +72,35 @@ def find(root: Path) -> dict[str, Source]:
     return {split: Source(*folders, None, shared) for split, folders in splits.items()}
 
 
-def read(source: Source, name: str) -> Dataset:
+def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
     """Read one split.
 
     Args:
         source: what :func:`find` gave for it.
         name: what to call the dataset in messages.
+        tolerant: see :class:`DatasetBuilder`.
 
     Raises:
         DataError: an XML file is missing, broken or hostile, or an image whose size is not given cannot be read.
     """
-    builder = DatasetBuilder(name, source.images, source.shared.classes)
+    builder = DatasetBuilder(name, source.images, source.shared.classes, tolerant=tolerant)
     labels = {class_name: i for i, class_name in enumerate(builder.classes)}
     unlisted = UnlistedClasses(builder, source.shared.listed)
     images = _Images(source.images)
-    sizes = SizeReader()
+    sizes = SizeReader(builder)
     unread = set() if source.names else set(images.names)
     for xml in _listed_files(source, builder):
-        content = _parse(xml)
+        try:
+            content = _parse(xml)
+        except DataError as error:
+            builder.refuse("annotation file cannot be read", str(xml), str(error))
+            continue
         file = images.file(content.filename, xml)
         size = (content.width, content.height)
-        builder.add_image(file, *(size if min(size) > 0 else sizes.read(source.images / file, str(xml))))
         unread.discard(file)
+        if (found_size := size if min(size) > 0 else sizes.read(source.images / file, str(xml))) is None:
+            continue
+        builder.add_image(file, *found_size)
         # The VOC challenge counts pixels from 1 and includes the last; other tools write what they mean.
         first = 1 if "The VOC" in content.database else 0
         for found in content.objects:
@@ -170,10 +177,9 @@ def _listed_files(source: Source, builder: DatasetBuilder) -> list[Path]:
             if os.path.isfile(xml):
                 break
         else:
-            raise DataError(
-                f"{where}: {short(line.strip())} is listed but there is no {line.strip()}.xml in {source.annotations}; "
-                "remove the line or restore the file"
-            )
+            problem = f"{short(line.strip())} is listed but there is no {line.strip()}.xml in {source.annotations}"
+            builder.refuse(problem, where, f"{where}: {problem}; remove the line or restore the file")
+            continue
         if xml in files:
             builder.report(f"{line.strip()!r} is listed twice", where, "read once")
         files[xml] = None
@@ -266,6 +272,13 @@ def _parse(xml: Path) -> _Content:
     parser.EntityDeclHandler = refuse
     _feed(parser.Parse, xml)
     return content
+
+
+def _object_names(xml: Path) -> set[str]:
+    try:
+        return {found.name for found in _parse(xml).objects}
+    except DataError:  # said by the split that needs the file
+        return set()
 
 
 def _feed(parse: Callable[[bytes, bool], int], xml: Path) -> None:

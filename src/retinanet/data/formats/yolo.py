@@ -99,12 +99,13 @@ def find(root: Path) -> dict[str, Source]:
     return {split: Source(split, layout) for split in layout.splits} if layout else {}
 
 
-def read(source: Source, name: str) -> Dataset:
+def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
     """Read one split.
 
     Args:
         source: what :func:`find` gave for it.
         name: what to call the dataset in messages.
+        tolerant: see :class:`DatasetBuilder`.
 
     Raises:
         DataError: a folder is missing, a class number has no name, or images cannot be read.
@@ -113,9 +114,9 @@ def read(source: Source, name: str) -> Dataset:
     entries = layout.splits[source.split]
     classes = [layout.class_names[number] for number in sorted(layout.class_names)]
     kept = [class_name for class_name in classes if not is_ignore(class_name)]
-    builder = DatasetBuilder(name, layout.root, kept)
+    builder = DatasetBuilder(name, layout.root, kept, tolerant=tolerant)
     labels = {class_name: i for i, class_name in enumerate(kept)}
-    sizes = SizeReader()
+    sizes = SizeReader(builder)
     prefix = os.path.join(str(layout.root), "")
     unlabelled: list[str] = []
     used: set[str] = set()
@@ -123,7 +124,9 @@ def read(source: Source, name: str) -> Dataset:
     if not images:
         raise DataError(f"{name}: no images in {', '.join(map(str, entries))}")
     for image in images:
-        width, height = sizes.read(image)
+        if (size := sizes.read(image)) is None:
+            continue
+        width, height = size
         file = image[len(prefix) :] if image.startswith(prefix) else os.path.abspath(image)
         builder.add_image(file, width, height)
         if label_file := _label_file(image):
@@ -131,10 +134,10 @@ def read(source: Source, name: str) -> Dataset:
             for number, box, where in _boxes(label_file, builder, layout.pose):
                 class_name = layout.class_names.get(number)
                 if class_name is None:
-                    raise DataError(
-                        f"{where}: class number {short(number)} has no name, there are {len(classes)} classes; "
-                        f"correct the line, or name the class in {layout.naming_file or 'a data.yaml'}"
-                    )
+                    problem = f"class number {short(number)} has no name, there are {len(classes)} classes"
+                    remedy = f"correct the line, or name the class in {layout.naming_file or 'a data.yaml'}"
+                    builder.refuse(problem, where, f"{where}: {problem}; {remedy}")
+                    continue
                 scaled = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
                 builder.add_box(scaled, labels.get(class_name, NO_CLASS), where, ignore=is_ignore(class_name))
         else:
