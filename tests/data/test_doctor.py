@@ -173,7 +173,7 @@ def test_other_formats_go_on_after_broken_files(tmp_path: Path, kind: str) -> No
 
 def test_pictures_of_other_splits_are_not_called_unlisted(sound: Path) -> None:
     for named in ({"path": sound / "instances_val.json"}, {"path": sound, "train": "val", "val": "val"}):
-        read, failures = read_tolerantly(**named)  # type: ignore[arg-type]
+        read, failures = read_tolerantly(**named)
         own = {split: data.classes for split, data in read.items()}
         result = diagnose(read, failures, own, DataConfig(size=256), whole=False)
         assert "unlisted-picture" not in {f.code for f in result.findings}
