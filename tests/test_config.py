@@ -243,6 +243,7 @@ def test_an_unknown_recipe_lists_those_there_are() -> None:
         (lambda: TrainConfig(epochs=0), "train.epochs"),
         (lambda: TrainConfig(batch=0), "train.batch"),
         (lambda: TrainConfig(eval_every=0), "train.eval-every"),
+        (lambda: TrainConfig(pictures_every=-1), "train.pictures-every"),
         (lambda: TrainConfig(lr=0.0), "train.lr"),
         (lambda: TrainConfig(backbone_lr=-1.0), "train.backbone-lr"),
         (lambda: TrainConfig(momentum=1.0), "train.momentum"),

@@ -4,9 +4,9 @@ Every ``python`` block and every ``retinanet`` line of a ``bash``, ``sh`` or ``c
 from top to bottom, in a folder that holds what a reader is taken to have: ``photo.jpg``, the folder ``photos``, the
 datasets ``parts`` and ``BCCD`` (tiny stand-ins), ``runs/parts/best.safetensors``, and a torchvision detector. What a
 command makes itself (``data sample OUT``, ``train --out RUN``) is removed before. ``PLACEHOLDERS`` says what words in
-capitals stand for. ``pip`` and ``make`` lines are not run: it is checked that what they name exists. ``git`` and ``cd``
-are passed over. A line that starts with anything else fails the test, so that no command goes unchecked. Blocks
-marked ``text`` are no commands.
+capitals stand for. ``torchrun`` lines are run in processes of their own. ``pip`` and ``make`` lines are not run: it is
+checked that what they name exists. ``git`` and ``cd`` are passed over. A line that starts with anything else fails the
+test, so that no command goes unchecked. Blocks marked ``text`` are no commands.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,8 +134,18 @@ def check_pip(words: list[str]) -> None:
             assert extra in project["optional-dependencies"], f"there is no extra {extra!r}"
 
 
+def run_torchrun(words: list[str]) -> None:
+    """Several processes on this machine, as the page says, with the small network of all trainings here."""
+    words = [PLACEHOLDERS.get(word, word) for word in words]
+    shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words, *SHORTER["train"].split()]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+
+
 RUNNERS: dict[str, Callable[[list[str]], None]] = {
     "retinanet": run_retinanet,
+    "torchrun": run_torchrun,
     "make": check_make,
     "pip": check_pip,
     "git": lambda words: None,  # needs a network

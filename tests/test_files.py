@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from retinanet.errors import RetinaNetError
-from retinanet.files import new_folder, refuse_filled, write_atomically, write_json, write_text
+from retinanet.files import new_folder, refuse_filled, special_file, write_atomically, write_json, write_text
 
 
 def full_disk(path: Path) -> None:
@@ -137,3 +137,14 @@ def test_what_is_there_is_refused(tmp_path: Path) -> None:
         with pytest.raises(RetinaNetError, match="not an empty folder"):
             refuse_filled(tmp_path / name)
     refuse_filled(tmp_path / "new")
+
+
+def test_what_is_no_ordinary_file_is_told_without_opening_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "loop").symlink_to("loop")
+    expected = {"pipe": "a named pipe", "file": None, "link": None, "loop": None, "gone": None, ".": "a folder"}
+    assert {name: special_file(tmp_path / name) for name in expected} == expected
+    assert special_file("/dev/null") == "a device"
+    assert special_file("a\0b") is None

@@ -20,7 +20,7 @@ from retinanet.anchors import BACKGROUND, IGNORE, assign, assign_batch
 from retinanet.config import Config, load_recipe
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.formats.detect import read_split
-from retinanet.data.loader import TrainingOrder
+from retinanet.data.sampling import TrainingOrder
 from retinanet.data.transforms import PAD_TO, scaled_size
 from retinanet.losses import detection_losses, focal_loss
 from retinanet.model import Outputs, RetinaNet
@@ -67,6 +67,8 @@ STATED: dict[str, dict[str, object]] = {
         "scale": (1.0, 1.0),
         "crop": 0.0,
         "color": 0.0,
+        "repeat_rare": 0.0,
+        "background": None,
     },
     "train": {
         "epochs": 12,
@@ -78,6 +80,8 @@ STATED: dict[str, dict[str, object]] = {
         "weight_decay": 1e-4,
         "schedule": "step",
         "ema": None,
+        "find_lr": False,
+        "patience": None,
     },
     "decode": {"score": 0.05, "top_k": 1000, "nms": 0.5},
 }
@@ -96,15 +100,17 @@ UNUSED: dict[str, dict[str, object]] = {
     "model": {"weights": None},
     "assign": {"candidates": 9},
     "loss": {"star_beta": 1.0, "ohem_batch": 128, "ohem_nms": 0.5},
-    "data": {
-        "train": None,
-        "val": None,
-        "val_fraction": 0.1,
-        "workers": None,
-        "verify": True,
-        "skip_broken": False,
+    "data": {"train": None, "val": None, "val_fraction": 0.1, "workers": None, "verify": True, "skip_broken": False},
+    "train": {
+        "device": "auto",
+        "seed": 0,
+        "accumulate": 1,
+        "sync_norm": False,  # batch norm is frozen
+        "eval_every": 1,
+        "checkpoint_minutes": 5.0,
+        "track": (),
+        "pictures_every": 0,
     },
-    "train": {"device": "auto", "seed": 0, "eval_every": 1, "checkpoint_minutes": 5.0},
 }
 
 

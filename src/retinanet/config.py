@@ -198,6 +198,10 @@ class DataConfig:
     """Probability of training on a random crop, 0.5–1 of each side."""
     color: float = 0.0
     """Strength of random brightness, contrast and saturation changes (0: none)."""
+    repeat_rare: float = 0.0
+    """Images with a class that under this share of all images show are shown more often (0: none)."""
+    background: float | None = None
+    """Largest share of images without objects in an epoch; others wait for a later one. Unset: all are shown."""
     workers: int | None = None
     """Processes that decode images; unset: half of the cores, at most 8."""
     verify: bool = True
@@ -215,6 +219,9 @@ class DataConfig:
         for name in ("flip", "crop"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"data.{name} is {value}; it is a probability between 0 and 1")
+        _require(0 <= self.repeat_rare <= 1, f"data.repeat-rare is {self.repeat_rare}; it lies between 0 and 1")
+        valid = self.background is None or 0 <= self.background < 1
+        _require(valid, f"data.background is {self.background}; it is a share, at least 0 and below 1")
         _require(0 <= self.color < 1, f"data.color is {self.color}; it lies between 0 and 1")
         _require(self.workers is None or self.workers >= 0, f"data.workers is {self.workers}; it cannot be negative")
 
@@ -231,11 +238,15 @@ class TrainConfig:
     epochs: int = 12
     """Passes over the training images."""
     batch: int = 16
-    """Images per step."""
+    """Images per step, on all processes together."""
+    accumulate: int = 1
+    """Parts that a process works through its images of a step in, to need less memory; the result is the same."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
     lr: float = 0.01
     """Learning rate for 16 images per step; scaled in proportion to the batch."""
+    find_lr: bool = False
+    """First find the learning rate in 100 steps at rising rates, which are thrown away; then train with it."""
     backbone_lr: float = 1.0
     """Factor on the learning rate of the backbone."""
     momentum: float = 0.9
@@ -258,17 +269,29 @@ class TrainConfig:
     """Fixes initial weights, order and augmentation: same machine and seed, same checkpoint."""
     eval_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
+    patience: int | None = None
+    """Stop after this many epochs without a better AP; unset: never."""
+    sync_norm: bool = False
+    """Trained batch norm over the images of all processes instead of each one's own (GPUs only)."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints inside an epoch; each epoch's end always saves one."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Tools that get the metrics as well as metrics.jsonl does."""
+    pictures_every: int = 0
+    """Epochs between pictures of predictions on val in RUN/pictures; 0: none."""
 
     def __post_init__(self) -> None:
         _require_finite(self, "train")
-        for name in ("epochs", "batch", "eval_every"):
+        for name in ("epochs", "batch", "accumulate", "eval_every"):
             value = getattr(self, name)
             _require(value >= 1, f"train.{name.replace('_', '-')} is {value}; it must be at least 1")
         for name in ("lr", "backbone_lr", "checkpoint_minutes"):
             value = getattr(self, name)
             _require(0 < value < math.inf, f"train.{name.replace('_', '-')} is {value}; it must be positive")
+        patient = self.patience is None or self.patience >= 1
+        _require(patient, f"train.patience is {self.patience}; it must be at least 1")
+        never = self.pictures_every >= 0
+        _require(never, f"train.pictures-every is {self.pictures_every}; use 0 (no pictures) or more epochs")
         _require(self.clip is None or self.clip > 0, f"train.clip is {self.clip}; it must be positive")
         _require(self.ema is None or 0 < self.ema < 1, f"train.ema is {self.ema}; it lies between 0 and 1")
         _require(0 <= self.momentum < 1, f"train.momentum is {self.momentum}; it lies between 0 and 1")
@@ -312,6 +335,9 @@ class Config:
     def __post_init__(self) -> None:
         strides = self.anchors.strides
         _require(strides == PYRAMID_STRIDES, f"anchors.strides is {strides}; the network's are {PYRAMID_STRIDES}")
+        mined = self.loss.classification in ("ohem", "ohem_1_3")
+        divided = self.train.accumulate > 1 and mined
+        _require(not divided, "train.accumulate: the hardest anchors (OHEM) are those of a whole step; use 1")
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as YAML or JSON hold them."""

@@ -25,3 +25,7 @@ class CheckpointError(RetinaNetError):
 
 class NonFiniteLossError(RetinaNetError):
     """The loss became NaN or infinite; the message names the images of the batch."""
+
+
+class PeerError(RetinaNetError):
+    """Another process of the same training ended."""

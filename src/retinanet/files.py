@@ -1,4 +1,4 @@
-"""Writing files and folders so that a crash, a full disk or a second process never leaves half of one."""
+"""Writing files and folders so that no crash leaves half of one; telling pipes and devices from files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,18 @@ def new_folder(out: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def special_file(path: Path | str) -> str | None:
+    """What is at ``path`` if it is no ordinary file: opening a pipe waits for ever, and some devices never end.
+
+    Returns:
+        ``"a folder"``, ``"a named pipe"`` or ``"a device"``; ``None`` for an ordinary file, and where there is nothing.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return None
+    if stat.S_ISREG(mode):
+        return None
+    return "a folder" if stat.S_ISDIR(mode) else "a named pipe" if stat.S_ISFIFO(mode) else "a device"

@@ -14,12 +14,18 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve_device(name: str = "auto") -> torch.device:
+def resolve_device(name: str = "auto", local: int = 0) -> torch.device:
     """``auto`` → a GPU if there is one, else the CPU; other names as PyTorch understands them.
+
+    Args:
+        name: the device's.
+        local: number of this process on its machine; ``auto`` and ``cuda`` give each its own GPU.
 
     Raises:
         ConfigError: no such device here.
     """
+    if name in ("auto", "cuda") and torch.cuda.device_count() > 1:
+        return torch.device("cuda", local % torch.cuda.device_count())
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,22 @@ def test_mistakes_are_one_line(
     assert code in (1, 2)
     assert message in " ".join(capsys.readouterr().err.split())
     assert Path("own.yaml").read_text() == "recipe: modern\n"
+
+
+@pytest.mark.parametrize("box", [[319.9999, 10, 0.0001, 310], [0, 0, 320, 320], [5, 5, 0.001, 0.001]])
+def test_odd_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str], box: list[float]) -> None:
+    """One box, which no anchors can cover, or which the paper's cover already."""
+    bars = write_bars(tmp_path / "bars", images=4, largest=40)
+    content = json.loads((bars / "instances_train.json").read_text())
+    only = {**content["annotations"][0], "bbox": box, "area": box[2] * box[3]}
+    (bars / "instances_train.json").write_text(json.dumps({**content, "annotations": [only]}))
+    flags = ["--data.size", "32", "--scales", "2", "--ratios", "1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cli.main(["data", "anchors", str(bars), "--out", str(tmp_path / "a.yaml"), *flags]) == 0
+    said = capsys.readouterr().out
+    assert ("pixel at data.size 32: not learnt" in said) == (box[2] < 1)
+    assert "leave them as they are" in said
 
 
 def test_nothing_to_fit_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import tracemalloc
 import zlib
@@ -74,6 +75,14 @@ def test_broken_exif_does_not_matter(tmp_path: Path, exif: bytes) -> None:
     file = save(tmp_path, RGB, "a.jpg", exif=exif)
     assert read_image(file).shape == (30, 40, 3)
     assert image_size(file) == (40, 30)
+
+
+def test_a_turned_picture_with_another_broken_tag_is_turned(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, 72.0
+    data = bytearray(exif.tobytes())
+    data[data.index(b"\x01\x1a\x00\x05") + 3] = 1  # the fraction is said to be a text
+    check(save(tmp_path, RGB, "a.png", exif=bytes(data)), np.rot90(RGB, -1))
 
 
 def test_grey(tmp_path: Path) -> None:
@@ -162,8 +171,28 @@ def test_missing_and_folder(tmp_path: Path) -> None:
     for read in (read_image, image_size):
         with pytest.raises(DataError, match=r"gone\.jpg: no such image file"):
             read(tmp_path / "gone.jpg")
-        with pytest.raises(DataError, match="not a readable image"):
+        with pytest.raises(DataError, match="not an image but a folder; remove it"):
             read(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are a thing of Unix")
+def test_what_could_be_read_for_ever_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").symlink_to("/dev/zero")
+    for read in (read_image, image_size):
+        with pytest.raises(DataError, match=r"a\.jpg: not an image but a named pipe"):
+            read(tmp_path / "a.jpg")
+        with pytest.raises(DataError, match=r"b\.jpg: not an image but a device"):
+            read(tmp_path / "b.jpg")
+
+
+def test_messages_name_the_file_once_and_say_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "text.jpg").write_text("hello")
+    for name in ("gone.jpg", "loop.jpg", "text.jpg", "n" * 300 + ".jpg", "a\0.jpg"):
+        with pytest.raises(DataError, match=r"; (correct|replace)") as caught:
+            read_image(tmp_path / name)
+        assert str(caught.value).count(name) == 1
 
 
 def png_header(width: int, height: int) -> bytes:

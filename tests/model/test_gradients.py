@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.std_conv import StdConv2d
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
-from retinanet.model.gradients import GroupNorm, _LargeDepthwise, speed_up_depthwise
+from retinanet.model.fpn import FeaturePyramid
+from retinanet.model.gradients import GroupNorm, StridedConv2d, _LargeDepthwise, speed_up_depthwise
 
 
 def gradients(layer: nn.Module, x: Tensor, slope: Tensor) -> tuple[Tensor, ...]:
@@ -182,3 +184,37 @@ def test_half_precision_with_a_small_spread() -> None:
     found, expected = gradients(ours, x, slope), gradients(exact, x.double(), slope.double())
     assert all(t.isfinite().all() for t in found)
     assert (found[1].double() - expected[1]).norm() < 0.02 * expected[1].norm()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 2), (3, 1), (1, 5), (2, 2), (5, 5)])
+def test_strided_convolution_of_maps_one_pixel_wide_in_bf16(size: tuple[int, int]) -> None:
+    """PyTorch leaves parts of this weight gradient unwritten; with NaN in freed memory they become NaN."""
+    torch.manual_seed(0)
+    layer = StridedConv2d(32, 32, 3, stride=2, padding=1).to(memory_format=torch.channels_last)
+    x = channels_last(2, 32, *size, dtype=torch.float32)
+    for _ in range(5):
+        garbage = [torch.full((count,), float("nan")) for count in (9 * 32 * 32, 5000, 9 * 32 * 16)]
+        del garbage
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = layer(x)
+        slope = torch.randn_like(y)
+        (found,) = torch.autograd.grad(y, [layer.weight], slope)
+        size_of = layer.weight.shape
+        expected = conv2d_weight(x.double(), size_of, slope.double(), stride=2, padding=1)  # type: ignore[no-untyped-call]
+        torch.testing.assert_close(found.double(), expected, rtol=0.05, atol=0.1)
+
+
+def test_small_images_train_in_bf16() -> None:
+    """The gradients of all levels are finite and always the same; P7 of a 64-pixel image is one pixel."""
+    pyramid = FeaturePyramid((16, 32, 64), 32).to(memory_format=torch.channels_last)
+    features = [channels_last(2, c, 64 // s, 64 // s, dtype=torch.float32) for c, s in ((16, 8), (32, 16), (64, 32))]
+    found = []
+    for _ in range(4):
+        garbage = [torch.full((count,), float("nan")) for count in (9 * 32 * 32, 5000, 9 * 32 * 16)]
+        del garbage
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            total = sum(level.float().sum() for level in pyramid(features))
+        found.append(torch.autograd.grad(total, list(pyramid.parameters())))
+    for gradient in found:
+        assert all(torch.equal(a, b) for a, b in zip(gradient, found[0], strict=True))
+        assert all(torch.isfinite(a).all() for a in gradient)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,19 +14,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 
+from retinanet import cli
 from retinanet.config import Config, load_recipe
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.formats.detect import read_train_val
-from retinanet.data.loader import TrainingOrder
+from retinanet.data.loader import load_sample
+from retinanet.data.sampling import TrainingOrder
 from retinanet.data.synthetic import write_sample
-from retinanet.data.transforms import normalized_batch
-from retinanet.errors import CheckpointError, DataError, NonFiniteLossError
+from retinanet.data.transforms import normalized_batch, resize
+from retinanet.errors import CheckpointError, ConfigError, DataError, NonFiniteLossError
 from retinanet.model import RetinaNet
-from retinanet.train import loop
+from retinanet.train import loop, step
+from retinanet.train.meter import Meter
 from retinanet.zoo.weights import load_weights, read_info
 
 
@@ -127,6 +135,23 @@ def test_killed_in_mid_epoch_and_resumed_is_bit_identical(parts: Path, tmp_path:
     assert without_time[0] == without_time[1]
 
 
+def test_killed_at_twenty_moments_the_weights_are_those_of_an_uninterrupted_run(parts: Path, tmp_path: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parent))
+    import killing
+
+    killing.train(parts, tmp_path / "whole")
+    command = [sys.executable, str(Path(killing.__file__)), str(parts), str(tmp_path / "killed"), "20", "7"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert ended.returncode == 0, ended.stderr
+    said = json.loads(ended.stdout.splitlines()[-1])
+    assert said["kills"] == ["random", "writing"] * 10
+    for name in ("last.safetensors", "best.safetensors"):
+        expected, found = load_file(tmp_path / "whole" / name), load_file(tmp_path / "killed" / name)
+        assert expected.keys() == found.keys()
+        assert not [key for key in expected if not torch.equal(expected[key], found[key])]
+
+
 def test_sigterm_saves_the_exact_step_first(parts: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = _start(parts, out, "--train.checkpoint-minutes", "60")
@@ -196,22 +221,25 @@ def test_stops_at_the_first_non_finite_loss_and_names_the_image(
     sets: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_set, val_set = sets
-    genuine = normalized_batch
-    calls = 0
+    config = _config(epochs=2)
+    config = replace(config, data=replace(config.data, flip=0.0, color=0.0, crop=0.0, scale=(1.0, 1.0)))
+    victim = TrainingOrder(train_set, 4, 2, 0).batches(1)[0][1]  # in the first step of the second epoch
+    culprit = Path(train_set.files[victim]).name
+    pixels = resize(load_sample(train_set, victim), config.data).image
+    genuine, met = normalized_batch, 0
 
     def poisoned(images: list[torch.Tensor], *rest: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
+        nonlocal met
         batch = genuine(images, *rest)
-        if calls == 4 and len(images) > 1:  # the first step of the second epoch
-            batch[1] = float("nan")
+        for row, image in enumerate(images):
+            if torch.equal(image, pixels):
+                met += 1
+                batch[row] = float("nan") if met > 1 else batch[row]  # not in the first epoch
         return batch
 
-    monkeypatch.setattr("retinanet.train.loop.normalized_batch", poisoned)
-    order = TrainingOrder(train_set, 4, 2, 0)
+    monkeypatch.setattr("retinanet.train.step.normalized_batch", poisoned)
     with pytest.raises(NonFiniteLossError) as caught:
-        loop.train(_config(epochs=2), train_set, val_set, tmp_path / "run")
-    culprit = Path(train_set.files[order.batches(1)[0][1]]).name
+        loop.train(config, train_set, val_set, tmp_path / "run")
     assert culprit in str(caught.value)
     assert "\n" not in str(caught.value)
     report = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
@@ -259,6 +287,215 @@ def test_a_set_without_boxes_is_refused_with_the_reason(tmp_path: Path) -> None:
         loop.train(_config(), empty, empty, tmp_path / "run")
 
 
+def test_a_finished_run_says_so(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", str(parts), "--out", str(tmp_path / "run"), *_FLAGS, "--train.epochs", "1"]
+    assert cli.main(command) == 0
+    capsys.readouterr()
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    assert cli.main([*command, "--resume"]) == 0
+    said = capsys.readouterr().out
+    assert "is already finished (all 1 epochs are done); to train anew, choose another --out" in said
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+
+
+def test_stops_when_nothing_gets_better_and_stays_stopped(
+    sets: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precisions = iter([0.1, 0.3, 0.2, 0.3, 0.25, 0.9])
+    empty = {"AP50": 0.0, "AP75": 0.0, "per_class": {}}
+    monkeypatch.setattr(loop, "validate", lambda *_: ({"AP": next(precisions), **empty}, []))
+    result = loop.train(_config(epochs=20, patience=3), *sets, tmp_path / "run")
+    assert result.finished == "no better AP in the 3 epochs since epoch 2"
+    assert result.metrics["AP"] == 0.3
+    info = read_info(tmp_path / "run" / "last.safetensors")
+    assert info.progress["epoch"] == 5
+    assert read_info(result.best).progress["epoch"] == 2
+    again = loop.train(_config(epochs=20, patience=3), *sets, tmp_path / "run", resume=True)
+    assert again.finished == result.finished
+    assert read_info(tmp_path / "run" / "last.safetensors").progress["epoch"] == 5
+
+
+def test_patience_survives_a_resume(
+    sets: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precisions = iter([0.3, 0.2, 0.2])
+    empty = {"AP50": 0.0, "AP75": 0.0, "per_class": {}}
+
+    def measured(*_: object) -> tuple[dict[str, Any], list[str]]:
+        try:
+            return {"AP": next(precisions), **empty}, []
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(loop, "validate", measured)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(_config(epochs=20, patience=4), *sets, tmp_path / "run")
+    monkeypatch.setattr(loop, "validate", lambda *_: ({"AP": 0.1, **empty}, []))
+    result = loop.train(_config(epochs=20, patience=4), *sets, tmp_path / "run", resume=True)
+    assert result.finished == "no better AP in the 4 epochs since epoch 1"
+
+
+def test_an_image_that_went_bad_is_replaced_named_and_counted(
+    parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "parts"
+    shutil.copytree(parts, data)
+    train_set, val_set, _ = read_train_val(data)
+    bad, bad_val = train_set.path(2), val_set.path(0)
+    bad.write_bytes(bad.read_bytes()[:300])
+    bad_val.unlink()
+    flags = [*_FLAGS, "--train.epochs", "2", "--data.no-verify"]
+    assert cli.main(["train", str(data), "--out", str(tmp_path / "run"), *flags]) == 0
+    said = capsys.readouterr().out
+    named = [line for line in said.splitlines() if line.startswith("warning") and bad.name in line]
+    assert len(named) == 1  # not in every epoch
+    assert "another image takes its place" in named[0]
+    assert "1 images could not be read (2 times in all); others took their places" in said
+    assert said.count(f"{bad_val}: no such image file; left out of this evaluation") == 2
+    warnings = [line["warning"] for line in _lines(tmp_path / "run" / "metrics.jsonl") if "warning" in line]
+    assert any(bad.name in warning for warning in warnings)
+
+
+def test_all_images_gone_ends_the_training_with_the_reason(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    train_set, val_set = (replace(dataset, root=Path("/gone")) for dataset in sets)
+    with pytest.raises(DataError, match="8 images in a row cannot be read; is their disk still there"):
+        loop.train(_config(), train_set, val_set, tmp_path / "run")
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    sets: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine, writes = Path.write_bytes, 0
+
+    def full(path: Path, content: bytes) -> int:
+        nonlocal writes
+        writes += 1
+        if writes == 3:
+            genuine(path, content[:1000])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return genuine(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    config = _config(epochs=2, checkpoint_minutes=1e-9)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        loop.train(config, *sets, tmp_path / "run")
+    monkeypatch.undo()
+    assert read_info(tmp_path / "run" / "last.safetensors").progress["step"] == 2
+    assert not list((tmp_path / "run").glob(".*"))  # no half-written file is left to fill the disk
+    loop.train(config, *sets, tmp_path / "run", resume=True)
+    loop.train(config, *sets, tmp_path / "whole")
+    found, expected = (load_file(tmp_path / run / "last.safetensors") for run in ("run", "whole"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_numbers_read_a_step_late_as_on_a_gpu_change_nothing(
+    sets: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(epochs=2)
+    loop.train(config, *sets, tmp_path / "at once")
+    monkeypatch.setattr(loop, "Meter", lambda processes, deferred: Meter(processes, deferred=True))
+    loop.train(config, *sets, tmp_path / "late")
+    found, expected = (load_file(tmp_path / run / "last.safetensors") for run in ("late", "at once"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    steps = [[line for line in _lines(tmp_path / r / "metrics.jsonl") if "loss" in line] for r in ("late", "at once")]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_step_that_is_not_finite_is_left_out(
+    deferred: bool, sets: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its numbers are read a step late: the weights never meet them."""
+    genuine, models = step.backward, []
+
+    def poisoned(network: RetinaNet, *rest: Any) -> Any:
+        losses, imbalance = genuine(network, *rest)
+        models.append(network)
+        if len(models) == 2:
+            gradient = list(network.parameters())[-1].grad
+            assert gradient is not None
+            gradient.fill_(float("nan"))
+        return losses, imbalance
+
+    monkeypatch.setattr(loop, "backward", poisoned)
+    late = deferred
+    monkeypatch.setattr(loop, "Meter", lambda processes, deferred: Meter(processes, deferred=late))
+    with pytest.raises(NonFiniteLossError):
+        loop.train(_config(epochs=2), *sets, tmp_path / "run")
+    assert len(models) == 2 + deferred
+    assert all(torch.isfinite(p).all() for p in models[0].parameters())
+
+
+def test_who_owns_the_loss_is_logged(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    loop.train(_config(), *sets, tmp_path / "run")
+    first, *others = [line for line in _lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    shares = [first[f"share_{name}"] for name in ("foreground", "easy", "hard")]
+    assert sum(shares) == pytest.approx(1, abs=1e-3)
+    assert sum(first[f"positives_p{level}"] for level in range(3, 8)) == first["foreground"]
+    assert not any("share_easy" in line for line in others[:19])
+
+
+def test_rare_classes_are_shown_more_often(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    config = _config()
+    config = replace(config, data=replace(config.data, repeat_rare=1.0))
+    loop.train(config, *sets, tmp_path / "run")
+    plain = TrainingOrder(sets[0], 4, 1, 0).steps_per_epoch
+    assert read_info(tmp_path / "run" / "last.safetensors").progress["step"] > plain
+
+
+def test_parts_of_a_step_train_as_the_whole(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    for accumulate in (1, 3):
+        loop.train(_config(optimizer="sgd", lr=0.01, accumulate=accumulate), *sets, tmp_path / str(accumulate))
+    whole, parts = (load_file(tmp_path / run / "last.safetensors") for run in ("1", "3"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=1e-3)
+
+
+def crowded(folder: Path, boxes: int, images: int = 2) -> Dataset:
+    """Pictures of noise, each with that many small boxes."""
+    rng = np.random.default_rng(0)
+    builder = DatasetBuilder("crowded", folder, ("cell",))
+    for number in range(images):
+        Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        builder.add_image(f"{number}.png", 128, 128)
+        for x, y in rng.uniform(0, 110, (boxes, 2)):
+            builder.add_box((x, y, x + 15, y + 12), 0, "generated")
+    return builder.build()
+
+
+@pytest.mark.parametrize("method", ["atss", "iou"])
+def test_an_image_with_5000_boxes(method: str, tmp_path: Path) -> None:
+    dataset = crowded(tmp_path, 5000)
+    config = _config()
+    config = replace(config, assign=replace(config.assign, method=method))  # type: ignore[arg-type]
+    result = loop.train(config, dataset, dataset, tmp_path / "run")
+    (step,) = [line for line in _lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert step["foreground"] > 0 or method == "iou"
+    assert result.metrics["AP"] >= 0
+
+
+def test_objects_that_no_anchor_reaches_are_said(tmp_path: Path) -> None:
+    """Boxes of 15 pixels, anchors of 32 and more: nothing can be learnt, and that is said at the first step."""
+    console = Console(record=True, width=300)
+    dataset = crowded(tmp_path, 60)
+    config = _config(epochs=1)
+    config = replace(config, assign=replace(config.assign, method="iou"))
+    loop.train(config, dataset, dataset, tmp_path / "run", console=console)
+    said = console.export_text()
+    assert "warning: only 0 anchors were matched to the first 120 objects" in said
+    assert "try a larger --data.size, --assign.method atss, or anchors of 'retinanet data anchors'" in said
+
+
+def test_one_image_is_enough(tmp_path: Path) -> None:
+    dataset = crowded(tmp_path, 5, images=1)
+    assert loop.train(_config(), dataset, dataset, tmp_path / "run").metrics["AP"] >= 0
+
+
+def test_synced_norm_needs_gpus(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="works on GPUs only"):
+        loop.train(_config(sync_norm=True, device="cpu"), *sets, tmp_path / "run")
+
+
 def test_paper_recipe_trains(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     paper = load_recipe("paper")
     config = replace(
@@ -292,8 +529,8 @@ def test_long_gradients_are_clipped(sets: tuple[Dataset, Dataset], tmp_path: Pat
 
 
 def test_waiting_for_pictures_is_logged_and_much_of_it_said() -> None:
-    losses, metrics = {"loss": 1.0}, {"AP": 0.5, "AP50": 0.7, "AP75": 0.4}
-    assert loop._epoch_line(3, 10, losses, metrics, 0.05) == "epoch  3/10  loss 1.000  AP 0.500  AP50 0.700  AP75 0.400"
+    loss, metrics = 1.0, {"AP": 0.5, "AP50": 0.7, "AP75": 0.4}
+    assert loop._epoch_line(3, 10, loss, metrics, 0.05) == "epoch  3/10  loss 1.000  AP 0.500  AP50 0.700  AP75 0.400"
     assert "35% of the time waiting for pictures; try more --data.workers" in loop._epoch_line(
-        3, 10, losses, metrics, 0.35
+        3, 10, loss, metrics, 0.35
     )

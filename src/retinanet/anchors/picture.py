@@ -36,6 +36,7 @@ def draw_fit(
     """
     from matplotlib.figure import Figure
 
+    size = np.maximum(size, 0.1)  # scaling may leave a sliver no width at all
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     shapes, shares = figure.subplots(1, 2)
     _draw_shapes(shapes, size, overlaps[1] >= threshold, specs)

@@ -170,7 +170,7 @@ class _Search:
 
 def _starts(boxes: ScaledBoxes, spec: AnchorSpec, scales: int, ratios: int) -> Iterator[AnchorSpec]:
     """Where to begin: scales evenly over an octave, ratios evenly over two octaves or over the boxes'."""
-    size = boxes.boxes[:, 2:] - boxes.boxes[:, :2]
+    size = np.maximum(boxes.boxes[:, 2:] - boxes.boxes[:, :2], 0.01)  # scaling may leave a sliver no width at all
     shape = np.log2(size[:, 1] / size[:, 0])
     spread = 2.0 ** np.linspace(-1, 1, ratios) if ratios > 1 else np.ones(1)
     own = 2.0 ** np.quantile(shape, (np.arange(ratios) + 0.5) / ratios)

@@ -28,7 +28,8 @@ from retinanet.bench.measure import Case
 from retinanet.config import Config, DataConfig, DecodeConfig, load_recipe
 from retinanet.data.formats.detect import read_split
 from retinanet.data.images import to_rgb
-from retinanet.data.loader import Batch, TrainingOrder, training_loader
+from retinanet.data.loader import Batch, training_loader
+from retinanet.data.sampling import TrainingOrder
 from retinanet.data.synthetic import write_sample
 from retinanet.data.transforms import normalized_batch, resize_image, scaled_size
 from retinanet.decode import decode

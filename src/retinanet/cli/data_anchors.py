@@ -183,7 +183,7 @@ def _print_coverage(dataset: Dataset, config: Config, spec: AnchorSpec, before: 
         line(f"all, IoU ≥ {least:g}", objects, least)
     if (after[objects] >= 0.7).mean() < (before[objects] >= 0.7).mean() - 0.05:
         console.print("  note: to reach more boxes, the anchors are spread more thinly; fewer boxes have a close one.")
-        console.print("  More --scales or --ratios give both, at the cost of more anchors.")
+        console.print("  More --scales or --ratios lessen that, at the cost of more anchors.")
     means = [float(values[objects].mean()) for values in (before, after)]
     console.print(f"  {'mean IoU':<34}{'':>8}{means[0]:>9.3f}{means[1]:>9.3f}")
     console.print(f"  {'anchors per location':<42}{config.anchors.per_location:>9}{spec.per_location:>9}")

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import console, describe, make_folder, option, parse, print_next, print_notes, quoted
 from retinanet.config import Config, load_recipe
+
+if TYPE_CHECKING:
+    from retinanet.train.distributed import Processes
 
 
 @dataclass(frozen=True)
@@ -34,41 +37,63 @@ def run(argv: Sequence[str]) -> int:
     default = Arguments(dataset=tyro.MISSING, config=_starting_config(argv))
     arguments = parse(Arguments, argv, "retinanet train", default=default)
 
+    from retinanet.train.distributed import joined_processes
+
+    with joined_processes() as processes:
+        return _train(arguments, processes)
+
+
+def _train(arguments: Arguments, processes: Processes) -> int:
+    from rich.console import Console
+
     from retinanet.data.formats.detect import read_train_val
     from retinanet.data.verify import verify_images
     from retinanet.model.backbone import require_backbone
     from retinanet.progress import progress_bar
     from retinanet.train.checkpoint import check_same_settings, refuse_other_run
-    from retinanet.train.loop import train as run
+    from retinanet.train.loop import train
+    from retinanet.train.tracking import require_trackers
     from retinanet.zoo.weights import read_info
 
     config = arguments.config
+    speaker = console if processes.first else Console(quiet=True)
     # What can be refused now is not refused after the images were checked, which can take minutes.
     refuse_other_run(arguments.out, arguments.resume)
     if (arguments.out / "last.safetensors").exists():
         check_same_settings(arguments.out / "last.safetensors", read_info(arguments.out / "last.safetensors"), config)
     require_backbone(config.model.backbone)
+    require_trackers(config.train.track)
     best = arguments.out / "best.safetensors"
     train_set, val_set, notes = read_train_val(
         arguments.dataset, config.data.train, config.data.val, config.data.val_fraction
     )
     if config.data.verify:
-        with progress_bar(console, "checking images", len(train_set) + len(val_set)) as bar:
-            train_set, train_notes = verify_images(train_set, config.data.skip_broken, bar.advance)
-            val_set, val_notes = verify_images(val_set, config.data.skip_broken, bar.advance)
+        together = (processes.share, processes.gather)
+        with progress_bar(speaker, "checking images", (len(train_set) + len(val_set)) // processes.count) as bar:
+            train_set, train_notes = verify_images(train_set, config.data.skip_broken, bar.advance, *together)
+            val_set, val_notes = verify_images(val_set, config.data.skip_broken, bar.advance, *together)
             notes = [*notes, *train_notes, *val_notes]
-    for dataset in (train_set, val_set):
-        describe(dataset)
-    print_notes(notes)
+    if processes.first:
+        for dataset in (train_set, val_set):
+            describe(dataset)
+        print_notes(notes)
     make_folder(arguments.out)
-    result = run(config, train_set, val_set, arguments.out, arguments.resume, console)
+    result = train(config, train_set, val_set, arguments.out, arguments.resume, speaker, processes)
     metrics = result.metrics
-    console.print(
+    if result.unreadable:
+        images, times = len(result.unreadable), sum(result.unreadable.values())
+        speaker.print(f"{images} images could not be read ({times} times in all); others took their places")
+    if result.seconds == 0:
+        speaker.print(f"{arguments.out} is already finished ({result.finished}); to train anew, choose another --out")
+    elif "epochs are done" not in result.finished:
+        speaker.print(f"stopped early: {result.finished}")
+    speaker.print(
         f"best AP {metrics['AP']:.4f}, AP50 {metrics['AP50']:.4f} on {val_set.name} "
         f"after {result.seconds:.0f} s of training; curves in {arguments.out / 'curves.png'}"
     )
     flags = f" --split {config.data.val}" if config.data.val else ""
-    print_next(f"retinanet eval {quoted(best)} {quoted(arguments.dataset)}{flags}")
+    if processes.first:
+        print_next(f"retinanet eval {quoted(best)} {quoted(arguments.dataset)}{flags}")
     return 0
 
 

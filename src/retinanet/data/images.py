@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 from retinanet.errors import DataError
+from retinanet.files import special_file
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif"})
 
@@ -18,9 +19,15 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 MAX_PIXELS = 178_000_000
 
 _EXIF_ORIENTATION = 0x0112
-
-# What Pillow's decoders raise.
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(path: Path, expected_size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
@@ -40,16 +47,16 @@ def read_image(path: Path, expected_size: tuple[int, int] | None = None) -> npt.
     with _open(path) as image:
         try:
             return to_rgb(image, expected_size)
-        except _DECODER_ERRORS as error:
+        except Exception as error:  # of any kind: Pillow's decoders also raise struct.error, KeyError, MemoryError …
             raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
 
 
 def to_rgb(image: Image.Image, expected_size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
     """A Pillow image as uint8 RGB ``(H, W, 3)``, by the rules of :func:`read_image`."""
-    turn = image.getexif().get(_EXIF_ORIENTATION, 1) != 1
+    turn = _TURNS.get(_orientation(image))  # not ImageOps.exif_transpose, which fails where another tag is broken
     width, height = image.size
-    if turn and not (expected_size == (width, height) and width != height and _swaps_sides(image)):
-        image = ImageOps.exif_transpose(image)
+    if turn is not None and not (expected_size == (width, height) and width != height and _swaps_sides(image)):
+        image = image.transpose(turn)
     if image.mode.startswith("I"):  # 16-bit files; Pillow widens some of them to 32 bits
         values = np.asarray(image).astype(np.float32)
         grey = np.clip(np.rint(values / 257.0), 0, 255).astype(np.uint8)
@@ -99,30 +106,36 @@ def read_thumbnail(
             image.draft("L", (4 * side, 4 * side))  # JPEG: every byte is read, few of the pixels are computed
             grey = Image.fromarray(to_rgb(image, expected_size if found == expected_size else None)).convert("L")
             return np.array(grey.resize((side, side), Image.Resampling.BOX)), found
-        except _DECODER_ERRORS as error:
+        except Exception as error:  # as in read_image
             raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
 
 
 def _swaps_sides(image: Image.Image) -> bool:
+    return _orientation(image) in (5, 6, 7, 8)
+
+
+def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    except (OSError, SyntaxError, ValueError):  # a broken EXIF block says nothing about the pixels
-        return False
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # a broken EXIF block, which says nothing about the pixels, raises errors of many kinds
+        return 1
 
 
 def _open(path: Path) -> Image.Image:
+    if special := special_file(path):
+        raise DataError(f"{path}: not an image but {special}; remove it or put the image there")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit below replaces Pillow's warning
             image = Image.open(path)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such image file") from error
+        raise DataError(f"{path}: no such image file; correct the path or restore the file") from error
     except Image.DecompressionBombError as error:
         raise DataError(
             f"{path}: image too large (limit {MAX_PIXELS / 1e6:.0f} megapixels); cut it into tiles"
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: not a readable image ({_reason(error)})") from error
+    except Exception as error:  # as in read_image
+        raise DataError(f"{path}: not a readable image ({_reason(error)}); replace or remove the file") from error
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width}×{image.height}"
         image.close()
@@ -131,4 +144,8 @@ def _open(path: Path) -> Image.Image:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its text repeats the path
+        return "empty, or of no known format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error).split("\n")[0][:120] or type(error).__name__

@@ -7,31 +7,42 @@ import random
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
 from retinanet.data.sample import Sample
+from retinanet.data.sampling import TrainingOrder
 from retinanet.data.transforms import resize, scaled_size, training_view
+from retinanet.data.verify import other_size
 from retinanet.errors import DataError
+
+# A picture that went bad since it was checked is one of few. If so many in a row cannot be read, all may be gone.
+_TRIES = 8
 
 
 @dataclass
 class Batch:
-    """Samples of one step: uint8 ``images`` of any size, and per image boxes, labels, ignore regions and identity."""
+    """Samples of one step: ``images`` of any size, and per image boxes, labels, ignore regions and identity.
+
+    ``unreadable`` are the messages of images that could not be read, in whose places others are; ``remarks`` those
+    about images that are odd.
+    """
 
     images: list[Tensor]
     boxes: list[Tensor]
     labels: list[Tensor]
     ignore: list[Tensor]
     indices: list[int]
+    unreadable: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, samples: list[Sample]) -> Batch:
@@ -42,46 +53,14 @@ class Batch:
             [s.labels for s in samples],
             [s.ignore for s in samples],
             [s.index for s in samples],
+            [message for s in samples for message in s.instead_of],
+            [s.remark for s in samples if s.remark],
         )
 
-
-class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
-    """All batches of a training, as lists of (epoch, batch of the epoch, image index), from step ``start`` on.
-
-    Each epoch is its own shuffle. Upright and lying images are kept in separate batches, which saves padding.
-
-    Args:
-        dataset: the images.
-        batch: images per step.
-        epochs: passes over the dataset.
-        seed: fixes the order.
-        start: steps already done, for resuming.
-    """
-
-    def __init__(self, dataset: Dataset, batch: int, epochs: int, seed: int, start: int = 0) -> None:
-        self.upright = dataset.sizes[:, 1] > dataset.sizes[:, 0]
-        self.batch, self.epochs, self.seed, self.start = batch, epochs, seed, start
-        upright = int(self.upright.sum())
-        self.steps_per_epoch = -(-upright // batch) + -(-(len(dataset) - upright) // batch)
-
-    def __len__(self) -> int:
-        return self.steps_per_epoch * self.epochs - self.start
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        first, skip = divmod(self.start, self.steps_per_epoch)
-        for epoch in range(first, self.epochs):
-            done = skip if epoch == first else 0
-            for number, images in enumerate(self.batches(epoch)[done:], start=done):
-                yield [(epoch, number, index) for index in images]
-
-    def batches(self, epoch: int) -> list[list[int]]:
-        """The batches of one epoch, as image indices."""
-        rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.upright))
-        batches = []
-        for group in (order[self.upright[order]], order[~self.upright[order]]):
-            batches += [group[i : i + self.batch].tolist() for i in range(0, len(group), self.batch)]
-        return [batches[i] for i in rng.permutation(len(batches))]
+    def __getitem__(self, images: slice) -> Batch:
+        """Some of the images."""
+        parts = (getattr(self, name)[images] for name in ("images", "boxes", "labels", "ignore", "indices"))
+        return Batch(*parts)
 
 
 class _TrainingImages(TorchDataset[Sample | DataError]):
@@ -92,11 +71,23 @@ class _TrainingImages(TorchDataset[Sample | DataError]):
         epoch, number, index = key
         # One scale for a whole batch: with a scale each, pictures would be padded to the largest one's size.
         scale = random.Random(f"{self.seed}/{epoch}/batch {number}").uniform(*self.config.scale)
-        rng = random.Random(f"{self.seed}/{epoch}/{index}")
-        try:
-            return training_view(load_sample(self.dataset, index), self.config, rng, scale)
-        except DataError as error:
-            return error
+        rng = random.Random(f"{self.seed}/{epoch}/{number}/{index}")
+        unreadable: list[str] = []
+        for _ in range(_TRIES):
+            try:
+                sample = load_sample(self.dataset, index)
+                if not self.config.verify:  # else it was said before
+                    sample.remark = other_size(self.dataset, index, sample.size) or ""
+                sample = training_view(sample, self.config, rng, scale)
+            except DataError as error:
+                unreadable.append(str(error))
+                index = rng.randrange(len(self.dataset))
+                continue
+            sample.instead_of = tuple(dict.fromkeys(unreadable))
+            return sample
+        return DataError(
+            f"{_TRIES} images in a row cannot be read; is their disk still there? The first: {unreadable[0]}"
+        )
 
 
 class _EvaluationImages(TorchDataset[Sample | DataError]):
@@ -133,10 +124,10 @@ def load_sample(dataset: Dataset, index: int) -> Sample:
 
 
 def training_loader(dataset: Dataset, order: TrainingOrder, config: DataConfig, seed: int) -> Iterator[Batch]:
-    """Yields a :class:`Batch` per step of ``order``.
+    """Yields a :class:`Batch` per step of ``order``; another image takes the place of one that cannot be read.
 
     Raises:
-        DataError: an image can no longer be read.
+        DataError: many images in a row can no longer be read.
     """
     loader: DataLoader[Sample | DataError] = DataLoader(
         _TrainingImages(dataset, config, seed),
@@ -146,7 +137,7 @@ def training_loader(dataset: Dataset, order: TrainingOrder, config: DataConfig, 
         worker_init_fn=_ignore_interrupts,
         generator=torch.Generator().manual_seed(seed),  # keeps the global generator out of it
     )
-    return (Batch.of(samples) for samples in _readable(loader))
+    return (Batch.of(_readable(samples)) for samples in loader)
 
 
 class Timed:
@@ -164,13 +155,21 @@ class Timed:
             began = time.monotonic()
 
 
-def evaluation_loader(dataset: Dataset, config: DataConfig, batch: int = 8) -> Iterator[list[Sample]]:
+def evaluation_loader(
+    dataset: Dataset, config: DataConfig, batch: int = 8, unreadable: dict[int, str] | None = None
+) -> Iterator[list[Sample]]:
     """Yields lists of :class:`Sample`, every image once.
 
     A list holds images that have one size after resizing: padding, and so the result, is the same for every batch size.
 
+    Args:
+        dataset: the images.
+        config: their size.
+        batch: images of a list, at most.
+        unreadable: where given, gets index and message of each image that cannot be read, which is then left out.
+
     Raises:
-        DataError: an image cannot be read.
+        DataError: an image cannot be read, and ``unreadable`` is not given.
     """
     shapes: dict[tuple[int, int], list[int]] = {}
     for index, (width, height) in enumerate(dataset.sizes.tolist()):
@@ -184,18 +183,23 @@ def evaluation_loader(dataset: Dataset, config: DataConfig, batch: int = 8) -> I
         worker_init_fn=_ignore_interrupts,
         generator=torch.Generator().manual_seed(0),
     )
-    return _readable(loader)
+    for indices, samples in zip(batches, loader, strict=True):
+        if unreadable is not None:
+            failed = {i: str(s) for i, s in zip(indices, samples, strict=True) if isinstance(s, DataError)}
+            unreadable.update(failed)
+            samples = [sample for sample in samples if not isinstance(sample, DataError)]
+        if samples:
+            yield _readable(samples)
 
 
-def _readable(loader: Iterable[list[Sample | DataError]]) -> Iterator[list[Sample]]:
+def _readable(samples: list[Sample | DataError]) -> list[Sample]:
     """Raise here what a worker process met: raised there, it would come with the worker's traceback in its message."""
-    for samples in loader:
-        readable = []
-        for sample in samples:
-            if isinstance(sample, DataError):
-                raise sample
-            readable.append(sample)
-        yield readable
+    readable = []
+    for sample in samples:
+        if isinstance(sample, DataError):
+            raise sample
+        readable.append(sample)
+    return readable
 
 
 def _ignore_interrupts(worker: int) -> None:

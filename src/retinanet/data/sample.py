@@ -23,6 +23,8 @@ class Sample:
         image_id: the id the dataset knows the image by.
         index: position of the image in its dataset.
         size: ``(width, height)`` of the file before any transform.
+        instead_of: messages of the images that could not be read, whose place this one takes.
+        remark: what is odd about this one.
     """
 
     image: Tensor
@@ -32,6 +34,8 @@ class Sample:
     image_id: int
     index: int
     size: tuple[int, int]
+    instead_of: tuple[str, ...] = ()
+    remark: str = ""
 
     def drop_degenerate(self, min_side: float = MIN_SIDE) -> Sample:
         """Clip boxes to the image and drop what a crop or a small scale left with a side under ``min_side`` pixels."""

@@ -106,7 +106,11 @@ def jitter_color(image: Tensor, strength: float, rng: random.Random) -> Tensor:
 
 
 def normalized_batch(
-    images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu"
+    images: Sequence[Tensor],
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str = "cpu",
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Images of different sizes → one network input.
 
@@ -115,13 +119,12 @@ def normalized_batch(
         mean: channel means of RGB in [0, 1].
         std: channel standard deviations.
         device: where the batch is made.
+        size: ``(H, W)`` to pad to; unset: the largest sides, rounded up to ``PAD_TO``.
 
     Returns:
         float32 ``(B, 3, H, W)``, channels-last: normalised, each image at the top left, the rest zeros.
     """
-    height = max(image.shape[-2] for image in images)
-    width = max(image.shape[-1] for image in images)
-    shape = (len(images), 3, -(-height // PAD_TO) * PAD_TO, -(-width // PAD_TO) * PAD_TO)
+    shape = (len(images), 3, *(size or padded_size(images)))
     batch = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
     # (v / 255 − mean) / std as one multiplication and addition
     scale = (1 / (255 * torch.tensor(std, device=device)))[:, None, None]
@@ -130,6 +133,12 @@ def normalized_batch(
         values = image.to(device, non_blocking=True).float()
         row[:, : image.shape[-2], : image.shape[-1]] = values * scale + offset
     return batch
+
+
+def padded_size(images: Sequence[Tensor]) -> tuple[int, int]:
+    """``(H, W)`` that holds every image ``(3, h, w)``, divisible by ``PAD_TO``."""
+    height, width = (-(-max(image.shape[axis] for image in images) // PAD_TO) * PAD_TO for axis in (-2, -1))
+    return height, width
 
 
 def _area(boxes: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -10,9 +10,15 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
 from retinanet.errors import DataError
 
+_Found = list[tuple[int, str | None, str | None]]  # index, error, remark
+
 
 def verify_images(
-    dataset: Dataset, skip_broken: bool = False, progress: Callable[[int], object] = lambda images: None
+    dataset: Dataset,
+    skip_broken: bool = False,
+    progress: Callable[[int], object] = lambda images: None,
+    share: Callable[[Sequence[int]], Sequence[int]] = lambda indices: indices,
+    gather: Callable[[_Found], list[_Found]] = lambda found: [found],
 ) -> tuple[Dataset, list[str]]:
     """Decode all images of ``dataset``.
 
@@ -20,6 +26,8 @@ def verify_images(
         dataset: what to check.
         skip_broken: leave unreadable images out instead of stopping.
         progress: called with the number of images just checked.
+        share: this process's part of the indices, if several check together.
+        gather: what each process found.
 
     Returns:
         The dataset without images that were left out, and remarks: what was left out, and images whose size is not the
@@ -28,19 +36,20 @@ def verify_images(
     Raises:
         DataError: images cannot be read and ``skip_broken`` is off, or none can.
     """
-    broken: dict[int, str] = {}
-    remarks: list[str] = []
+    own = share(range(len(dataset)))
+    found: _Found = []
     with ThreadPoolExecutor(max_workers=4) as pool:  # Pillow decodes outside the interpreter's lock
-        for index, (error, remark) in enumerate(pool.map(partial(_check, dataset), dataset)):
-            if error:
-                broken[index] = error
-            if remark:
-                remarks.append(remark)
+        for index, (error, remark) in zip(own, pool.map(partial(_check, dataset), own), strict=True):
+            if error or remark:
+                found.append((index, error, remark))
             progress(1)
+    together = sorted((entry for part in gather(found) for entry in part), key=lambda entry: entry[0])
+    broken = {index: error for index, error, _ in together if error}
+    remarks = [remark for _, _, remark in together if remark]
     if broken and (not skip_broken or len(broken) == len(dataset)):
         shown = "; ".join(list(broken.values())[:3])
         more = f" … and {len(broken) - 3} more" if len(broken) > 3 else ""
-        remedy = "" if len(broken) == len(dataset) else ". Replace them, or leave them out with --data.skip-broken"
+        remedy = "" if len(broken) == len(dataset) else ". Or leave such images out with --data.skip-broken"
         count = f"{len(broken)} of {len(dataset)} images cannot be read"
         raise DataError(f"{dataset.name}: {count}: {shown}{more}{remedy}")
     if broken:
@@ -56,9 +65,12 @@ def _check(dataset: Dataset, index: int) -> tuple[str | None, str | None]:
         pixels = read_image(dataset.path(index), expected_size=(width, height))
     except DataError as error:
         return str(error), None
-    found = (pixels.shape[1], pixels.shape[0])
-    if found != (width, height):
-        return None, (
-            f"{dataset.path(index)}: the picture has {found[0]}×{found[1]} pixels, its annotations say {width}×{height}"
-        )
-    return None, None
+    return None, other_size(dataset, index, (pixels.shape[1], pixels.shape[0]))
+
+
+def other_size(dataset: Dataset, index: int, found: tuple[int, int]) -> str | None:
+    """A remark if a picture has not the ``(width, height)`` its annotations refer to."""
+    width, height = (int(v) for v in dataset.sizes[index])
+    if found == (width, height):
+        return None
+    return f"{dataset.path(index)}: the picture has {found[0]}×{found[1]} pixels, its annotations say {width}×{height}"

@@ -14,7 +14,10 @@ from retinanet.evaluate.ap import Predictions
 
 
 def predict(
-    detector: Detector, dataset: Dataset, progress: Callable[[int], object] = lambda images: None
+    detector: Detector,
+    dataset: Dataset,
+    progress: Callable[[int], object] = lambda images: None,
+    unreadable: dict[int, str] | None = None,
 ) -> Predictions:
     """Detections on every image of ``dataset``, with boxes in pixels of the original images.
 
@@ -22,9 +25,13 @@ def predict(
         detector: its classes must be the dataset's, see :meth:`Dataset.with_classes`.
         dataset: the images.
         progress: called with the number of images just finished.
+        unreadable: where given, gets position and message of each image that cannot be read.
+
+    Raises:
+        DataError: an image cannot be read, and ``unreadable`` is not given.
     """
     images, boxes, scores, labels = [], [], [], []
-    for samples in evaluation_loader(dataset, detector.info.config.data):
+    for samples in evaluation_loader(dataset, detector.info.config.data, unreadable=unreadable):
         found = detector.detect_scaled([sample.image for sample in samples])
         for sample, detections in zip(samples, found, strict=True):
             height, width = sample.image.shape[-2:]

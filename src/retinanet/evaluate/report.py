@@ -5,15 +5,13 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from retinanet import page
 from retinanet.data.dataset import Dataset
-from retinanet.data.images import read_image
 from retinanet.decode import Detections
-from retinanet.detect.draw import draw, to_supervision
 from retinanet.evaluate.ap import Metrics, Predictions
+from retinanet.evaluate.pictures import draw_example, read_example, spread
 from retinanet.files import write_text
 
 _EXPLAINED = {
@@ -52,8 +50,8 @@ def write_report(
         pictures: how many examples to show, spread evenly over the dataset.
         score: lowest score drawn.
     """
-    shown = np.unique(np.linspace(0, len(dataset) - 1, min(pictures, len(dataset))).round().astype(int))
-    figures = "\n".join(_figure(dataset, predictions, int(index), score) for index in shown)
+    shown = spread(len(dataset), pictures)
+    figures = "\n".join(_figure(dataset, predictions, index, score) for index in shown)
     boxes = int((~dataset.ignore).sum())
     title = f"{weights} on {dataset.name}"
     body = f"""<h1>{html.escape(title)}</h1>
@@ -88,8 +86,6 @@ def _number(value: float) -> str:
 
 
 def _figure(dataset: Dataset, predictions: Predictions, index: int, score: float) -> str:
-    width, height = (int(v) for v in dataset.sizes[index])
-    image = read_image(dataset.path(index), expected_size=(width, height))
     mine = (predictions.images == index) & (predictions.scores >= score)
     found = Detections(
         torch.from_numpy(predictions.boxes[mine]),
@@ -97,7 +93,6 @@ def _figure(dataset: Dataset, predictions: Predictions, index: int, score: float
         torch.from_numpy(predictions.labels[mine]),
     )
     rows = dataset.rows(index)
-    truth = dataset.boxes[rows][~dataset.ignore[rows]]
-    picture = draw(page.draw_boxes(image, truth), to_supervision(found, dataset.classes), dataset.classes)
+    picture = draw_example(read_example(dataset, index), dataset, index, found)
     name = Path(dataset.files[index]).name
-    return page.picture(picture, f"{name} · {len(truth)} objects, {int(mine.sum())} found")
+    return page.picture(picture, f"{name} · {int((~dataset.ignore[rows]).sum())} objects, {int(mine.sum())} found")

@@ -12,8 +12,7 @@ from retinanet.anchors.grid import AnchorGrid
 from retinanet.config import LossConfig
 from retinanet.losses.baselines import ohem_loss
 from retinanet.losses.boxes import box_loss
-from retinanet.losses.focal import focal_loss, focal_star_loss
-from retinanet.losses.quality import quality_focal_loss, varifocal_loss
+from retinanet.losses.terms import Focal, FocalStar, QualityFocal, Terms, Varifocal, summed
 from retinanet.model import Outputs
 
 # detectron2's moving average of the foreground anchors: where it starts, and what it keeps at each step.
@@ -38,7 +37,8 @@ class Normalizer:
 
     ``batch``: the foreground anchors of the whole batch, on all processes, at least 1 (the paper). Gradients are
     averaged over processes, so each divides by the total ÷ processes. ``rank``: this process's alone (mmdetection).
-    ``moving``: their moving average (detectron2). ``image`` divides each image's losses by its own (torchvision).
+    ``moving``: a moving average of the number ``batch`` divides by (detectron2 keeps one per process). ``image``
+    divides each image's losses by its own (torchvision).
 
     Attributes:
         average: float32 scalar, the state of ``moving``.
@@ -50,20 +50,23 @@ class Normalizer:
 
     def __call__(self, foreground: Tensor) -> Tensor:
         """The divisor, float32, for a number of foreground anchors (int64 scalar)."""
-        count = foreground.float()
-        if self.kind == "moving":
-            average = self.average.to(count.device)
-            self.average = _MOVING_KEEP * average + (1 - _MOVING_KEEP) * count.clamp(min=1)
-            return self.average
-        return self.of_all(count)
+        if self.kind != "moving":
+            return self.of_all(foreground)
+        total, processes = self._together(foreground.float())
+        self.average = _MOVING_KEEP * self.average.to(total.device) + (1 - _MOVING_KEEP) * total.clamp(min=1)
+        return self.average / processes
 
     def of_all(self, count: Tensor) -> Tensor:
         """``count``, at least 1; of all processes ÷ their number, if the kind is ``batch``."""
-        count = count.float()
-        if self.kind == "batch" and distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(count)
-            return count.clamp(min=1) / distributed.get_world_size()
-        return count.clamp(min=1)
+        total, processes = self._together(count.float()) if self.kind == "batch" else (count.float(), 1)
+        return total.clamp(min=1) / processes
+
+    def _together(self, count: Tensor) -> tuple[Tensor, int]:
+        """The sum over all processes, and their number."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return count, 1
+        distributed.all_reduce(count)
+        return count, distributed.get_world_size()
 
 
 def detection_losses(
@@ -74,8 +77,12 @@ def detection_losses(
     labels: Tensor,
     config: LossConfig,
     normalizer: Normalizer | None = None,
+    divisor: Tensor | None = None,
 ) -> Losses:
     """Losses of a batch.
+
+    ``grid``, ``matched``, ``boxes`` and ``labels`` may lie on the CPU while ``outputs`` lie on a GPU. Then nothing here
+    waits for the GPU: which anchors are foreground is known without asking it.
 
     Args:
         outputs: the network's predictions.
@@ -85,11 +92,11 @@ def detection_losses(
         labels: int64 ``(G,)``, their classes.
         config: which losses.
         normalizer: keeps the state of ``config.normalizer``; None starts afresh.
+        divisor: what ``normalizer`` gave for a step of which this batch is only a part; unset: it is asked for this
+            batch. The losses of all parts add up to those of the step. (Each image has its own where the normaliser is
+            ``image``; mined anchors are counted part by part.)
     """
-    if len(labels):
-        targets = torch.where(matched >= 0, labels[matched.clamp(min=0)], matched)  # (B, A) class, BACKGROUND or IGNORE
-    else:
-        targets = matched
+    targets = class_targets(matched, labels)
     normalizer = normalizer or Normalizer(config)
     if config.normalizer == "image":
         images = [_of_image(outputs, i) for i in range(len(matched))]
@@ -100,9 +107,10 @@ def detection_losses(
         sums = [_sums(outputs, grid, targets, matched, boxes, config)]
     parts = []
     for part in sums:
-        divisor = normalizer(part.foreground)
-        of_classes = divisor if part.mined is None else normalizer.of_all(part.mined)
-        parts.append(torch.stack([part.classification / of_classes, part.box / divisor]))
+        of_boxes = normalizer(part.foreground) if divisor is None or config.normalizer == "image" else divisor
+        of_classes = of_boxes if part.mined is None else normalizer.of_all(part.mined)
+        of_boxes, of_classes = (send(of, part.box.device) for of in (of_boxes, of_classes))
+        parts.append(torch.stack([part.classification / of_classes, part.box / of_boxes]))
     classification, box = torch.stack(parts).mean(dim=0)
     return Losses(classification, config.box_weight * box, sum((s.foreground for s in sums), matched.new_zeros(())))
 
@@ -117,8 +125,8 @@ class _Sums(NamedTuple):
 def _sums(
     outputs: Outputs, grid: AnchorGrid, targets: Tensor, matched: Tensor, boxes: Tensor, config: LossConfig
 ) -> _Sums:
-    classification = torch.zeros((), device=matched.device)
-    box = torch.zeros((), device=matched.device)
+    device = outputs.logits[0].device
+    classification, box = torch.zeros((), device=device), torch.zeros((), device=device)
     mining = config.classification in ("ohem", "ohem_1_3")
     per_level = zip(
         outputs.logits,
@@ -130,24 +138,24 @@ def _sums(
     )
     for logits, deltas, anchors, level_targets, level_matched in per_level:
         image, anchor = torch.nonzero(level_matched >= 0, as_tuple=True)
-        objects = boxes[level_matched[image, anchor]]
-        box = box + box_loss(deltas[image, anchor], anchors[anchor], objects, config)
+        objects, anchors = send(boxes[level_matched[image, anchor]], device), send(anchors[anchor], device)
+        image, anchor, level_targets = (send(t, device) for t in (image, anchor, level_targets))
+        box = box + box_loss(deltas[image, anchor], anchors, objects, config)
         if mining:
             continue
         quality = None
         if config.classification in ("quality_focal", "varifocal"):
-            predicted = decode(deltas[image, anchor].detach().float(), anchors[anchor])
-            quality = torch.zeros(level_targets.shape, device=logits.device)
-            quality[image, anchor] = aligned_iou(predicted, objects)
-        classification = classification + _classification(logits, level_targets, quality, config)
+            quality = torch.zeros(level_targets.shape, device=device)
+            quality[image, anchor] = box_quality(deltas[image, anchor], anchors, objects)
+        classification = classification + summed(logits, level_targets, terms_of(config), quality)
     mined = None
     if mining:
         ratio = 3 if config.classification == "ohem_1_3" else None
         logits = torch.cat(outputs.logits, dim=1)  # (B, A, K)
         losses, counts = zip(
             *(
-                ohem_loss(image, labels, grid.boxes, config.ohem_batch, config.ohem_nms, ratio)
-                for image, labels in zip(logits, targets, strict=True)
+                ohem_loss(image, labels, send(grid.boxes, device), config.ohem_batch, config.ohem_nms, ratio)
+                for image, labels in zip(logits, send(targets, device), strict=True)
             ),
             strict=True,
         )
@@ -155,23 +163,38 @@ def _sums(
     return _Sums(classification, box, (matched >= 0).sum(), mined)
 
 
-def _classification(logits: Tensor, labels: Tensor, quality: Tensor | None, config: LossConfig) -> Tensor:
-    """Summed classification loss of a level: logits ``(B, A, K)``, labels ``(B, A)``."""
+def class_targets(matched: Tensor, labels: Tensor) -> Tensor:
+    """Class, ``BACKGROUND`` or ``IGNORE`` of every anchor, shaped as ``matched``."""
+    return torch.where(matched >= 0, labels[matched.clamp(min=0)], matched) if len(labels) else matched
+
+
+def box_quality(deltas: Tensor, anchors: Tensor, objects: Tensor) -> Tensor:
+    """IoU of predicted boxes with their objects, ``(F, 4)`` each → ``(F,)``; no gradient flows through it."""
+    return aligned_iou(decode(deltas.detach().float(), anchors), objects)
+
+
+def terms_of(config: LossConfig) -> Terms:
+    """The classification loss by its name; of losses that mine, what is mined from."""
     match config.classification:
-        case "ce":
-            return focal_loss(logits, labels, None, 0.0)
+        case "ce" | "ohem" | "ohem_1_3":
+            return Focal(None, 0.0)
         case "alpha_ce":
-            return focal_loss(logits, labels, config.alpha, 0.0)
+            return Focal(config.alpha, 0.0)
         case "focal_star":
-            return focal_star_loss(logits, labels, config.alpha, config.gamma, config.star_beta)
+            return FocalStar(config.alpha, config.gamma, config.star_beta)
         case "quality_focal":
-            assert quality is not None
-            return quality_focal_loss(logits, labels, quality, config.gamma)
+            return QualityFocal(config.gamma)
         case "varifocal":
-            assert quality is not None
-            return varifocal_loss(logits, labels, quality, config.alpha, config.gamma)
-        case _:
-            return focal_loss(logits, labels, config.alpha, config.gamma)
+            return Varifocal(config.alpha, config.gamma)
+        case "focal":
+            return Focal(config.alpha, config.gamma)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``, without waiting for what a GPU still has to do."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()  # from other memory, the copy would wait
+    return tensor.to(device, non_blocking=True)
 
 
 def _of_image(outputs: Outputs, index: int) -> Outputs:

@@ -8,6 +8,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from retinanet.model.gradients import StridedConv2d
+
 
 class FeaturePyramid(nn.Module):
     """C3–C5 → P3–P7, all with the same number of channels.
@@ -33,8 +35,8 @@ class FeaturePyramid(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
         p6_channels = in_channels[-1] if p6_from == "c5" else channels
-        self.p6 = nn.Conv2d(p6_channels, channels, 3, stride=2, padding=1)
-        self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.p6 = StridedConv2d(p6_channels, channels, 3, stride=2, padding=1)
+        self.p7 = StridedConv2d(channels, channels, 3, stride=2, padding=1)
         self.p6_from = p6_from
         self.relu_before_p7 = relu_before_p7
 

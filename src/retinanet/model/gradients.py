@@ -1,6 +1,6 @@
-"""Two gradients that PyTorch's CPU kernels compute slowly, computed from operations that they do well.
+"""Gradients that PyTorch's CPU kernels compute slowly or wrongly, computed from operations that they do well.
 
-Of a training step with EfficientNet-Lite0 and group norm these two took a third: the weight gradient of depthwise
+Of a training step with EfficientNet-Lite0 and group norm two of them took a third: the weight gradient of depthwise
 convolutions larger than 3×3 has no vectorised kernel (5×5 in bf16: 30 × slower than this), and the gradient of group
 norm on channels-last memory is walked in strides (10 × slower). Values and gradients are those of the plain layers; a
 second derivative is not supported.
@@ -34,6 +34,22 @@ def _learns_on_cpu(x: Tensor, weight: Tensor) -> bool:
     """Whether a gradient will be asked for, here and of plain tensors."""
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     return learns and x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+
+
+class StridedConv2d(nn.Conv2d):
+    """:class:`torch.nn.Conv2d` whose weight gradient is right for maps one pixel wide, also in bf16 on the CPU.
+
+    Where such a map is all padding to a row of a 3×3 kernel with stride 2, the bf16 kernel of torch 2.15 leaves that
+    part of the gradient as the memory was: mostly zeros, sometimes NaN. P7 of a small or narrow image is such a map.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``(B, C, H, W)``."""
+        if min(x.shape[-2:]) > 1 or not _learns_on_cpu(x, self.weight):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            result: Tensor = super().forward(x.to(self.weight.dtype))
+        return result.to(x.dtype)
 
 
 class _GroupNorm(torch.autograd.Function):

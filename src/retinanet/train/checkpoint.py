@@ -23,7 +23,19 @@ from retinanet.model import RetinaNet
 from retinanet.zoo.weights import TRAINING_PREFIX, ModelInfo, read_info, read_tensors, save_weights
 
 # Settings that change how a run proceeds but not what it computes may differ on resuming.
-_FREE = {"data.workers", "data.verify", "train.device", "train.eval_every", "train.checkpoint_minutes"}
+_FREE = {"data.workers", "data.verify"} | {
+    f"train.{name}"
+    for name in (
+        "accumulate",
+        "checkpoint_minutes",
+        "device",
+        "eval_every",
+        "find_lr",
+        "patience",
+        "pictures_every",
+        "track",
+    )
+}
 
 
 def weights_to_use(model: RetinaNet, average: AveragedModel | None) -> RetinaNet:
@@ -116,12 +128,14 @@ def _layout(parameter: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """Short hash of the images' names and boxes: two trainings with the same one saw the same data."""
-    digest = hashlib.sha256(repr((dataset.classes, [dataset.files[i] for i in dataset])).encode("utf-8", "replace"))
+def describe_data(dataset: Dataset) -> dict[str, Any]:
+    """What tells training data apart: two trainings with the same description saw the same."""
+    counts = {"images": len(dataset), "boxes": int((~dataset.ignore).sum()), "classes": list(dataset.classes)}
+    files, boxes = (hashlib.sha256() for _ in range(2))
+    files.update(repr([dataset.files[i] for i in dataset]).encode("utf-8", "replace"))
     for column in (dataset.offsets, dataset.boxes, dataset.labels, dataset.ignore):
-        digest.update(column.tobytes())
-    return digest.hexdigest()[:16]
+        boxes.update(column.tobytes())
+    return {**counts, "files": files.hexdigest()[:16], "annotations": boxes.hexdigest()[:16]}
 
 
 def refuse_other_run(out: Path, resume: bool) -> None:
@@ -162,11 +176,20 @@ def check_same_data(path: Path, info: ModelInfo, dataset: Dataset) -> None:
     Raises:
         CheckpointError: the data has changed.
     """
-    if info.progress.get("data") != fingerprint(dataset):
-        raise CheckpointError(
-            f"{path}: cannot resume, the training data has changed since ({dataset.name}: {len(dataset)} images, "
-            f"{len(dataset.boxes)} boxes now); start a new run with another --out"
-        )
+    before, now = info.progress.get("data"), describe_data(dataset)
+    if before == now:
+        return
+    before = before if isinstance(before, dict) else {}
+    different = [name for name in now if before.get(name) != now[name]]
+    counted = [f"{before.get(name, '?')} {name} → {now[name]}" for name in ("images", "boxes") if name in different]
+    if "classes" in different:
+        counted.append(f"classes {', '.join(before.get('classes', '?'))} → {', '.join(now['classes'])}"[:200])
+    if not counted:
+        counted.append("other image files" if "files" in different else "other boxes or labels in as many images")
+    raise CheckpointError(
+        f"{path}: cannot resume, the training data has changed since ({dataset.name}: {'; '.join(counted)}); "
+        "start a new run with another --out"
+    )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

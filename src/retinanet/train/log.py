@@ -11,18 +11,28 @@ from retinanet.files import write_atomically, write_text
 
 
 class Log:
-    """Appends one JSON object per line; lines after step ``resume_at`` are dropped first, they will come again."""
+    """Appends one JSON object per line; lines after step ``resume_at`` are dropped first, they will come again.
 
-    def __init__(self, path: Path, resume_at: int = 0) -> None:
+    Args:
+        path: the file.
+        resume_at: steps already done.
+        write: off in all but one of several processes.
+    """
+
+    def __init__(self, path: Path, resume_at: int = 0, write: bool = True) -> None:
         self.path = path
         self.lines: list[dict[str, Any]] = []
+        self._write = write
         if resume_at and path.is_file():
-            self.lines = [line for line in _readable_lines(path) if line["step"] <= resume_at]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
+            self.lines = [line for line in read_lines(path) if line["step"] <= resume_at]
+        if write:
+            write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def write(self, **values: Any) -> None:
         """Append a line and flush it."""
         self.lines.append(values)
+        if not self._write:
+            return
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
@@ -30,6 +40,10 @@ class Log:
             raise RetinaNetError(
                 f"{self.path}: cannot be written ({error.strerror}); then go on with --resume"
             ) from error
+
+    def newest(self, key: str) -> dict[str, Any]:
+        """The newest line that has ``key``; empty if none has."""
+        return next((line for line in reversed(self.lines) if key in line), {})
 
     def draw(self, path: Path) -> None:
         """Plot losses and average precision against epochs."""
@@ -57,7 +71,8 @@ class Log:
         write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))
 
 
-def _readable_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl`` that can be read and belong to a step."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

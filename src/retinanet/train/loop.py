@@ -2,52 +2,58 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import math
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor, nn
 
-from retinanet.anchors import AnchorGrid, assign_batch
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
-from retinanet.data.loader import Batch, Timed, TrainingOrder, training_loader
-from retinanet.data.transforms import normalized_batch
-from retinanet.detect.detector import Detector
-from retinanet.errors import DataError, NonFiniteLossError
-from retinanet.evaluate.ap import Metrics, evaluate
-from retinanet.evaluate.predict import predict
+from retinanet.data.loader import Batch, Timed, training_loader
+from retinanet.data.sampling import TrainingOrder, sampling_factors
+from retinanet.errors import ConfigError, DataError, NonFiniteLossError
 from retinanet.files import write_json, write_text
-from retinanet.hardware import autocast, resolve_device, resolve_precision
-from retinanet.losses import Losses, Normalizer, detection_losses
-from retinanet.model import Outputs, RetinaNet
+from retinanet.hardware import resolve_device, resolve_precision
+from retinanet.losses import Normalizer
+from retinanet.model import RetinaNet
 from retinanet.progress import progress_bar
 from retinanet.train.checkpoint import (
     check_same_data,
     check_same_settings,
-    fingerprint,
+    describe_data,
     refuse_other_run,
     restore_training,
     save_training,
     weights_to_use,
 )
+from retinanet.train.distributed import Processes
+from retinanet.train.find_lr import find_learning_rate
 from retinanet.train.log import Log
+from retinanet.train.meter import Meter, Reading, Step
 from retinanet.train.optim import learning_rate, make_average, make_optimizer, set_learning_rate
+from retinanet.train.step import backward, forward_alone
+from retinanet.train.tracking import open_trackers
+from retinanet.train.validation import draw_predictions, validate
+from retinanet.train.watch import Matches, why_nothing_is_learnt
 from retinanet.zoo.weights import ModelInfo, read_info, save_weights
 
 # Share of an epoch spent waiting for the loader that is worth a word.
 _MUCH_WAITING = 0.2
+
+# Steps between measurements of who owns the loss; each costs as much as a few passes over the logits.
+_IMBALANCE_EVERY = 20
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -56,11 +62,21 @@ class TrainingStopped(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Result:
-    """What a training ended with: the best weights, their metrics on val, and the seconds it took (this time)."""
+    """What a training ended with.
+
+    Attributes:
+        best: file of the best weights.
+        metrics: theirs, on val.
+        seconds: how long it took (this time).
+        finished: why it ended.
+        unreadable: images that could not be read when their turn came, and how often.
+    """
 
     best: Path
     metrics: dict[str, Any]
     seconds: float
+    finished: str
+    unreadable: dict[str, int] = field(default_factory=dict)
 
 
 def train(
@@ -70,6 +86,7 @@ def train(
     out: Path,
     resume: bool = False,
     console: Console | None = None,
+    processes: Processes | None = None,
 ) -> Result:
     """Train a detector; ``out`` gets ``best.safetensors``, ``last.safetensors``, ``metrics.jsonl`` and ``curves.png``.
 
@@ -80,6 +97,7 @@ def train(
         out: the run's folder.
         resume: go on from ``out/last.safetensors`` if it exists; the result is what an uninterrupted run gives.
         console: where progress is shown.
+        processes: who trains together, see :func:`retinanet.train.distributed.joined_processes`; unset: this one alone.
 
     Raises:
         TrainingStopped: Ctrl-C or SIGTERM; the state was saved.
@@ -87,40 +105,62 @@ def train(
         CheckpointError: ``out`` holds another run, or one with other settings or data.
     """
     console = console or Console(quiet=True)
+    processes = processes or Processes()
     train_set = train_set.with_crowds(config.data.crowd)
     last, best = out / "last.safetensors", out / "best.safetensors"
     refuse_other_run(out, resume)
     if not (~train_set.ignore).any():
         raise DataError(f"{train_set.name}: there is no box to learn from in {len(train_set)} images")
+    device = resolve_device(config.train.device, processes.local)
+    dtype = resolve_precision(config.train.precision, device)
+    resumed = last.exists()
+    if config.train.find_lr:
+        if not resumed:
+            lr = find_learning_rate(config, train_set, out, device, dtype, processes, console)
+            config = replace(config, train=replace(config.train, lr=lr))
+        config = replace(config, train=replace(config.train, find_lr=False))
 
     settings = config.train
-    device = resolve_device(settings.device)
-    dtype = resolve_precision(settings.precision, device)
     torch.manual_seed(settings.seed)
-    model = RetinaNet.from_config(config.model, config.anchors, len(train_set.classes), not last.exists() and None)
+    model = RetinaNet.from_config(config.model, config.anchors, len(train_set.classes), not resumed and None)
     model.to(device).to(memory_format=torch.channels_last).train()
+    if settings.sync_norm:
+        model = _with_synced_norm(model, device)
     average = make_average(model, settings)
     optimizer = make_optimizer(model, settings)
     normalizer = Normalizer(config.loss)
-    data = fingerprint(train_set)
+    data = describe_data(train_set)
 
-    start, best_ap = 0, -math.inf
+    start, best_ap, best_epoch = 0, -math.inf, 0
     metrics: dict[str, Any] = {}
-    if last.exists():
+    if resumed:
         info = read_info(last)
         check_same_settings(last, info, config)
         check_same_data(last, info, train_set)
+        if finished := info.progress.get("finished"):
+            return Result(best, read_info(best).metrics, 0.0, str(finished))
         restore_training(last, model, average, optimizer, normalizer)
         start, metrics = int(info.progress["step"]), info.metrics
-        best_ap = float(info.progress["best_ap"] if info.progress["best_ap"] is not None else -math.inf)
+        if best.exists() and info.progress["best_ap"] is not None:
+            best_ap = float(info.progress["best_ap"])
+        best_epoch = int(info.progress.get("best_epoch", 0))
         model.backbone.mean, model.backbone.std = info.mean, info.std
+    _require_agreement(processes, {"data": data, "settings": config.to_dict(), "step": start})
+    network = processes.wrap(model, device)
 
-    order = TrainingOrder(train_set, settings.batch, settings.epochs, settings.seed, start)
+    factors = sampling_factors(train_set, config.data)
+    order = TrainingOrder(
+        train_set, settings.batch, settings.epochs, settings.seed, start, factors, processes.rank, processes.count
+    )
     steps_per_epoch, total = order.steps_per_epoch, order.steps_per_epoch * settings.epochs
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.yaml", _as_yaml(config))
-    log = Log(out / "metrics.jsonl", resume_at=start)
+    images_in_all = order.images_per_epoch * settings.epochs
+    log = Log(out / "metrics.jsonl", resume_at=start, write=processes.first)
+    if processes.first:
+        write_text(out / "config.yaml", _as_yaml(config))
     began = saved = time.monotonic()
+    unreadable: Counter[str] = Counter()
+    said: set[str] = set()  # warnings that need no repeating
+    finished = None
 
     def describe(step: int) -> ModelInfo:
         progress = {
@@ -128,110 +168,167 @@ def train(
             "epoch": step / steps_per_epoch,
             "data": data,
             "best_ap": best_ap if math.isfinite(best_ap) else None,
+            "best_epoch": best_epoch,
+            "finished": finished,
         }
         return ModelInfo.of(model, train_set.classes, config, metrics=metrics, progress=progress)
 
-    with _stop_requests() as stop, progress_bar(console, "images", len(train_set) * settings.epochs) as bar:
-        seen = _images_before(start, train_set, order)
+    tracked = settings.track if processes.first else ()
+    with (
+        open_trackers(tracked, out, config, start, console) as trackers,
+        _stop_requests() as stop,
+        progress_bar(console, "images", images_in_all) as bar,
+    ):
+        seen = order.images_before(start)
         bar.advance(seen)
         batches = Timed(training_loader(train_set, order, config.data, settings.seed))
+        meter, matches = Meter(processes, deferred=device.type == "cuda"), Matches()
         epoch_began = time.monotonic()  # or the last evaluation, where not every epoch is evaluated
-        for step, batch in enumerate(batches, start=start + 1):
-            lr = learning_rate(settings, seen, len(train_set) * settings.epochs)
+
+        def note(reading: Reading) -> None:
+            if not reading.finite:
+                raise NonFiniteLossError(
+                    _explain(model, reading.step.batch, config, train_set, out, normalizer, dtype, processes)
+                )
+            line = reading.line(steps_per_epoch)
+            log.write(**line)
+            trackers.log_line(line)
+            bar.update(reading.step.images, _status(line, settings.epochs, metrics, log.newest("share_easy")))
+            messages = [matches.warning(sum(map(len, reading.step.batch.boxes)), reading.own_foreground)]
+            for message in dict.fromkeys(reading.step.batch.remarks):
+                messages += [message] if message not in said else []
+                said.add(message)
+            for message in dict.fromkeys(reading.step.batch.unreadable):
+                unreadable[message] += 1
+                if unreadable[message] == 1:
+                    messages.append(f"{message}; another image takes its place")
+            for warning in filter(None, messages):
+                log.write(step=line["step"], epoch=line["epoch"], warning=warning)
+                console.print(f"warning: {warning}", highlight=False)
+
+        for step, (batch, images) in enumerate(zip(batches, order.lengths(), strict=True), start=start + 1):
+            lr = learning_rate(settings, seen, images_in_all)
             set_learning_rate(optimizer, lr)
             torch.manual_seed(settings.seed + step)  # whatever a backbone draws (drop path) depends on the step alone
 
-            images = normalized_batch(batch.images, model.mean, model.std, device)  # (B, 3, H, W)
-            grid = config.anchors.grid((images.shape[-2], images.shape[-1])).to(device)  # boxes (A, 4)
-            with autocast(device, dtype):
-                outputs = model(images)  # per level logits (B, A_l, K), deltas (B, A_l, 4)
-            losses = _losses(outputs, grid, batch, config, device, normalizer)
             optimizer.zero_grad(set_to_none=True)
-            losses.total.backward()  # type: ignore[no-untyped-call]
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip or math.inf)
-            if not torch.isfinite(losses.total + grad_norm):
-                raise NonFiniteLossError(_explain(outputs, grid, batch, config, train_set, out, normalizer))
+            measure = step % _IMBALANCE_EVERY == 1
+            losses, imbalance = backward(network, batch, config, normalizer, dtype, processes, images, measure)
+            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip or math.inf)
+            _leave_out_unless_finite(optimizer, losses.total + grad_norm)
             optimizer.step()
             if average is not None:
                 average.update_parameters(model)
-            seen += len(batch.images)
+            seen += images
 
-            epoch = step / steps_per_epoch
-            values = {
-                "loss": losses.total.detach(),
-                "classification": losses.classification.detach(),
-                "box": losses.box.detach(),
-            }
-            shown = {name: round(value.item(), 5) for name, value in values.items()}
-            log.write(
-                step=step,
-                epoch=round(epoch, 4),
-                **shown,
-                foreground=int(losses.foreground),
-                grad_norm=round(grad_norm.item(), 4),
-                lr=lr,
-            )
-            status = f"epoch {math.ceil(epoch)}/{settings.epochs}  loss {shown['loss']:.3f}"
-            bar.update(len(batch.images), status + (f"  AP {metrics['AP']:.3f}" if metrics else ""))
-
+            late = time.monotonic() - saved > 60 * settings.checkpoint_minutes
+            launched = Step(step, batch, images, lr, losses, grad_norm, imbalance, stop.requested, late)
+            for reading in meter.add(launched):
+                note(reading)
             epoch_ended = step % steps_per_epoch == 0
-            if epoch_ended:
-                number = step // steps_per_epoch
+            if not (epoch_ended or meter.stop or meter.save):
+                continue
+            for reading in meter.flush():  # on a GPU: what is saved must be known to be finite
+                note(reading)
+
+            number = step // steps_per_epoch
+            if epoch_ended and (number % settings.eval_every == 0 or step == total):
                 waited = batches.seconds / (time.monotonic() - epoch_began)  # for data, a share of the epoch
-                if number % settings.eval_every == 0 or step == total:
-                    metrics = _validate(model, average, config, val_set).to_dict()
-                    seconds = round(time.monotonic() - began, 1)
-                    log.write(step=step, epoch=number, seconds=seconds, data_wait=round(waited, 3), **metrics)
-                    console.print(_epoch_line(number, settings.epochs, shown, metrics, waited), highlight=False)
-                    if metrics["AP"] > best_ap or not best.exists():
-                        best_ap = metrics["AP"]
+                metrics, broken = validate(weights_to_use(model, average), config, val_set, processes)
+                seconds = round(time.monotonic() - began, 1)
+                evaluation = {
+                    "step": step,
+                    "epoch": number,
+                    "seconds": seconds,
+                    "data_wait": round(waited, 3),
+                    **metrics,
+                }
+                log.write(**evaluation)
+                trackers.log_line(evaluation)
+                line = _epoch_line(number, settings.epochs, log.newest("loss")["loss"], metrics, waited)
+                console.print(line, highlight=False)
+                for message in broken:
+                    console.print(f"warning: {message}; left out of this evaluation", highlight=False)
+                reason = why_nothing_is_learnt(log.lines, number)
+                if reason and why_nothing_is_learnt.__name__ not in said:
+                    said.add(why_nothing_is_learnt.__name__)
+                    log.write(step=step, epoch=number, warning=reason)
+                    console.print(f"warning: {reason}", highlight=False)
+                if metrics["AP"] > best_ap:
+                    best_ap, best_epoch = metrics["AP"], number
+                    if processes.first:
                         save_weights(best, dict(weights_to_use(model, average).state_dict()), describe(step))
+                if processes.first:
                     log.draw(out / "curves.png")
-                    batches.seconds, epoch_began = 0.0, time.monotonic()
-            if epoch_ended or stop.requested or time.monotonic() - saved > 60 * settings.checkpoint_minutes:
+                batches.seconds, epoch_began = 0.0, time.monotonic()
+                if step == total:
+                    finished = f"all {settings.epochs} epochs are done"
+                elif settings.patience is not None and number - best_epoch >= settings.patience:
+                    finished = f"no better AP in the {number - best_epoch} epochs since epoch {best_epoch}"
+            if epoch_ended and processes.first and settings.pictures_every and number % settings.pictures_every == 0:
+                folder = out / "pictures" / f"epoch_{number:04d}"
+                trackers.pictures(step, draw_predictions(weights_to_use(model, average), config, val_set, folder))
+            if processes.first:
                 save_training(last, model, average, optimizer, normalizer, describe(step))
-                saved = time.monotonic()
-            if stop.requested and step < total:
+            saved = time.monotonic()
+            if finished:
+                break
+            if meter.stop:
+                epoch = step / steps_per_epoch
                 raise TrainingStopped(f"stopped after epoch {epoch:.2f} of {settings.epochs}; the state is in {last}")
 
-    return Result(best, read_info(best).metrics, time.monotonic() - began)
+    for counts in processes.gather(dict(unreadable))[1:]:
+        unreadable.update(counts)
+    result = read_info(best).metrics if processes.first else metrics
+    return Result(best, result, time.monotonic() - began, finished or "", dict(unreadable))
 
 
-def _losses(
-    outputs: Outputs,
-    grid: AnchorGrid,
-    batch: Batch,
-    config: Config,
-    device: torch.device,
-    normalizer: Normalizer | None = None,
-) -> Losses:
-    boxes = [b.to(device, non_blocking=True) for b in batch.boxes]
-    ignore = [r.to(device, non_blocking=True) for r in batch.ignore]
-    matched = assign_batch(grid, boxes, ignore, config.assign)  # (B, A)
-    labels = torch.cat(batch.labels).to(device, non_blocking=True)
-    return detection_losses(outputs, grid, matched, torch.cat(boxes), labels, config.loss, normalizer)
+def _leave_out_unless_finite(optimizer: torch.optim.Optimizer, value: Tensor) -> None:
+    """Make the fused optimiser skip its step, on the device and without asking, if ``value`` is not finite."""
+    optimizer.found_inf = (~torch.isfinite(value)).float()  # type: ignore[attr-defined]
+
+
+def _with_synced_norm(model: RetinaNet, device: torch.device) -> RetinaNet:
+    if device.type != "cuda":
+        raise ConfigError("--train.sync-norm works on GPUs only; leave it out, or keep batch norm frozen")
+    synced: RetinaNet = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return synced
+
+
+def _require_agreement(processes: Processes, state: dict[str, Any]) -> None:
+    """All processes must start from the same data, settings and checkpoint.
+
+    Raises:
+        ConfigError: naming the first that differs.
+    """
+    for rank, other in enumerate(processes.gather(json.loads(json.dumps(state)))):
+        for name, value in state.items():
+            if other[name] != json.loads(json.dumps(value)):
+                raise ConfigError(
+                    f"process {rank} has other {name} than process {processes.rank}; all need the same DATA, flags and "
+                    "--out, on a disk they share or in equal copies"
+                )
 
 
 def _explain(
-    outputs: Outputs,
-    grid: AnchorGrid,
+    model: RetinaNet,
     batch: Batch,
     config: Config,
     train_set: Dataset,
     out: Path,
     normalizer: Normalizer,
+    dtype: torch.dtype,
+    processes: Processes,
 ) -> str:
-    """Write ``nonfinite.json`` with what each image of the failing batch contributed, and say it in a line."""
+    """Write ``nonfinite.json`` with what each image of the failing batch contributes, and say it in a line."""
     images: list[dict[str, Any]] = []
     for row, index in enumerate(batch.indices):
-        logits, deltas = ([level[row : row + 1].detach() for level in levels] for levels in outputs)
-        alone = Batch(*([getattr(batch, field.name)[row]] for field in dataclasses.fields(batch)))
-        losses = _losses(Outputs(logits, deltas), grid, alone, config, grid.boxes.device, copy(normalizer))
+        outputs, losses = forward_alone(model, batch[row : row + 1], config, dtype)
         values = {
             "classification loss": losses.classification.item(),
             "box loss": losses.box.item(),
-            "largest logit": max(level.abs().max().item() for level in logits),
-            "largest delta": max(level.abs().max().item() for level in deltas),
+            "largest logit": max(level.abs().max().item() for level in outputs.logits),
+            "largest delta": max(level.abs().max().item() for level in outputs.deltas),
         }
         images.append(
             {
@@ -242,8 +339,10 @@ def _explain(
                 "classes": [train_set.classes[label] for label in batch.labels[row].tolist()],
             }
         )
+    images = [image for part in processes.gather(images) for image in part]
     report = out / "nonfinite.json"
-    write_json(report, images, indent=1)
+    if processes.first:
+        write_json(report, images, indent=1)
     culprits = [image for image in images if not image["finite"]] or images
     named = ", ".join(
         f"{Path(i['file']).name} (classification {i['classification loss']}, box {i['box loss']})" for i in culprits[:3]
@@ -255,25 +354,18 @@ def _explain(
     )
 
 
-def _validate(model: RetinaNet, average: AveragedModel | None, config: Config, val_set: Dataset) -> Metrics:
-    used = weights_to_use(model, average)
-    info = ModelInfo.of(model, val_set.classes, config)
-    detector = Detector(used, info, config.train.precision, config.train.device)
-    try:
-        return evaluate(val_set, predict(detector, val_set))
-    finally:
-        used.train()
+def _status(line: dict[str, Any], epochs: int, metrics: dict[str, Any], shares: dict[str, Any]) -> str:
+    """What the progress bar shows beside itself; ``shares`` is the newest line that says who owns the loss."""
+    text = f"epoch {math.ceil(line['epoch'])}/{epochs}  loss {line['loss']:.3f}"
+    if shares:
+        parts = {"foreground": "foreground", "hard": "hard background", "easy": "easy"}
+        text += " = " + " + ".join(f"{shares[f'share_{key}']:.0%} {name}" for key, name in parts.items())
+    return text + (f"  AP {metrics['AP']:.3f}" if metrics else "")
 
 
-def _images_before(step: int, dataset: Dataset, order: TrainingOrder) -> int:
-    """Images that the first ``step`` steps contained."""
-    epochs, rest = divmod(step, order.steps_per_epoch)
-    return epochs * len(dataset) + sum(len(batch) for batch in order.batches(epochs)[:rest])
-
-
-def _epoch_line(epoch: int, epochs: int, losses: dict[str, float], metrics: dict[str, Any], waited: float) -> str:
+def _epoch_line(epoch: int, epochs: int, loss: float, metrics: dict[str, Any], waited: float) -> str:
     precision = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
-    line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {losses['loss']:.3f}  {precision}"
+    line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {loss:.3f}  {precision}"
     if waited > _MUCH_WAITING:
         line += f"  ({waited:.0%} of the time waiting for pictures; try more --data.workers)"
     return line

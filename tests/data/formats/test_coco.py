@@ -228,3 +228,34 @@ def test_real_eighty_classes(shared_data: Path) -> None:
     assert len(data.classes) == 80
     assert data.category_ids[-1] == 90
     assert len(data) == 310
+
+
+@pytest.mark.parametrize("key", ["annotations", "bbox", "id"])
+def test_a_key_that_appears_twice_is_refused(tmp_path: Path, key: str) -> None:
+    """JSON keeps the last one: a second, empty list of annotations would lose every box."""
+    text = json.dumps(content()).replace(f'"{key}":', f'"{key}": [], "{key}":', 1)
+    with pytest.raises(DataError, match=f"two keys '{key}'; remove one"):
+        coco.read(write(tmp_path, text), "toy")
+
+
+def test_a_crowd_flag_that_is_neither_0_nor_1_is_reported(tmp_path: Path) -> None:
+    odd = [content()["annotations"][0] | {"iscrowd": 7}]
+    data = coco.read(write(tmp_path, content(annotations=odd)), "toy")
+    assert data.ignore.tolist() == [False]
+    assert data.problems[0].kind == "iscrowd is 7, neither 0 nor 1"
+
+
+def test_a_val_file_cut_short_is_refused_and_not_forgotten(tmp_path: Path) -> None:
+    write(tmp_path, content(), "train.json")
+    write(tmp_path, json.dumps(content())[:60], "val.json")
+    with pytest.raises(DataError, match=r"val\.json.*not valid JSON"):
+        read_split(tmp_path, "val")
+
+
+@pytest.mark.parametrize("name", ["", "n" * 300 + ".jpg", "d/" * 3000 + "a.jpg", "a\0.jpg"])
+def test_impossible_file_names_are_refused_in_a_short_line(tmp_path: Path, name: str) -> None:
+    images = [content()["images"][0] | {"file_name": name}, content()["images"][1]]
+    source = write(tmp_path, content(images=images))
+    with pytest.raises(DataError, match="not a possible file name; write the path of an image") as caught:
+        coco.read(source, "toy")
+    assert len(str(caught.value)) < 300 + len(str(source))

@@ -82,7 +82,10 @@ def test_malformed_rows_are_reported(tmp_path: Path) -> None:
     rows += ["img/a.jpg,nan,2,3,4,dog"]
     data = read_split(write(tmp_path, "\n".join(rows)), "train")
     assert list(data.files) == ["img/a.jpg"]
-    assert [p.where for p in data.problems] == [f"{tmp_path / 'train.csv'}:{line}" for line in (2, 3, 4, 5, 6)]
+    assert [p.where.split(" ")[0] for p in data.problems] == [
+        f"{tmp_path / 'train.csv'}:{line}" for line in (2, 3, 4, 5, 6)
+    ]
+    assert data.problems[-1].where.endswith("(image img/a.jpg)")
 
 
 @pytest.mark.parametrize(
@@ -108,8 +111,8 @@ def test_a_class_list_gives_the_order_and_classes_without_boxes(tmp_path: Path) 
     assert data.classes == ("owl", "dog", "ant", "cat")
     assert data.labels.tolist() == [1, 3, 2, 2, -1]
     assert [str(p).removeprefix(str(root)) for p in data.problems] == [
-        "/train.csv:3: class 'cat' is not in classes.txt, put after the listed ones",
-        "/train.csv:5: class 'ant' is not in classes.txt, put after the listed ones",
+        "/train.csv:3 (image img/a.jpg): class 'cat' is not in classes.txt, put after the listed ones",
+        "/train.csv:5 (image img/a.jpg): class 'ant' is not in classes.txt, put after the listed ones",
     ]
     assert read_split(root / "train.csv", "train").classes == data.classes
 
@@ -130,3 +133,24 @@ def test_a_file_beside_a_split_is_a_split_of_its_own_name(tmp_path: Path) -> Non
     root = write(tmp_path, ROWS)
     write(root, ROWS, "night.csv")
     assert sorted(csv.find(root)) == ["night", "train"]
+
+
+def test_a_quote_that_is_never_closed_is_refused(tmp_path: Path) -> None:
+    """It would swallow all rows after it as one cell."""
+    rows = ["img/a.jpg,1,2,10,20,dog", 'img/a.jpg,1,2,10,20,"dog', "img/b.jpg,1,2,10,20,dog"]
+    with pytest.raises(DataError, match=r"train\.csv:3: not a CSV row .*; correct its quotes"):
+        read_split(write(tmp_path, "\n".join(rows)), "train")
+
+
+@pytest.mark.parametrize("text", ["", "\ufeff\n", "hello"])
+def test_a_broken_val_file_is_refused_and_not_forgotten(tmp_path: Path, text: str) -> None:
+    write(tmp_path, "img/a.jpg,1,2,10,20,dog\nimg/b.jpg,1,2,10,20,dog\n")
+    (tmp_path / "val.csv").write_text(text)
+    with pytest.raises(DataError, match=r"val\.csv"):
+        read_train_val(tmp_path)
+
+
+def test_a_missing_image_is_named_with_the_row_that_wants_it(tmp_path: Path) -> None:
+    root = write(tmp_path, "img/a.jpg,1,2,10,20,dog\nimg/gone.jpg,1,2,10,20,dog\n")
+    with pytest.raises(DataError, match=r"train\.csv:2: .*gone\.jpg: no such image file; correct the path"):
+        read_split(root, "train")

@@ -71,7 +71,7 @@ def test_overrides(tmp_path: Path) -> None:
     assert len(read_train_val(root, val=str(other / "instances_train.json"))[1]) == 6
     assert len(read_train_val(root, val="instances_extra.json")[1]) == 5
     assert len(read_eval(root, str(other / "instances_train.json"))[0]) == 6
-    with pytest.raises(DataError, match="no split 'nowhere'; the splits here: extra, train, val"):
+    with pytest.raises(DataError, match="no split 'nowhere'; choose one of the splits here: extra, train, val"):
         read_train_val(root, val="nowhere")
     with pytest.raises(DataError, match="no split 'test'"):
         read_eval(root, "test")

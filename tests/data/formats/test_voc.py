@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -203,3 +205,69 @@ def test_an_image_without_a_usual_suffix(tmp_path: Path) -> None:
     root = write(tmp_path, {"a": xml(filename="a.dat")})
     Image.new("RGB", (40, 30)).save(root / "JPEGImages" / "a.dat", "png")
     assert list(read_split(root, "train").files) == ["a.dat"]
+
+
+def test_images_without_an_xml_file_are_reported(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a": xml(f"<name>cat</name>{BOX}"), "b": xml(filename="b.jpg")})
+    (root / "Annotations" / "b.xml").unlink()
+    (problem,) = read_split(root, "train").problems
+    assert str(problem) == f"{root / 'JPEGImages/b.jpg'}: image without an XML file, left out"
+
+
+def test_a_list_need_not_name_every_image(tmp_path: Path) -> None:
+    files = {"a": xml(f"<name>cat</name>{BOX}"), "b": xml(filename="b.jpg")}
+    assert not read_split(write(tmp_path, files, {"train": "a\n"}), "train").problems
+
+
+def test_a_listed_name_with_a_space_is_told_whole(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a": xml()}, {"train": "a\nphoto 3\n"})
+    with pytest.raises(DataError, match=r"train\.txt:2: 'photo 3' is listed but there is no photo 3\.xml"):
+        read_split(root, "train")
+
+
+@pytest.mark.parametrize("twice", ["<name>dog</name>", BOX])
+def test_an_object_with_two_names_or_boxes_is_dropped(tmp_path: Path, twice: str) -> None:
+    root = write(tmp_path, {"a": xml(f"<name>cat</name>{BOX}{twice}", f"<name>cat</name>{BOX}")})
+    data = read_split(root, "train")
+    assert len(data.boxes) == 1
+    assert data.problems[0].kind.startswith("object with two <")
+
+
+def test_a_difficult_flag_that_is_neither_0_nor_1_is_reported(tmp_path: Path) -> None:
+    text = xml(*(f"<name>cat</name><difficult>{flag}</difficult>{BOX}" for flag in ("0", "1", "7")))
+    data = read_split(write(tmp_path, {"a": text}), "train")
+    assert data.ignore.tolist() == [False, True, False]
+    assert [problem.kind for problem in data.problems] == ["<difficult> is '7', neither 0 nor 1"]
+
+
+def test_elements_inside_of_a_number_are_refused(tmp_path: Path) -> None:
+    """Only the text after them would be left: 1<a/>0 is not 0."""
+    text = xml(f"<name>cat</name>{BOX}").replace("10.5", "1<a/>0.5")
+    with pytest.raises(DataError, match="<a> in the middle of a text; repair"):
+        read_split(write(tmp_path, {"a": text}), "train")
+
+
+def test_elements_without_end_take_no_time(tmp_path: Path) -> None:
+    text = xml(f"<name>cat</name>{BOX}").replace("</annotation>", "<a>" * 200_000 + "</a>" * 200_000 + "</annotation>")
+    began = time.perf_counter()
+    assert len(read_split(write(tmp_path, {"a": text}), "train").boxes) == 1
+    assert time.perf_counter() - began < 10
+
+
+def test_a_split_whose_first_file_is_broken_is_refused_and_not_forgotten(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for name in ("a", "b"):
+            (tmp_path / split / f"{name}.xml").write_text(xml(f"<name>cat</name>{BOX}", filename=f"{name}.jpg"))
+            Image.new("RGB", (40, 30)).save(tmp_path / split / f"{name}.jpg")
+    (tmp_path / "val" / "a.xml").write_bytes(b"\0\1\2")
+    with pytest.raises(DataError, match=r"val/a\.xml:1: broken XML"):
+        read_split(tmp_path, "val")
+
+
+def test_a_pipe_instead_of_an_xml_file_is_not_opened(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a": xml(), "b": xml()}, {"train": "a\n"})
+    (root / "Annotations" / "a.xml").unlink()
+    os.mkfifo(root / "Annotations" / "a.xml")
+    with pytest.raises(DataError, match=r"a\.xml: not an XML file but a named pipe"):
+        read_split(root, "train")

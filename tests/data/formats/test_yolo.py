@@ -67,7 +67,7 @@ def test_yaml_variants(tmp_path: Path, yaml: str) -> None:
     ("yaml", "message"),
     [
         ("train: [\n", r"data\.yaml:2: not valid YAML"),
-        ("train: x\nnames: 3\n", "'names' must be"),
+        ("train: x\nnames: 3\n", "'names' is 3; give a list"),
         ("train: x\nnames: [yes, no]\n", "in quotes"),
         ("train: {a: 1}\nnames: [a]\n", "must be text"),
         ("train: nowhere\nnames: [a]\n", "no such folder"),
@@ -123,7 +123,8 @@ def test_polygons_and_malformed_lines(tmp_path: Path) -> None:
     assert data.boxes[0].tolist() == pytest.approx([4, 4, 20, 18])
     assert data.boxes[1].tolist() == [10, 5, 30, 15]
     file = root / "train" / "labels" / "a.txt"
-    assert [p.where for p in data.problems] == [f"{file}:{line}" for line in (2, 3, 4, 5, 7, 8)]
+    assert [p.where for p in data.problems[:-1]] == [f"{file}:{line}" for line in (2, 3, 4, 5, 7, 8)]
+    assert str(data.problems[-1]) == f"{root / 'train/images/b.png'}: no label file, taken as showing no object"
 
 
 def test_pose_lines_keep_only_the_box(tmp_path: Path) -> None:
@@ -169,3 +170,50 @@ def test_splits_of_other_names_that_lead_to_their_images(tmp_path: Path) -> None
     text(tmp_path / "data.yaml", "night: images/night\nday: day.txt\nlicense: images/mit\nroboflow: x\nnames: [cat]\n")
     assert list(read_all(tmp_path)) == ["night", "day"]
     assert list(read_split(tmp_path, "day").files) == ["images/day/b.jpg"]
+
+
+def test_images_without_labels_and_labels_without_images_are_reported(tmp_path: Path) -> None:
+    root = roboflow(tmp_path, YAML)
+    labels = root / "train" / "labels"
+    text(labels / "gone.txt", "0 0.5 0.5 0.5 0.5\n")
+    text(labels / "gone empty.txt", "")
+    text(labels / "classes.txt", "cat\ndog\n")
+    assert [str(problem) for problem in read_split(root, "train").problems] == [
+        f"{root / 'train/images/b.png'}: no label file, taken as showing no object",
+        f"{labels / 'gone empty.txt'}: label file without an image, left out",
+        f"{labels / 'gone.txt'}: label file without an image, left out",
+    ]
+
+
+def test_suffix_of_labels_in_capitals(tmp_path: Path) -> None:
+    root = roboflow(tmp_path, YAML)
+    (root / "train" / "labels" / "a.txt").rename(root / "train" / "labels" / "a.TXT")
+    assert len(read_split(root, "train").boxes) == 1
+
+
+@pytest.mark.parametrize("names", ["", "nc: 2\n"])
+def test_classes_without_names_are_reported(tmp_path: Path, names: str) -> None:
+    root = roboflow(tmp_path, "train: train/images\nval: valid/images\n" + names)
+    problems = [str(problem) for problem in read_split(root, "train").problems]
+    assert f"{root / 'data.yaml'}: no file names the classes, called by their numbers" in problems
+
+
+@pytest.mark.parametrize("count", ["1000000000", "9" * 400, "-1", "true", "1e30", "[2]"])
+def test_impossible_numbers_of_classes_are_refused_at_once(tmp_path: Path, count: str) -> None:
+    root = roboflow(tmp_path, f"train: train/images\nval: valid/images\nnc: {count}\n")
+    with pytest.raises(DataError, match=r"data\.yaml: 'nc' is .*; give the number"):
+        read_split(root, "train")
+
+
+@pytest.mark.parametrize("key", ["train: elsewhere", "names: [cow]"])
+def test_a_key_of_the_yaml_file_that_appears_twice_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(DataError, match=r"data\.yaml:1: not valid YAML \(two keys"):
+        read_split(roboflow(tmp_path, YAML + key + "\n"), "train")
+
+
+def test_lists_of_lists_of_lists_are_refused_in_a_short_line(tmp_path: Path) -> None:
+    lists = ["l0: &l0 [ha]", *(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]" for i in range(1, 9))]
+    root = roboflow(tmp_path, "\n".join([*lists, "train: *l8", "names: [cat, dog]"]))
+    with pytest.raises(DataError, match="paths of a split must be text") as caught:
+        read_split(root, "train")
+    assert len(str(caught.value)) < 300 + len(str(root))

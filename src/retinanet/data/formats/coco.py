@@ -6,7 +6,9 @@ import json
 import math
 import mmap
 import os
+from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from retinanet.data.formats.files import (
     is_split_name,
     listing,
     read_text,
+    short,
     split_of,
 )
 from retinanet.errors import DataError
@@ -49,7 +52,9 @@ def find(root: Path) -> dict[str, Path]:
             files = files + listing(folder)[1]
     files = [f for f in files if f.suffix.lower() == ".json" and not f.name.startswith(_OTHER_TASKS)]
     instances = [f for f in files if f.name.startswith("instances_")]
-    if found := by_split(instances or filter(_looks_like_coco, files)):
+    coco = [f for f in files if _looks_like_coco(f)]
+    # Beside a train.json, a val.json that does not look right is broken: it is refused when it is read.
+    if found := by_split(instances or [f for f in files if coco and (f in coco or is_split_name(f.stem))]):
         return found
     for folder in filter(lambda f: is_split_name(f.name), folders):
         own = [f for f in listing(folder)[1] if f.suffix.lower() == ".json"]
@@ -75,7 +80,10 @@ def read(source: Path, name: str, tolerant: bool = False) -> Dataset:
     position: dict[str, int] = {}
     for i, image in enumerate(images):
         if position.setdefault(str(image.get("id")), i) != i or image.get("id") is None:
-            raise DataError(f"{source}: image {files[i]} has id {image.get('id')!r}, which is missing or used twice")
+            raise DataError(
+                f"{source}: image {files[i]} has id {short(image.get('id'))}, which is missing or used twice; "
+                "give each image another one"
+            )
 
     classes = _Classes.of(_section(content, "categories", source), annotations, source)
     folder = _image_folder(source, files) if files else source.parent
@@ -90,7 +98,7 @@ def read(source: Path, name: str, tolerant: bool = False) -> Dataset:
     owner = np.array([_owner(a, position, source, i) for i, a in enumerate(annotations)], dtype=np.int64)
     orphans = np.flatnonzero(owner < 0).tolist()
     if orphans and images:
-        _refuse_orphans(builder, [annotations[i] for i in orphans], len(annotations), source)
+        _refuse_orphans(builder, [(i, annotations[i]) for i in orphans], len(annotations), source)
     order = np.argsort(owner, kind="stable")
     starts = np.searchsorted(owner[order], np.arange(len(images) + 1)).tolist()
 
@@ -98,13 +106,13 @@ def read(source: Path, name: str, tolerant: bool = False) -> Dataset:
     for i, image in enumerate(images):
         width, height = _side(image.get("width")), _side(image.get("height"))
         if not (width and height):
-            if (found := sizes.read(builder.root / files[i])) is None:
+            if (found := sizes.read(builder.root / files[i], f"{source}: image {i}")) is None:
                 continue
             width, height = found
         builder.add_image(files[i], width, height, image["id"] if numbered else None)
         for row in order[starts[i] : starts[i + 1]].tolist():
             annotation = annotations[row]
-            where = f"{source}: annotation {annotation.get('id', row)} (image {files[i]})"
+            where = f"{source}: annotation {_id(annotation, row)} (image {files[i]})"
             _add(builder, annotation, classes, where)
     sizes.check()
     return builder.build()
@@ -122,14 +130,15 @@ class _Classes:
     @classmethod
     def of(cls, categories: list[dict[str, Any]], annotations: list[dict[str, Any]], source: Path) -> _Classes:
         for category in categories:
-            if not isinstance(category.get("name"), str) or type(category.get("id")) is not int:
-                raise DataError(f"{source}: category {category!r:.80} needs a text 'name' and a whole-number 'id'")
+            name = category.get("name")
+            if not (isinstance(name, str) and name.strip()) or type(category.get("id")) is not int:
+                raise DataError(f"{source}: category {short(category)}; it needs a text 'name' and a whole-number 'id'")
         categories = sorted(categories, key=lambda c: int(c["id"]))
         used = {str(a.get("category_id")) for a in annotations if isinstance(a, dict)}
         result = cls([], [], {}, [])
         for category in categories:
             if str(category["id"]) in result.labels:
-                raise DataError(f"{source}: category id {category['id']} is used twice; ids must differ")
+                raise DataError(f"{source}: category id {short(category['id'])} is used twice; ids must differ")
             name = category["name"].strip()
             if is_ignore(name):
                 result.labels[str(category["id"])] = None
@@ -151,7 +160,7 @@ def _is_heading(category: dict[str, Any], categories: list[dict[str, Any]]) -> b
 def _add(builder: DatasetBuilder, annotation: dict[str, Any], classes: _Classes, where: str) -> None:
     category = str(annotation.get("category_id"))
     if category not in classes.labels:
-        problem = f"category_id {annotation.get('category_id')!r} is not among the categories"
+        problem = f"category_id {short(annotation.get('category_id'))} is not among the categories"
         builder.refuse(problem, where, f'{where}: {problem}; add it to "categories" or remove the annotation')
         return
     bbox = annotation.get("bbox")
@@ -161,6 +170,9 @@ def _add(builder: DatasetBuilder, annotation: dict[str, Any], classes: _Classes,
     x, y, width, height = (_to_float(v) for v in bbox)
     area = annotation.get("area")
     label = classes.labels[category]
+    for flag in ("iscrowd", "ignore"):
+        if annotation.get(flag, 0) not in (0, 1, "0", "1", None):
+            builder.report(f"{flag} is {short(annotation[flag])}, neither 0 nor 1", where, "taken as 0")
     builder.add_box(
         (x, y, x + width, y + height),
         NO_CLASS if label is None else label,
@@ -181,16 +193,23 @@ def _to_float(value: float) -> float:
         return math.inf
 
 
-def _refuse_orphans(builder: DatasetBuilder, orphans: list[dict[str, Any]], total: int, source: Path) -> None:
-    first = orphans[0]
+def _id(annotation: dict[str, Any], row: int) -> str:
+    number = annotation.get("id", row)
+    return str(number) if type(number) is int and abs(number) < 10**20 else short(number)
+
+
+def _refuse_orphans(
+    builder: DatasetBuilder, orphans: list[tuple[int, dict[str, Any]]], total: int, source: Path
+) -> None:
+    row, first = orphans[0]
     message = (
         f"{source}: {len(orphans)} of {total} annotations belong to images that are not listed, first "
-        f"annotation {first.get('id')} with image_id {first.get('image_id')!r}; add those images to "
+        f"annotation {_id(first, row)} with image_id {short(first.get('image_id'))}; add those images to "
         '"images" or remove the annotations'
     )
-    for orphan in orphans:
-        problem = f"annotation of an image that is not listed (image_id {orphan.get('image_id')!r})"
-        builder.refuse(problem, f"{source}: annotation {orphan.get('id')}", message)
+    for row, orphan in orphans:
+        problem = f"annotation of an image that is not listed (image_id {short(orphan.get('image_id'))})"
+        builder.refuse(problem, f"{source}: annotation {_id(orphan, row)}", message)
 
 
 def _side(value: Any) -> int:
@@ -199,13 +218,13 @@ def _side(value: Any) -> int:
 
 def _owner(annotation: Any, position: dict[str, int], source: Path, index: int) -> int:
     if not isinstance(annotation, dict):
-        raise DataError(f"{source}: annotation number {index} is not an object {{…}}")
+        raise DataError(f"{source}: annotation number {index} is not an object {{…}}; export the file again")
     return position.get(str(annotation.get("image_id")), -1)
 
 
 def _file_name(image: Any, where: str) -> str:
     if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
-        raise DataError(f"{where}: has no 'file_name'")
+        raise DataError(f"{where}: has no 'file_name'; add the image's path")
     return inside_path(image["file_name"], where)
 
 
@@ -221,7 +240,9 @@ def _image_folder(source: Path, files: list[str]) -> Path:
     hits = [sum(os.path.isfile(folder / probe) for probe in probes) for folder in folders]
     if not any(hits):
         tried = ", ".join(dict.fromkeys(map(str, folders)))
-        raise DataError(f"{source}: images such as {files[0]!r} are in none of {tried}; put them in {here / 'images'}")
+        raise DataError(
+            f"{source}: images such as {short(files[0])} are in none of {tried}; put them in {here / 'images'}"
+        )
     return folders[hits.index(max(hits))]
 
 
@@ -239,12 +260,12 @@ def _load(source: Path) -> dict[str, Any]:
     if not text.strip():
         raise DataError(f"{source}: the file is empty; expected COCO annotations")
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=partial(_object, source))
     except json.JSONDecodeError as error:
         line = f"{source}:{error.lineno}:{error.colno}"
         raise DataError(f"{line}: not valid JSON ({error.msg}); the file may be cut short, export it again") from error
     except (RecursionError, ValueError) as error:  # nested without end; a number of thousands of digits
-        raise DataError(f"{source}: not usable JSON ({str(error)[:80]})") from error
+        raise DataError(f"{source}: not usable JSON ({str(error)[:80]}); export it again") from error
     if isinstance(content, list):
         raise DataError(
             f"{source}: a list at the top is a file of results (detections), not of annotations; "
@@ -255,11 +276,19 @@ def _load(source: Path) -> dict[str, Any]:
     return content
 
 
+def _object(source: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):  # JSON lets the last one win, and all boxes of the first would be lost
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise DataError(f"{source}: an object has two keys {short(twice)}; remove one of them")
+    return result
+
+
 def _section(content: dict[str, Any], key: str, source: Path) -> list[dict[str, Any]]:
     section = content.get(key)
     if not isinstance(section, list):
-        keys = ", ".join(map(repr, list(content)[:6])) or "nothing"
+        keys = ", ".join(map(short, list(content)[:6])) or "nothing"
         raise DataError(f"{source}: not COCO annotations: no list {key!r} (found {keys}); export as COCO instances")
     if key == "categories" and not all(isinstance(c, dict) for c in section):
-        raise DataError(f"{source}: a category is not an object {{…}}")
+        raise DataError(f"{source}: a category is not an object {{…}}; export the file again")
     return section

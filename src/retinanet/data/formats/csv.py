@@ -19,8 +19,10 @@ from retinanet.data.formats.files import (
     clean_path,
     is_ignore,
     is_image,
+    is_split_name,
     listing,
     read_text,
+    short,
     split_of,
 )
 from retinanet.errors import DataError
@@ -82,7 +84,10 @@ def find(root: Path) -> dict[str, Source]:
         shared = Tables((root,), tuple(class_list(root.parent)))
         return {split_of(root): Source(root, shared)} if root.suffix.lower() in _SUFFIXES else {}
     folders, files = listing(root)
-    found = by_split(file for file in files if file.suffix.lower() in _SUFFIXES and _looks_right(file))
+    files = [file for file in files if file.suffix.lower() in _SUFFIXES]
+    right = [file for file in files if _looks_right(file)]
+    # Beside a train.csv, a val.csv that does not look right is broken: it is refused when it is read.
+    found = by_split(file for file in files if right and (file in right or is_split_name(file.stem)))
     if not found:
         found = {folder.name: folder / _ROBOFLOW_FILE for folder in folders if (folder / _ROBOFLOW_FILE).is_file()}
     shared = Tables(tuple(found.values()), tuple(class_list(root)))
@@ -102,11 +107,14 @@ def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
     """
     builder = DatasetBuilder(name, source.file.parent, source.shared.classes, tolerant=tolerant)
     images: dict[str, list[_Row]] = {}  # rows of an image need not be neighbours
+    lines: dict[str, int] = {}  # that name an image first
     for row in _rows(source.file):
         if row.problem:
-            builder.report(row.problem, f"{source.file}:{row.line}", "dropped")
+            image = f" (image {row.path})" if row.path else ""
+            builder.report(row.problem, f"{source.file}:{row.line}{image}", "dropped")
         else:
             rows = images.setdefault(row.path, [])
+            lines.setdefault(row.path, row.line)
             if row.box:
                 rows.append(row)
     if not images:
@@ -116,12 +124,12 @@ def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
     unlisted = UnlistedClasses(builder, source.shared.listed)
     sizes = SizeReader(builder)
     for path, rows in images.items():
-        if (size := sizes.read(builder.root / path)) is None:
+        if (size := sizes.read(builder.root / path, f"{source.file}:{lines[path]}")) is None:
             continue
         builder.add_image(path, *size)
         for row in rows:
             assert row.box is not None
-            where = f"{source.file}:{row.line}"
+            where = f"{source.file}:{row.line} (image {path})"
             unlisted.check(row.name, where)
             builder.add_box(row.box, labels.get(row.name, NO_CLASS), where, ignore=is_ignore(row.name))
     sizes.check()
@@ -131,7 +139,7 @@ def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
 def _rows(file: Path) -> Iterator[_Row]:
     text = read_text(file)
     delimiter = _delimiter(text[: 1 << 16].splitlines())
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     columns: Sequence[int] = range(len(_HEADERS))
     first = True
     try:
@@ -146,7 +154,7 @@ def _rows(file: Path) -> Iterator[_Row]:
                 yield _row(picked, reader.line_num, f"{file}:{reader.line_num}", decimal_comma=delimiter == ";")
             first = False
     except csv.Error as error:  # a cell of hundreds of kilobytes, an unclosed quote
-        raise DataError(f"{file}:{reader.line_num}: not a CSV row ({error})") from error
+        raise DataError(f"{file}:{reader.line_num}: not a CSV row ({error}); correct its quotes and commas") from error
 
 
 def _row(cells: list[str], line: int, where: str, decimal_comma: bool) -> _Row:
@@ -159,7 +167,7 @@ def _row(cells: list[str], line: int, where: str, decimal_comma: bool) -> _Row:
     try:
         x1, y1, x2, y2 = (float(c.replace(",", ".") if decimal_comma else c) for c in corners)
     except ValueError:
-        return _Row(line, path, problem=f"corners are not four numbers: {', '.join(corners)[:60]!r}")
+        return _Row(line, path, problem=f"corners are not four numbers: {short(', '.join(corners))}")
     if not name:
         return _Row(line, path, problem="box without a class")
     return _Row(line, path, (x1, y1, x2, y2), name)

@@ -181,7 +181,7 @@ class _Splits:
         split = self.resolve(wanted)
         if split is None:
             names = ", ".join(name or "one without a name, taken as train" for name in self.readers)
-            raise DataError(f"{self.path}: no split {wanted!r}; the splits here: {names}")
+            raise DataError(f"{self.path}: no split {wanted!r}; choose one of the splits here: {names}")
         return self.readers[split](tolerant=tolerant)
 
     def read_override(self, wanted: str, role: str, tolerant: bool = False) -> Dataset:
@@ -198,7 +198,7 @@ class _Splits:
 def _open(path: str | Path) -> _Splits:
     root = Path(path).expanduser()
     if not os.path.exists(root):
-        raise DataError(f"{root}: no such file or folder")
+        raise DataError(f"{root}: no such file or folder; correct the path")
     if readers := _readers(root):
         return _Splits(root, readers)
     if not root.is_dir():

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from retinanet.data.dataset import IGNORE_CLASS, LEFT_OUT, DatasetBuilder
+from retinanet.data.dataset import IGNORE_CLASS, REFUSED, DatasetBuilder
 from retinanet.data.images import IMAGE_SUFFIXES, image_size
 from retinanet.errors import DataError
+from retinanet.files import special_file
 
 # Every name a split goes by, the usual one first.
 SPLIT_ALIASES = {
@@ -28,6 +30,9 @@ CLASS_LIST = "classes.txt"
 BROKEN = "picture cannot be read"
 
 _MOST_BROKEN_IMAGES = 5
+
+# Bytes of a path, and of one of its parts, that the usual file systems allow.
+_LONGEST_PATH, _LONGEST_PART = 4095, 255
 
 
 def is_split_name(name: str) -> bool:
@@ -72,7 +77,7 @@ def listing(folder: Path) -> tuple[list[Path], list[Path]]:
     try:
         entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
     except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from error
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}); permit reading it") from error
     paths = [folder / entry for entry in entries]
     return [p for p in paths if os.path.isdir(p)], [p for p in paths if os.path.isfile(p)]
 
@@ -93,16 +98,18 @@ def read_text(file: Path | str) -> str:
     """The whole of a UTF-8 text file, without a byte-order mark.
 
     Raises:
-        DataError: the file is missing, unreadable or not UTF-8.
+        DataError: the file is missing, unreadable, no ordinary file or not UTF-8.
     """
+    if special := special_file(file):
+        raise DataError(f"{file}: not a text file but {special}; remove it or put the file there")
     try:
         return Path(file).read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise DataError(f"{file}: no such file") from error
+        raise DataError(f"{file}: no such file; correct the path or restore the file") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text (byte {error.start}); save it again with UTF-8 encoding") from error
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{file}: cannot be read ({error.strerror}); restore it or permit reading") from error
 
 
 def clean_path(name: str, where: str) -> str:
@@ -113,12 +120,19 @@ def clean_path(name: str, where: str) -> str:
     """
     path = posixpath.normpath(name.replace("\\", "/"))
     try:
-        path.encode("utf-8", "surrogateescape")
+        encoded = path.encode("utf-8", "surrogateescape")
+        possible = len(encoded) <= _LONGEST_PATH and max(map(len, encoded.split(b"/"))) <= _LONGEST_PART
     except UnicodeEncodeError:
-        raise DataError(f"{where}: {name!r} is not a possible file name") from None
-    if "\0" in path or path == ".":
-        raise DataError(f"{where}: {name!r} is not a possible file name")
+        possible = False
+    if not possible or "\0" in path or path == ".":
+        raise DataError(f"{where}: {short(name)} is not a possible file name; write the path of an image")
     return path
+
+
+def short(value: object) -> str:
+    """A value from a file as a message shows it: however large or nested, about a line at most."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 120 else f"{text[:116]} …"
 
 
 def inside_path(name: str, where: str) -> str:
@@ -130,8 +144,15 @@ def inside_path(name: str, where: str) -> str:
     path = clean_path(name, where)
     on_drive = re.match("[A-Za-z]:/", path) or (os.name == "nt" and ":" in path)
     if on_drive or path.startswith("/") or path.split("/")[0] == "..":
-        raise DataError(f"{where}: path {name!r} leads out of the data folder; write it relative to the image folder")
+        raise DataError(
+            f"{where}: path {short(name)} leads out of the data folder; write it relative to the image folder"
+        )
     return path
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxlevel = _SHORT.maxlist = _SHORT.maxdict = 3
 
 
 class UnlistedClasses:
@@ -155,22 +176,27 @@ class SizeReader:
         self._builder = builder
         self._broken: list[str] = []
 
-    def read(self, path: Path | str) -> tuple[int, int] | None:
-        """``(width, height)``; ``None`` for a broken file, which is to be passed over."""
+    def read(self, path: Path | str, where: str = "") -> tuple[int, int] | None:
+        """``(width, height)``; ``None`` for a broken file, which is to be passed over.
+
+        Args:
+            path: the image.
+            where: file and line that name it, for the message; unset where images are found by themselves.
+        """
         try:
             return image_size(Path(path))
         except DataError as error:
-            self._broken.append(str(error))
+            if self._builder.tolerant:
+                reason = str(error).removeprefix(f"{path}: ")
+                self._builder.report(f"{BROKEN} ({reason})", str(path), REFUSED)
+            self._broken.append(f"{where}: {error}" if where else str(error))
             if len(self._broken) == _MOST_BROKEN_IMAGES and not self._builder.tolerant:
                 self.check()
             return None
 
     def check(self) -> None:
-        """Raise DataError if any image so far was broken; a tolerant builder reports them, unless all were."""
+        """Raise DataError if any image so far was broken; if tolerant, only if all were."""
         if self._builder.tolerant and len(self._builder):
-            for reason in self._broken:
-                where, _, what = reason.partition(": ")
-                self._builder.report(f"{BROKEN} ({what})", where, LEFT_OUT)
             return
         if len(self._broken) == 1:
             raise DataError(self._broken[0])

@@ -22,11 +22,15 @@ from retinanet.data.formats.files import (
     is_split_name,
     listing,
     read_text,
+    short,
     walk,
 )
 from retinanet.errors import DataError
+from retinanet.files import special_file
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_PROBED_FILES = 20
+_DEEPEST = 4  # <annotation><object><bndbox><xmin>; what lies deeper is not read
 _CLASS_LIST_LINE = re.compile(r"\S+\s+-?[01]$")
 
 
@@ -84,33 +88,42 @@ def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
     unlisted = UnlistedClasses(builder, source.shared.listed)
     images = _Images(source.images)
     sizes = SizeReader(builder)
+    unread = set() if source.names else set(images.names)
     for xml in _listed_files(source, builder):
         try:
             content = _parse(xml)
         except DataError as error:
             builder.refuse("annotation file cannot be read", str(xml), str(error))
+            unread.discard(images.file("", xml))
             continue
         file = images.file(content.filename, xml)
         size = (content.width, content.height)
-        if (found_size := size if min(size) > 0 else sizes.read(source.images / file)) is None:
+        unread.discard(file)
+        if (found_size := size if min(size) > 0 else sizes.read(source.images / file, str(xml))) is None:
             continue
         builder.add_image(file, *found_size)
         # The VOC challenge counts pixels from 1 and includes the last; other tools write what they mean.
         first = 1 if "The VOC" in content.database else 0
         for found in content.objects:
             where = f"{xml}:{found.line}"
-            if not found.name:
+            if found.doubled:
+                builder.report(f"object with two <{found.doubled}>", where, "dropped")
+            elif not found.name:
                 builder.report("object without a name", where, "dropped")
             elif (corners := found.corners()) is None:
                 builder.report("object without a box of four numbers", where, "dropped")
             else:
                 x1, y1, x2, y2 = corners
                 unlisted.check(found.name, where)
+                if found.odd:
+                    builder.report(f"<difficult> is {short(found.odd)}, neither 0 nor 1", where, "taken as 0")
                 ignore = found.ignore or is_ignore(found.name)
                 builder.add_box(
                     (x1 - first, y1 - first, x2, y2), labels.get(found.name, NO_CLASS), where, ignore=ignore
                 )
     sizes.check()
+    for file in sorted(unread):
+        builder.report("image without an XML file", str(source.images / file), "left out")
     return builder.build()
 
 
@@ -126,10 +139,10 @@ def _folders(root: Path) -> tuple[Path, Path] | None:
 
 
 def _holds_voc(folder: Path) -> bool:
-    for xml in _xml_files(folder)[:1]:
-        # An Annotations folder is believed by its name; elsewhere an XML file can be anything.
-        return folder.name.lower() == "annotations" or b"<annotation" in _bytes(xml)[:4096]
-    return False
+    files = _xml_files(folder)[:_PROBED_FILES]
+    # An Annotations folder is believed by its name; elsewhere an XML file can be anything, and one may be broken.
+    believed = folder.name.lower() == "annotations"
+    return bool(files) and (believed or any(b"<annotation" in _bytes(xml)[:4096] for xml in files))
 
 
 def _xml_files(folder: Path) -> list[Path]:
@@ -162,11 +175,11 @@ def _listed_files(source: Source, builder: DatasetBuilder) -> list[Path]:
         where = f"{source.names}:{number}"
         for name in (line.strip(), line.split()[0], os.path.splitext(line.strip())[0]):
             xml = source.annotations / (inside_path(name, where) + ".xml")
-            if os.path.isfile(xml):
+            if os.path.exists(xml):  # what is no file is refused when it is read
                 break
         else:
-            problem = f"{line.strip()!r} is listed but there is no {line.split()[0]}.xml in {xml.parent}"
-            builder.refuse(problem, where, f"{where}: {problem}")
+            problem = f"{short(line.strip())} is listed but there is no {line.strip()}.xml in {source.annotations}"
+            builder.refuse(problem, where, f"{where}: {problem}; remove the line or restore the file")
             continue
         if xml in files:
             builder.report(f"{line.strip()!r} is listed twice", where, "read once")
@@ -178,8 +191,8 @@ class _Images:
     """Finds the image of an XML file in the image folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._names = {file.name for file in listing(folder)[1] if is_image(file.name)} if folder.is_dir() else set()
-        self._by_stem = {os.path.splitext(name)[0]: name for name in sorted(self._names, reverse=True)}
+        self.names = {file.name for file in listing(folder)[1] if is_image(file.name)} if folder.is_dir() else set()
+        self._by_stem = {os.path.splitext(name)[0]: name for name in sorted(self.names, reverse=True)}
         self._folder = folder
 
     def file(self, filename: str, xml: Path) -> str:
@@ -189,7 +202,7 @@ class _Images:
             filename = clean_path(filename, str(xml)).lstrip("/")
             if ".." in filename.split("/") or ":" in filename:
                 filename = filename.rsplit("/", 1)[-1]
-            if filename in self._names or os.path.isfile(self._folder / filename):
+            if filename in self.names or os.path.isfile(self._folder / filename):
                 return filename
         if (name := self._by_stem.get(xml.stem)) is not None:
             return name
@@ -202,6 +215,8 @@ class _Object:
     line: int
     name: str = ""
     ignore: bool = False
+    odd: str = ""
+    doubled: str = ""
     box: dict[str, str] = field(default_factory=dict)
 
     def corners(self) -> tuple[float, float, float, float] | None:
@@ -231,19 +246,26 @@ def _parse(xml: Path) -> _Content:
 
     def start(tag: str, _: dict[str, str]) -> None:
         path.append(tag)
+        if path[1:2] == ["object"] and len(path) > 2 and "".join(text).strip():
+            raise DataError(
+                f"{xml}:{parser.CurrentLineNumber}: <{tag}> in the middle of a text; repair or remove the file"
+            )
         text.clear()
         if len(path) == 1 and tag != "annotation":
-            raise DataError(f"{xml}:{parser.CurrentLineNumber}: <{tag}> is not a Pascal VOC annotation")
+            raise DataError(
+                f"{xml}:{parser.CurrentLineNumber}: <{tag}> is not a Pascal VOC annotation; repair or remove the file"
+            )
         if path == ["annotation", "object"]:
             content.objects.append(_Object(parser.CurrentLineNumber))
 
     def end(_: str) -> None:
-        _take(content, path[1:], "".join(text).strip())
+        if len(path) <= _DEEPEST:
+            _take(content, path[1:], "".join(text).strip())
         text.clear()
         path.pop()
 
     def refuse(*_: object) -> None:
-        raise DataError(f"{xml}:{parser.CurrentLineNumber}: entity declarations are refused; remove the file")
+        raise DataError(f"{xml}:{parser.CurrentLineNumber}: entity declarations are refused; remove them from the file")
 
     parser.StartElementHandler = start
     parser.EndElementHandler = end
@@ -267,14 +289,16 @@ def _feed(parse: Callable[[bytes, bool], int], xml: Path) -> None:
         reason = expat.ErrorString(error.code)
         raise DataError(f"{xml}:{error.lineno}: broken XML ({reason}); repair or remove the file") from error
     except (ValueError, LookupError) as error:  # an encoding Python does not know
-        raise DataError(f"{xml}: cannot be read ({error})") from error
+        raise DataError(f"{xml}: its encoding cannot be read; save it again with UTF-8 encoding") from error
 
 
 def _bytes(xml: Path) -> bytes:
+    if special := special_file(xml):
+        raise DataError(f"{xml}: not an XML file but {special}; remove it or put the file there")
     try:
         return xml.read_bytes()
     except OSError as error:
-        raise DataError(f"{xml}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{xml}: cannot be read ({error.strerror}); restore it or permit reading") from error
 
 
 def _take(content: _Content, path: list[str], text: str) -> None:
@@ -287,8 +311,14 @@ def _take(content: _Content, path: list[str], text: str) -> None:
         case ["size", ("width" | "height") as side]:
             setattr(content, side, int(text) if text.isdecimal() and len(text) < 10 else 0)
         case ["object", "name"]:
+            if content.objects[-1].name:
+                content.objects[-1].doubled = "name"
             content.objects[-1].name = text
         case ["object", ("difficult" | "ignore")]:
-            content.objects[-1].ignore |= text == "1"
+            content.objects[-1].ignore |= text in ("1", "true", "True")
+            if text not in ("", "0", "1", "false", "true", "False", "True"):
+                content.objects[-1].odd = text
         case ["object", "bndbox", corner]:
+            if corner in content.objects[-1].box:
+                content.objects[-1].doubled = corner
             content.objects[-1].box[corner] = text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,12 +22,14 @@ from retinanet.data.formats.files import (
     is_split_name,
     listing,
     read_text,
+    short,
     walk,
 )
 from retinanet.errors import DataError
 
 _NAME_LISTS = ("classes.txt", "obj.names")
 _PROBED_IMAGES = 50
+_MOST_CLASSES = 10_000
 
 
 @dataclass(frozen=True)
@@ -38,19 +41,31 @@ class Layout:
         splits: folders of images or text files listing images, per split.
         names: class name of each class number; ``None`` if no file tells them.
         pose: lines go on with keypoints after the box.
+        unnamed: ``names`` are numbers, of which a YAML file only tells how many there are.
+        file: the YAML file that describes all this, if there is one.
     """
 
     root: Path
     splits: dict[str, tuple[Path, ...]]
     names: dict[int, str] | None
     pose: bool = False
+    unnamed: bool = False
+    file: Path | None = None
+
+    @property
+    def naming_file(self) -> Path | None:
+        """The file that names the classes, or should; it may be broken."""
+        if self.file:
+            return self.file
+        places = (self.root / name for name in ("data.yaml", *_NAME_LISTS))
+        return next((place for place in places if os.path.lexists(place)), None)
 
     @cached_property
     def class_names(self) -> dict[int, str]:
         """``names``, or the class numbers of all splits where nothing names them."""
         if self.names is not None:
             return self.names
-        images = (image for entries in self.splits.values() for entry in entries for image in _images(entry))
+        images = (image for entries in self.splits.values() for entry in entries for image in _images(entry, self))
         largest = max((_largest_class(label) for image in images if (label := _label_file(image))), default=-1)
         return {number: str(number) for number in range(largest + 1)}
 
@@ -103,8 +118,9 @@ def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
     labels = {class_name: i for i, class_name in enumerate(kept)}
     sizes = SizeReader(builder)
     prefix = os.path.join(str(layout.root), "")
-    labelled = 0
-    images = list(dict.fromkeys(image for entry in entries for image in _images(entry)))
+    unlabelled: list[str] = []
+    used: set[str] = set()
+    images = list(dict.fromkeys(image for entry in entries for image in _images(entry, layout)))
     if not images:
         raise DataError(f"{name}: no images in {', '.join(map(str, entries))}")
     for image in images:
@@ -114,19 +130,44 @@ def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
         file = image[len(prefix) :] if image.startswith(prefix) else os.path.abspath(image)
         builder.add_image(file, width, height)
         if label_file := _label_file(image):
-            labelled += 1
+            used.add(label_file)
             for number, box, where in _boxes(label_file, builder, layout.pose):
                 class_name = layout.class_names.get(number)
                 if class_name is None:
-                    problem = f"class number {number} has no name"
-                    builder.refuse(problem, where, f"{where}: {problem}; there are {len(classes)} classes")
+                    problem = f"class number {short(number)} has no name, there are {len(classes)} classes"
+                    remedy = f"correct the line, or name the class in {layout.naming_file or 'a data.yaml'}"
+                    builder.refuse(problem, where, f"{where}: {problem}; {remedy}")
                     continue
                 scaled = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
                 builder.add_box(scaled, labels.get(class_name, NO_CLASS), where, ignore=is_ignore(class_name))
+        else:
+            unlabelled.append(image)
     sizes.check()
-    if not labelled:
-        builder.report("no image has a label file", str(entries[0]), "all taken as showing no object")
+    _report_missing(builder, entries, unlabelled, used)
+    if layout.names is None or layout.unnamed:
+        builder.report("no file names the classes", str(layout.naming_file or layout.root), "called by their numbers")
     return builder.build()
+
+
+def _report_missing(builder: DatasetBuilder, entries: tuple[Path, ...], unlabelled: list[str], used: set[str]) -> None:
+    """Report images without labels, and labels without images."""
+    if not used:
+        builder.report("no image has a label file", str(entries[0]), "all taken as showing no object")
+        return
+    for image in unlabelled:
+        builder.report("no label file", image, "taken as showing no object")
+    # Of a list of images nobody expects that it names all of a folder.
+    folders = {os.path.dirname(label) for label in used} if all(map(os.path.isdir, entries)) else set()
+    for folder in sorted(folders):
+        for file in listing(Path(folder))[1]:
+            if file.suffix.lower() == ".txt" and str(file) not in used and _is_label(file):
+                builder.report("label file without an image", str(file), "left out")
+
+
+def _is_label(file: Path) -> bool:
+    """Whether a text file is empty or begins with numbers; notes and class lists lie beside labels as well."""
+    words = next(iter(read_text(file).splitlines()), "").split()
+    return not words or (len(words) >= 5 and all(word.replace(".", "", 1).isdecimal() for word in words[:5]))
 
 
 def _boxes(
@@ -138,18 +179,18 @@ def _boxes(
         try:
             values = [float(word) for word in line.split()]
         except ValueError:
-            builder.report(f"not a line of numbers: {line.strip()[:60]!r}", where, "dropped")
+            builder.report(f"not a line of numbers: {short(line.strip())}", where, "dropped")
             continue
         if not values:
             continue
         if not all(map(math.isfinite, values)):
-            builder.report(f"not finite: {line.strip()[:60]!r}", where, "dropped")
+            builder.report(f"not finite: {short(line.strip())}", where, "dropped")
             continue
         if pose:
             values = values[:5]
         coordinates = values[1:]
         if not values[0].is_integer() or len(coordinates) < 4 or len(coordinates) % 2:
-            builder.report(f"expected 'class x y width height', found {line.strip()[:60]!r}", where, "dropped")
+            builder.report(f"expected 'class x y width height', found {short(line.strip())}", where, "dropped")
         elif len(coordinates) == 4:
             x, y, width, height = coordinates
             yield int(values[0]), (x - width / 2, y - height / 2, x + width / 2, y + height / 2), where
@@ -158,7 +199,7 @@ def _boxes(
             yield int(values[0]), (min(xs), min(ys), max(xs), max(ys)), where
 
 
-def _images(entry: Path) -> Iterator[str]:
+def _images(entry: Path, layout: Layout) -> Iterator[str]:
     """The image files of a folder, or of a text file with one path a line."""
     if os.path.isdir(entry):
         yield from filter(is_image, walk(entry))
@@ -168,7 +209,9 @@ def _images(entry: Path) -> Iterator[str]:
                 # A list is written by the user: absolute paths are as good as those from the list's folder.
                 yield os.path.join(entry.parent, clean_path(line.strip(), f"{entry}:{number}"))
     else:
-        raise DataError(f"{entry}: no such folder or .txt list of images; correct the path in the YAML file")
+        raise DataError(
+            f"{entry}: no such folder or .txt list of images; correct the path in {layout.file or layout.root}"
+        )
 
 
 def label_path(image: str) -> str:
@@ -183,7 +226,8 @@ def _beside(image: str) -> str:
 
 def _label_file(image: str) -> str | None:
     """The label file of an image, where :func:`label_path` says or beside it; ``None`` if neither exists."""
-    return next((file for file in (label_path(image), _beside(image)) if os.path.isfile(file)), None)
+    stems = (label_path(image).removesuffix(".txt"), os.path.splitext(image)[0])
+    return next((file for stem in stems for end in (".txt", ".TXT") if os.path.isfile(file := stem + end)), None)
 
 
 def _largest_class(file: str) -> int:
@@ -239,7 +283,7 @@ def _names_near(folder: Path) -> dict[int, str] | None:
 def _from_yaml(file: Path, strict: bool = True) -> Layout | None:
     """The layout a YAML file describes; ``None`` if it is about something else."""
     try:
-        content: Any = yaml.safe_load(read_text(file))
+        content: Any = yaml.load(read_text(file), _Loader)
     except (DataError, yaml.YAMLError, ValueError, RecursionError) as error:
         if not strict:
             return None
@@ -247,12 +291,25 @@ def _from_yaml(file: Path, strict: bool = True) -> Layout | None:
             raise
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise DataError(f"{file}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from error
+        reason = str(getattr(error, "problem", None) or error).split("\n")[0][:120]
+        raise DataError(f"{file}{line}: not valid YAML ({reason}); correct it") from error
     if not isinstance(content, dict) or not ("names" in content or "nc" in content):
         return None
     keys = [key for key, value in content.items() if isinstance(key, str) and value and _is_split(key, value, file)]
     splits = {key: _entries(file, content.get("path"), content[key]) for key in keys}
-    return Layout(file.parent, splits, _names(content, file), "kpt_shape" in content) if splits else None
+    unnamed = content.get("names") is None
+    return Layout(file.parent, splits, _names(content, file), "kpt_shape" in content, unnamed, file) if splits else None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that appears twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, count in Counter(keys).items():
+            if count > 1:
+                raise yaml.constructor.ConstructorError(problem=f"two keys {short(key)}", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _is_split(key: str, value: Any, file: Path) -> bool:
@@ -265,14 +322,19 @@ def _is_split(key: str, value: Any, file: Path) -> bool:
 def _names(content: dict[str, Any], file: Path) -> dict[int, str]:
     names = content.get("names")
     if names is None:
-        names = [str(i) for i in range(content["nc"])] if isinstance(content["nc"], int) else None
+        count = content["nc"]
+        if type(count) is not int or not 1 <= count <= _MOST_CLASSES:
+            raise DataError(f"{file}: 'nc' is {short(count)}; give the number of classes, or a list 'names'")
+        names = [str(i) for i in range(count)]
     pairs = enumerate(names) if isinstance(names, list) else names.items() if isinstance(names, dict) else None
     if pairs is None:
-        raise DataError(f"{file}: 'names' must be a list of class names or a mapping from numbers to names")
+        raise DataError(
+            f"{file}: 'names' is {short(names)}; give a list of class names or a mapping from numbers to names"
+        )
     result = {}
     for number, name in pairs:
-        if type(number) is not int or type(name) not in (str, int):
-            raise DataError(f"{file}: class {number!r} is called {name!r}; put class names in quotes")
+        if type(number) is not int or type(name) not in (str, int) or not str(name).strip():
+            raise DataError(f"{file}: class {short(number)} is called {short(name)}; put class names in quotes")
         result[number] = str(name).strip()
     return result
 
@@ -281,7 +343,7 @@ def _entries(file: Path, base: Any, value: Any) -> tuple[Path, ...]:
     """Where the paths of one split lead; one that leads nowhere is kept, for the message when it is read."""
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(v, str) for v in values):
-        raise DataError(f"{file}: paths of a split must be text, found {str(value)[:60]!r}")
+        raise DataError(f"{file}: paths of a split must be text, found {short(value)}; write a folder's path")
     places = [file.parent / base, file.parent] if isinstance(base, str) else [file.parent]
     found = []
     for entry in values:

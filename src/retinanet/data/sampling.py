@@ -1,0 +1,124 @@
+"""Which images make up each batch of a training: a function of seed, epoch and batch, and of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Sampler
+
+from retinanet.config import DataConfig
+from retinanet.data.dataset import Dataset
+
+Factors = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def sampling_factors(dataset: Dataset, config: DataConfig) -> Factors:
+    """How often each image is shown in an epoch, on average: float64 ``(N,)``, 1 by default.
+
+    Rare classes: a class in a share f of the images has the factor max(1, √(``config.repeat_rare`` / f)), and an image
+    that of its rarest class (repeat factor sampling, https://arxiv.org/abs/1908.03195, appendix A). Background: images
+    without objects are shown less often, so that they are at most ``config.background`` of an epoch.
+    """
+    factors = np.ones(len(dataset))
+    owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))[~dataset.ignore]
+    labels = dataset.labels[~dataset.ignore]
+    if config.repeat_rare > 0 and len(labels):
+        pairs = np.unique(np.stack([owner, labels]), axis=1)  # each class of an image once
+        share = np.bincount(pairs[1], minlength=len(dataset.classes)) / len(dataset)
+        of_class = np.maximum(1, np.sqrt(config.repeat_rare / np.maximum(share, 1e-12)))
+        np.maximum.at(factors, pairs[0], of_class[pairs[1]])
+    if config.background is not None:
+        empty = np.ones(len(dataset), dtype=bool)
+        empty[owner] = False
+        wanted = config.background / (1 - config.background) * factors[~empty].sum()
+        if empty.any() and empty.sum() > wanted:
+            factors[empty] = wanted / empty.sum()
+    return factors
+
+
+class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
+    """All batches of a training, as lists of (epoch, batch of the epoch, image index), from step ``start`` on.
+
+    Each epoch is its own shuffle, of the same length. Upright and lying images are kept in separate batches, which
+    saves padding. An image is shown as often as its factor says; a fraction means once more in some epochs.
+
+    Args:
+        dataset: the images.
+        batch: images per step, on all processes together.
+        epochs: passes over the dataset.
+        seed: fixes the order.
+        start: steps already done, for resuming.
+        factors: how often each image is shown in an epoch, see :func:`sampling_factors`; unset: once.
+        rank: which process this is; it gets every ``count``-th image of a batch, which can be none.
+        count: number of processes.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch: int,
+        epochs: int,
+        seed: int,
+        start: int = 0,
+        factors: Factors | None = None,
+        rank: int = 0,
+        count: int = 1,
+    ) -> None:
+        self.batch, self.epochs, self.seed, self.start = batch, epochs, seed, start
+        self.rank, self.count = rank, count
+        upright = dataset.sizes[:, 1] > dataset.sizes[:, 0]
+        self._groups = [group for group in (upright, ~upright) if group.any()]
+        self._factors = np.ones(len(dataset)) if factors is None else factors.copy()
+        totals = [max(1, round(float(self._factors[group].sum()))) for group in self._groups]
+        for group, total in zip(self._groups, totals, strict=True):
+            self._factors[group] *= total / self._factors[group].sum()
+        self.images_per_epoch: int = sum(totals)
+        self.steps_per_epoch: int = sum(-(-total // batch) for total in totals)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.epochs - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        for epoch, number, images in self._remaining():
+            yield [(epoch, number, index) for index in images[self.rank :: self.count]]
+
+    def lengths(self) -> Iterator[int]:
+        """Images of each remaining batch, on all processes together."""
+        return (len(images) for _, _, images in self._remaining())
+
+    def images_before(self, step: int) -> int:
+        """Images that the first ``step`` batches contain, on all processes together."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        return epochs * self.images_per_epoch + (sum(map(len, self.batches(epochs)[:rest])) if rest else 0)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """The batches of one epoch, as image indices."""
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self._factors))
+        batches = []
+        for group in self._groups:
+            images = self._drawn(order[group[order]], rng)
+            batches += [images[i : i + self.batch].tolist() for i in range(0, len(images), self.batch)]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def _drawn(self, images: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """``images``, each ⌊factor⌋ or ⌈factor⌉ times, in random order.
+
+        Systematic sampling, so that their number is always the same.
+        """
+        factors = self._factors[images]
+        if (factors == 1).all():
+            return images
+        ends = np.floor(np.cumsum(factors) + rng.random())
+        ends[-1] = round(factors.sum())  # what the sum of the factors is, but for rounding
+        return rng.permutation(np.repeat(images, np.diff(ends, prepend=0).astype(np.int64)))
+
+    def _remaining(self) -> Iterator[tuple[int, int, list[int]]]:
+        first, skip = divmod(self.start, self.steps_per_epoch)
+        for epoch in range(first, self.epochs):
+            done = skip if epoch == first else 0
+            for number, images in enumerate(self.batches(epoch)[done:], start=done):
+                yield epoch, number, images

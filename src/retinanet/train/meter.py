@@ -1,0 +1,124 @@
+"""The numbers of a step: read when they are there, added up over processes, written to the log.
+
+On a GPU a step is only launched when Python goes on. Its numbers are read after the next step is launched, so that the
+GPU never waits for Python; what must be exact (a checkpoint, the end of an epoch) asks for all of them first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retinanet.data.loader import Batch
+from retinanet.losses import Losses
+from retinanet.losses.imbalance import Imbalance
+from retinanet.train.distributed import Processes
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was launched.
+
+    Attributes:
+        number: from 1.
+        batch: this process's images.
+        images: how many there are on all processes.
+        lr: its learning rate.
+        losses: this process's.
+        grad_norm: scalar, before clipping.
+        imbalance: who owns this process's loss, if it was measured.
+        stop: this process was asked to stop.
+        save: this process thinks that a checkpoint is due.
+    """
+
+    number: int
+    batch: Batch
+    images: int
+    lr: float
+    losses: Losses
+    grad_norm: Tensor
+    imbalance: Imbalance | None
+    stop: bool
+    save: bool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A step's numbers over all processes; ``own_foreground`` are the foreground anchors of this one."""
+
+    step: Step
+    loss: float
+    classification: float
+    box: float
+    foreground: int
+    own_foreground: int
+    grad_norm: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether losses and gradient are numbers; all processes agree."""
+        return math.isfinite(self.loss + self.grad_norm)
+
+    def line(self, steps_per_epoch: int) -> dict[str, Any]:
+        """What the log says about the step."""
+        numbers = {name: round(getattr(self, name), 5) for name in ("loss", "classification", "box")}
+        imbalance = self.step.imbalance.to_dict() if self.step.imbalance is not None else {}
+        return {
+            "step": self.step.number,
+            "epoch": round(self.step.number / steps_per_epoch, 4),
+            **numbers,
+            "foreground": self.foreground,
+            "grad_norm": round(self.grad_norm, 4),
+            "lr": self.step.lr,
+            **imbalance,
+        }
+
+
+class Meter:
+    """Takes launched steps and gives readings.
+
+    Attributes:
+        stop: some process was asked to stop.
+        save: the first process wants a checkpoint.
+    """
+
+    def __init__(self, processes: Processes, deferred: bool) -> None:
+        self.stop = self.save = False
+        self._processes = processes
+        self._deferred = deferred
+        self._waiting: list[Step] = []
+
+    def add(self, step: Step) -> list[Reading]:
+        """Readings that are due now that ``step`` is launched: its own, or on a GPU that of the step before."""
+        self._waiting.append(step)
+        return self._read(len(self._waiting) - self._deferred)
+
+    def flush(self) -> list[Reading]:
+        """Readings of all steps so far."""
+        return self._read(len(self._waiting))
+
+    def _read(self, count: int) -> list[Reading]:
+        ready, self._waiting = self._waiting[:count], self._waiting[count:]
+        return [self._reading(step) for step in ready]
+
+    def _reading(self, step: Step) -> Reading:
+        classification, box, foreground = step.losses
+        own = torch.stack([classification, box]).cpu().double()
+        asked = torch.tensor([float(foreground), step.stop, step.save and self._processes.first], dtype=torch.float64)
+        values = self._processes.sum(torch.cat([own, asked])).tolist()
+        self.stop, self.save = self.stop or values[3] > 0, values[4] > 0
+        # gradients are means over the processes, so the loss they are of is one, too
+        classification_loss, box_loss = (value / self._processes.count for value in values[:2])
+        return Reading(
+            step,
+            classification_loss + box_loss,
+            classification_loss,
+            box_loss,
+            int(values[2]),
+            int(foreground),
+            step.grad_norm.item(),
+        )
