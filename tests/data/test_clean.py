@@ -56,7 +56,7 @@ def test_boxes(planted: Path, repaired: tuple[dict[str, Dataset], list[str]]) ->
     rows = data.boxes[data.rows(index)]
     assert (np.abs(rows - (5, 60, 27, 84)).max(axis=1) < 0.1).sum() == 1  # of 9008 and 9009
     assert sum("is there twice; dropped" in line for line in changes) == 1
-    for number, action in ((9001, "dropped"), (9002, "dropped"), (9006, "clipped"), (9030, "left out")):
+    for number, action in ((9001, "dropped"), (9002, "dropped"), (9006, "clipped"), (9030, "training stops")):
         assert sum(f"annotation {number}" in line and line.endswith(action) for line in changes) == 1
     assert (data.boxes[:, 2:] <= data.sizes[np.repeat(np.arange(len(data)), np.diff(data.offsets))]).all()
 

@@ -20,9 +20,9 @@ VERBS = {
     "detect": ("detect", "find objects in pictures; draw them and write them down"),
     "convert": ("convert", "turn torchvision's RetinaNet weights into a file of this package"),
     "bench": ("bench", "time this package beside torchvision on this machine"),
-    "data anchors": ("data_anchors", "fit the anchors to your boxes, and say whether it is worth it"),
     "data inspect": ("data_inspect", "say what is wrong or hard to learn in a dataset, before training on it"),
     "data convert": ("data_convert", "write a dataset as COCO, Pascal VOC, YOLO or CSV"),
+    "data anchors": ("data_anchors", "fit the anchors to your boxes, and say whether it is worth it"),
     "data sample": ("data_sample", "make a synthetic dataset to try everything on"),
 }
 

@@ -24,7 +24,7 @@ from retinanet.errors import DataError
 IGNORE_CLASS = "ignore"
 
 # What a tolerant reader does with that at which training stops.
-LEFT_OUT = "left out"
+REFUSED = "left out, where training stops"
 
 # Label of an ignore region that belongs to no class in particular.
 NO_CLASS = -1
@@ -308,7 +308,7 @@ class DatasetBuilder:
         """
         if not self.tolerant:
             raise DataError(message)
-        self._report(problem, where, LEFT_OUT)
+        self._report(problem, where, REFUSED)
 
     def _report(self, kind: str, where: str, action: str) -> None:
         self.problems.append(Problem(kind, where, action))

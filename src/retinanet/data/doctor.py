@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torchvision.ops import box_iou
 
 from retinanet.config import DataConfig
-from retinanet.data.dataset import LEFT_OUT, NO_CLASS, Dataset, Problem
+from retinanet.data.dataset import NO_CLASS, REFUSED, Dataset, Problem
 from retinanet.data.duplicates import Pair, Scan, find_pairs, scan
 from retinanet.data.findings import Finding, Sight
 from retinanet.data.formats.files import BROKEN, SPLIT_ALIASES, is_image
@@ -111,10 +111,14 @@ def role(split: str) -> str:
 def _reported(split: str, problem: Problem) -> Finding:
     """What the reader said, as a finding."""
     kind, action = problem.kind, problem.action
-    if action == LEFT_OUT and kind.startswith(BROKEN):
+    if action == REFUSED and kind.startswith(BROKEN):
         return Finding("broken-picture", split, problem.where, kind.removeprefix(BROKEN).strip(" ()") or kind)
-    if action == LEFT_OUT and not kind.startswith("category '"):
+    if action == REFUSED:
         return Finding("broken-annotation", split, problem.where, kind)
+    if kind.startswith("image without"):
+        return Finding("unlisted-picture", split, problem.where, kind)
+    if kind.startswith("label file without"):
+        return Finding("bad-line", split, problem.where, kind, effect=action)
     if action == "clipped":
         return Finding("clipped-box", split, problem.where, kind)
     if action == "dropped":
@@ -260,8 +264,8 @@ def _unlisted(splits: Splits) -> Iterator[Finding]:
     """Pictures beside those that are listed, but listed in no split."""
     listed = {os.path.abspath(dataset.path(index)) for dataset in splits.values() for index in dataset}
     split_of = {os.path.dirname(os.path.abspath(d.path(index))): split for split, d in splits.items() for index in d}
-    # A picture that was left out, or whose annotation file was, is listed.
-    left_out = (p.where for d in splits.values() for p in d.problems if p.action == LEFT_OUT)
+    # A picture that was left out, or whose annotation file was, is listed, and named already.
+    left_out = (p.where for d in splits.values() for p in d.problems if p.action in (REFUSED, "left out"))
     reported = {os.path.splitext(os.path.basename(where))[0] for where in left_out}
     for folder in sorted(split_of):
         if os.path.isdir(folder):

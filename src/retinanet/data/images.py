@@ -106,7 +106,7 @@ def read_thumbnail(
             image.draft("L", (4 * side, 4 * side))  # JPEG: every byte is read, few of the pixels are computed
             grey = Image.fromarray(to_rgb(image, expected_size if found == expected_size else None)).convert("L")
             return np.array(grey.resize((side, side), Image.Resampling.BOX)), found
-        except Exception as error:  # of any kind, as above
+        except Exception as error:  # as in read_image
             raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
 
 

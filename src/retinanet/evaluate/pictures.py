@@ -48,8 +48,8 @@ def draw_example(
     from retinanet.detect.draw import draw, to_supervision  # supervision takes a second to import
 
     rows = dataset.rows(index)
-    truth = dataset.boxes[rows][~dataset.ignore[rows]]
-    return draw(draw_boxes(image, truth), to_supervision(found, dataset.classes), dataset.classes)
+    objects = draw_boxes(image, dataset.boxes[rows][~dataset.ignore[rows]])
+    return draw(objects, to_supervision(found, dataset.classes), dataset.classes)
 
 
 def prediction_pictures(

@@ -93,6 +93,6 @@ def _figure(dataset: Dataset, predictions: Predictions, index: int, score: float
         torch.from_numpy(predictions.labels[mine]),
     )
     rows = dataset.rows(index)
-    drawn = draw_example(read_example(dataset, index), dataset, index, found)
-    name, objects = Path(dataset.files[index]).name, int((~dataset.ignore[rows]).sum())
-    return page.picture(drawn, f"{name} · {objects} objects, {int(mine.sum())} found")
+    picture = draw_example(read_example(dataset, index), dataset, index, found)
+    name = Path(dataset.files[index]).name
+    return page.picture(picture, f"{name} · {int((~dataset.ignore[rows]).sum())} objects, {int(mine.sum())} found")

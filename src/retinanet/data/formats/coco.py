@@ -98,7 +98,7 @@ def read(source: Path, name: str, tolerant: bool = False) -> Dataset:
     owner = np.array([_owner(a, position, source, i) for i, a in enumerate(annotations)], dtype=np.int64)
     orphans = np.flatnonzero(owner < 0).tolist()
     if orphans and images:
-        _refuse_orphans(builder, [annotations[i] for i in orphans], len(annotations), source)
+        _refuse_orphans(builder, [(i, annotations[i]) for i in orphans], len(annotations), source)
     order = np.argsort(owner, kind="stable")
     starts = np.searchsorted(owner[order], np.arange(len(images) + 1)).tolist()
 
@@ -106,8 +106,7 @@ def read(source: Path, name: str, tolerant: bool = False) -> Dataset:
     for i, image in enumerate(images):
         width, height = _side(image.get("width")), _side(image.get("height"))
         if not (width and height):
-            found = sizes.read(builder.root / files[i], f"{source}: image {i}")
-            if found is None:
+            if (found := sizes.read(builder.root / files[i], f"{source}: image {i}")) is None:
                 continue
             width, height = found
         builder.add_image(files[i], width, height, image["id"] if numbered else None)
@@ -199,14 +198,16 @@ def _id(annotation: dict[str, Any], row: int) -> str:
     return str(number) if type(number) is int and abs(number) < 10**20 else short(number)
 
 
-def _refuse_orphans(builder: DatasetBuilder, orphans: list[dict[str, Any]], total: int, source: Path) -> None:
-    first = orphans[0]
+def _refuse_orphans(
+    builder: DatasetBuilder, orphans: list[tuple[int, dict[str, Any]]], total: int, source: Path
+) -> None:
+    row, first = orphans[0]
     message = (
         f"{source}: {len(orphans)} of {total} annotations belong to images that are not listed, first "
-        f"annotation {_id(first, 0)} with image_id {short(first.get('image_id'))}; add those images to "
+        f"annotation {_id(first, row)} with image_id {short(first.get('image_id'))}; add those images to "
         '"images" or remove the annotations'
     )
-    for row, orphan in enumerate(orphans):
+    for row, orphan in orphans:
         problem = f"annotation of an image that is not listed (image_id {short(orphan.get('image_id'))})"
         builder.refuse(problem, f"{source}: annotation {_id(orphan, row)}", message)
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from retinanet.data.dataset import IGNORE_CLASS, LEFT_OUT, DatasetBuilder
+from retinanet.data.dataset import IGNORE_CLASS, REFUSED, DatasetBuilder
 from retinanet.data.images import IMAGE_SUFFIXES, image_size
 from retinanet.errors import DataError
 from retinanet.files import special_file
@@ -186,18 +186,17 @@ class SizeReader:
         try:
             return image_size(Path(path))
         except DataError as error:
-            tolerant = self._builder.tolerant
-            self._broken.append(f"{where}: {error}" if where and not tolerant else str(error))
-            if len(self._broken) == _MOST_BROKEN_IMAGES and not tolerant:
+            if self._builder.tolerant:
+                reason = str(error).removeprefix(f"{path}: ")
+                self._builder.report(f"{BROKEN} ({reason})", str(path), REFUSED)
+            self._broken.append(f"{where}: {error}" if where else str(error))
+            if len(self._broken) == _MOST_BROKEN_IMAGES and not self._builder.tolerant:
                 self.check()
             return None
 
     def check(self) -> None:
-        """Raise DataError if any image so far was broken; a tolerant builder reports them, unless all were."""
+        """Raise DataError if any image so far was broken; if tolerant, only if all were."""
         if self._builder.tolerant and len(self._builder):
-            for reason in self._broken:
-                where, _, what = reason.partition(": ")
-                self._builder.report(f"{BROKEN} ({what})", where, LEFT_OUT)
             return
         if len(self._broken) == 1:
             raise DataError(self._broken[0])

@@ -94,6 +94,7 @@ def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
             content = _parse(xml)
         except DataError as error:
             builder.refuse("annotation file cannot be read", str(xml), str(error))
+            unread.discard(images.file("", xml))
             continue
         file = images.file(content.filename, xml)
         size = (content.width, content.height)
@@ -174,7 +175,7 @@ def _listed_files(source: Source, builder: DatasetBuilder) -> list[Path]:
         where = f"{source.names}:{number}"
         for name in (line.strip(), line.split()[0], os.path.splitext(line.strip())[0]):
             xml = source.annotations / (inside_path(name, where) + ".xml")
-            if os.path.isfile(xml):
+            if os.path.exists(xml):  # what is no file is refused when it is read
                 break
         else:
             problem = f"{short(line.strip())} is listed but there is no {line.strip()}.xml in {source.annotations}"
