@@ -21,6 +21,7 @@ from torch.multiprocessing.spawn import spawn
 
 from retinanet.data.synthetic import write_sample
 from retinanet.train.distributed import Processes, joined_processes
+from retinanet.zoo.weights import read_info
 
 pytestmark = pytest.mark.skipif(not distributed.is_gloo_available(), reason="this PyTorch has no gloo")
 
@@ -92,6 +93,23 @@ def test_one_is_killed_and_all_end_with_a_word(parts: Path, tmp_path: Path) -> N
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     own = [line for line in said.splitlines() if line.startswith("error:")]
     assert any("another process of this training ended" in line for line in own) or "Signal 9" in said, said
+
+
+def test_ctrl_c_saves_the_state_of_all(parts: Path, tmp_path: Path) -> None:
+    process = start(parts, tmp_path / "run", 2, "--train.epochs", "1000", "--train.checkpoint-minutes", "60")
+    last = tmp_path / "run" / "last.safetensors"
+    until = time.monotonic() + 200
+    while not last.exists():  # the first epoch's
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: torchrun and both processes
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "go on with --resume" in said
+    assert "src/retinanet" not in said  # torchrun prints a traceback of its own, we none
+    logged = max(line["step"] for line in lines(tmp_path / "run"))
+    assert read_info(last).progress["step"] == logged
 
 
 def children(parent: int) -> list[int]:

@@ -386,15 +386,20 @@ class _Stop:
 
 @contextmanager
 def _stop_requests() -> Iterator[_Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop after the step; a second one acts at once."""
+    """Turn the first Ctrl-C or SIGTERM into a request to stop after the step; a second of its kind acts at once.
+
+    A signal of the other kind does not: ``torchrun`` follows a Ctrl-C with SIGTERM.
+    """
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
         yield stop
         return
+    met: set[int] = set()
 
     def request(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
+        if number in met:
             raise KeyboardInterrupt
+        met.add(number)
         stop.requested = True
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
