@@ -29,7 +29,7 @@ def config() -> Config:
     recipe = load_recipe("modern")
     return replace(
         recipe,
-        model=replace(recipe.model, channels=32, subnet_depth=1, pretrained=False),
+        model=replace(recipe.model, backbone="test_efficientnet", channels=32, subnet_depth=1, pretrained=False),
         data=replace(recipe.data, size=64, workers=0, repeat_rare=0.5),
         train=replace(recipe.train, epochs=4, batch=4, precision="fp32", checkpoint_minutes=1e-9, device="cpu"),
     )

@@ -26,8 +26,9 @@ from retinanet.zoo.weights import read_info
 pytestmark = pytest.mark.skipif(not distributed.is_gloo_available(), reason="this PyTorch has no gloo")
 
 FLAGS = """
---model.channels 32 --model.subnet-depth 1 --model.no-pretrained --data.size 64 --data.workers 0 --train.epochs 2
---train.batch 3 --train.precision fp32 --train.device cpu --train.optimizer sgd --train.lr 0.01
+--model.backbone test_efficientnet --model.channels 32 --model.subnet-depth 1 --model.no-pretrained --data.size 64
+--data.workers 0 --train.epochs 2 --train.batch 3 --train.precision fp32 --train.device cpu --train.optimizer sgd
+--train.lr 0.01
 """.split()  # noqa: SIM905
 
 

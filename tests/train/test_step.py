@@ -25,7 +25,7 @@ SIZES = ((64, 96), (96, 64), (32, 40), (96, 96), (64, 64), (80, 30), (50, 96), (
 
 def config(normalizer: str = "batch", accumulate: int = 1, classification: str = "focal") -> Config:
     loss = LossConfig(normalizer=normalizer, classification=classification)  # type: ignore[arg-type]
-    model = ModelConfig(backbone="tf_efficientnet_lite0", pretrained=False, channels=32, subnet_depth=1)
+    model = ModelConfig(backbone="test_efficientnet", pretrained=False, channels=32, subnet_depth=1)
     return Config(model=model, loss=loss, train=TrainConfig(accumulate=accumulate))
 
 

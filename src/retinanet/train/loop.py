@@ -226,7 +226,8 @@ def train(
             for reading in meter.add(launched):
                 note(reading)
             epoch_ended = step % steps_per_epoch == 0
-            if not (epoch_ended or meter.stop or meter.save):
+            stopping = meter.stop or (processes.count == 1 and stop.requested)  # several must agree, a step later
+            if not (epoch_ended or stopping or meter.save):
                 continue
             for reading in meter.flush():  # on a GPU: what is saved must be known to be finite
                 note(reading)
@@ -273,7 +274,7 @@ def train(
             saved = time.monotonic()
             if finished:
                 break
-            if meter.stop:
+            if stopping:
                 epoch = step / steps_per_epoch
                 raise TrainingStopped(f"stopped after epoch {epoch:.2f} of {settings.epochs}; the state is in {last}")
 
