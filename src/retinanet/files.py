@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -37,6 +38,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         # this fails as well and must not hide the first error.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a process left in ``folder`` when it was killed in the middle of a write."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.\d+\.\w+", path.name) and path.is_file():
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

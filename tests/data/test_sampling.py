@@ -98,6 +98,13 @@ def test_processes_share_every_batch(images: int, batch: int, count: int, start:
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+def test_no_background_at_all_where_a_whole_orientation_is_background() -> None:
+    data = dataset([[], [], [], [0], [0, 1]], upright=3)
+    order = TrainingOrder(data, 2, 3, 0, factors=sampling_factors(data, DataConfig(background=0.0)))
+    assert order.images_per_epoch == 2
+    assert sorted(i for batch in order.batches(0) for i in batch) == [3, 4]
+
+
 def test_images_before_a_step() -> None:
     data = dataset([[0]] * 11, upright=4)
     order = TrainingOrder(data, 3, 4, 1)

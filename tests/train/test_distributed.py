@@ -69,6 +69,10 @@ def test_two_processes_train_and_evaluate_as_one(parts: Path, tmp_path: Path) ->
             if key in one:
                 assert two[key] == pytest.approx(one[key], rel=1e-3, abs=2e-4), (one, two)
         assert one.get("foreground") == two.get("foreground")
+        for key in (key for key in one if key.startswith("positives")):
+            assert two[key] == one[key]
+        for key in (key for key in one if key.startswith("share")):
+            assert two[key] == pytest.approx(one[key], abs=1e-3)
         if "AP" in one:
             assert two["AP"] == pytest.approx(one["AP"], abs=1e-3)
     first, second = (load_file(tmp_path / str(count) / "last.safetensors") for count in (1, 2))

@@ -68,3 +68,4 @@ def test_a_training_uses_what_was_found(tmp_path: Path, capsys: pytest.CaptureFi
     # going on keeps what was found and does not look again
     assert cli.main([*command, "--resume"]) == 0
     assert "learning rate:" not in capsys.readouterr().out
+    assert cli.main([*command, "--recipe", "modern", "--resume"]) == 0

@@ -335,6 +335,53 @@ def test_patience_survives_a_resume(
     assert result.finished == "no better AP in the 4 epochs since epoch 1"
 
 
+def test_more_patience_goes_on_with_a_training_that_stopped_early(
+    sets: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = {"AP50": 0.0, "AP75": 0.0, "per_class": {}}
+    monkeypatch.setattr(loop, "validate", lambda *_: ({"AP": 0.3, **empty}, []))
+    early = loop.train(_config(epochs=4, patience=1), *sets, tmp_path / "run")
+    assert "no better AP" in early.finished
+    longer = loop.train(_config(epochs=4, patience=30), *sets, tmp_path / "run", resume=True)
+    assert longer.finished == "all 4 epochs are done"
+    monkeypatch.setattr(loop, "validate", lambda *_: ({"AP": 0.3, **empty}, []))
+    loop.train(_config(epochs=4, patience=30), *sets, tmp_path / "whole")
+    found, expected = (load_file(tmp_path / run / "last.safetensors") for run in ("run", "whole"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_killed_between_the_best_weights_and_the_first_checkpoint(
+    sets: tuple[Dataset, Dataset], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    loop.train(_config(), *sets, out)
+    expected = load_file(out / "last.safetensors")
+    (out / "last.safetensors").rename(out / ".last.123456.safetensors")  # what such a kill leaves
+    with pytest.raises(CheckpointError, match="earlier run"):
+        loop.train(_config(), *sets, out)
+    loop.train(_config(), *sets, out, resume=True)
+    assert all(torch.equal(load_file(out / "last.safetensors")[name], tensor) for name, tensor in expected.items())
+    assert not list(out.glob(".*"))
+
+
+def test_other_val_data_is_refused(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+    train_set, val_set = sets
+    loop.train(_config(), train_set, val_set, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="the validation data has changed since .*3 images → 2"):
+        loop.train(_config(), train_set, val_set.subset([0, 1]), tmp_path / "run", resume=True)
+
+
+def test_val_without_boxes_is_said_and_the_newest_weights_are_kept(
+    sets: tuple[Dataset, Dataset], tmp_path: Path
+) -> None:
+    train_set, val_set = sets
+    nothing = replace(val_set, ignore=np.ones_like(val_set.ignore))
+    console = Console(record=True, width=200)
+    result = loop.train(_config(epochs=2), train_set, nothing, tmp_path / "run", console=console)
+    assert "has no box to measure with; the newest weights are kept as the best" in console.export_text()
+    assert read_info(result.best).progress["epoch"] == 2
+
+
 def test_an_image_that_went_bad_is_replaced_named_and_counted(
     parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,7 +50,7 @@ def _train(arguments: Arguments, processes: Processes) -> int:
     from retinanet.data.verify import verify_images
     from retinanet.model.backbone import require_backbone
     from retinanet.progress import progress_bar
-    from retinanet.train.checkpoint import check_same_settings, refuse_other_run
+    from retinanet.train.checkpoint import check_same_settings, refuse_other_run, with_found_rate
     from retinanet.train.loop import train
     from retinanet.train.tracking import require_trackers
     from retinanet.zoo.weights import read_info
@@ -59,8 +59,10 @@ def _train(arguments: Arguments, processes: Processes) -> int:
     speaker = console if processes.first else Console(quiet=True)
     # What can be refused now is not refused after the images were checked, which can take minutes.
     refuse_other_run(arguments.out, arguments.resume)
-    if (arguments.out / "last.safetensors").exists():
-        check_same_settings(arguments.out / "last.safetensors", read_info(arguments.out / "last.safetensors"), config)
+    last = arguments.out / "last.safetensors"
+    if last.exists():
+        config = with_found_rate(config, read_info(last))
+        check_same_settings(last, read_info(last), config)
     require_backbone(config.model.backbone)
     require_trackers(config.train.track)
     best = arguments.out / "best.safetensors"

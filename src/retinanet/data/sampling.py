@@ -70,8 +70,8 @@ class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
         self.batch, self.epochs, self.seed, self.start = batch, epochs, seed, start
         self.rank, self.count = rank, count
         upright = dataset.sizes[:, 1] > dataset.sizes[:, 0]
-        self._groups = [group for group in (upright, ~upright) if group.any()]
         self._factors = np.ones(len(dataset)) if factors is None else factors.copy()
+        self._groups = [group for group in (upright, ~upright) if self._factors[group].sum() > 0]
         totals = [max(1, round(float(self._factors[group].sum()))) for group in self._groups]
         for group, total in zip(self._groups, totals, strict=True):
             self._factors[group] *= total / self._factors[group].sum()

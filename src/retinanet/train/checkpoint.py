@@ -8,6 +8,7 @@ learning rate and the random numbers are functions of seed and step, so the step
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +143,12 @@ def refuse_other_run(out: Path, resume: bool) -> None:
     """Keep a new training from overwriting an earlier one.
 
     Raises:
-        CheckpointError: ``out`` holds a run and ``resume`` is off, or best weights without the state to resume from.
+        CheckpointError: ``out`` holds a run, or best weights, and ``resume`` is off.
     """
     if (out / "last.safetensors").exists():
         if not resume:
             raise CheckpointError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
-    elif (out / "best.safetensors").exists():
+    elif (out / "best.safetensors").exists() and not resume:  # a first epoch may have been cut short after it
         raise CheckpointError(
             f"{out} holds best.safetensors of an earlier run, which would be replaced; choose another --out, or move it"
         )
@@ -170,15 +171,25 @@ def check_same_settings(path: Path, info: ModelInfo, config: Config) -> None:
         )
 
 
-def check_same_data(path: Path, info: ModelInfo, dataset: Dataset) -> None:
-    """Refuse to resume with other training data than the checkpoint's.
+def with_found_rate(config: Config, info: ModelInfo) -> Config:
+    """``config`` with the learning rate that was found before the run in ``info``, if it asks for one."""
+    if not config.train.find_lr:
+        return config
+    return replace(config, train=replace(config.train, lr=info.config.train.lr, find_lr=False))
+
+
+def check_same_data(path: Path, info: ModelInfo, dataset: Dataset, role: str = "data") -> None:
+    """Refuse to resume with other training data than the checkpoint's, or other data to validate on (role ``val``).
 
     Raises:
         CheckpointError: the data has changed.
     """
-    before, now = info.progress.get("data"), describe_data(dataset)
+    if role not in info.progress:
+        return
+    before, now = info.progress[role], describe_data(dataset)
     if before == now:
         return
+    what = "training" if role == "data" else "validation"
     before = before if isinstance(before, dict) else {}
     different = [name for name in now if before.get(name) != now[name]]
     counted = [f"{before.get(name, '?')} {name} → {now[name]}" for name in ("images", "boxes") if name in different]
@@ -187,7 +198,7 @@ def check_same_data(path: Path, info: ModelInfo, dataset: Dataset) -> None:
     if not counted:
         counted.append("other image files" if "files" in different else "other boxes or labels in as many images")
     raise CheckpointError(
-        f"{path}: cannot resume, the training data has changed since ({dataset.name}: {'; '.join(counted)}); "
+        f"{path}: cannot resume, the {what} data has changed since ({dataset.name}: {'; '.join(counted)}); "
         "start a new run with another --out"
     )
 

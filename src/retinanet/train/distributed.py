@@ -27,8 +27,8 @@ Item = TypeVar("Item")
 # the images of a large dataset may keep some waiting for that long.
 _PATIENCE = timedelta(minutes=30)
 
-# How gloo and NCCL say that a connection is gone.
-_LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "connection refused", "nccl", "socket")
+# How gloo says that a connection is gone; NCCL has exceptions of its own.
+_LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "connection refused")
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,11 @@ class Processes:
             return model
         return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            distributed.barrier()
+
     def same_buffers(self, model: nn.Module) -> None:
         """Give all processes the buffers (batch norm's statistics) of the first."""
         if self.count > 1:
@@ -123,7 +128,7 @@ def joined_processes() -> Iterator[Processes]:
         yield processes
         distributed.barrier()
     except RuntimeError as error:
-        if not any(word in str(error).lower() for word in _LOST):
+        if not isinstance(error, distributed.DistError) and not any(word in str(error).lower() for word in _LOST):
             raise
         raise PeerError(
             f"rank {processes.rank}: another process of this training ended or cannot be reached "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -24,7 +25,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.loader import Batch, Timed, training_loader
 from retinanet.data.sampling import TrainingOrder, sampling_factors
 from retinanet.errors import ConfigError, DataError, NonFiniteLossError
-from retinanet.files import write_json, write_text
+from retinanet.files import remove_leftovers, write_json, write_text
 from retinanet.hardware import resolve_device, resolve_precision
 from retinanet.losses import Normalizer
 from retinanet.model import RetinaNet
@@ -37,6 +38,7 @@ from retinanet.train.checkpoint import (
     restore_training,
     save_training,
     weights_to_use,
+    with_found_rate,
 )
 from retinanet.train.distributed import Processes
 from retinanet.train.find_lr import find_learning_rate
@@ -111,14 +113,18 @@ def train(
     refuse_other_run(out, resume)
     if not (~train_set.ignore).any():
         raise DataError(f"{train_set.name}: there is no box to learn from in {len(train_set)} images")
+    if not (~val_set.ignore).any():
+        _warn(console, processes, f"{val_set.name} has no box to measure with; the newest weights are kept as the best")
     device = resolve_device(config.train.device, processes.local)
     dtype = resolve_precision(config.train.precision, device)
     resumed = last.exists()
-    if config.train.find_lr:
-        if not resumed:
-            lr = find_learning_rate(config, train_set, out, device, dtype, processes, console)
-            config = replace(config, train=replace(config.train, lr=lr))
-        config = replace(config, train=replace(config.train, find_lr=False))
+    if resumed:
+        config = with_found_rate(config, read_info(last))
+    elif config.train.find_lr:
+        lr = find_learning_rate(config, train_set, out, device, dtype, processes, console)
+        config = replace(config, train=replace(config.train, lr=lr, find_lr=False))
+    if processes.first:
+        remove_leftovers(out)
 
     settings = config.train
     torch.manual_seed(settings.seed)
@@ -129,7 +135,7 @@ def train(
     average = make_average(model, settings)
     optimizer = make_optimizer(model, settings)
     normalizer = Normalizer(config.loss)
-    data = describe_data(train_set)
+    data = {"data": describe_data(train_set), "val": describe_data(val_set)}
 
     start, best_ap, best_epoch = 0, -math.inf, 0
     metrics: dict[str, Any] = {}
@@ -137,7 +143,10 @@ def train(
         info = read_info(last)
         check_same_settings(last, info, config)
         check_same_data(last, info, train_set)
-        if finished := info.progress.get("finished"):
+        check_same_data(last, info, val_set, "val")
+        finished, epochs = info.progress.get("finished"), info.progress["epoch"]
+        more_patience = epochs < settings.epochs and settings.patience != info.config.train.patience
+        if finished and not more_patience:
             return Result(best, read_info(best).metrics, 0.0, str(finished))
         restore_training(last, model, average, optimizer, normalizer)
         start, metrics = int(info.progress["step"]), info.metrics
@@ -145,7 +154,7 @@ def train(
             best_ap = float(info.progress["best_ap"])
         best_epoch = int(info.progress.get("best_epoch", 0))
         model.backbone.mean, model.backbone.std = info.mean, info.std
-    _require_agreement(processes, {"data": data, "settings": config.to_dict(), "step": start})
+    _require_agreement(processes, {**data, "settings": config.to_dict(), "step": start})
     network = processes.wrap(model, device)
 
     factors = sampling_factors(train_set, config.data)
@@ -166,7 +175,7 @@ def train(
         progress = {
             "step": step,
             "epoch": step / steps_per_epoch,
-            "data": data,
+            **data,
             "best_ap": best_ap if math.isfinite(best_ap) else None,
             "best_epoch": best_epoch,
             "finished": finished,
@@ -194,7 +203,9 @@ def train(
             log.write(**line)
             trackers.log_line(line)
             bar.update(reading.step.images, _status(line, settings.epochs, metrics, log.newest("share_easy")))
-            messages = [matches.warning(sum(map(len, reading.step.batch.boxes)), reading.own_foreground)]
+            messages = []
+            if processes.first:
+                messages.append(matches.warning(sum(map(len, reading.step.batch.boxes)), reading.own_foreground))
             for message in dict.fromkeys(reading.step.batch.remarks):
                 messages += [message] if message not in said else []
                 said.add(message)
@@ -204,7 +215,7 @@ def train(
                     messages.append(f"{message}; another image takes its place")
             for warning in filter(None, messages):
                 log.write(step=line["step"], epoch=line["epoch"], warning=warning)
-                console.print(f"warning: {warning}", highlight=False)
+                _warn(console, processes, warning)
 
         for step, (batch, images) in enumerate(zip(batches, order.lengths(), strict=True), start=start + 1):
             lr = learning_rate(settings, seen, images_in_all)
@@ -255,7 +266,9 @@ def train(
                     said.add(why_nothing_is_learnt.__name__)
                     log.write(step=step, epoch=number, warning=reason)
                     console.print(f"warning: {reason}", highlight=False)
-                if metrics["AP"] > best_ap:
+                if (
+                    metrics["AP"] > best_ap or metrics["AP"] < 0
+                ):  # below 0: val has no boxes, the newest is as good as any
                     best_ap, best_epoch = metrics["AP"], number
                     if processes.first:
                         save_weights(best, dict(weights_to_use(model, average).state_dict()), describe(step))
@@ -271,7 +284,9 @@ def train(
                 trackers.pictures(step, draw_predictions(weights_to_use(model, average), config, val_set, folder))
             if processes.first:
                 save_training(last, model, average, optimizer, normalizer, describe(step))
-            saved = time.monotonic()
+            saved, meter.save = time.monotonic(), False
+            if finished or stopping:
+                processes.wait()  # for the first to save
             if finished:
                 break
             if stopping:
@@ -282,6 +297,14 @@ def train(
         unreadable.update(counts)
     result = read_info(best).metrics if processes.first else metrics
     return Result(best, result, time.monotonic() - began, finished or "", dict(unreadable))
+
+
+def _warn(console: Console, processes: Processes, warning: str) -> None:
+    """Say it; the console of the other processes is quiet, but what only they met must be heard."""
+    if processes.first:
+        console.print(f"warning: {warning}", highlight=False)
+    else:
+        print(f"rank {processes.rank}: warning: {warning}", file=sys.stderr)
 
 
 def _leave_out_unless_finite(optimizer: torch.optim.Optimizer, value: Tensor) -> None:
@@ -387,20 +410,21 @@ class _Stop:
 
 @contextmanager
 def _stop_requests() -> Iterator[_Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop after the step; a second of its kind acts at once.
+    """Turn Ctrl-C or SIGTERM into a request to stop after the step; a second Ctrl-C, half a second later, acts at once.
 
-    A signal of the other kind does not: ``torchrun`` follows a Ctrl-C with SIGTERM.
+    Signals come in volleys: a terminal and ``torchrun`` both pass them on, and after Ctrl-C ``torchrun`` sends SIGTERM.
     """
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
         yield stop
         return
-    met: set[int] = set()
+    first = math.inf
 
     def request(number: int, frame: FrameType | None) -> None:
-        if number in met:
+        nonlocal first
+        if number == signal.SIGINT and time.monotonic() > first + 0.5:
             raise KeyboardInterrupt
-        met.add(number)
+        first = min(first, time.monotonic())
         stop.requested = True
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -57,6 +57,7 @@ class Reading:
     foreground: int
     own_foreground: int
     grad_norm: float
+    imbalance: Imbalance | None
 
     @property
     def finite(self) -> bool:
@@ -66,7 +67,7 @@ class Reading:
     def line(self, steps_per_epoch: int) -> dict[str, Any]:
         """What the log says about the step."""
         numbers = {name: round(getattr(self, name), 5) for name in ("loss", "classification", "box")}
-        imbalance = self.step.imbalance.to_dict() if self.step.imbalance is not None else {}
+        imbalance = self.imbalance.to_dict() if self.imbalance is not None else {}
         return {
             "step": self.step.number,
             "epoch": round(self.step.number / steps_per_epoch, 4),
@@ -121,4 +122,13 @@ class Meter:
             int(values[2]),
             int(foreground),
             step.grad_norm.item(),
+            self._summed(step.imbalance),
         )
+
+    def _summed(self, own: Imbalance | None) -> Imbalance | None:
+        """Over all processes, which measure it in the same steps."""
+        if own is None:
+            return None
+        *loss, positives = own
+        together = self._processes.sum(torch.cat([torch.stack(loss).cpu().double(), positives.double()]))
+        return Imbalance(together[0], together[1], together[2], together[3:].long())

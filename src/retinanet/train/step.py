@@ -97,7 +97,7 @@ def backward(
             share = len(own.indices) * processes.count / images if each else 1.0
             (share * losses.total).backward()  # type: ignore[no-untyped-call]
         total += share * torch.stack([losses.classification.detach(), losses.box.detach()])
-        if measure_imbalance and batch.indices:
+        if measure_imbalance:
             found = loss_shares(outputs, grid, matched[part], boxes, labels, config.loss)
             imbalance = found if imbalance is None else imbalance.plus(found)
     return Losses(total[0], total[1], foreground), imbalance
