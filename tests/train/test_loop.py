@@ -367,7 +367,7 @@ def test_killed_between_the_best_weights_and_the_first_checkpoint(
 def test_other_val_data_is_refused(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     train_set, val_set = sets
     loop.train(_config(), train_set, val_set, tmp_path / "run")
-    with pytest.raises(CheckpointError, match="the validation data has changed since .*3 images → 2"):
+    with pytest.raises(CheckpointError, match=r"the validation data has changed since .*3 images → 2"):
         loop.train(_config(), train_set, val_set.subset([0, 1]), tmp_path / "run", resume=True)
 
 
