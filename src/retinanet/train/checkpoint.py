@@ -148,7 +148,8 @@ def refuse_other_run(out: Path, resume: bool) -> None:
     if (out / "last.safetensors").exists():
         if not resume:
             raise CheckpointError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
-    elif (out / "best.safetensors").exists() and not resume:  # a first epoch may have been cut short after it
+    elif (out / "best.safetensors").exists() and not (resume and (out / "config.yaml").exists()):
+        # with both, a run was cut short after its first best weights and before its first checkpoint
         raise CheckpointError(
             f"{out} holds best.safetensors of an earlier run, which would be replaced; choose another --out, or move it"
         )
