@@ -143,7 +143,7 @@ def refuse_other_run(out: Path, resume: bool) -> None:
     """Keep a new training from overwriting an earlier one.
 
     Raises:
-        CheckpointError: ``out`` holds a run, or best weights, and ``resume`` is off.
+        CheckpointError: ``out`` holds a run and ``resume`` is off, or best weights of no run that was cut short.
     """
     if (out / "last.safetensors").exists():
         if not resume:

@@ -196,9 +196,7 @@ def train(
 
         def note(reading: Reading) -> None:
             if not reading.finite:
-                raise NonFiniteLossError(
-                    _explain(model, reading.step.batch, config, train_set, out, normalizer, dtype, processes)
-                )
+                raise NonFiniteLossError(_explain(model, reading.step.batch, config, train_set, out, dtype, processes))
             line = reading.line(steps_per_epoch)
             log.write(**line)
             trackers.log_line(line)
@@ -266,9 +264,8 @@ def train(
                     said.add(why_nothing_is_learnt.__name__)
                     log.write(step=step, epoch=number, warning=reason)
                     console.print(f"warning: {reason}", highlight=False)
-                if (
-                    metrics["AP"] > best_ap or metrics["AP"] < 0
-                ):  # below 0: val has no boxes, the newest is as good as any
+                # below 0: val has no boxes, and the newest weights are as good as any
+                if metrics["AP"] > best_ap or metrics["AP"] < 0:
                     best_ap, best_epoch = metrics["AP"], number
                     if processes.first:
                         save_weights(best, dict(weights_to_use(model, average).state_dict()), describe(step))
@@ -340,7 +337,6 @@ def _explain(
     config: Config,
     train_set: Dataset,
     out: Path,
-    normalizer: Normalizer,
     dtype: torch.dtype,
     processes: Processes,
 ) -> str:
