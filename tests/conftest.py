@@ -58,8 +58,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = RetinaNet.from_config(config.model, config.anchors, len(CLASSES))
-        torch.nn.init.normal_(model.classification.predict.weight, std=1.5)
-        torch.nn.init.normal_(model.regression.predict.weight, std=0.2)
+        torch.nn.init.normal_(model.classification.predict.weight, std=0.06)
+        torch.nn.init.normal_(model.regression.predict.weight, std=0.008)
         torch.nn.init.constant_(model.classification.predict.bias, -2.5)  # type: ignore[arg-type]
     path = tmp_path_factory.mktemp("weights") / "best.safetensors"
     save_weights(path, dict(model.state_dict()), ModelInfo.of(model, CLASSES, config))

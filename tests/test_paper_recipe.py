@@ -56,7 +56,6 @@ STATED: dict[str, dict[str, object]] = {
         "alpha": 0.25,
         "gamma": 2.0,
         "box": "smooth_l1",
-        "beta": 1.0,  # Fast R-CNN's, which the paper refers to
         "box_weight": 1.0,
         "normalizer": "batch",
     },
@@ -90,6 +89,7 @@ STATED: dict[str, dict[str, object]] = {
 CHOSEN: dict[str, dict[str, object]] = {
     "model": {"norm_eps": None, "freeze_stages": 0},
     "assign": {"ignore_overlap": 0.5},
+    "loss": {"beta": 0.11},
     "data": {"resize": "antialiased", "crowd": "ignore"},
     "train": {"warmup": 8000, "clip": None, "precision": "auto"},
     "decode": {"max_detections": 100},
@@ -168,10 +168,24 @@ def test_twelve_epochs_of_coco_are_90k_steps(paper: Config) -> None:
 # The network
 
 
-def test_every_new_convolution_starts_as_the_paper_says(network: RetinaNet, paper: Config) -> None:
+def test_the_pyramids_convolutions_start_as_in_the_fpn_paper(network: RetinaNet) -> None:
+    """Section 4.1: "New layers added for FPN are initialized as in [20]": uniform in ±√(3 / fan-in), bias 0."""
+    count = 0
+    for name, layer in network.fpn.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            count += 1
+            bound = math.sqrt(3 / layer.weight[0].numel())
+            assert 0.99 * bound < layer.weight.abs().max() <= bound, name
+            assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02), name
+            assert layer.bias is not None
+            assert not layer.bias.any(), name
+    assert count == 3 + 3 + 2  # laterals, outputs, P6 and P7
+
+
+def test_every_convolution_of_the_subnets_starts_as_the_paper_says(network: RetinaNet, paper: Config) -> None:
     """Section 4.1: N(0, 0.01) and bias 0, but for the last convolution of the classification subnet."""
     count = 0
-    for part in (network.fpn, network.classification, network.regression):
+    for part in (network.classification, network.regression):
         for name, layer in part.named_modules():
             if not isinstance(layer, nn.Conv2d):
                 continue
@@ -184,7 +198,7 @@ def test_every_new_convolution_starts_as_the_paper_says(network: RetinaNet, pape
             last = layer is network.classification.predict
             prior = -math.log((1 - paper.model.prior) / paper.model.prior)
             assert torch.equal(layer.bias, torch.full_like(layer.bias, prior if last else 0.0)), name
-    assert count == 3 + 3 + 2 + 2 * 5  # laterals, outputs, P6 and P7, two subnets
+    assert count == 2 * 5
 
 
 def test_subnets_are_alike_apart_and_used_on_every_level(network: RetinaNet) -> None:

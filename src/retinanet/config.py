@@ -152,8 +152,8 @@ class LossConfig:
     """IoU above which the easier of two anchors does not count (ohem, ohem_1_3)."""
     box: Literal["smooth_l1", "l1", "giou", "diou", "ciou"] = "smooth_l1"
     """Loss of the four box numbers, or of the decoded box (IoU family)."""
-    beta: float = 1.0
-    """Where smooth L1 turns from squared to absolute error."""
+    beta: float = 0.11
+    """Where smooth L1 turns from squared to absolute error. The paper does not say; this is its authors' code's."""
     box_weight: float = 1.0
     """Factor on the box loss."""
     normalizer: Literal["batch", "image", "rank", "moving"] = "batch"

@@ -32,6 +32,7 @@ def slow(
     outputs: Outputs, grid: AnchorGrid, matched: Tensor, boxes: Tensor, labels: Tensor, alpha: float, gamma: float
 ) -> tuple[float, float, int]:
     """Anchor by anchor in double precision."""
+    beta = 0.11
     logits = torch.cat([t.detach() for t in outputs.logits], dim=1).tolist()
     deltas = torch.cat([t.detach() for t in outputs.deltas], dim=1).tolist()
     anchors, truth, classes = grid.boxes.tolist(), boxes.tolist(), labels.tolist()
@@ -59,7 +60,7 @@ def slow(
             ]
             for predicted, wanted in zip(deltas[image][index], target, strict=True):
                 d = abs(predicted - wanted)
-                box += 0.5 * d * d if d < 1 else d - 0.5
+                box += 0.5 * d * d / beta if d < beta else d - 0.5 * beta
     return classification / max(1, foreground), box / max(1, foreground), foreground
 
 

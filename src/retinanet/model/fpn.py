@@ -39,6 +39,12 @@ class FeaturePyramid(nn.Module):
         self.p7 = StridedConv2d(channels, channels, 3, stride=2, padding=1)
         self.p6_from = p6_from
         self.relu_before_p7 = relu_before_p7
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                # Section 4.1: "initialized as in" the FPN paper, whose authors' code draws from ±√(3 / fan-in).
+                nn.init.kaiming_uniform_(layer.weight, a=1)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """P3 … P7, ``(B, channels, H/2^l, W/2^l)`` each."""

@@ -69,7 +69,7 @@ class RetinaNet(nn.Module):
         self.fpn = FeaturePyramid(self.backbone.channels, channels, p6_from, relu_before_p7)
         self.classification = Subnet(channels, anchors_per_location, num_classes, subnet_depth, subnet_norm)
         self.regression = Subnet(channels, anchors_per_location, 4, subnet_depth, subnet_norm)
-        for part in (self.fpn, self.classification, self.regression):
+        for part in (self.classification, self.regression):
             initialize(part)
         set_prior(self.classification, prior)
 

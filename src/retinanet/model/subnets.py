@@ -43,7 +43,7 @@ class Subnet(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """Gaussian weights of standard deviation 0.01 and zero biases for every new convolution (section 4.1)."""
+    """Gaussian weights of standard deviation 0.01 and zero biases for every convolution of a subnet (section 4.1)."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=0.01)
