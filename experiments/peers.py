@@ -1,6 +1,7 @@
 """The recipes against torchvision's RetinaNet: same backbone weights, 320 px, same pictures seen, three seeds.
 
-    python experiments/peers.py DATA [--jobs 2] [--side modern paper paper_fitted torchvision] [--seeds 0 1 2] [--report]
+    python experiments/peers.py DATA [--jobs 2] [--side modern paper paper_fitted torchvision] [--seeds 0 1 2]
+    python experiments/peers.py DATA --report
 
 The paper's anchors begin at 32 pixels, of pictures of 400 to 800. At 320 they are too large for many objects, so the
 paper's recipe is run as it is, and with those that ``retinanet data anchors DATA --recipe paper`` fits (paper_fitted).
