@@ -59,7 +59,7 @@ def run_queue(script: Path, specs: Sequence[dict[str, Any]], log: Path, jobs: in
     done = [line["spec"] for line in read_log(log)]
     waiting = [spec for spec in specs if spec not in done]
     print(f"{len(specs) - len(waiting)} of {len(specs)} runs are done", flush=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1"}  # as the command line has it
 
     def work(spec: dict[str, Any]) -> None:
         began = time.time()

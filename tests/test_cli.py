@@ -908,3 +908,23 @@ def test_convert_needs_both_names(run: Command, tmp_path: Path) -> None:
     assert said.code == 2
     assert "OUT.safetensors" in said.err
     assert "Traceback" not in said.err
+
+
+def _has_huge_pages() -> bool:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return setting.is_file() and "[never]" not in setting.read_text()
+
+
+@pytest.mark.skipif(not _has_huge_pages(), reason="this system has no transparent huge pages")
+def test_large_tensors_lie_in_huge_pages() -> None:
+    code = """
+import resource
+from retinanet import cli
+cli.main(["data", "inspect", "/nowhere"])  # any verb
+import torch
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.full((64 << 20,), 1, dtype=torch.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < (64 << 20) / 4096 / 4  # pages of 4 kB would be four times as many and more
