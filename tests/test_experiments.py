@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from retinanet.anchors import AnchorSpec
+from retinanet.anchors.fit import best_overlaps
 from retinanet.config import Config
+from retinanet.data.formats.detect import read_split
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
@@ -67,6 +72,28 @@ def test_the_report_compares_the_sides(experiment: Any, tmp_path: Path, monkeypa
     assert "| bccd/val | modern | 0, 1 | 8000 | 100 | 0.5500 (0.5000–0.6000) |" in text
     assert "* torchvision: mean AP of the three sets 0.4000" in text
     assert "paper:" not in text  # nothing is said of a side that was not run
+
+
+def test_the_papers_recipe_can_have_fitted_anchors(
+    experiment: Any, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers = experiment("peers")
+    trained: dict[str, Any] = {}
+
+    def train(config: Any, train_set: Any, val_set: Any, out: Path, resume: bool) -> Any:
+        trained[out.name] = config
+        return SimpleNamespace(metrics={"AP": 0.5})
+
+    monkeypatch.setattr("retinanet.train.loop.train", train)
+    dataset = read_split(parts, "train")
+    for side in ("paper", "paper_fitted"):
+        assert peers._recipe({"side": side, "set": "bccd", "seed": 3}, dataset, dataset, epochs=2) == {"AP": 0.5}
+    plain, fitted = trained["paper-bccd-3"], trained["paper_fitted-bccd-3"]
+    assert plain.anchors == AnchorSpec()
+    assert (plain.train.epochs, plain.train.eval_every, plain.train.seed, plain.train.batch) == (2, 2, 3, 8)
+    assert replace(fitted, anchors=plain.anchors) == plain  # nothing else differs
+    covered = [(best_overlaps(dataset, each.anchors, each.data) >= 0.5).mean() for each in (plain, fitted)]
+    assert covered[1] > covered[0]
 
 
 def test_the_peer_is_torchvisions_network_with_our_backbone(experiment: Any) -> None:
