@@ -88,7 +88,7 @@ def test_the_papers_recipe_can_have_fitted_anchors(
     monkeypatch.setattr("retinanet.train.loop.train", train)
     dataset = read_split(parts, "train")
     middle = (dataset.boxes[:, :2] + dataset.boxes[:, 2:]) / 2
-    small = np.concatenate([middle - 2, middle + 2], axis=1)  # 13 pixels of the network's input: too small for 32
+    small = np.concatenate([middle - 3, middle + 3], axis=1)  # 20 pixels of the network's input: too small for 32
     dataset = replace(dataset, boxes=small)
     for side in ("paper", "paper_fitted"):
         assert peers._recipe({"side": side, "set": "bccd", "seed": 3}, dataset, dataset, epochs=2) == {"AP": 0.5}
