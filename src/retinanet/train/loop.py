@@ -367,10 +367,12 @@ def _explain(
     named = ", ".join(
         f"{Path(i['file']).name} (classification {i['classification loss']}, box {i['box loss']})" for i in culprits[:3]
     )
+    # a bound on the gradient is what most often helps, and costs nothing
+    bound = "" if config.train.clip else "--train.clip 10, "
     return (
         f"the loss or its gradient is not finite on {named}{' …' if len(culprits) > 3 else ''}; "
         f"every value is in {report}. "
-        f"Start again in another --out with a lower --train.lr than {config.train.lr:g}, or with --train.precision fp32"
+        f"Start again in another --out with {bound}a lower --train.lr than {config.train.lr:g}, or --train.precision fp32"
     )
 
 
