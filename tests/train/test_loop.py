@@ -241,6 +241,7 @@ def test_stops_at_the_first_non_finite_loss_and_names_the_image(
     with pytest.raises(NonFiniteLossError) as caught:
         loop.train(config, train_set, val_set, tmp_path / "run")
     assert culprit in str(caught.value)
+    assert ("--train.clip 10" in str(caught.value)) == (config.train.clip is None)
     assert "\n" not in str(caught.value)
     report = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
     assert [Path(image["file"]).name for image in report if not image["finite"]] == [culprit]

@@ -372,7 +372,8 @@ def _explain(
     return (
         f"the loss or its gradient is not finite on {named}{' …' if len(culprits) > 3 else ''}; "
         f"every value is in {report}. "
-        f"Start again in another --out with {bound}a lower --train.lr than {config.train.lr:g}, or --train.precision fp32"
+        f"Start again in another --out with {bound}a lower --train.lr than {config.train.lr:g}, "
+        "or with --train.precision fp32"
     )
 
 
