@@ -118,9 +118,10 @@ def match(
     crowd = scene.dataset.ignore
     ignored = crowd if out is None else crowd | out
     labels = scene.dataset.labels[scene.objects]
-    use = scene.overlaps >= min(thresholds)
-    if not any_class:
-        use &= (labels == scene.labels[scene.found]) | (labels == NO_CLASS)
+    use = (labels == scene.labels[scene.found]) | (labels == NO_CLASS)
+    if any_class:  # ignore regions forgive only their class, as they do elsewhere
+        use |= ~crowd[scene.objects]
+    use &= scene.overlaps >= min(thresholds)
     found, objects, overlaps = scene.found[use], scene.objects[use], scene.overlaps[use]
     groups = scene.images if any_class else scene.images * len(scene.dataset.classes) + scene.labels
     rank = _ranks(groups)[found]
