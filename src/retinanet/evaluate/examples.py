@@ -10,7 +10,7 @@ import numpy as np
 
 from retinanet.data.dataset import Dataset
 from retinanet.evaluate.matching import Bools, Floats, Ints, Matching, Scene
-from retinanet.evaluate.tide import KINDS, Errors
+from retinanet.evaluate.tide import KINDS, MATCH, Errors
 
 # Examples of a kind that are kept.
 _KEPT = 60
@@ -149,6 +149,8 @@ def _missed(scene: Scene, matching: Matching, row: int, score: float) -> Example
     if own.any():
         best = int(np.argmax(np.where(own, overlaps, -1)))
         text = f"the best box of its class has an IoU of {overlaps[best]:.2f}, score {scene.scores[found[best]]:.2f}"
+        if overlaps[best] >= MATCH:
+            text += ", and finds another object"
         return _object(scene, row, "missed", text, int(found[best]))
     other = found[scene.scores[found] >= score]
     if len(other):
