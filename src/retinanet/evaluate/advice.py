@@ -32,13 +32,14 @@ _REMEDIES = {
     "whether the annotators drew their boxes alike.",
     "Both": "Train longer, or on more pictures.",
     "Dupe": "Try a lower decode.nms.",
-    "Bkg": "Look at the false positives first: some may be objects that were not annotated. Pictures without objects help "
-    "against the others.",
-    "Miss": "Look at what is missed: larger pictures (--data.size) help with small objects, retinanet data anchors with odd "
-    "shapes, more pictures with rare kinds.",
+    "Bkg": "Look at the false positives first: some may be objects that were not annotated. Pictures without objects "
+    "help against the others.",
+    "Miss": "Look at what is missed: larger pictures (--data.size) help with small objects, retinanet data anchors "
+    "with odd shapes, more pictures with rare kinds.",
 }
 
-# Differences that are worth a sentence.
+# Objects of a part, and differences, that are worth a sentence.
+_FEWEST = 10
 _BEHIND, _COST, _CALIBRATION = 0.1, 0.005, 0.1
 
 
@@ -59,7 +60,9 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
     if not sum(each.objects for each in diagnosis.classes):
         return ["There are no annotated objects, so nothing can be measured. Choose a split that has some."]
     if not sum(each.detections for each in diagnosis.classes):
-        return ["Nothing was detected that counts. Look whether the training has converged, and on what it was trained."]
+        return [
+            "Nothing was detected that counts. Look whether the training has converged, and on what it was trained."
+        ]
     return [*_errors(diagnosis), *_threshold(diagnosis), *_weakest(diagnosis), *_annotations(diagnosis)][:4]
 
 
@@ -85,18 +88,16 @@ def _threshold(diagnosis: Diagnosis) -> Iterator[str]:
 def _weakest(diagnosis: Diagnosis) -> Iterator[str]:
     """The class or part of the data that is furthest behind, if it has its share of the objects."""
     total = sum(each.objects for each in diagnosis.classes)
-    parts = [
-        (diagnosis.AP - each.AP, f"Objects {'of ' if each.group == 'size' else ''}“{each.name}” ({each.group})", each.AP, each.objects)
-        for each in diagnosis.slices
-        if each.objects >= max(10, total / 20)
-    ]
-    classes = [each for each in diagnosis.classes if each.objects >= 10]
-    parts += [(diagnosis.AP - each.AP, f"The class {each.name}", each.AP, each.objects) for each in classes]
+    parts = [(each.AP, f"{each.group}: {each.name}", each.objects) for each in diagnosis.slices]
+    parts = [part for part in parts if part[2] >= total / 20]
+    parts += [(each.AP, f"class {each.name}", each.objects) for each in diagnosis.classes if each.objects]
+    parts = [part for part in parts if part[2] >= _FEWEST]
     if not parts:
         return
-    behind, what, value, objects = max(parts)
-    if behind > _BEHIND:
-        yield f"{what} are found worst: AP {value:.3f}, {diagnosis.AP:.3f} in all; they are {objects} of {total}."
+    value, what, objects = min(parts)
+    if diagnosis.AP - value > _BEHIND:
+        part = f"({objects} of {total} objects)"
+        yield f"The weakest part is “{what}”: AP {value:.3f}, against {diagnosis.AP:.3f} in all {part}."
 
 
 def _annotations(diagnosis: Diagnosis) -> Iterator[str]:

@@ -34,7 +34,8 @@ def precisions(right: Bools, wrong: Bools, total: int) -> Floats:
         wrong: ``(D,)``.
         total: objects of the class, at least one.
     """
-    return _precisions(right, wrong, np.ones((1, len(right))), np.array([total]))[0]
+    result: Floats = _precisions(right, wrong, np.ones((1, len(right))), np.array([total]))[0]
+    return result
 
 
 def average_precisions(scene: Scene, matching: Matching, totals: Ints) -> Floats:
@@ -136,26 +137,18 @@ class Thresholds:
         values = _ratio(2 * self.right, self.right + self.wrong + self.totals[:, None])
         return np.where(self.totals[:, None] > 0, values, np.nan)
 
-    def pooled(self) -> Thresholds:
-        """All classes counted together, as one."""
-        known = self.totals > 0
-        return Thresholds(
-            self.right[known].sum(axis=0, keepdims=True),
-            self.wrong[known].sum(axis=0, keepdims=True),
-            self.totals[known].sum(keepdims=True),
-        )
-
 
 def against_thresholds(scene: Scene, matching: Matching, totals: Ints, level: int = 0) -> Thresholds:
     """Count right and wrong detections of each class above each of ``SCORES``, at the IoU threshold ``level``."""
     # The highest tried score that a detection reaches; above all of them the detection still counts at each.
     place = np.clip(np.searchsorted(SCORES, scene.scores, side="right") - 1, 0, None)
-    tables = []
-    for chosen in (matching.right[level], matching.wrong[level]):
+
+    def count(chosen: Bools) -> Ints:
         table = np.zeros((len(totals), len(SCORES)), dtype=np.int64)
         np.add.at(table, (scene.labels[chosen], place[chosen]), 1)
-        tables.append(table[:, ::-1].cumsum(axis=1)[:, ::-1])
-    return Thresholds(*tables, totals)
+        return table[:, ::-1].cumsum(axis=1)[:, ::-1]
+
+    return Thresholds(count(matching.right[level]), count(matching.wrong[level]), totals)
 
 
 def best_score(f1: Floats) -> float:
@@ -171,7 +164,7 @@ def _precisions(right: Bools, wrong: Bools, weights: Floats, totals: Ints) -> Fl
     hits = np.flatnonzero(right)
     result = np.zeros((len(totals), len(RECALLS)))
     if len(hits):
-        # Recall rises and precision peaks only where a detection is right; what comes after the last one is worth nothing.
+        # Recall rises and precision peaks only where a detection is right; after the last of these nothing matters.
         last = hits[-1] + 1
         wrongs = np.cumsum(weights[:, :last] * wrong[:last], axis=1)[:, hits]
         rights = np.cumsum(weights[:, hits], axis=1)
@@ -202,4 +195,5 @@ def _middle(values: Floats) -> tuple[float, float] | None:
 
 
 def _ratio(above: Ints, below: Ints) -> Floats:
-    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+    result: Floats = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+    return result

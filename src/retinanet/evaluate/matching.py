@@ -31,7 +31,8 @@ LEAST_OVERLAP = 0.1
 class Scene:
     """The objects of a dataset, the detections that count, and how they overlap.
 
-    D detections lie in the order in which COCO looks at them: best score first, equal scores by image id, then as given.
+    D detections lie in the order in which COCO looks at them: best score first, equal scores by image id, then as
+    given.
 
     Attributes:
         dataset: its M boxes are the objects and ignore regions.
@@ -174,7 +175,8 @@ def iou(boxes: Floats, others: Floats, crowd: Bools) -> Floats:
     shared = np.clip(high - low, 0, None).prod(axis=2)
     areas, other_areas = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, others))
     union = np.where(crowd, areas[:, None], areas[:, None] + other_areas - shared)
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    result: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return result
 
 
 def _overlapping(dataset: Dataset, images: Ints, boxes: Floats) -> tuple[Ints, Ints, Floats]:
@@ -184,7 +186,7 @@ def _overlapping(dataset: Dataset, images: Ints, boxes: Floats) -> tuple[Ints, I
     truth = dataset.boxes.astype(np.float64)
     none = np.zeros(0, dtype=np.int64)
     parts = [(none, none, np.zeros(0))]
-    for image in np.flatnonzero((np.diff(bounds) > 0) & (np.diff(dataset.offsets) > 0)):
+    for image in np.flatnonzero((np.diff(bounds) > 0) & (np.diff(dataset.offsets) > 0)).tolist():
         rows, mine = dataset.rows(image), order[bounds[image] : bounds[image + 1]]
         overlaps = iou(boxes[mine], truth[rows], dataset.ignore[rows])
         detection, thing = np.nonzero(overlaps >= LEAST_OVERLAP)

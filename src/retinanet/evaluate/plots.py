@@ -20,8 +20,8 @@ RIGHT, WRONG = "#2a9d8f", "#e76f51"
 TEXT = "currentColor"
 
 # Drawn at this size and scaled to the width there is.
-_WIDTH, _HEIGHT = 430, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 44
+_WIDTH, _HEIGHT = 430, 310
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 26, 44
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Line:
         y: ``(N,)``.
         color: a CSS colour.
         thick: draw it thicker than the others.
+        dashes: lengths of dashes and gaps, e.g. ``"6 4"``; empty for a solid line.
         mark: a position on x to mark.
     """
 
@@ -42,6 +43,7 @@ class Line:
     y: Floats
     color: str
     thick: bool = False
+    dashes: str = ""
     mark: float | None = None
 
 
@@ -59,6 +61,7 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, caption: str, 
     for line in lines:
         width = 2.6 if line.thick else 1.6
         style = f'fill="none" stroke="{line.color}" stroke-width="{width}" stroke-linejoin="round"'
+        style += f' stroke-dasharray="{line.dashes}"' if line.dashes else ""
         for xs, ys in _pieces(line.x, line.y):
             points = " ".join(f"{_x(x):.2f},{_y(y, 1):.2f}" for x, y in zip(xs, ys, strict=True))
             body.append(f'<polyline points="{points}" {style}><title>{html.escape(line.name)}</title></polyline>')
@@ -66,7 +69,7 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, caption: str, 
             y = float(np.interp(line.mark, line.x, line.y))
             if math.isfinite(y):
                 body.append(f'<circle cx="{_x(line.mark):.2f}" cy="{_y(y, 1):.2f}" r="4" fill="{line.color}"/>')
-    legend = _legend([(line.name, line.color) for line in lines]) if len(lines) > 1 else ""
+    legend = _legend([(line.name, line.color, line.dashes) for line in lines]) if len(lines) > 1 else ""
     return _figure("".join(body), told, caption, legend)
 
 
@@ -84,7 +87,7 @@ def stacked_bars(
                 said = f"{name}: {count} from {edges[k]:.2f} to {edges[k + 1]:.2f}"
                 body.append(_bar(edges[k], edges[k + 1], base[k], base[k] + count, top, color, said))
         base = base + np.asarray(counts)
-    return _figure("".join(body), told, caption, _legend([(name, color) for name, _, color in parts]))
+    return _figure("".join(body), told, caption, _legend([(name, color, None) for name, _, color in parts]))
 
 
 def reliability(counts: Sequence[int], scores: Floats, right: Floats, caption: str, told: str) -> str:
@@ -131,9 +134,7 @@ def _frame(top: float, x_label: str, y_label: str) -> Iterator[str]:
         yield f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     yield f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{html.escape(x_label)}</text>'
-    height = (_TOP + _HEIGHT - _BOTTOM) / 2
-    turned = f'transform="rotate(-90 12 {height})"'
-    yield f'<text x="12" y="{height}" {turned} text-anchor="middle">{html.escape(y_label)}</text>'
+    yield f'<text x="4" y="14">{html.escape(y_label)}</text>'
 
 
 def _ticks(top: float) -> list[float]:
@@ -148,7 +149,7 @@ def _round_up(value: float) -> float:
     if value <= 2:
         return 2
     scale = 10 ** math.floor(math.log10(value))
-    return next(step * scale for step in (1, 2, 4, 5, 8, 10) if step * scale >= value)
+    return float(next(step * scale for step in (1, 2, 4, 5, 8, 10) if step * scale >= value))
 
 
 def _bar(left: float, right: float, low: float, high: float, top: float, color: str, said: str) -> str:
@@ -169,9 +170,17 @@ def _pieces(x: Floats, y: Floats) -> Iterator[tuple[Floats, Floats]]:
             yield x[piece], y[piece]
 
 
-def _legend(entries: Sequence[tuple[str, str]]) -> str:
-    keys = "".join(f'<span><i style="background:{color}"></i>{html.escape(name)}</span>' for name, color in entries)
-    return f'<div class="legend">{keys}</div>'
+def _legend(entries: Sequence[tuple[str, str, str | None]]) -> str:
+    """Names with colours, and dashes: ``None`` for an area."""
+    keys = []
+    for name, color, dashes in entries:
+        if dashes is None:
+            mark = f'<rect width="12" height="12" rx="3" fill="{color}"/>'
+        else:
+            mark = f'<line x2="24" y1="6" y2="6" stroke="{color}" stroke-width="2.4" stroke-dasharray="{dashes}"/>'
+        size = f'width="{12 if dashes is None else 24}" height="12"'
+        keys.append(f'<span><svg {size} aria-hidden="true">{mark}</svg> {html.escape(name)}</span>')
+    return f'<div class="legend">{"".join(keys)}</div>'
 
 
 def _figure(body: str, told: str, caption: str, legend: str) -> str:

@@ -14,6 +14,7 @@ from retinanet.decode import Detections
 from retinanet.evaluate import sections
 from retinanet.evaluate.advice import next_steps
 from retinanet.evaluate.ap import Metrics, Predictions
+from retinanet.evaluate.curves import CONFIDENCE
 from retinanet.evaluate.diagnose import Diagnosis
 from retinanet.evaluate.examples import Example, Examples
 from retinanet.evaluate.pictures import draw_example, read_example, spread
@@ -105,7 +106,9 @@ def _numbers(metrics: Metrics, diagnosis: Diagnosis) -> str:
     cards = []
     for name, value in metrics.summary.items():
         bounds = intervals.get(name)
-        explained = _EXPLAINED[name] + (f"; {bounds[0]:.3f}–{bounds[1]:.3f}" if bounds else "")
+        explained = _EXPLAINED[name] + (
+            f", {bounds[0]:.3f}–{bounds[1]:.3f} in {CONFIDENCE:.0%} of resamples" if bounds else ""
+        )
         cards.append(page.number_card(name, f"{value:.3f}" if value >= 0 else "–", explained))
     return f'<div class="numbers">{"".join(cards)}</div>'
 
@@ -121,21 +124,23 @@ def _missed(dataset: Dataset, diagnosis: Diagnosis, pictures: int) -> str:
 
 def _false_positives(dataset: Dataset, diagnosis: Diagnosis, pictures: int) -> str:
     text = (
-        f"{diagnosis.false_positives.total} detections with a score of at least {diagnosis.threshold:.2f} are wrong at an "
-        "IoU of 0.5. The surest first; the detection in orange, the object it may be about in white."
+        f"{diagnosis.false_positives.total} detections with a score of at least {diagnosis.threshold:.2f} are wrong at "
+        "an IoU of 0.5. The surest first; the detection in orange, the object it may be about in white."
     )
     return f"<p>{text}</p>{_gallery(dataset, diagnosis.false_positives, pictures)}"
 
 
 def _label_errors(dataset: Dataset, diagnosis: Diagnosis, pictures: int) -> str:
     parts = [
-        "<p>Where a detector is sure and the annotation says otherwise, either may be wrong. A detection is sure if at least "
-        "nine of ten detections of its class with that score or more are right.</p>"
+        "<p>Where a detector is sure and the annotation says otherwise, either may be wrong. A detection is sure if at "
+        "least nine of ten detections of its class with that score or more are right.</p>"
     ]
     for kind, found in diagnosis.label_errors.items():
         title, text = _LABEL_ERRORS[kind]
         gallery = _gallery(dataset, found, pictures)
-        parts.append(f"<h3>{title}: {found.total}</h3><p>{text}</p>{gallery}" if found.total else f"<h3>{title}: 0</h3>")
+        parts.append(
+            f"<h3>{title}: {found.total}</h3><p>{text}</p>{gallery}" if found.total else f"<h3>{title}: 0</h3>"
+        )
     return "".join(parts)
 
 

@@ -33,7 +33,9 @@ class Calibration:
 def score_histogram(scene: Scene, matching: Matching) -> tuple[Ints, Ints]:
     """Right and wrong detections, ``(20,)`` each, in bins of the score of width 0.05, at the first IoU threshold."""
     place = _bins(scene.scores, HISTOGRAM_BINS)
-    right, wrong = (np.bincount(place[mask], minlength=HISTOGRAM_BINS) for mask in (matching.right[0], matching.wrong[0]))
+    right, wrong = (
+        np.bincount(place[mask], minlength=HISTOGRAM_BINS) for mask in (matching.right[0], matching.wrong[0])
+    )
     return right, wrong
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -32,10 +32,12 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def table(name: str, head: Numbers, rows: Iterable[Numbers]) -> str:
-    """A table that can be scrolled sideways; cells are HTML, ``name`` is its id."""
-    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    top = "".join(f"<th>{cell}</th>" for cell in head)
+def table(name: str, head: Numbers, rows: Iterable[Numbers], left: Collection[int] = ()) -> str:
+    """A table that can be scrolled sideways; cells are HTML, ``name`` is its id, the columns ``left`` hold text."""
+    kinds = [' class="left"' if column in left else "" for column in range(len(head))]
+    cells = ("".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)) for row in rows)
+    lines = "".join(f"<tr>{row}</tr>" for row in cells)
+    top = "".join(f"<th{kind}>{cell}</th>" for kind, cell in zip(kinds, head, strict=True))
     return f'<div class="scroll"><table id="{name}"><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
@@ -49,8 +51,8 @@ def classes(diagnosis: Diagnosis) -> str:
     rest = f"<details><summary>{len(rows) - SHOWN} more classes</summary>{more}</details>" if rows[SHOWN:] else ""
     return f"""<p>Detections are those that count, right or wrong at an IoU of 0.5; no class has more than 100 an image.
 Intervals: {diagnosis.resamples} times as many images were drawn from these as there are, with repetition; the AP lay in
-the interval in {CONFIDENCE:.0%} of the draws. They say how much hangs on which images were measured. A class in fewer than
-{FEWEST_IMAGES} images has none.</p>{first}{rest}"""
+the interval in {CONFIDENCE:.0%} of the draws. They say how much hangs on which images were measured. A class in fewer
+than {FEWEST_IMAGES} images has none.</p>{first}{rest}"""
 
 
 def _class_row(diagnosis: Diagnosis, label: int) -> Numbers:
@@ -99,8 +101,9 @@ def precision_recall(diagnosis: Diagnosis) -> str:
         told = f"Precision against recall at an IoU of {iou}. Area under the curve: {', '.join(areas)}."
         charts.append(plots.line_chart(lines, "recall", "precision", caption, told))
     return (
-        "<p>From left to right the threshold falls: more objects are found, more detections are wrong. A curve that ends "
-        f'early shows objects that no threshold finds.{_only(diagnosis)}</p><div class="charts">{"".join(charts)}</div>'
+        "<p>From left to right the threshold falls: more objects are found, more detections are wrong. A curve that "
+        f"falls to 0 early shows objects that no threshold finds.{_only(diagnosis)}</p>"
+        f'<div class="charts">{"".join(charts)}</div>'
     )
 
 
@@ -121,8 +124,8 @@ def thresholds(diagnosis: Diagnosis) -> str:
         told = f"F1 against the score threshold. The mean over the classes is best at {diagnosis.threshold:.2f}."
         charts.append(plots.line_chart(lines, "score threshold", "F1", "F1; dots: the best threshold", told))
     lines = [
-        Line("precision", SCORES, _mean(precision, known), plots.CLASS_COLORS[1]),
-        Line("recall", SCORES, _mean(recall, known), plots.CLASS_COLORS[0]),
+        Line("precision", SCORES, _mean(precision, known), plots.TEXT, dashes="7 4"),
+        Line("recall", SCORES, _mean(recall, known), plots.TEXT, dashes="2 3"),
         Line("F1", SCORES, _mean(f1, known), plots.TEXT, thick=True, mark=diagnosis.threshold),
     ]
     what = "Mean over the classes" if len(known) > 1 else diagnosis.classes[known[0]].name
@@ -160,12 +163,14 @@ def scores(diagnosis: Diagnosis) -> str:
         told = f"Detections with a score from 0.3: {sum(right[first:])} right, {sum(wrong[first:])} wrong."
         charts.append(plots.stacked_bars(edges, high, "score", "detections", "only scores from 0.3", told))
     rows = [
-        [f"{edges[k]:.2f}–{edges[k + 1]:.2f}", str(right[k]), str(wrong[k])] for k in range(len(right)) if right[k] or wrong[k]
+        [f"{edges[k]:.2f}–{edges[k + 1]:.2f}", str(right[k]), str(wrong[k])]
+        for k in range(len(right))
+        if right[k] or wrong[k]
     ]
     listed = table("scores", ["score", "right", "wrong"], rows)
     return (
-        "<p>The further right and wrong detections are apart, the easier a threshold is chosen. Right: at an IoU of at least "
-        f'0.5.</p><div class="charts">{"".join(charts)}</div><details><summary>Counts</summary>{listed}</details>'
+        "<p>The further right and wrong detections are apart, the easier a threshold is chosen. Right: at an IoU of at "
+        f'least 0.5.</p><div class="charts">{"".join(charts)}</div><details><summary>Counts</summary>{listed}</details>'
     )
 
 
@@ -183,10 +188,10 @@ def errors(diagnosis: Diagnosis) -> str:
         ]
         for kind, meaning in ERRORS.items()
     ]
-    return f"""<p>By how much would AP50 (now {number(diagnosis.AP50)}) rise if the errors of one kind, and only these, were
-mended? Counts are of all scores; errors of low scores are many and cost little. Costs do not add up. The last two lines
+    return f"""<p>By how much would AP50 (now {number(diagnosis.AP50)}) rise if the errors of one kind, and only
+these, were mended? Counts are of all scores; errors of low scores are many and cost little. Costs do not add up. The last two lines
 are no kinds of their own. (TIDE, arXiv 2008.08115)</p>
-{table("errors", ["kind", "what", "count", "costs AP50", ""], rows)}"""
+{table("errors", ["kind", "what", "count", "costs AP50", ""], rows, left=(1, 4))}"""
 
 
 def calibration(diagnosis: Diagnosis) -> str:
@@ -196,7 +201,9 @@ def calibration(diagnosis: Diagnosis) -> str:
         return "<p>There are no detections.</p>"
     counts = each.counts.tolist()
     told = f"Reliability diagram, expected calibration error {number(each.error)}."
-    chart = plots.reliability(counts, each.scores, each.right, "bars: right; rings: at the mean score; dashes: ideal", told)
+    chart = plots.reliability(
+        counts, each.scores, each.right, "bars: right; rings: at the mean score; dashes: ideal", told
+    )
     edges = np.linspace(0, 1, len(counts) + 1)
     rows = [
         [f"{edges[k]:.1f}–{edges[k + 1]:.1f}", str(counts[k]), number(each.scores[k]), number(each.right[k])]
@@ -208,9 +215,9 @@ def calibration(diagnosis: Diagnosis) -> str:
     if len(own) > SHOWN:
         per_class = f"<details><summary>Each class</summary>{per_class}</details>"
     return (
-        "<p>Of detections with a score of 0.8, are 80 % right? Above the dashed line scores are too modest, below it too sure. "
-        f'Expected calibration error: <b id="calibration-error">{number(each.error)}</b>, the mean distance from the line '
-        "over all detections, most of which have low scores.</p>"
+        "<p>Of detections with a score of 0.8, are 80 % right? Above the dashed line scores are too modest, below it "
+        f'too sure. Expected calibration error: <b id="calibration-error">{number(each.error)}</b>, the mean distance from '
+        "the line over all detections, most of which have low scores.</p>"
         f'<div class="charts">{chart}<div>{bins}{per_class}</div></div>'
     )
 
@@ -236,8 +243,8 @@ def slices(diagnosis: Diagnosis) -> str:
             )
     head = ["part", "objects", "detections", "AP", "", "AP50", "found"]
     return (
-        "<p>Each part alone: objects of other parts are neither to be found nor wrong to find. A part with few objects says "
-        f"little. Found: at the threshold {diagnosis.threshold:.2f}. Neighbours are objects of any class.</p>"
+        "<p>Each part alone: objects of other parts are neither to be found nor wrong to find. A part with few objects "
+        f"says little. Found: at the threshold {diagnosis.threshold:.2f}. Neighbours are objects of any class.</p>"
         + table("slices", head, rows)
     )
 
@@ -256,8 +263,8 @@ def confusion(diagnosis: Diagnosis) -> str:
     for row, title in enumerate(titles):
         total = merged[row].sum()
         lines.append([title, *(_cell(merged[row, column], total) for column in range(len(groups)))])
-    text = f"""<p>Detections with a score of at least {diagnosis.threshold:.2f}. Rows: what is annotated; columns: what is
-detected there at an IoU of at least 0.5, whatever its class. The last column are objects not found, the last row
+    text = f"""<p>Detections with a score of at least {diagnosis.threshold:.2f}. Rows: what is annotated; columns: what
+is detected there at an IoU of at least 0.5, whatever its class. The last column are objects not found, the last row
 detections where no object is. Shades are shares of a row.</p>"""
     frequent = _most_confused(matrix, names) if rest else ""
     return text + table("confusion", ["annotated ↓ detected →", *titles], lines) + frequent
@@ -280,7 +287,7 @@ def _most_confused(matrix: Ints, names: Sequence[str]) -> str:
     ]
     if not found:
         return "<p>No class is taken for another.</p>"
-    return f"<p>The most frequent confusions:</p>{table('confusions', ['annotated', 'detected', 'count'], found)}"
+    return f"<p>The most frequent confusions:</p>{table('confusions', ['annotated', 'detected', 'count'], found, left=(1,))}"
 
 
 def _known(diagnosis: Diagnosis) -> list[int]:
@@ -293,7 +300,8 @@ def _mean(values: Floats, known: Sequence[int]) -> Floats:
     there = ~np.isnan(chosen)
     counts = there.sum(axis=0)
     sums = np.where(there, chosen, 0).sum(axis=0)
-    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+    result: Floats = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+    return result
 
 
 def _mean_line(diagnosis: Diagnosis, x: Floats, values: Floats, mark: float | None = None) -> Line:

@@ -1,7 +1,7 @@
 """Average precision on parts of a dataset: by size, shape, crowdedness and place of the objects.
 
-Objects of other parts are treated as COCO treats objects of other sizes: they are neither to be found nor wrong to find,
-and a detection that finds nothing counts where its own box belongs.
+Objects of other parts are treated as COCO treats objects of other sizes: they are neither to be found nor wrong to
+find, and a detection that finds nothing counts where its own box belongs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retinanet.evaluate.curves import average_precisions, mean
-from retinanet.evaluate.matching import Bools, Floats, Ints, Scene, match, neighbour_overlaps
+from retinanet.evaluate.matching import Bools, Floats, Scene, match, neighbour_overlaps
 
 # A box whose side is this near to the border of its image, in pixels, may be cut off there.
 _BORDER = 2.0
@@ -76,7 +76,13 @@ def _parts(scene: Scene) -> Iterator[_Part]:
     dataset = scene.dataset
     boxes = dataset.boxes.astype(np.float64)
     yield from _by_size(dataset.areas.astype(np.float64), (scene.boxes[:, 2:] - scene.boxes[:, :2]).prod(axis=1))
-    shapes = ["over 3 × as tall as wide", "1.5–3 × as tall", "about square", "1.5–3 × as wide as tall", "over 3 × as wide"]
+    shapes = [
+        "over 3 × as tall as wide",
+        "1.5–3 × as tall",
+        "about square",
+        "1.5–3 × as wide",
+        "over 3 × as wide as tall",
+    ]
     yield from _bands("shape", shapes, [1 / 3, 1 / 1.5, 1.5, 3], _wideness(boxes), _wideness(scene.boxes))
     per_image = np.bincount(scene.owner[~dataset.ignore], minlength=len(dataset)).astype(np.float64)
     crowds = ["1 object in the image", "2–4 objects", "5–9 objects", "10–19 objects", "20 objects and more"]
@@ -112,6 +118,6 @@ def _wideness(boxes: Floats) -> Floats:
 def _places(boxes: Floats, sizes: Floats) -> Floats:
     """0 for a centre in the middle half of width and height, 1 for one outside, 2 for a box at the border."""
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / np.maximum(sizes, 1)
-    inner: Ints = (np.abs(centres - 0.5) > 0.25).any(axis=1).astype(np.int64)
+    outer = (np.abs(centres - 0.5) > 0.25).any(axis=1)
     border = (boxes[:, :2] <= _BORDER).any(axis=1) | (boxes[:, 2:] >= sizes - _BORDER).any(axis=1)
-    return np.where(border, 2, inner).astype(np.float64)
+    return np.where(border, 2.0, np.where(outer, 1.0, 0.0))
