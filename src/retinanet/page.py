@@ -36,6 +36,7 @@ summary { cursor: pointer; } details ul { font-size: .85rem; padding-left: 1.2re
 .chart { display: block; width: 100%; height: auto; } .chart text { fill: currentColor; font-size: 13px; }
 .chart .grid { stroke: #8885; } .interval { width: 7rem; height: .8rem; display: block; }
 .legend { display: flex; flex-wrap: wrap; gap: 0 .9rem; font-size: .85rem; padding-left: 3rem; }
+.scroll td:has(.swatch) { white-space: nowrap; }
 .swatch { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin-right: .35rem; }
 .scroll { overflow-x: auto; margin: .8rem 0; } .scroll .left { text-align: left; }
 .scroll th { font-size: .85rem; opacity: .8; } nav { font-size: .9rem; }

@@ -8,6 +8,7 @@ cannot leave out objects by anything but their area, and counts detections in ig
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -135,7 +136,7 @@ def match(
     taken = np.zeros((len(thresholds), len(crowd)), dtype=np.bool_)
     starts = np.flatnonzero(np.diff(rank, prepend=-1))
     # Detections of one rank compete for nothing: each is of another image or class.
-    for start, end in zip(starts, [*starts[1:], len(rank)], strict=True):
+    for start, end in pairwise([*starts.tolist(), len(rank)]):
         mine = objects[start:end]
         free = enough[:, start:end] & (crowd[mine] | ~taken[:, mine])
         firsts = np.flatnonzero(np.diff(found[start:end], prepend=-1))

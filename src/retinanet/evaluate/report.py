@@ -106,9 +106,7 @@ def _numbers(metrics: Metrics, diagnosis: Diagnosis) -> str:
     cards = []
     for name, value in metrics.summary.items():
         bounds = intervals.get(name)
-        explained = _EXPLAINED[name] + (
-            f", {bounds[0]:.3f}–{bounds[1]:.3f} in {CONFIDENCE:.0%} of resamples" if bounds else ""
-        )
+        explained = _EXPLAINED[name] + (f" ({CONFIDENCE:.0%}: {bounds[0]:.3f}–{bounds[1]:.3f})" if bounds else "")
         cards.append(page.number_card(name, f"{value:.3f}" if value >= 0 else "–", explained))
     return f'<div class="numbers">{"".join(cards)}</div>'
 

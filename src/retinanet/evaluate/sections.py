@@ -184,13 +184,13 @@ def errors(diagnosis: Diagnosis) -> str:
             meaning,
             str(counts[kind]),
             f"{costs[kind]:.3f}",
-            f'<span class="bar" style="width:{9 * max(0.0, costs[kind]) / most:.2f}rem"></span>',
+            f'<span class="bar" style="width:{6 * max(0.0, costs[kind]) / most:.2f}rem"></span>',
         ]
         for kind, meaning in ERRORS.items()
     ]
     return f"""<p>By how much would AP50 (now {number(diagnosis.AP50)}) rise if the errors of one kind, and only
-these, were mended? Counts are of all scores; errors of low scores are many and cost little. Costs do not add up. The last two lines
-are no kinds of their own. (TIDE, arXiv 2008.08115)</p>
+these, were mended? Counts are of all scores; errors of low scores are many and cost little. Costs do not add up. The
+last two lines are no kinds of their own. (TIDE, arXiv 2008.08115)</p>
 {table("errors", ["kind", "what", "count", "costs AP50", ""], rows, left=(1, 4))}"""
 
 
@@ -216,8 +216,8 @@ def calibration(diagnosis: Diagnosis) -> str:
         per_class = f"<details><summary>Each class</summary>{per_class}</details>"
     return (
         "<p>Of detections with a score of 0.8, are 80 % right? Above the dashed line scores are too modest, below it "
-        f'too sure. Expected calibration error: <b id="calibration-error">{number(each.error)}</b>, the mean distance from '
-        "the line over all detections, most of which have low scores.</p>"
+        f'too sure. Expected calibration error: <b id="calibration-error">{number(each.error)}</b>, the mean distance '
+        "from the line over all detections, most of which have low scores.</p>"
         f'<div class="charts">{chart}<div>{bins}{per_class}</div></div>'
     )
 
@@ -287,7 +287,8 @@ def _most_confused(matrix: Ints, names: Sequence[str]) -> str:
     ]
     if not found:
         return "<p>No class is taken for another.</p>"
-    return f"<p>The most frequent confusions:</p>{table('confusions', ['annotated', 'detected', 'count'], found, left=(1,))}"
+    head = ["annotated", "detected", "count"]
+    return f"<p>The most frequent confusions:</p>{table('confusions', head, found, left=(1,))}"
 
 
 def _known(diagnosis: Diagnosis) -> list[int]:
