@@ -109,7 +109,7 @@ def test_only_the_best_hundred_of_an_image_and_class_count() -> None:
     boxes = np.concatenate([corners, corners + 20], axis=1).astype(np.float32)
     images, labels = np.full(count, 1, dtype=np.int64), np.zeros(count, dtype=np.int64)
     labels[:20] = 1
-    predictions = Predictions(images, boxes, rng.permutation(count).astype(np.float32) / count, labels)
+    predictions = Predictions(images, boxes, (rng.permutation(count) / count).astype(np.float32), labels)
     scene = make_scene(dataset, predictions)
     assert np.bincount(scene.labels).tolist() == [100, 20]
     least = scene.scores[scene.labels == 0].min()

@@ -109,6 +109,18 @@ def test_equals_plain_python_with_ignore_regions(seed: int) -> None:
     assert errors.counts["FP"] == sum(errors.counts[kind] for kind in KINDS) == matching.wrong[0].sum()
 
 
+def test_missing_everything_costs_everything() -> None:
+    dataset = random_truth(0, ignore=0.0)
+    none = Predictions(*(part[:0] for part in vars(random_detections(dataset, 0)).values()))
+    scene = make_scene(dataset, none)
+    errors = find_errors(scene, match(scene))
+    assert errors.counts["Miss"] == errors.counts["FN"] == len(dataset.labels)
+    assert errors.costs["Miss"] == errors.costs["FN"] == 1
+    empty = dataset.with_boxes(np.zeros(len(dataset.labels), dtype=np.bool_))
+    scene = make_scene(empty, random_detections(dataset, 0))
+    assert np.isnan(list(find_errors(scene, match(scene)).costs.values())).all()
+
+
 def test_a_perfect_detector_has_no_errors() -> None:
     dataset = random_truth(0, ignore=0.0)
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))

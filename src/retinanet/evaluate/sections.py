@@ -177,14 +177,14 @@ def scores(diagnosis: Diagnosis) -> str:
 def errors(diagnosis: Diagnosis) -> str:
     """TIDE's kinds of errors and what they cost."""
     costs, counts = diagnosis.errors.costs, diagnosis.errors.counts
-    most = max(0.001, *costs.values())
+    most = max(0.001, *np.nan_to_num(list(costs.values())).tolist())
     rows = [
         [
             kind,
             meaning,
             str(counts[kind]),
-            f"{costs[kind]:.3f}",
-            f'<span class="bar" style="width:{6 * max(0.0, costs[kind]) / most:.2f}rem"></span>',
+            number(costs[kind]),
+            f'<span class="bar" style="width:{6 * max(0.0, float(np.nan_to_num(costs[kind]))) / most:.2f}rem"></span>',
         ]
         for kind, meaning in ERRORS.items()
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,10 +65,15 @@ def find_errors(scene: Scene, matching: Matching) -> Errors:
         labels[fixed] = scene.dataset.labels[objects[fixed]]
         hits[fixed] = True
         costs[name] = _ap50(labels, hits, wrong & ~mended, totals) - base
-    costs["Miss"] = _ap50(scene.labels, right, wrong, scene.totals(missed)) - base
+    costs["Miss"] = _left(_ap50(scene.labels, right, wrong, scene.totals(missed))) - base
     costs["FP"] = _ap50(scene.labels, right, np.zeros_like(wrong), totals) - base
-    costs["FN"] = _ap50(scene.labels, right, wrong, scene.totals(unfound)) - base
+    costs["FN"] = _left(_ap50(scene.labels, right, wrong, scene.totals(unfound))) - base
     return Errors(kinds, objects, missed, counts, costs)
+
+
+def _left(value: float) -> float:
+    """The AP50 of the objects that are left; perfect if all are gone because nothing was found."""
+    return 1.0 if math.isnan(value) else value
 
 
 def _kinds(scene: Scene, wrong: Bools) -> tuple[Ints, Ints]:
