@@ -36,6 +36,8 @@ summary { cursor: pointer; } details ul { font-size: .85rem; padding-left: 1.2re
 .chart { display: block; width: 100%; height: auto; } .chart text { fill: currentColor; font-size: 13px; }
 .chart .grid { stroke: #8885; } .interval { width: 7rem; height: .8rem; display: block; }
 .legend { display: flex; flex-wrap: wrap; gap: 0 .9rem; font-size: .85rem; padding-left: 3rem; }
+h3 { font-size: 1rem; } .range { white-space: nowrap; }
+@media (max-width: 30rem) { .scroll table { font-size: .85rem; } .scroll td, .scroll th { padding-right: .5rem; } }
 .scroll td:has(.swatch) { white-space: nowrap; }
 .swatch { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin-right: .35rem; }
 .scroll { overflow-x: auto; margin: .8rem 0; } .scroll .left { text-align: left; }

@@ -170,13 +170,21 @@ def _precisions(right: Bools, wrong: Bools, weights: Floats, totals: Ints) -> Fl
         rights = np.cumsum(weights[:, hits], axis=1)
         precision = rights / (wrongs + rights + np.spacing(1))
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        recall = rights / np.maximum(totals, 1)[:, None]
-        for row in range(len(totals)):
-            place = np.searchsorted(recall[row], RECALLS)
-            reached = place < len(hits)
-            result[row, reached] = envelope[row, place[reached]]
+        place = _first_reaching(rights, np.maximum(totals, 1))
+        result = np.take_along_axis(np.pad(envelope, ((0, 0), (0, 1))), place, axis=1)
     result[totals == 0] = np.nan
     return result
+
+
+def _first_reaching(rights: Floats, totals: Ints) -> Ints:
+    """The place in each row of ``rights`` ``(R, H)`` where each recall is reached, ``(R, 101)``; H for never."""
+    # As whole numbers of objects, so that all rows can be searched at once without rounding.
+    needed = np.ceil(RECALLS * totals[:, None] - 1e-9)
+    needed += needed / totals[:, None] < RECALLS
+    rows = np.arange(len(rights))[:, None]
+    apart = rows * (totals.max() + 2.0)
+    places: Ints = np.searchsorted((rights + apart).ravel(), needed + apart) - rows * rights.shape[1]
+    return places
 
 
 def _by_class(scene: Scene, totals: Ints) -> list[tuple[int, Ints]]:

@@ -71,7 +71,11 @@ def _class_row(diagnosis: Diagnosis, label: int) -> Numbers:
 
 
 def _interval(bounds: tuple[float, float] | None) -> str:
-    return "–" if bounds is None else f"{bounds[0]:.3f}–{bounds[1]:.3f}"
+    return "–" if bounds is None else _range(*bounds)
+
+
+def _range(low: float, high: float, digits: int = 3) -> str:
+    return f'<span class="range">{low:.{digits}f}–{high:.{digits}f}</span>'
 
 
 def _color(diagnosis: Diagnosis, label: int) -> str:
@@ -163,7 +167,7 @@ def scores(diagnosis: Diagnosis) -> str:
         told = f"Detections with a score from 0.3: {sum(right[first:])} right, {sum(wrong[first:])} wrong."
         charts.append(plots.stacked_bars(edges, high, "score", "detections", "only scores from 0.3", told))
     rows = [
-        [f"{edges[k]:.2f}–{edges[k + 1]:.2f}", str(right[k]), str(wrong[k])]
+        [_range(edges[k], edges[k + 1], 2), str(right[k]), str(wrong[k])]
         for k in range(len(right))
         if right[k] or wrong[k]
     ]
@@ -206,7 +210,7 @@ def calibration(diagnosis: Diagnosis) -> str:
     )
     edges = np.linspace(0, 1, len(counts) + 1)
     rows = [
-        [f"{edges[k]:.1f}–{edges[k + 1]:.1f}", str(counts[k]), number(each.scores[k]), number(each.right[k])]
+        [_range(edges[k], edges[k + 1], 1), str(counts[k]), number(each.scores[k]), number(each.right[k])]
         for k in range(len(counts))
     ]
     bins = table("calibration", ["score", "detections", "mean score", "share right"], rows)
