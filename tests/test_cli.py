@@ -341,9 +341,11 @@ def evaluated(weights: Path, parts: Path, tmp_path_factory: pytest.TempPathFacto
 def test_eval_writes_metrics_and_report(evaluated: tuple[Path, str], weights: Path) -> None:
     out, said = evaluated
     metrics = json.loads((out / "metrics.json").read_text())
-    assert list(metrics) == [*SUMMARY, "per_class"]
+    assert list(metrics) == [*SUMMARY, "per_class", "diagnosis"]
     assert all(isinstance(metrics[name], float) for name in SUMMARY)
     assert set(metrics["per_class"]) == set(CLASSES)
+    diagnosis = metrics["diagnosis"]
+    assert diagnosis["AP"] == pytest.approx(metrics["AP"], abs=1e-6)
     page = (out / "report.html").read_text()
     assert 'src="http' not in page
     assert 'href="http' not in page
@@ -372,8 +374,14 @@ def annotate_with_its_own_detections(run: Command, weights: Path, parts: Path, t
 def test_eval_numbers_are_those_of_pycocotools(run: Command, weights: Path, own_parts: Path, tmp_path: Path) -> None:
     annotate_with_its_own_detections(run, weights, own_parts, tmp_path)
     out = tmp_path / "second"
-    assert run("eval", weights, own_parts, "--out", out, "--precision", "fp32", "--device", "cpu").code == 0
+    said = run("eval", weights, own_parts, "--out", out, "--precision", "fp32", "--device", "cpu")
+    assert said.code == 0
     metrics = json.loads((out / "metrics.json").read_text())
+    diagnosis = metrics["diagnosis"]
+    assert f"best threshold: {diagnosis['threshold']:.2f} (F1 {diagnosis['f1']:.3f})" in said.out
+    costs = {kind: diagnosis["errors"]["costs"][kind] for kind in ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")}
+    worst = max(costs, key=lambda kind: costs[kind])
+    assert f"({worst}) cost the most: {costs[worst]:.3f} AP50" in said.out
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(own_parts / "instances_val.json"))
         evaluation = COCOeval(truth, truth.loadRes(str(out / "detections.json")), "bbox")

@@ -148,3 +148,21 @@ def test_what_is_no_ordinary_file_is_told_without_opening_it(tmp_path: Path) -> 
     assert {name: special_file(tmp_path / name) for name in expected} == expected
     assert special_file("/dev/null") == "a device"
     assert special_file("a\0b") is None
+
+
+def test_lists_of_numbers_are_one_line(tmp_path: Path) -> None:
+    value = {
+        "a": [1, 2.5, -3e-5, None],
+        "b": [{"c": [1]}, "[\n 1,\n 2\n]"],
+        "d": [],
+        "e": [[1, 2], [3]],
+        "f": ["1", "2"],
+    }
+    write_json(tmp_path / "a.json", value, indent=2)
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == value
+    assert '"a": [1, 2.5, -3e-05, null],' in text
+    assert '"c": [1]' in text
+    assert "\n    [1, 2],\n" in text
+    write_json(tmp_path / "b.json", value)
+    assert (tmp_path / "b.json").read_text() == json.dumps(value) + "\n"

@@ -54,8 +54,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Write JSON atomically."""
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    """Write JSON atomically; with ``indent``, a list of numbers is still one line."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    if indent is not None:  # line breaks are escaped in strings, so these are between values
+        text = re.sub(r"\[\n([-+.\deE,\snul]+)\]", lambda found: "[" + " ".join(found[1].split()) + "]", text)
+    write_text(path, text + "\n")
 
 
 def refuse_filled(out: Path) -> None:

@@ -32,6 +32,18 @@ figure { margin: 0; } figure img { width: 100%; border-radius: .4rem; }
 figcaption { font-size: .85rem; opacity: .8; overflow-wrap: anywhere; }
 details { border: 1px solid #8885; border-radius: .5rem; padding: .4rem .8rem; margin: .5rem 0; }
 summary { cursor: pointer; } details ul { font-size: .85rem; padding-left: 1.2rem; overflow-wrap: anywhere; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 25rem), 1fr)); gap: 1rem; }
+.chart { display: block; width: 100%; height: auto; } .chart text { fill: currentColor; font-size: 13px; }
+.chart .grid { stroke: #8885; } .interval { width: 7rem; height: .8rem; display: block; }
+.legend { display: flex; flex-wrap: wrap; gap: 0 .9rem; font-size: .85rem; padding-left: 3rem; }
+h3 { font-size: 1rem; } .range { white-space: nowrap; }
+@media (max-width: 30rem) { .scroll table { font-size: .85rem; } .scroll td, .scroll th { padding-right: .5rem; } }
+.scroll td:has(.swatch) { white-space: nowrap; }
+.swatch { display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin-right: .35rem; }
+.scroll { overflow-x: auto; margin: .8rem 0; } .scroll .left { text-align: left; }
+.scroll th { font-size: .85rem; opacity: .8; } nav { font-size: .9rem; }
+.cell { display: block; padding: 0 .4rem; border-radius: .2rem; }
+.cell { background: color-mix(in srgb, #1f8fb8 var(--share), transparent); }
 .error, .warning, .note { border-radius: .3rem; padding: 0 .4rem; font-size: .8rem; color: #fff; background: #6b7680; }
 .error { background: #b3261e; } .warning { background: #9a6200; }
 """
@@ -83,6 +95,32 @@ def draw_boxes(
         corners = (float(x1), float(y1), float(max(x1, x2 - 1)), float(max(y1, y2 - 1)))
         pen.rectangle(corners, outline=color, width=width or max(1, min(canvas.size) // 250))
     return np.array(canvas)
+
+
+def closeup(
+    image: npt.NDArray[np.uint8],
+    boxes: Sequence[Box] | npt.NDArray[np.float32],
+    colors: Sequence[str],
+    longest: int,
+    closely: bool = True,
+) -> npt.NDArray[np.uint8]:
+    """The picture with its boxes, or only the boxes with what is around them; scaled to a longer side ``longest``."""
+    corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    height, width = image.shape[:2]
+    region = np.array([0, 0, width, height])
+    if closely:
+        low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
+        margin = max(16.0, float((high - low).max()) / 2)
+        around = np.concatenate([np.maximum(low - margin, 0), np.minimum(high + margin + 1, (width, height))])
+        if (around[2:] - around[:2] >= 1).all():  # else these are annotations of a larger picture
+            region = around.astype(np.int64)
+    left, top, right, bottom = region.tolist()
+    factor = longest / max(right - left, bottom - top)
+    size = (max(1, round((right - left) * factor)), max(1, round((bottom - top) * factor)))
+    result = np.array(Image.fromarray(image[top:bottom, left:right]).resize(size, Image.Resampling.BICUBIC))
+    for box, color in zip(corners, colors, strict=True):
+        result = draw_boxes(result, [(box - (left, top, left, top)) * factor], color, width=2)
+    return result
 
 
 def _figure(source: str, caption: str) -> str:

@@ -1,40 +1,69 @@
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from scenes import random_detections, random_truth
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.detect import read_split
 from retinanet.evaluate.ap import Predictions, evaluate
+from retinanet.evaluate.diagnose import Diagnosis, diagnose
 from retinanet.evaluate.report import write_report
 
 
 class Page(HTMLParser):
-    """Every reference, and whether each element that was opened is closed."""
+    """Every reference and id, the texts of tables, and whether each element that was opened is closed."""
 
     VOID = frozenset({"meta", "img", "br"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.references: list[str] = []
+        self.ids: list[str] = []
+        self.labels: list[str] = []
+        self.points: list[str] = []
+        self.tables: dict[str, list[list[str]]] = {}
         self.images = 0
         self.open: list[str] = []
+        self._rows: list[list[str]] | None = None
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.references += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "action")]
         self.images += tag == "img"
+        named = dict(attributes)
+        self.ids += [named["id"] or ""] if "id" in named else []
+        self.labels += [named["aria-label"] or ""] if tag == "svg" and named.get("role") == "img" else []
+        self.points += [named["points"] or ""] if tag == "polyline" else []
+        if tag == "table":
+            self._rows = self.tables.setdefault(named.get("id") or "", [])
+        elif self._rows is not None and tag == "tr":
+            self._rows.append([])
+        elif self._rows is not None and tag in ("td", "th"):
+            self._rows[-1].append("")
         if tag not in self.VOID:
             self.open.append(tag)
 
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        """Drawings have elements that close themselves."""
+
+    def handle_data(self, data: str) -> None:
+        if self._rows and self._rows[-1] and "table" in self.open:
+            self._rows[-1][-1] += data
+
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        if tag == "table":
+            self._rows = None
 
 
 @pytest.fixture
@@ -53,8 +82,13 @@ def perfect(dataset: Dataset) -> Predictions:
     )
 
 
+def diagnosed(dataset: Dataset, predictions: Predictions) -> Diagnosis:
+    return diagnose(dataset, predictions, resamples=20)
+
+
 def report(path: Path, dataset: Dataset, predictions: Predictions, weights: str = "best.safetensors") -> str:
-    write_report(path / "report.html", dataset, predictions, evaluate(dataset, predictions), Path(weights))
+    metrics, diagnosis = evaluate(dataset, predictions), diagnosed(dataset, predictions)
+    write_report(path / "report.html", dataset, predictions, metrics, diagnosis, Path(weights))
     return (path / "report.html").read_text(encoding="utf-8")
 
 
@@ -63,7 +97,11 @@ def test_page_is_self_contained_and_well_formed(tmp_path: Path, dataset: Dataset
     page = Page(text)
     assert page.open == []
     assert page.images == len(dataset)
-    assert all(reference.startswith("data:image/") for reference in page.references)
+    links = [reference for reference in page.references if reference.startswith("#")]
+    assert all(reference.startswith(("data:image/", "#")) for reference in page.references)
+    assert {link[1:] for link in links} <= set(page.ids)
+    assert len(set(page.ids)) == len(page.ids)
+    assert len(links) == 13
     assert "url(" not in text
     assert "@import" not in text
     assert "<script" not in text
@@ -109,5 +147,173 @@ def test_number_of_pictures_is_limited(tmp_path: Path, dataset: Dataset) -> None
     predictions = perfect(dataset)
     metrics = evaluate(dataset, predictions)
     for limit, expected in ((2, 2), (50, len(dataset)), (1, 1)):
-        write_report(tmp_path / "r.html", dataset, predictions, metrics, Path("w"), pictures=limit)
+        diagnosis = diagnosed(dataset, predictions)
+        write_report(tmp_path / "r.html", dataset, predictions, metrics, diagnosis, Path("w"), pictures=limit)
         assert Page((tmp_path / "r.html").read_text(encoding="utf-8")).images == expected
+
+
+def drawable(dataset: Dataset, folder: Path) -> Dataset:
+    """The random truth with pictures to show."""
+    for image in dataset:
+        noise = np.random.default_rng(image).integers(0, 255, (160, 200, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / dataset.files[image])
+    return replace(dataset, root=folder)
+
+
+def written(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+@pytest.fixture(scope="module")
+def random_report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str, dict[str, Any]]:
+    """The page and what metrics.json says, of random detections on random truth with ignore regions."""
+    folder = tmp_path_factory.mktemp("random")
+    dataset = drawable(random_truth(3, images=40, everywhere=0.3), folder)
+    predictions = random_detections(dataset, 3)
+    metrics, diagnosis = evaluate(dataset, predictions), diagnosed(dataset, predictions)
+    write_report(folder / "report.html", dataset, predictions, metrics, diagnosis, "any detector")
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    return Page(text), text, {**metrics.to_dict(), "diagnosis": diagnosis.to_dict()}
+
+
+def test_summary_is_that_of_the_json(random_report: tuple[Page, str, dict[str, Any]]) -> None:
+    _, text, content = random_report
+    cards = dict(re.findall(r"<small>(\w+)</small><b>([^<]+)</b>", text))
+    assert list(cards) == [*(name for name in content if name not in ("per_class", "diagnosis"))]
+    for name, shown in cards.items():
+        assert shown == (f"{content[name]:.3f}" if content[name] >= 0 else "–")
+    low, high = content["diagnosis"]["AP_interval"]
+    assert f"(95%: {low:.3f}–{high:.3f})" in text
+    assert f'<b id="best-threshold">{content["diagnosis"]["threshold"]:.2f}</b>' in text
+    assert f'<b id="best-f1">{content["diagnosis"]["f1"]:.3f}</b>' in text
+    assert f'<b id="calibration-error">{content["diagnosis"]["calibration"]["error"]:.3f}</b>' in text
+
+
+def test_tables_are_those_of_the_json(random_report: tuple[Page, str, dict[str, Any]]) -> None:
+    page, _, content = random_report
+    known = content["diagnosis"]
+    rows = {row[0]: row[1:] for row in page.tables["classes"][1:]}
+    assert set(rows) == {"cat", "dog", "fox", "owl"}
+    for name, row in rows.items():
+        each = known["classes"][name]
+        bounds = ["–" if b is None else f"{b[0]:.3f}–{b[1]:.3f}" for b in (each["AP_interval"], each["AP50_interval"])]
+        numbers = [written(each[key]) for key in ("AP", "AP50", "AP75")]
+        assert row == [
+            *(str(each["objects"]), str(each["detections"]), numbers[0], "", bounds[0]),
+            *(numbers[1], bounds[1], numbers[2]),
+        ]
+    for name, *row in page.tables["thresholds"][1:]:
+        each = known["classes"][name]
+        assert row == [written(each["threshold"], 2), *(written(each[key]) for key in ("f1", "precision", "recall"))]
+    errors = {row[0]: (row[2], row[3]) for row in page.tables["errors"][1:]}
+    counts, costs = known["errors"]["counts"], known["errors"]["costs"]
+    assert errors == {kind: (str(counts[kind]), f"{costs[kind]:.3f}") for kind in counts}
+    for row, count, score, right in zip(
+        page.tables["calibration"][1:],
+        *(known["calibration"][key] for key in ("counts", "scores", "right")),
+        strict=True,
+    ):
+        assert row[1:] == [str(count), written(score), written(right)]
+    own = {row[0]: row[1] for row in page.tables["class-calibration"][1:]}
+    assert own == {name: written(each["error"]) for name, each in known["calibration"]["classes"].items()}
+    histogram = known["score_histogram"]
+    filled = [(str(r), str(w)) for r, w in zip(histogram["right"], histogram["wrong"], strict=True) if r or w]
+    assert [tuple(row[1:]) for row in page.tables["scores"][1:]] == filled
+    parts = page.tables["slices"][1:]
+    assert len(parts) == len(known["slices"]) > 10
+    for row, each in zip(parts, known["slices"], strict=True):
+        assert row[0].endswith(each["name"])
+        assert row[1:] == [
+            *(str(each["objects"]), str(each["detections"]), written(each["AP"]), "", written(each["AP50"])),
+            f"{each['found']:.1%}",
+        ]
+
+
+def test_confusion_is_that_of_the_json(random_report: tuple[Page, str, dict[str, Any]]) -> None:
+    page, _, content = random_report
+    head, *rows = page.tables["confusion"]
+    told = {
+        (row[0], column): int(count)
+        for row in rows
+        for column, count in zip(head[1:], row[1:], strict=True)
+        if count != "0"
+    }
+    cells = content["diagnosis"]["confusion"]
+    assert told == {(c["object"] or "nothing", c["detected"] or "nothing"): c["count"] for c in cells}
+
+
+def test_curves_are_those_of_the_json(random_report: tuple[Page, str, dict[str, Any]]) -> None:
+    """The points of the drawings, from pixels back to numbers."""
+    page, _, content = random_report
+    curves = content["diagnosis"]["precision_recall"]
+    names = sorted(curves["0.50"], key=lambda name: -content["diagnosis"]["classes"][name]["objects"])
+    expected = []
+    for iou in ("0.50", "0.75"):
+        expected += [curves[iou][name] for name in names]
+        expected.append(np.mean([curves[iou][name] for name in names], axis=0))
+    thresholds = content["diagnosis"]["thresholds"]["classes"]
+    expected += [thresholds[name]["f1"] for name in names]
+    assert len(page.points) >= len(expected)
+    for points, curve in zip(page.points, expected, strict=False):
+        pixels = np.array([pair.split(",") for pair in points.split()], dtype=float)
+        np.testing.assert_allclose((pixels[:, 0] - 56) / (430 - 56 - 12), np.linspace(0, 1, 101), atol=1e-4)
+        np.testing.assert_allclose((310 - 44 - pixels[:, 1]) / (310 - 44 - 26), curve, atol=1e-4)
+    assert all(len(label) > 30 for label in page.labels)  # every drawing is told in words
+    assert len(page.labels) == 7
+
+
+def test_galleries_say_how_many(random_report: tuple[Page, str, dict[str, Any]]) -> None:
+    page, text, content = random_report
+    known = content["diagnosis"]
+    assert f"{known['missed']['total']} objects have no detection" in text
+    assert f"{known['false_positives']['total']} detections with a score" in text
+    lists = [known["missed"], known["false_positives"], *known["label_errors"].values()]
+    assert page.images == 12 + sum(min(12, each["total"]) for each in lists)
+    first = known["false_positives"]["first"][0]
+    assert f"{first['class']} {first['score']:.2f}: {first['text']} · {first['file']}" in text
+
+
+def test_many_classes(tmp_path: Path) -> None:
+    """Ten are drawn, all are in tables."""
+    few = drawable(random_truth(0, images=30), tmp_path)
+    count, rng = 300, np.random.default_rng(0)
+    names = tuple(f"kind {k}" for k in range(count))
+    many = replace(
+        few,
+        classes=names,
+        category_ids=tuple(range(1, count + 1)),
+        labels=rng.choice(40, len(few.labels)).astype(np.int32),
+    )
+    predictions = random_detections(few, 0)
+    rows = rng.choice(40, len(predictions.labels))
+    predictions = Predictions(predictions.images, predictions.boxes, predictions.scores, rows.astype(np.int64))
+    text = report(tmp_path, many, predictions)
+    page = Page(text)
+    assert page.open == []
+    assert len(page.tables["classes"]) == 11
+    assert len(page.tables["classes"]) + len(page.tables["more-classes"]) - 2 == 40
+    assert len(page.tables["confusion"]) == 13  # a head, ten, others, nothing
+    whole = sum(int(cell) for row in page.tables["confusion"][1:-1] for cell in row[1:])
+    assert whole == (~many.ignore).sum()
+    assert len(text) < 3_000_000
+
+
+@pytest.mark.parametrize("kind", ["no detections", "no objects", "nothing", "ignore regions only", "one class"])
+def test_pathological_input_gives_a_page(tmp_path: Path, kind: str) -> None:
+    dataset = drawable(random_truth(0, images=8), tmp_path)
+    predictions = random_detections(dataset, 0)
+    none = Predictions(*(part[:0] for part in vars(predictions).values()))
+    if kind in ("no objects", "nothing"):
+        dataset = dataset.with_boxes(np.zeros(len(dataset.labels), dtype=np.bool_))
+    if kind in ("no detections", "nothing"):
+        predictions = none
+    if kind == "ignore regions only":
+        dataset = replace(dataset, ignore=np.ones_like(dataset.ignore))
+    if kind == "one class":
+        dataset = replace(dataset, classes=("thing",), category_ids=(1,), labels=np.zeros_like(dataset.labels))
+        predictions = replace(predictions, labels=np.zeros_like(predictions.labels))
+    text = report(tmp_path, dataset, predictions)
+    assert Page(text).open == []
+    assert not re.search(r"\bnan\b", re.sub(r'src="[^"]*"', "", text))
+    assert "What to do next" in text
+    json.dumps(diagnosed(dataset, predictions).to_dict(), allow_nan=False)

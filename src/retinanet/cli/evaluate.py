@@ -14,6 +14,7 @@ from retinanet.cli.terminal import console, describe, make_folder, parse, print_
 
 if TYPE_CHECKING:
     from retinanet.evaluate.ap import Metrics
+    from retinanet.evaluate.diagnose import Diagnosis
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def run(argv: Sequence[str]) -> int:
     from retinanet.data.formats.detect import read_eval
     from retinanet.detect.detector import load
     from retinanet.evaluate import ap, predict
+    from retinanet.evaluate.diagnose import diagnose
     from retinanet.evaluate.report import write_report
     from retinanet.files import write_json
     from retinanet.progress import progress_bar
@@ -55,10 +57,12 @@ def run(argv: Sequence[str]) -> int:
     with progress_bar(console, "images", len(dataset)) as bar:
         predictions = predict.predict(detector, dataset, bar.advance)
     metrics = ap.evaluate(dataset, predictions)
-    write_json(out / "metrics.json", metrics.to_dict(), indent=2)
+    diagnosis = diagnose(dataset, predictions)
+    write_json(out / "metrics.json", {**metrics.to_dict(), "diagnosis": diagnosis.to_dict()}, indent=2)
     write_json(out / "detections.json", predictions.to_coco(dataset))
-    write_report(out / "report.html", dataset, predictions, metrics, arguments.weights)
+    write_report(out / "report.html", dataset, predictions, metrics, diagnosis, arguments.weights)
     _table(metrics)
+    _diagnosis(diagnosis)
     console.print(f"wrote {out}/metrics.json, detections.json and report.html")
     example = dataset.path(0)
     print_next(f"retinanet detect {quoted(arguments.weights)} {quoted(example)} --out detections")
@@ -82,3 +86,14 @@ def _table(metrics: Metrics) -> None:
         console.print(table)
         if len(metrics.per_class) > 20:
             console.print(f"… and {len(metrics.per_class) - 20} more classes in metrics.json")
+
+
+def _diagnosis(diagnosis: Diagnosis) -> None:
+    from retinanet.evaluate.advice import costliest, describe_error
+
+    kind = costliest(diagnosis)
+    said = [describe_error(diagnosis, kind)] if kind else []
+    if diagnosis.f1 > 0:
+        said.append(f"best threshold: {diagnosis.threshold:.2f} (F1 {diagnosis.f1:.3f})")
+    if said:
+        console.print("; ".join(said))

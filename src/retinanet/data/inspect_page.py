@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 from torchvision.ops import box_iou
 
 from retinanet import page
@@ -125,7 +124,7 @@ def _sight(sight: Sight, dataset: Dataset) -> str:
     caption = f"{sight.split}: {dataset.files[sight.image]}"
     boxes = np.array(sight.boxes, dtype=np.float32).reshape(-1, 4)
     colors = [_MISSED, "white"][: len(boxes)] if sight.closely else ["white"] * len(boxes)
-    return page.picture(_view(image, boxes, colors, sight.closely), caption, _SIDE)
+    return page.picture(page.closeup(image, boxes, colors, _SIDE, sight.closely), caption, _SIDE)
 
 
 def _splits(surveys: Mapping[str, Survey]) -> str:
@@ -216,28 +215,7 @@ def _unreached_figures(survey: Survey, config: Config, rows: Sequence[int]) -> I
         name = dataset.classes[dataset.labels[row]]
         sides = "×".join(f"{side:.0f}" for side in survey.size[row])
         caption = f"{name}, {sides} px, IoU {survey.overlaps[row]:.2f} · {dataset.files[index]}"
-        yield page.picture(_view(image, both, ["white", _MISSED]), caption, _SIDE)
-
-
-def _view(
-    image: npt.NDArray[np.uint8], boxes: npt.NDArray[np.float32], colors: Sequence[str], closely: bool = True
-) -> npt.NDArray[np.uint8]:
-    """The picture with its boxes, or only the boxes with what is around them; scaled to be shown."""
-    height, width = image.shape[:2]
-    region = np.array([0, 0, width, height])
-    if closely:
-        low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
-        margin = max(16.0, float((high - low).max()) / 2)
-        around = np.concatenate([np.maximum(low - margin, 0), np.minimum(high + margin + 1, (width, height))])
-        if (around[2:] - around[:2] >= 1).all():  # else these are annotations of a larger picture
-            region = around.astype(np.int64)
-    left, top, right, bottom = region.tolist()
-    factor = _SIDE / max(right - left, bottom - top)
-    size = (max(1, round((right - left) * factor)), max(1, round((bottom - top) * factor)))
-    result = np.array(Image.fromarray(image[top:bottom, left:right]).resize(size, Image.Resampling.BICUBIC))
-    for box, color in zip(boxes, colors, strict=True):
-        result = page.draw_boxes(result, ((box - (left, top, left, top)) * factor)[None], color, width=2)
-    return result
+        yield page.picture(page.closeup(image, both, ["white", _MISSED], _SIDE), caption, _SIDE)
 
 
 def _plots(survey: Survey, config: Config) -> Figure:

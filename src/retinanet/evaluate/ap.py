@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from retinanet.data.dataset import NO_CLASS, Dataset
+
+if TYPE_CHECKING:
+    from hotcoco import COCOeval
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -73,6 +76,25 @@ def evaluate(dataset: Dataset, predictions: Predictions) -> Metrics:
 
     Ignore regions count as COCO counts crowds: a detection mostly inside one is neither right nor wrong.
     """
+    evaluation = coco_evaluation(dataset, predictions)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its table
+        evaluation.summarize()
+    summary = {name: float(value) for name, value in zip(SUMMARY, evaluation.stats, strict=True)}
+    # precision: (IoU thresholds, recall thresholds, classes, areas, detection limits); area "all", 100 detections
+    accumulated: dict[str, Any] = evaluation.eval or {}
+    precision = np.asarray(accumulated["precision"])[:, :, :, 0, -1]
+    order = {category: k for k, category in enumerate(sorted(dataset.category_ids))}
+    per_class = {}
+    for name, category in zip(dataset.classes, dataset.category_ids, strict=True):
+        curve = precision[:, :, order[category]]
+        boxes = int(((dataset.labels == dataset.classes.index(name)) & ~dataset.ignore).sum())
+        if boxes:
+            per_class[name] = {"AP": float(curve.mean()), "AP50": float(curve[0].mean()), "boxes": boxes}
+    return Metrics(summary, per_class)
+
+
+def coco_evaluation(dataset: Dataset, predictions: Predictions) -> COCOeval:
+    """hotcoco's evaluation of ``predictions``, matched and accumulated."""
     from hotcoco import COCO, COCOeval
 
     images = [
@@ -99,20 +121,7 @@ def evaluate(dataset: Dataset, predictions: Predictions) -> Metrics:
     evaluation = COCOeval(truth, found, "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its table
-        evaluation.summarize()
-    summary = {name: float(value) for name, value in zip(SUMMARY, evaluation.stats, strict=True)}
-    # precision: (IoU thresholds, recall thresholds, classes, areas, detection limits); area "all", 100 detections
-    accumulated: dict[str, Any] = evaluation.eval or {}
-    precision = np.asarray(accumulated["precision"])[:, :, :, 0, -1]
-    order = {category: k for k, category in enumerate(sorted(dataset.category_ids))}
-    per_class = {}
-    for name, category in zip(dataset.classes, dataset.category_ids, strict=True):
-        curve = precision[:, :, order[category]]
-        boxes = int(((dataset.labels == dataset.classes.index(name)) & ~dataset.ignore).sum())
-        if boxes:
-            per_class[name] = {"AP": float(curve.mean()), "AP50": float(curve[0].mean()), "boxes": boxes}
-    return Metrics(summary, per_class)
+    return evaluation
 
 
 def _count_up(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -1,8 +1,9 @@
-"""One self-contained HTML page about an evaluation: the numbers, and pictures with truth and detections."""
+"""One self-contained HTML page about an evaluation: what to do next, the numbers behind it, and pictures."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,7 +11,12 @@ import torch
 from retinanet import page
 from retinanet.data.dataset import Dataset
 from retinanet.decode import Detections
+from retinanet.evaluate import sections
+from retinanet.evaluate.advice import next_steps
 from retinanet.evaluate.ap import Metrics, Predictions
+from retinanet.evaluate.curves import CONFIDENCE
+from retinanet.evaluate.diagnose import Diagnosis
+from retinanet.evaluate.examples import Example, Examples
 from retinanet.evaluate.pictures import draw_example, read_example, spread
 from retinanet.files import write_text
 
@@ -29,15 +35,25 @@ _EXPLAINED = {
     "ARl": "with 100, over 96² px",
 }
 
+# Of galleries: longer side of a picture in pixels, and how they are marked.
+_SIDE = 260
+_SUBJECT, _OTHER = "#ffb000", "white"
+
+_LABEL_ERRORS = {
+    "class": ("Annotated as another class", "A sure detection of another class lies on the object."),
+    "missing": ("Not annotated", "A sure detection where nothing is annotated."),
+    "unfindable": ("Never found", "Annotated, but no detection of any class and score overlaps it. The largest first."),
+}
+
 
 def write_report(
     path: Path,
     dataset: Dataset,
     predictions: Predictions,
     metrics: Metrics,
-    weights: Path,
+    diagnosis: Diagnosis,
+    weights: Path | str,
     pictures: int = 12,
-    score: float = 0.3,
 ) -> None:
     """Write the page.
 
@@ -46,43 +62,107 @@ def write_report(
         dataset: what was evaluated on.
         predictions: what was found.
         metrics: how good that is.
+        diagnosis: what lies behind the metrics.
         weights: the model's file, for the title.
-        pictures: how many examples to show, spread evenly over the dataset.
-        score: lowest score drawn.
+        pictures: how many pictures to show of each kind.
     """
-    shown = spread(len(dataset), pictures)
-    figures = "\n".join(_figure(dataset, predictions, index, score) for index in shown)
     boxes = int((~dataset.ignore).sum())
-    title = f"{weights} on {dataset.name}"
-    body = f"""<h1>{html.escape(title)}</h1>
-<p>{len(dataset)} images, {boxes} objects, {len(dataset.classes)} classes, {len(predictions.scores)} detections.</p>
-<h2>Average precision and recall</h2>
-<div class="numbers">{_numbers(metrics)}</div>
-<h2>Classes</h2>
-{_classes(metrics)}
-<h2>Pictures</h2>
-<p>Annotated objects in white, detections with a score of at least {score:g} in colour.</p>
-<div class="pictures">
-{figures}
-</div>"""
-    write_text(path, page.document(f"Evaluation of {weights}", body))
+    ignored = int(dataset.ignore.sum())
+    counts = [
+        f"{len(dataset)} images, {boxes} objects",
+        *([f"{ignored} ignore regions"] if ignored else []),
+        f"{len(dataset.classes)} {'class' if len(dataset.classes) == 1 else 'classes'}",
+        f"{len(predictions.scores)} detections",
+    ]
+    parts = [
+        ("next", "What to do next", _steps(diagnosis)),
+        ("summary", "Average precision and recall", _numbers(metrics, diagnosis)),
+        ("classes-section", "Classes", sections.classes(diagnosis)),
+        ("errors-section", "What errors cost", sections.errors(diagnosis)),
+        ("precision-recall", "Precision and recall", sections.precision_recall(diagnosis)),
+        ("thresholds-section", "Thresholds", sections.thresholds(diagnosis)),
+        ("scores-section", "Scores", sections.scores(diagnosis)),
+        ("calibration-section", "Calibration", sections.calibration(diagnosis)),
+        ("confusion-section", "Confusion", sections.confusion(diagnosis)),
+        ("slices-section", "Kinds of objects", sections.slices(diagnosis)),
+        ("missed", "Missed objects", _missed(dataset, diagnosis, pictures)),
+        ("false-positives", "False positives", _false_positives(dataset, diagnosis, pictures)),
+        ("label-errors", "Likely errors of the annotations", _label_errors(dataset, diagnosis, pictures)),
+        ("pictures", "Pictures", _spread(dataset, predictions, pictures, diagnosis.threshold)),
+    ]
+    links = " · ".join(f'<a href="#{name}">{title}</a>' for name, title, _ in parts[1:])
+    body = "\n".join(f'<section id="{name}"><h2>{title}</h2>\n{content}</section>' for name, title, content in parts)
+    title = html.escape(f"{weights} on {dataset.name}")
+    text = f"<h1>{title}</h1>\n<p>{', '.join(counts)}.</p>\n<nav>{links}</nav>\n{body}"
+    write_text(path, page.document(f"Evaluation of {weights}", text))
 
 
-def _numbers(metrics: Metrics) -> str:
-    return "".join(page.number_card(name, _number(value), _EXPLAINED[name]) for name, value in metrics.summary.items())
+def _steps(diagnosis: Diagnosis) -> str:
+    return "<ol>" + "".join(f"<li>{html.escape(step)}</li>" for step in next_steps(diagnosis)) + "</ol>"
 
 
-def _classes(metrics: Metrics) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{row['boxes']:.0f}</td><td>{row['AP']:.3f}</td><td>{row['AP50']:.3f}</td>"
-        f'<td style="text-align:left"><span class="bar" style="width:{10 * row["AP"]:.2f}rem"></span></td></tr>'
-        for name, row in sorted(metrics.per_class.items(), key=lambda item: -item[1]["AP"])
+def _numbers(metrics: Metrics, diagnosis: Diagnosis) -> str:
+    intervals = {"AP": diagnosis.AP_interval, "AP50": diagnosis.AP50_interval}
+    cards = []
+    for name, value in metrics.summary.items():
+        bounds = intervals.get(name)
+        explained = _EXPLAINED[name] + (f" ({CONFIDENCE:.0%}: {bounds[0]:.3f}–{bounds[1]:.3f})" if bounds else "")
+        cards.append(page.number_card(name, f"{value:.3f}" if value >= 0 else "–", explained))
+    return f'<div class="numbers">{"".join(cards)}</div>'
+
+
+def _missed(dataset: Dataset, diagnosis: Diagnosis, pictures: int) -> str:
+    text = (
+        f"{diagnosis.missed.total} objects have no detection of their class with a score of at least "
+        f"{diagnosis.threshold:.2f} and an IoU of at least 0.5. The largest first, the classes in turn; the object in "
+        "orange, the detection that is nearest in white."
     )
-    return f"<table><tr><th>class</th><th>objects</th><th>AP</th><th>AP50</th><th></th></tr>{rows}</table>"
+    return f"<p>{text}</p>{_gallery(dataset, diagnosis.missed, pictures)}"
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}" if value >= 0 else "–"
+def _false_positives(dataset: Dataset, diagnosis: Diagnosis, pictures: int) -> str:
+    text = (
+        f"{diagnosis.false_positives.total} detections with a score of at least {diagnosis.threshold:.2f} are wrong at "
+        "an IoU of 0.5. The surest first; the detection in orange, the object it may be about in white."
+    )
+    return f"<p>{text}</p>{_gallery(dataset, diagnosis.false_positives, pictures)}"
+
+
+def _label_errors(dataset: Dataset, diagnosis: Diagnosis, pictures: int) -> str:
+    parts = [
+        "<p>Where a detector is sure and the annotation says otherwise, either may be wrong. A detection is sure if at "
+        "least nine of ten detections of its class with that score or more are right.</p>"
+    ]
+    for kind, found in diagnosis.label_errors.items():
+        title, text = _LABEL_ERRORS[kind]
+        gallery = _gallery(dataset, found, pictures)
+        parts.append(
+            f"<h3>{title}: {found.total}</h3><p>{text}</p>{gallery}" if found.total else f"<h3>{title}: 0</h3>"
+        )
+    return "".join(parts)
+
+
+def _gallery(dataset: Dataset, found: Examples, pictures: int) -> str:
+    figures = "".join(_closeups(dataset, found.shown[:pictures]))
+    more = found.total - len(found.shown[:pictures])
+    rest = f"<p>… and {more} more; metrics.json lists the first {len(found.shown)}.</p>" if more else ""
+    return f'<div class="pictures small">{figures}</div>{rest}' if figures else ""
+
+
+def _closeups(dataset: Dataset, shown: tuple[Example, ...]) -> Iterator[str]:
+    for example in shown:
+        others = [] if example.other is None else [example.other]
+        colors = [*([_OTHER] * len(others)), _SUBJECT]
+        image = page.closeup(read_example(dataset, example.image), [*others, example.box], colors, _SIDE)
+        score = "" if example.score is None else f" {example.score:.2f}"
+        name = Path(dataset.files[example.image]).name
+        yield page.picture(image, f"{dataset.classes[example.label]}{score}: {example.text} · {name}", _SIDE)
+
+
+def _spread(dataset: Dataset, predictions: Predictions, pictures: int, score: float) -> str:
+    figures = "\n".join(_figure(dataset, predictions, index, score) for index in spread(len(dataset), pictures))
+    text = f"Annotated objects in white, detections with a score of at least {score:.2f} in colour."
+    return f'<p>{text}</p><div class="pictures">\n{figures}\n</div>'
 
 
 def _figure(dataset: Dataset, predictions: Predictions, index: int, score: float) -> str:

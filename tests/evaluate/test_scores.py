@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scenes import random_detections, random_truth
+
+from retinanet.data.dataset import NO_CLASS
+from retinanet.evaluate.ap import coco_evaluation
+from retinanet.evaluate.matching import make_scene, match
+from retinanet.evaluate.scores import calibrate, confusion_matrix, score_histogram
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_calibration_equals_hotcoco(seed: int) -> None:
+    dataset = random_truth(seed)
+    predictions = random_detections(dataset, seed)
+    # hotcoco and we may put a score that lies on the border of two bins into different ones
+    predictions.scores[:] = predictions.scores * np.float32(0.983) + np.float32(0.0041)
+    expected = coco_evaluation(dataset, predictions).calibration()
+    scene = make_scene(dataset, predictions)
+    matching = match(scene)
+    ours = calibrate(scene, matching)
+    assert dataset.ignore.any()
+    assert ours.counts.sum() == expected["num_detections"]
+    assert ours.error == pytest.approx(expected["ece"])
+    for k, each in enumerate(expected["bins"]):
+        assert ours.counts[k] == each["count"]
+        if each["count"]:
+            assert ours.scores[k] == pytest.approx(each["avg_confidence"])
+            assert ours.right[k] == pytest.approx(each["avg_accuracy"])
+        else:
+            assert np.isnan(ours.scores[k])
+    for label, name in enumerate(dataset.classes):
+        assert calibrate(scene, matching, label).error == pytest.approx(expected["per_category"][name])
+
+
+def test_calibration_of_nothing() -> None:
+    dataset = random_truth(0)
+    scene = make_scene(dataset, random_detections(dataset, 0))
+    none = calibrate(scene, match(scene), label=99)
+    assert np.isnan(none.error)
+    assert none.counts.sum() == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_histogram(seed: int) -> None:
+    dataset = random_truth(seed)
+    predictions = random_detections(dataset, seed)
+    predictions.scores[:3] = 1, 0, 0.5
+    scene = make_scene(dataset, predictions)
+    matching = match(scene)
+    right, wrong = score_histogram(scene, matching)
+    assert right.sum() == matching.right[0].sum()
+    for k in range(20):
+        low, high = k / 20, (k + 1) / 20
+        inside = [low <= s < high or (k == 19 and s == 1) for s in scene.scores]
+        assert wrong[k] == (np.array(inside) & matching.wrong[0]).sum()
+        assert right[k] == (np.array(inside) & matching.right[0]).sum()
+
+
+def test_confusion_equals_hotcoco_without_ignore_regions() -> None:
+    """With them hotcoco counts what is found inside as wrong."""
+    for seed in range(4):
+        dataset = random_truth(seed, ignore=0.0)
+        predictions = random_detections(dataset, seed)
+        # where scores are equal, hotcoco may take another one first
+        predictions.scores[:] += np.random.default_rng(0).permutation(len(predictions.scores)).astype(np.float32) * 1e-6
+        expected = coco_evaluation(dataset, predictions).confusion_matrix(iou_thr=0.5, max_det=1000, min_score=0.3)
+        order = [*(expected["cat_ids"].index(category) for category in dataset.category_ids), len(dataset.classes)]
+        ours = confusion_matrix(make_scene(dataset, predictions), 0.3)
+        np.testing.assert_array_equal(ours, expected["matrix"][np.ix_(order, order)])
+        assert (ours - np.diag(np.diag(ours)))[:4, :4].any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_confusion_adds_up_with_ignore_regions(seed: int) -> None:
+    dataset = random_truth(seed, ignore=0.3, everywhere=0.5)
+    predictions = random_detections(dataset, seed)
+    scene = make_scene(dataset, predictions)
+    matrix = confusion_matrix(scene, 0.4)
+    matching = match(scene, np.array([0.5]), any_class=True)
+    shown = scene.scores >= 0.4
+    assert matrix[:4].sum() == (~dataset.ignore).sum()
+    assert matrix[:4].sum(axis=1).tolist() == scene.totals().tolist()
+    assert matrix[:, :4].sum() == (shown & (matching.right[0] | matching.wrong[0])).sum()
+    ignored = shown & ~matching.right[0] & ~matching.wrong[0]
+    assert ignored.any()
+    regions = dataset.labels[matching.objects[0][ignored]]
+    assert all(region in (NO_CLASS, own) for region, own in zip(regions, scene.labels[ignored], strict=True))
+    assert matrix[4, 4] == 0
