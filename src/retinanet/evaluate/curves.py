@@ -188,7 +188,7 @@ def _first_reaching(rights: Floats, totals: Ints) -> Ints:
 
 
 def by_class(labels: Ints, totals: Ints) -> list[tuple[int, Ints]]:
-    """Each class that has objects, by ``totals`` ``(K,)``, and which of the detections ``labels`` ``(D,)`` are of it."""
+    """Each class that has objects, by ``totals`` ``(K,)``, and which detections of ``labels`` ``(D,)`` are of it."""
     order = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels[order], np.arange(len(totals) + 1))
     return [(int(k), order[bounds[k] : bounds[k + 1]]) for k in np.flatnonzero(totals)]
