@@ -41,7 +41,7 @@ def precisions(right: Bools, wrong: Bools, total: int) -> Floats:
 def average_precisions(scene: Scene, matching: Matching, totals: Ints) -> Floats:
     """AP ``(T, K)`` at each threshold, of each class; NaN for a class without objects, of which ``totals`` tells."""
     result = np.full((len(matching.right), len(totals)), np.nan)
-    for label, mine in _by_class(scene, totals):
+    for label, mine in by_class(scene.labels, totals):
         for level, (right, wrong) in enumerate(zip(matching.right[:, mine], matching.wrong[:, mine], strict=True)):
             result[level, label] = precisions(right, wrong, int(totals[label])).mean()
     return result
@@ -96,7 +96,7 @@ def bootstrap(scene: Scene, matching: Matching, seed: int = 0, resamples: int | 
     counts = np.zeros((len(dataset), len(dataset.classes)), dtype=np.int64)
     np.add.at(counts, (scene.owner[~dataset.ignore], dataset.labels[~dataset.ignore]), 1)
     values = np.full((resamples, len(matching.right), len(dataset.classes)), np.nan)
-    for label, mine in _by_class(scene, counts.sum(axis=0)):
+    for label, mine in by_class(scene.labels, counts.sum(axis=0)):
         totals = draws @ counts[:, label]
         step = max(1, _CHUNK // max(1, len(mine)))
         for start in range(0, resamples, step):
@@ -187,10 +187,10 @@ def _first_reaching(rights: Floats, totals: Ints) -> Ints:
     return places
 
 
-def _by_class(scene: Scene, totals: Ints) -> list[tuple[int, Ints]]:
-    """Each class that has objects, with its detections."""
-    order = np.argsort(scene.labels, kind="stable")
-    bounds = np.searchsorted(scene.labels[order], np.arange(len(totals) + 1))
+def by_class(labels: Ints, totals: Ints) -> list[tuple[int, Ints]]:
+    """Each class that has objects, by ``totals`` ``(K,)``, and which detections of ``labels`` ``(D,)`` are of it."""
+    order = np.argsort(labels, kind="stable")
+    bounds = np.searchsorted(labels[order], np.arange(len(totals) + 1))
     return [(int(k), order[bounds[k] : bounds[k + 1]]) for k in np.flatnonzero(totals)]
 
 

@@ -21,6 +21,7 @@ from retinanet.evaluate.curves import (
     average_precisions,
     best_score,
     bootstrap,
+    by_class,
     mean,
     precisions,
 )
@@ -255,8 +256,7 @@ def _classes(
 
 def _curves(scene: Scene, matching: Matching, totals: Ints, level: int) -> Floats:
     curves = np.full((len(totals), len(RECALLS)), np.nan)
-    for label in np.flatnonzero(totals):
-        mine = scene.labels == label
+    for label, mine in by_class(scene.labels, totals):
         curves[label] = precisions(matching.right[level, mine], matching.wrong[level, mine], int(totals[label]))
     return curves
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retinanet.data.dataset import NO_CLASS
-from retinanet.evaluate.curves import mean, precisions
+from retinanet.evaluate.curves import by_class, mean, precisions
 from retinanet.evaluate.matching import Bools, Floats, Ints, Matching, Scene
 
 # Of detections, in the order of ``Errors.kinds``. "Miss" is an error of objects.
@@ -105,8 +105,7 @@ def _nearest(scene: Scene, use: Bools) -> tuple[Ints, Floats]:
 
 def _ap50(labels: Ints, right: Bools, wrong: Bools, totals: Ints) -> float:
     """The mean over the classes with objects."""
-    values = []
-    for label in np.flatnonzero(totals):
-        mine = labels == label
-        values.append(precisions(right[mine], wrong[mine], int(totals[label])).mean())
+    values = [
+        precisions(right[mine], wrong[mine], int(totals[label])).mean() for label, mine in by_class(labels, totals)
+    ]
     return mean(np.array(values))
