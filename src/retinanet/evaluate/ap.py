@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,14 @@ class Predictions:
 
     Attributes:
         images: int64 ``(N,)``, positions of the images in the dataset.
-        boxes: float32 ``(N, 4)``, ``xyxy`` pixels of the original image.
-        scores: float32 ``(N,)``.
+        boxes: float32 (float64 from a file) ``(N, 4)``, ``xyxy`` pixels of the original image.
+        scores: float32 (float64 from a file) ``(N,)``.
         labels: int64 ``(N,)``, indices into the dataset's classes.
     """
 
     images: npt.NDArray[np.int64]
-    boxes: npt.NDArray[np.float32]
-    scores: npt.NDArray[np.float32]
+    boxes: npt.NDArray[np.floating]
+    scores: npt.NDArray[np.floating]
     labels: npt.NDArray[np.int64]
 
     def to_coco(self, dataset: Dataset) -> list[dict[str, Any]]:
@@ -58,20 +58,47 @@ class Metrics:
     Attributes:
         summary: the 12 COCO numbers by name (``SUMMARY``), 0–1; −1 where there is nothing to measure.
         per_class: for each class with ground truth: ``AP``, ``AP50`` and ``boxes``, how many there are.
+        voc: Pascal VOC's numbers, as :func:`retinanet.evaluate.voc.evaluate_voc` gives them; empty if not asked for.
     """
 
     summary: dict[str, float]
     per_class: dict[str, dict[str, float]]
+    voc: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As ``metrics.json`` holds it."""
-        return {**self.summary, "per_class": self.per_class}
+        return {**self.summary, "per_class": self.per_class} | ({"voc": self.voc} if self.voc else {})
 
 
 def evaluate(dataset: Dataset, predictions: Predictions) -> Metrics:
     """COCO box metrics of ``predictions`` against the ground truth of ``dataset``.
 
     Ignore regions count as COCO counts crowds: a detection mostly inside one is neither right nor wrong.
+    """
+    evaluation = coco_evaluation(dataset, predictions)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its table
+        evaluation.summarize()
+    summary = {name: float(value) for name, value in zip(SUMMARY, evaluation.stats, strict=True)}
+    # precision: (IoU thresholds, recall thresholds, classes, areas, detection limits); area "all", 100 detections
+    accumulated: dict[str, Any] = evaluation.eval or {}
+    precision = np.asarray(accumulated["precision"])[:, :, :, 0, -1]
+    order = {category: k for k, category in enumerate(sorted(dataset.category_ids))}
+    per_class = {}
+    for name, category in zip(dataset.classes, dataset.category_ids, strict=True):
+        curve = precision[:, :, order[category]]
+        boxes = int(((dataset.labels == dataset.classes.index(name)) & ~dataset.ignore).sum())
+        if boxes:
+            per_class[name] = {"AP": float(curve.mean()), "AP50": float(curve[0].mean()), "boxes": boxes}
+    return Metrics(summary, per_class)
+
+
+def coco_evaluation(dataset: Dataset, predictions: Predictions) -> Any:
+    """hotcoco's ``COCOeval`` of ``predictions``, set up but not yet run.
+
+    Its annotation ids count the boxes of ``dataset`` from 1, with a copy for every class of each region of no class;
+    its result ids count ``predictions`` from 1.
     """
     from hotcoco import COCO, COCOeval
 
@@ -96,23 +123,7 @@ def evaluate(dataset: Dataset, predictions: Predictions) -> Metrics:
         iscrowd=dataset.ignore[rows].astype(np.int64),
     )
     found = truth.load_res(predictions._columns(dataset))
-    evaluation = COCOeval(truth, found, "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its table
-        evaluation.summarize()
-    summary = {name: float(value) for name, value in zip(SUMMARY, evaluation.stats, strict=True)}
-    # precision: (IoU thresholds, recall thresholds, classes, areas, detection limits); area "all", 100 detections
-    accumulated: dict[str, Any] = evaluation.eval or {}
-    precision = np.asarray(accumulated["precision"])[:, :, :, 0, -1]
-    order = {category: k for k, category in enumerate(sorted(dataset.category_ids))}
-    per_class = {}
-    for name, category in zip(dataset.classes, dataset.category_ids, strict=True):
-        curve = precision[:, :, order[category]]
-        boxes = int(((dataset.labels == dataset.classes.index(name)) & ~dataset.ignore).sum())
-        if boxes:
-            per_class[name] = {"AP": float(curve.mean()), "AP50": float(curve[0].mean()), "boxes": boxes}
-    return Metrics(summary, per_class)
+    return COCOeval(truth, found, "bbox")
 
 
 def _count_up(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
