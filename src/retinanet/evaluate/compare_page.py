@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -157,39 +158,65 @@ Detections in <span class="key" style="border-color:{_RIGHT}">blue</span> are ri
     return text
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What a detector makes of an image: rows of its predictions, and rows of the dataset's boxes."""
+
+    right: npt.NDArray[np.int64]
+    wrong: npt.NDArray[np.int64]
+    found: npt.NDArray[np.int64]
+    missed: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, comparison: Comparison, side: int, image: int) -> _Seen:
+        dataset, rows, right, targets = comparison.dataset, [], [], []
+        for matches in comparison.matches[side]:
+            here = (matches.images == image) & (matches.scores >= comparison.mistakes[side].score)
+            here &= ~matches.ignored[0]
+            rows.append(matches.rows[here])
+            right.append(matches.right[0, here])
+            targets.append(matches.targets[here])
+        hits, found = np.concatenate(right), np.concatenate(targets)
+        objects = np.arange(dataset.offsets[image], dataset.offsets[image + 1])
+        objects = objects[~dataset.ignore[objects]]
+        missed = objects[np.isin(objects, found[hits], invert=True)]
+        return cls(np.concatenate(rows)[hits], np.concatenate(rows)[~hits], found[hits], missed)
+
+
 def _pair(comparison: Comparison, image: int) -> str:
     picture = read_example(comparison.dataset, image)
     figures = []
-    for side, (letter, mistakes) in enumerate(zip("AB", comparison.mistakes, strict=True)):
-        caption = f"{letter}: {mistakes.missed[image]} missed, {mistakes.wrong[image]} wrong"
-        figures.append(page.picture(_drawn(picture, comparison, side, image), caption))
+    for side, letter in enumerate("AB"):
+        seen = _Seen.of(comparison, side, image)
+        missed = _counted(comparison.dataset.labels[seen.missed], comparison)
+        wrong = _counted(comparison.predictions[side].labels[seen.wrong], comparison)
+        caption = f"{letter}: missed {missed}; wrong {wrong}"
+        figures.append(page.picture(_drawn(picture, comparison, side, seen), caption))
     name = html.escape(Path(comparison.dataset.files[image]).name)
     return f'<p class="names"><b>{name}</b></p><div class="pair">{"".join(figures)}</div>'
 
 
-def _drawn(picture: npt.NDArray[np.uint8], comparison: Comparison, side: int, image: int) -> npt.NDArray[np.uint8]:
-    dataset, boxes = comparison.dataset, comparison.predictions[side].boxes
-    right, wrong, found = [], [], []
-    for matches in comparison.matches[side]:
-        shown = (matches.images == image) & (matches.scores >= comparison.mistakes[side].score) & ~matches.ignored[0]
-        hits = shown & matches.right[0]
-        right.append(matches.rows[hits])
-        wrong.append(matches.rows[shown & ~hits])
-        found.append(matches.targets[hits])
-    objects = np.arange(dataset.offsets[image], dataset.offsets[image + 1])
-    objects = objects[~dataset.ignore[objects]]
-    missed = np.isin(objects, np.concatenate(found), invert=True)
+def _drawn(picture: npt.NDArray[np.uint8], comparison: Comparison, side: int, seen: _Seen) -> npt.NDArray[np.uint8]:
+    objects, boxes = comparison.dataset.boxes, comparison.predictions[side].boxes
     line = max(1, round(max(picture.shape) / 200))  # as wide on the page whatever the picture's size
     for color, outlines in (
-        ("white", dataset.boxes[objects[~missed]]),
-        (_RIGHT, boxes[np.concatenate(right)]),
-        (_WRONG, boxes[np.concatenate(wrong)]),
-        (_MISSED, dataset.boxes[objects[missed]]),
+        ("white", objects[seen.found]),
+        (_RIGHT, boxes[seen.right]),
+        (_WRONG, boxes[seen.wrong]),
+        (_MISSED, objects[seen.missed]),
     ):
         # A black edge on each side, so that a bright line shows on a bright picture.
-        picture = page.draw_boxes(picture, outlines + [-1, -1, 1, 1], "black", width=line + 2)
+        picture = page.draw_boxes(picture, np.add(outlines, (-1, -1, 1, 1)), "black", width=line + 2)
         picture = page.draw_boxes(picture, outlines, color, width=line)
     return picture
+
+
+def _counted(labels: npt.NDArray[np.integer], comparison: Comparison) -> str:
+    """How many, and, where there are several classes, how many of each."""
+    classes = comparison.dataset.classes
+    counts = [(int(n), classes[k]) for k, n in enumerate(np.bincount(labels, minlength=len(classes))) if n]
+    named = ", ".join(f"{n} {name}" for n, name in counts)
+    return f"{len(labels)} ({named})" if counts and len(classes) > 1 else str(len(labels))
 
 
 def number(value: float) -> str:

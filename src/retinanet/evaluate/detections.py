@@ -203,7 +203,7 @@ class _Classes:
         """What was left out."""
         if self._left_out.total():
             yield (
-                f"{self._left_out.total()} detections of classes that {self._dataset.name} does not have are left out: "
+                f"{self._left_out.total()} × detection of a class that {self._dataset.name} does not have, left out: "
                 f"{_some(self._left_out)}"
             )
 
@@ -218,7 +218,7 @@ def _box(entry: dict[str, Any], where: str) -> list[float]:
         if type(value) not in (int, float) or not -_FAR < value < _FAR:  # NaN compares false
             raise DataError(f"{where} has {short(value)} in its bbox; write four finite numbers, in pixels")
     if bbox[2] < 0 or bbox[3] < 0:
-        raise DataError(f"{where} has a negative side in bbox {short(bbox)}; write [x, y, width, height], not corners")
+        raise DataError(f"{where} has bbox {bbox} with a negative side; write [x, y, width, height], not corners")
     return [float(value) for value in bbox]
 
 
@@ -239,12 +239,12 @@ def _notes(path: Path, dataset: Dataset, found: Predictions) -> Iterator[str]:
         return
     flat = int((found.boxes[:, 2:] <= found.boxes[:, :2]).any(axis=1).sum())
     if flat:
-        yield f"{flat} boxes have no area; they count as wrong, as in COCO's own evaluation"
+        yield f"{flat} × box without area: counts as wrong, as in COCO's own evaluation"
     rows = np.column_stack([found.images, found.labels, found.boxes, found.scores])
     rows = rows[np.lexsort(rows.T)]
     twice = int((rows[1:] == rows[:-1]).all(axis=1).sum())
     if twice:
-        yield f"{twice} detections repeat another exactly; of several on one object all but the first count as wrong"
+        yield f"{twice} × detection that repeats another exactly: of several on one object, all but one are wrong"
     sizes = dataset.sizes[found.images]
     outside = (found.boxes[:, 2:] > 1.1 * sizes).any(axis=1) | (found.boxes[:, :2] < -0.1 * sizes).any(axis=1)
     if outside.mean() > 0.1:
