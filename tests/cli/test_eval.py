@@ -19,7 +19,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retinanet.cli import main
-from retinanet.cli.terminal import positionals_last
+from retinanet.cli.terminal import positionals_first
 from retinanet.evaluate.ap import SUMMARY
 from retinanet.zoo.weights import load_weights, save_weights
 
@@ -311,22 +311,15 @@ def test_what_is_to_be_evaluated_must_be_clear(run: Eval, weights: Path, parts: 
     file = tmp_path / "a.json"
     file.write_text("[]")
     assert f"--detections {file}" in run.fails(file, parts, code=2)
-    with pytest.raises(SystemExit):
-        main(["eval"])
+    assert "give WEIGHTS DATA" in run.fails(code=2)
 
 
-def test_positionals_last() -> None:
-    assert positionals_last(["a", "--split", "val", "b", "--out=x", "c"]) == [
-        "--split",
-        "val",
-        "--out=x",
-        "a",
-        "b",
-        "c",
-    ]
-    assert positionals_last(["-h", "a"]) == ["-h", "a"]
-    assert positionals_last(["a", "--split"]) == ["--split", "a"]
-    assert positionals_last([]) == []
+def test_positionals_first() -> None:
+    words = ["a", "--split", "val", "b", "--out=x", "c"]
+    assert positionals_first(words) == ["a", "b", "c", "--split", "val", "--out=x"]
+    assert positionals_first(["-h", "a"]) == ["a", "-h"]
+    assert positionals_first(["--split"]) == ["--split"]
+    assert positionals_first([]) == []
 
 
 def test_real_data_has_pycocotools_numbers(run: Eval, shared_data: Path, tmp_path: Path) -> None:
@@ -344,4 +337,4 @@ def test_real_data_has_pycocotools_numbers(run: Eval, shared_data: Path, tmp_pat
     run("--detections", tmp_path / "found.json", data)
     metrics = read(tmp_path / "eval" / "metrics.json")
     expected = pycocotools_numbers(data / "instances_val.json", tmp_path / "found.json")
-    assert [metrics[name] for name in SUMMARY] == pytest.approx(expected, abs=1e-4)  # boxes of the truth are float32
+    assert [metrics[name] for name in SUMMARY] == pytest.approx(expected, abs=5e-4)  # clipped, and float32

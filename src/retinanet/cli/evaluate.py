@@ -15,7 +15,7 @@ from retinanet.cli.terminal import (
     describe,
     make_folder,
     parse,
-    positionals_last,
+    positionals_first,
     print_next,
     print_notes,
     quoted,
@@ -31,10 +31,9 @@ if TYPE_CHECKING:
 class Arguments:
     """Measure a detector's average precision on a dataset, or compare two detectors."""
 
-    weights: Annotated[Positional[tuple[Path, ...]], arg(metavar="WEIGHTS [WEIGHTS]")]
-    """A .safetensors file of a training, or the name of a bundled model such as person; two to compare them."""
-    dataset: Annotated[Positional[str], arg(metavar="DATA")]
-    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset, or its annotation file."""
+    words: Annotated[Positional[tuple[str, ...]], arg(metavar="WEIGHTS [WEIGHTS] DATA", help_behavior_hint="(required)")]
+    """WEIGHTS: a .safetensors file of a training, or the name of a bundled model such as person; two to compare them.
+    DATA: folder of a COCO, Pascal VOC, YOLO or CSV dataset, or its annotation file."""
     split: str = "val"
     """Which part of DATA."""
     detections: UseAppendAction[tuple[Path, ...]] = ()
@@ -46,10 +45,22 @@ class Arguments:
     device: str = "auto"
     """cpu, cuda, …"""
 
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """What comes before DATA."""
+        return tuple(map(Path, self.words[:-1]))
+
+    @property
+    def dataset(self) -> str:
+        """The last word."""
+        return self.words[-1]
+
 
 def run(argv: Sequence[str]) -> int:
     """``retinanet eval WEIGHTS DATA``."""
-    arguments = parse(Arguments, positionals_last(argv), "retinanet eval")
+    arguments = parse(Arguments, positionals_first(argv), "retinanet eval")
+    if not arguments.words:
+        raise ConfigError("nothing to evaluate; give WEIGHTS DATA, or --detections FILE.json DATA")
     sources = [*arguments.weights, *arguments.detections]
     for weights in arguments.weights:
         if weights.suffix.lower() == ".json":

@@ -33,8 +33,8 @@ def parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Argume
     return tyro.cli(kind, args=list(argv), prog=prog, default=default)
 
 
-def positionals_last(argv: Sequence[str]) -> list[str]:
-    """The same words with the flags before the rest, for verbs that take several of one positional argument.
+def positionals_first(argv: Sequence[str]) -> list[str]:
+    """The same words with the flags after the rest, for verbs that take several of one positional argument.
 
     The parser fills those from the first run of words without a flag. Every flag but ``--help`` must take one value.
     """
@@ -46,7 +46,7 @@ def positionals_last(argv: Sequence[str]) -> list[str]:
         flags.append(word)
         if "=" not in word and word not in ("-h", "--help"):
             flags += [value for value in [next(words, None)] if value is not None]
-    return flags + rest
+    return rest + flags
 
 
 def option(argv: Sequence[str], name: str) -> str | None:
