@@ -277,7 +277,9 @@ def test_a_model_and_a_file(run: Eval, weights: Path, own_parts: Path, peer_file
     assert last == f"next: retinanet eval --detections {peer_file} '{own_parts}'"
 
 
-def test_models_of_different_classes(run: Eval, weights: Path, parts: Path, tmp_path: Path) -> None:
+def test_models_of_different_classes(
+    run: Eval, weights: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, info = load_weights(weights)
     others = ("something", *info.classes[1:])
     renamed = tmp_path / "renamed.safetensors"
@@ -289,6 +291,11 @@ def test_models_of_different_classes(run: Eval, weights: Path, parts: Path, tmp_
     assert set(written["per_class"]) == set(info.classes[1:])
     strange = tmp_path / "strange.safetensors"
     save_weights(strange, dict(model.state_dict()), type(info)(**{**vars(info), "classes": tuple("wxyz")}))
+
+    def never(*_: object) -> None:
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr("retinanet.model.RetinaNet.forward", never)
     assert "no class here" in run.fails(weights, strange, parts, *CPU)
 
 

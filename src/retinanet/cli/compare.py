@@ -19,7 +19,7 @@ def run(arguments: Arguments) -> int:
     from retinanet.config import DataConfig
     from retinanet.data.formats.detect import read_eval
     from retinanet.detect.detector import load
-    from retinanet.evaluate.compare import Contestant, compare
+    from retinanet.evaluate.compare import Contestant, compare, shared_classes
     from retinanet.evaluate.compare_page import verdict, write_comparison
     from retinanet.evaluate.detections import read_detections
     from retinanet.evaluate.predict import predict
@@ -39,6 +39,8 @@ def run(arguments: Arguments) -> int:
     describe(dataset)
     print_notes(notes)
     sources = [*arguments.weights, *arguments.detections]
+    known = [*(detector.classes for detector in detectors), *(dataset.classes for _ in arguments.detections)]
+    shared_classes(dataset, (str(sources[0]), str(sources[1])), (known[0], known[1]))  # refuses, before the work
     out = arguments.out or sources[1].parent / "compare"
     make_folder(out)
     read, detected = [], []

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 class Arguments:
     """Measure a detector's average precision on a dataset, or compare two detectors."""
 
-    words: Annotated[Positional[tuple[str, ...]], arg(metavar="WEIGHTS [WEIGHTS] DATA", help_behavior_hint="(required)")]
+    words: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="WEIGHTS [WEIGHTS] DATA", help_behavior_hint="(required)")
+    ]
     """WEIGHTS: a .safetensors file of a training, or the name of a bundled model such as person; two to compare them.
     DATA: folder of a COCO, Pascal VOC, YOLO or CSV dataset, or its annotation file."""
     split: str = "val"

@@ -153,18 +153,13 @@ def compare(
     Raises:
         DataError: no class of the dataset is known to both.
     """
+    shared = shared_classes(dataset, (a.name, b.name), (a.classes, b.classes))
     used = [name for name, count in dataset.class_counts().items() if count]
-    shared = [name for name in dataset.classes if name in a.classes and name in b.classes]
     only = (
         tuple(name for name in used if name in a.classes and name not in b.classes),
         tuple(name for name in used if name in b.classes and name not in a.classes),
         tuple(name for name in used if name not in a.classes and name not in b.classes),
     )
-    if not shared or (used and not set(used) & set(shared)):
-        raise DataError(
-            f"{dataset.name}: no class here ({_some(used or dataset.classes)}) is known to both {a.name} "
-            f"({_some(a.classes)}) and {b.name} ({_some(b.classes)}); compare detectors with a class in common"
-        )
     common = restricted(dataset, shared)
     predictions = (relabelled(a.predictions, a.classes, shared), relabelled(b.predictions, b.classes, shared))
     matches = (match(common, predictions[0]), match(common, predictions[1]))
@@ -193,6 +188,22 @@ def compare(
         only=only,
         mistakes=(mistakes(matches[0]), mistakes(matches[1])),
     )
+
+
+def shared_classes(dataset: Dataset, names: tuple[str, str], classes: tuple[Sequence[str], Sequence[str]]) -> list[str]:
+    """The classes of ``dataset`` that two detectors of these ``names`` both know.
+
+    Raises:
+        DataError: there are none, or none with objects.
+    """
+    shared = [name for name in dataset.classes if name in classes[0] and name in classes[1]]
+    used = [name for name, count in dataset.class_counts().items() if count]
+    if not shared or (used and not set(used) & set(shared)):
+        raise DataError(
+            f"{dataset.name}: no class here ({_some(used or dataset.classes)}) is known to both {names[0]} "
+            f"({_some(classes[0])}) and {names[1]} ({_some(classes[1])}); compare detectors with a class in common"
+        )
+    return shared
 
 
 def draw_images(images: int, resamples: int, seed: int) -> npt.NDArray[np.uint16]:
