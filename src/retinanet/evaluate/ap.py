@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,14 +24,14 @@ class Predictions:
 
     Attributes:
         images: int64 ``(N,)``, positions of the images in the dataset.
-        boxes: float32 ``(N, 4)``, ``xyxy`` pixels of the original image.
-        scores: float32 ``(N,)``.
+        boxes: float32 (float64 from a file) ``(N, 4)``, ``xyxy`` pixels of the original image.
+        scores: float32 (float64 from a file) ``(N,)``.
         labels: int64 ``(N,)``, indices into the dataset's classes.
     """
 
     images: npt.NDArray[np.int64]
-    boxes: npt.NDArray[np.float32]
-    scores: npt.NDArray[np.float32]
+    boxes: npt.NDArray[np.floating]
+    scores: npt.NDArray[np.floating]
     labels: npt.NDArray[np.int64]
 
     def to_coco(self, dataset: Dataset) -> list[dict[str, Any]]:
@@ -61,14 +61,16 @@ class Metrics:
     Attributes:
         summary: the 12 COCO numbers by name (``SUMMARY``), 0–1; −1 where there is nothing to measure.
         per_class: for each class with ground truth: ``AP``, ``AP50`` and ``boxes``, how many there are.
+        voc: Pascal VOC's numbers, as :func:`retinanet.evaluate.voc.evaluate_voc` gives them; empty if not asked for.
     """
 
     summary: dict[str, float]
     per_class: dict[str, dict[str, float]]
+    voc: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As ``metrics.json`` holds it."""
-        return {**self.summary, "per_class": self.per_class}
+        return {**self.summary, "per_class": self.per_class} | ({"voc": self.voc} if self.voc else {})
 
 
 def evaluate(dataset: Dataset, predictions: Predictions) -> Metrics:

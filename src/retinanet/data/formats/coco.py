@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import os
-from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from retinanet.data.formats.files import (
     is_ignore,
     is_split_name,
     listing,
-    read_text,
+    read_json,
     short,
     split_of,
 )
@@ -256,16 +253,7 @@ def _looks_like_coco(file: Path) -> bool:
 
 
 def _load(source: Path) -> dict[str, Any]:
-    text = read_text(source)
-    if not text.strip():
-        raise DataError(f"{source}: the file is empty; expected COCO annotations")
-    try:
-        content = json.loads(text, object_pairs_hook=partial(_object, source))
-    except json.JSONDecodeError as error:
-        line = f"{source}:{error.lineno}:{error.colno}"
-        raise DataError(f"{line}: not valid JSON ({error.msg}); the file may be cut short, export it again") from error
-    except (RecursionError, ValueError) as error:  # nested without end; a number of thousands of digits
-        raise DataError(f"{source}: not usable JSON ({str(error)[:80]}); export it again") from error
+    content = read_json(source, "COCO annotations")
     if isinstance(content, list):
         raise DataError(
             f"{source}: a list at the top is a file of results (detections), not of annotations; "
@@ -274,14 +262,6 @@ def _load(source: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{source}: not COCO; expected an object with 'images', 'annotations' and 'categories'")
     return content
-
-
-def _object(source: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):  # JSON lets the last one win, and all boxes of the first would be lost
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise DataError(f"{source}: an object has two keys {short(twice)}; remove one of them")
-    return result
 
 
 def _section(content: dict[str, Any], key: str, source: Path) -> list[dict[str, Any]]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import re
 import reprlib
 from collections import Counter
 from collections.abc import Collection, Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from retinanet.data.dataset import IGNORE_CLASS, REFUSED, DatasetBuilder
 from retinanet.data.images import IMAGE_SUFFIXES, image_size
@@ -110,6 +113,36 @@ def read_text(file: Path | str) -> str:
         raise DataError(f"{file}: not UTF-8 text (byte {error.start}); save it again with UTF-8 encoding") from error
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}); restore it or permit reading") from error
+
+
+def read_json(file: Path, expected: str) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        file: where it is.
+        expected: what should be in it, for the message about an empty one.
+
+    Raises:
+        DataError: it cannot be read or is not JSON, or an object has a key twice.
+    """
+    text = read_text(file)
+    if not text.strip():
+        raise DataError(f"{file}: the file is empty; expected {expected}")
+    try:
+        return json.loads(text, object_pairs_hook=partial(_object, file))
+    except json.JSONDecodeError as error:
+        line = f"{file}:{error.lineno}:{error.colno}"
+        raise DataError(f"{line}: not valid JSON ({error.msg}); the file may be cut short, export it again") from error
+    except (RecursionError, ValueError) as error:  # nested without end; a number of thousands of digits
+        raise DataError(f"{file}: not usable JSON ({str(error)[:80]}); export it again") from error
+
+
+def _object(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):  # JSON lets the last one win, and all boxes of the first would be lost
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise DataError(f"{file}: an object has two keys {short(twice)}; remove one of them")
+    return result
 
 
 def clean_path(name: str, where: str) -> str:

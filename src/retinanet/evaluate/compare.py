@@ -1,0 +1,283 @@
+"""Is one detector better than another on a dataset, or did it only have luck with the images?
+
+``hotcoco.compare`` draws images, too, but counts one that is drawn twice only once: its intervals are about a quarter
+too narrow (tests/evaluate/test_compare.py shows it). It also has none for the single classes, so this is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retinanet.data.dataset import NO_CLASS, Dataset
+from retinanet.errors import DataError
+from retinanet.evaluate.ap import Metrics, Predictions, evaluate
+from retinanet.evaluate.resample import Matches, average_precision, match
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One of the two detectors.
+
+    Attributes:
+        name: what to call it: its file or bundled name.
+        predictions: what it found on the dataset; labels index ``classes``.
+        classes: the classes it knows.
+    """
+
+    name: str
+    predictions: Predictions
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A number of A and of B, and how sure their difference is.
+
+    Attributes:
+        a: of A, 0–1; NaN if there is nothing to measure.
+        b: of B.
+        low: where the interval of b − a starts that holds 95 of 100 resamples.
+        high: where it ends.
+        better: share of the resamples in which B is better.
+        worse: share of the resamples in which A is better; in the rest, they are equal.
+    """
+
+    a: float
+    b: float
+    low: float
+    high: float
+    better: float
+    worse: float
+
+    @property
+    def delta(self) -> float:
+        """B's minus A's."""
+        return self.b - self.a
+
+    def to_dict(self) -> dict[str, float | None]:
+        """As ``compare.json`` holds it; ``null`` for what cannot be measured."""
+        values = {"a": self.a, "b": self.b, "delta": self.delta, "low": self.low, "high": self.high}
+        values |= {"b_better": self.better, "a_better": self.worse}
+        return {name: None if np.isnan(value) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """What a detector misses and makes up in each image, at the score where its F1 at IoU 0.5 is best.
+
+    Attributes:
+        score: lowest score counted.
+        missed: int64 ``(N,)``.
+        wrong: int64 ``(N,)``.
+    """
+
+    score: float
+    missed: npt.NDArray[np.int64]
+    wrong: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two detectors, A and B, do on the same images.
+
+    Attributes:
+        dataset: the images, with the objects of the classes that both know.
+        names: of A and B.
+        predictions: of A and B, with labels that index ``dataset.classes``.
+        matches: the verdicts on them, for each class.
+        metrics: the COCO numbers of A and B.
+        total: ``AP`` and ``AP50`` over all classes.
+        per_class: the same for each class with objects.
+        only: the classes with objects that only A knows, that only B knows, and that neither knows; not compared.
+        mistakes: of A and B.
+    """
+
+    dataset: Dataset
+    names: tuple[str, str]
+    predictions: tuple[Predictions, Predictions]
+    matches: tuple[list[Matches], list[Matches]]
+    metrics: tuple[Metrics, Metrics]
+    total: dict[str, Change]
+    per_class: dict[str, dict[str, Change]]
+    only: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+    mistakes: tuple[Mistakes, Mistakes]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``compare.json`` holds it."""
+        boxes = self.dataset.class_counts()
+        return {
+            "a": self.names[0],
+            "b": self.names[1],
+            "data": self.dataset.name,
+            "images": len(self.dataset),
+            "resamples": RESAMPLES,
+            "confidence": CONFIDENCE,
+            **{name: change.to_dict() for name, change in self.total.items()},
+            "per_class": {
+                name: {"boxes": boxes[name], **{key: change.to_dict() for key, change in changes.items()}}
+                for name, changes in self.per_class.items()
+            },
+            "scores_of_best_f1": {side: m.score for side, m in zip("ab", self.mistakes, strict=True)},
+            "metrics": {side: m.summary for side, m in zip("ab", self.metrics, strict=True)},
+            "not_compared": dict(zip(("only_a", "only_b", "neither"), map(list, self.only), strict=True)),
+        }
+
+
+def compare(
+    dataset: Dataset,
+    a: Contestant,
+    b: Contestant,
+    seed: int = 0,
+    progress: Callable[[int], object] = lambda steps: None,
+) -> Comparison:
+    """Compare two detectors by a paired bootstrap over the images.
+
+    The images of the dataset are drawn anew, with replacement, 1000 times; A and B are measured on each draw. Classes
+    are matched by name, and those compared that both know. A draw without an object of a class does not count for it.
+
+    Args:
+        dataset: images and objects, with the dataset's own classes.
+        a: a detector.
+        b: another.
+        seed: of the draws.
+        progress: called with 1 when a class of a detector is done.
+
+    Raises:
+        DataError: no class of the dataset is known to both.
+    """
+    shared = shared_classes(dataset, (a.name, b.name), (a.classes, b.classes))
+    used = [name for name, count in dataset.class_counts().items() if count]
+    only = (
+        tuple(name for name in used if name in a.classes and name not in b.classes),
+        tuple(name for name in used if name in b.classes and name not in a.classes),
+        tuple(name for name in used if name not in a.classes and name not in b.classes),
+    )
+    common = restricted(dataset, shared)
+    predictions = (relabelled(a.predictions, a.classes, shared), relabelled(b.predictions, b.classes, shared))
+    matches = (match(common, predictions[0]), match(common, predictions[1]))
+    everything = np.ones((1, len(common)), dtype=np.int64)
+    draws = np.concatenate([everything, draw_images(len(common), RESAMPLES, seed)])
+    measured = []  # of A and B: (K, 1 + R, T), the first of the images as they are
+    for side in matches:
+        each = []
+        for mine in side:
+            each.append(average_precision(mine, draws))
+            progress(1)
+        measured.append(np.stack(each))
+    curves = {"AP": [m.mean(axis=-1) for m in measured], "AP50": [m[..., 0] for m in measured]}  # (K, 1 + R)
+    return Comparison(
+        dataset=common,
+        names=(a.name, b.name),
+        predictions=predictions,
+        matches=matches,
+        metrics=(evaluate(common, predictions[0]), evaluate(common, predictions[1])),
+        total={name: _change(_mean_of_classes(x), _mean_of_classes(y)) for name, (x, y) in curves.items()},
+        per_class={
+            class_name: {name: _change(x[k], y[k]) for name, (x, y) in curves.items()}
+            for k, class_name in enumerate(shared)
+            if class_name in used
+        },
+        only=only,
+        mistakes=(mistakes(matches[0]), mistakes(matches[1])),
+    )
+
+
+def shared_classes(dataset: Dataset, names: tuple[str, str], classes: tuple[Sequence[str], Sequence[str]]) -> list[str]:
+    """The classes of ``dataset`` that two detectors of these ``names`` both know.
+
+    Raises:
+        DataError: there are none, or none with objects.
+    """
+    shared = [name for name in dataset.classes if name in classes[0] and name in classes[1]]
+    used = [name for name, count in dataset.class_counts().items() if count]
+    if not shared or (used and not set(used) & set(shared)):
+        raise DataError(
+            f"{dataset.name}: no class here ({_some(used or dataset.classes)}) is known to both {names[0]} "
+            f"({_some(classes[0])}) and {names[1]} ({_some(classes[1])}); compare detectors with a class in common"
+        )
+    return shared
+
+
+def draw_images(images: int, resamples: int, seed: int) -> npt.NDArray[np.uint16]:
+    """How often each of ``images`` is drawn when as many are drawn with replacement: ``(resamples, images)``."""
+    rng = np.random.default_rng(seed)
+    draws = np.empty((resamples, images), dtype=np.uint16)
+    for row in draws:
+        row[:] = np.bincount(rng.integers(0, images, images), minlength=images)
+    return draws
+
+
+def restricted(dataset: Dataset, classes: Sequence[str]) -> Dataset:
+    """``dataset`` with ``classes`` alone, and without the objects and ignore regions of classes left out.
+
+    A class that only has ignore regions here is left out as :meth:`Dataset.with_classes` leaves it out: they stay, as
+    regions of no class in particular, so that the numbers are those of an evaluation of one model.
+    """
+    counts = dataset.class_counts()
+    dropped = [k for k, name in enumerate(dataset.classes) if name not in classes and counts[name]]
+    return dataset.with_boxes(~np.isin(dataset.labels, dropped)).with_classes(classes)
+
+
+def relabelled(predictions: Predictions, own: Sequence[str], classes: Sequence[str]) -> Predictions:
+    """``predictions`` of the classes ``own`` with labels that index ``classes``; detections of others are left out."""
+    position = {name: k for k, name in enumerate(classes)}
+    labels = np.array([position.get(name, NO_CLASS) for name in own], dtype=np.int64)[predictions.labels]
+    keep = labels != NO_CLASS
+    return Predictions(predictions.images[keep], predictions.boxes[keep], predictions.scores[keep], labels[keep])
+
+
+def mistakes(matches: Sequence[Matches]) -> Mistakes:
+    """Missed objects and wrong detections of each image, at the score with the best F1 over all classes."""
+    counted = [~m.ignored[0] for m in matches]
+    scores, right, images = (
+        np.concatenate([column[use] for column, use in zip(columns, counted, strict=True)])
+        for columns in ([m.scores for m in matches], [m.right[0] for m in matches], [m.images for m in matches])
+    )
+    objects = np.sum([m.objects for m in matches], axis=0)
+    order = np.argsort(-scores, kind="stable")
+    falling, found = scores[order], np.cumsum(right[order])
+    f1 = 2 * found / (np.arange(1, len(falling) + 1) + objects.sum())
+    f1[np.append(falling[1:] == falling[:-1], False)[: len(f1)]] = -1  # one score, one side of the threshold
+    score = float(falling[f1.argmax()]) if len(falling) else 1.0
+    count = len(objects)
+    shown = scores >= score
+    hits = np.bincount(images[shown & right], minlength=count)
+    return Mistakes(score, objects - hits, np.bincount(images[shown & ~right], minlength=count))
+
+
+def most_different(comparison: Comparison, count: int) -> tuple[list[int], list[int]]:
+    """Images where B makes fewer mistakes than A, and where A makes fewer: at most ``count`` each, most first."""
+    a, b = (m.missed + m.wrong for m in comparison.mistakes)
+    gain = a - b
+    order = np.argsort(-gain, kind="stable")
+    return [int(i) for i in order[:count] if gain[i] > 0], [int(i) for i in order[::-1][:count] if gain[i] < 0]
+
+
+def _mean_of_classes(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Mean ``(R,)`` over the classes ``(K, R)`` that have objects in a resample; NaN where none has."""
+    there = ~np.isnan(values)
+    total: npt.NDArray[np.float64] = np.where(there, values, 0).sum(axis=0)
+    return total / np.where(there.any(axis=0), there.sum(axis=0), np.nan)
+
+
+def _change(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> Change:
+    """From the numbers of A and B ``(1 + R,)``, the first of the images as they are, the rest of the draws."""
+    difference = (b - a)[1:]
+    difference = difference[~np.isnan(difference)]
+    if np.isnan(a[0]) or not len(difference):
+        return Change(*[np.nan] * 6)
+    low, high = np.quantile(difference, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    better, worse = float((difference > 0).mean()), float((difference < 0).mean())
+    return Change(float(a[0]), float(b[0]), float(low), float(high), better, worse)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (" …" if len(names) > 6 else "")
