@@ -104,8 +104,8 @@ def _check(arguments: Arguments) -> None:
 def _plan(arguments: Arguments, trains: bool) -> Plan:
     from retinanet.reproduce.plan import paper_plan, require_coco, small_plan
 
-    if arguments.scale == "paper":
-        if arguments.dataset is not None:
+    if arguments.scale == "paper" or not trains:  # what trains nothing asks no plan for anything
+        if arguments.dataset is not None and trains:
             require_coco(arguments.dataset)
         return paper_plan(arguments.dataset or "COCO", arguments.runs)
     return small_plan(arguments.dataset or _sample(arguments.runs), arguments.runs, arguments.images, arguments.recipe)
@@ -113,7 +113,7 @@ def _plan(arguments: Arguments, trains: bool) -> Plan:
 
 def _sample(runs: Path) -> Path:
     """The sample dataset, written once."""
-    folder = runs / "sample"
+    folder = runs / "data" / "sample"
     if not folder.exists():
         from retinanet.data.synthetic import write_sample
 

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from retinanet.cli.terminal import changed_flags
+from retinanet.config import load_recipe
 from retinanet.hardware import cores, processor
 from retinanet.progress import progress_bar
 from retinanet.reproduce import measure
-from retinanet.reproduce.order import Order, flags
+from retinanet.reproduce.order import GROUPS, Order, flags
 from retinanet.reproduce.plan import Plan, Run
 from retinanet.reproduce.results import Measured, Results, outcome
 from retinanet.reproduce.rows import Experiment, Row
@@ -40,6 +42,7 @@ def collect(order: Order, experiment: Experiment, console: Console) -> Results:
         train_images=plan.train_images if trains else 0,
         val_images=plan.val_images if trains else 0,
         base=plan.base.to_dict(),
+        base_flags=" ".join(changed_flags(plan.base, load_recipe("paper"), GROUPS)),
         machine=f"{cores()} cores ({processor()}), torch {torch.__version__}",
         seeds=seeds,
         rows=rows,

@@ -10,6 +10,8 @@ from retinanet.cli.terminal import changed_flags, quoted
 from retinanet.reproduce.plan import Plan, Run
 from retinanet.reproduce.rows import Experiment, Row
 
+GROUPS = ("model", "anchors", "assign", "loss", "data", "train", "decode")
+
 
 @dataclass(frozen=True)
 class Order:
@@ -55,8 +57,7 @@ class Order:
 def flags(plan: Plan, row: Row) -> str:
     """What a row changes, as flags of ``retinanet train``."""
     base = plan.config(Row("", None, small={}), plan.base.train.seed)
-    groups = ("model", "anchors", "assign", "loss", "data", "train", "decode")
-    return " ".join(changed_flags(plan.config(row, plan.base.train.seed), base, groups))
+    return " ".join(changed_flags(plan.config(row, plan.base.train.seed), base, GROUPS))
 
 
 def paper_commands(order: Order) -> list[tuple[Experiment, Row, str]]:

@@ -99,6 +99,7 @@ class Results:
         train_images: how many there are to train on.
         val_images: and to measure on.
         base: the settings that every row starts from.
+        base_flags: what of them differs from the recipe ``paper``, as flags of ``retinanet train``.
         machine: processor, cores and versions.
         seeds: asked for.
         rows: the table.
@@ -115,6 +116,7 @@ class Results:
     train_images: int
     val_images: int
     base: dict[str, Any]
+    base_flags: str
     machine: str
     seeds: list[int]
     rows: list[Measured] = field(default_factory=list)

@@ -23,12 +23,15 @@ def page(results: Results) -> str:
 def _setting(results: Results) -> str:
     data, train = results.base["data"], results.base["train"]
     longest = f", at most {data['max_size']}" if data["max_size"] else ""
+    epochs = f"{train['epochs']} epoch{'s' * (train['epochs'] > 1)}"
+    seen, rate = train["epochs"] * results.train_images, train["lr"] * train["batch"] / 16
+    with_changes = f" with `{results.base_flags}`" if results.base_flags else ""
     return (
         f"The paper's numbers: {results.where}. Here: {results.data}, {results.train_images:,} pictures to train on "
         f"and {results.val_images:,} to measure on; {results.base['model']['backbone']}, {data['size']} px{longest}; "
-        f"{train['epochs']} epochs ({train['epochs'] * results.train_images:,} pictures seen) in batches of "
-        f"{train['batch']}, learning rate {train['lr'] * train['batch'] / 16:g}, unless a row says otherwise. AP is "
-        "that of the last weights, in points: mean ± standard deviation over the seeds, with the lowest and highest. "
+        f"{epochs} ({seen:,} pictures seen) in batches of {train['batch']}, learning rate {rate:g}, unless a row says "
+        f"otherwise. Every row starts from the recipe `paper`{with_changes}. AP is that of the "
+        "last weights, in points: mean ± standard deviation over the seeds, with the lowest and highest. "
         f"{results.machine}."
     )
 

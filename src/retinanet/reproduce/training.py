@@ -27,7 +27,8 @@ def train_missing(runs: Sequence[Run], jobs: int, console: Console) -> list[str]
         A line for each run that failed for another reason than a loss that became NaN or infinite.
     """
     waiting = [run for run in runs if outcome(run) is None]
-    console.print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done")
+    if runs:
+        console.print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done")
     if not waiting:
         return []
     for run in waiting:
