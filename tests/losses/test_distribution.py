@@ -26,7 +26,7 @@ def example() -> tuple[Outputs, torch.Tensor, torch.Tensor]:
 
 
 def fl(p_t: float, gamma: float) -> float:
-    return -((1 - p_t) ** gamma) * math.log(p_t)
+    return -math.pow(1 - p_t, gamma) * math.log(p_t)
 
 
 def naive(gamma: float) -> tuple[list[float], list[float]]:

@@ -35,6 +35,7 @@ def results(rows: list[Measured], name: str = "table1b", **changes: Any) -> Resu
         title="Table 1b: the γ",
         claim="The focal loss wins.",
         where="COCO minival",
+        note="All rows are plain.",
         command="retinanet reproduce table1b BCCD",
         scale="small",
         data="BCCD",
@@ -72,6 +73,7 @@ def test_the_table_by_hand() -> None:
     assert cells(text, "γ = 5")[1:3] == ["32.2", "not run"]
     assert "205 pictures to train on and 87 to measure on" in text
     assert "    retinanet reproduce table1b BCCD" in text
+    assert "\n\nAll rows are plain.\n\n" in text
     assert "recipe `paper` with `--train.batch 2`" in text
     assert "| γ = 2 | 60.0% | 30.0% | 10.0% |" in text
     assert "![Table 1b: the γ](table1b.png)" in text

@@ -34,6 +34,7 @@ def collect(order: Order, experiment: Experiment, console: Console) -> Results:
         title=experiment.title,
         claim=experiment.claim,
         where=experiment.where,
+        note=experiment.note if plan.scale == "small" else "",
         command=" ".join(
             ["retinanet reproduce", experiment.name, *([order.command] if trains and order.command else [])]
         ),

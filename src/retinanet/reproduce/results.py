@@ -93,6 +93,7 @@ class Results:
         title: its heading.
         claim: what the paper says.
         where: the setting of the paper's numbers.
+        note: what a reader must know of the rows.
         command: what makes the page again.
         scale: small or paper.
         data: name of the dataset.
@@ -110,6 +111,7 @@ class Results:
     title: str
     claim: str
     where: str
+    note: str
     command: str
     scale: str
     data: str

@@ -13,7 +13,13 @@ def page(results: Results) -> str:
     """The text of ``NAME.md``."""
     parts = [f"# {results.title}", f"The paper: {results.claim}"]
     if results.rows:
-        parts += [_setting(results), f"    {results.command}", _table(results), *_remarks(results.rows)]
+        parts += [
+            _setting(results),
+            *([results.note] if results.note else []),
+            f"    {results.command}",
+            _table(results),
+            *_remarks(results.rows),
+        ]
     else:
         parts += [f"Made by `{results.command}`."]
     parts += [*_extra(results), f"![{results.title}]({results.name}.png)"]
