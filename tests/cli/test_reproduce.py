@@ -94,7 +94,7 @@ def test_figure_4_of_any_weights(
     words = ["--weights", str(weights), "--out", str(tmp_path), "--runs", str(tmp_path / "runs")]
     assert cli.main(["reproduce", "fig4", str(sound), *words]) == 0
     found = json.loads((tmp_path / "fig4.json").read_text())["extra"]["distribution"]
-    assert found["trained_with"] == weights.name
+    assert found["model"] == weights.name
     assert not list((tmp_path / "runs").glob("sound/*"))
 
 

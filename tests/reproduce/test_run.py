@@ -24,7 +24,7 @@ from retinanet.reproduce.order import Order, flags
 from retinanet.reproduce.plan import Plan, Run, paper_plan, require_coco, small_plan
 from retinanet.reproduce.results import images_done, outcome
 from retinanet.reproduce.rows import EXPERIMENTS, Row, find_experiments
-from retinanet.reproduce.run import reproduce
+from retinanet.reproduce.run import as_json, reproduce
 from retinanet.reproduce.training import train_missing
 from retinanet.reproduce.worker import FAILURE, SECONDS, SPEC
 
@@ -145,7 +145,10 @@ def test_what_is_missing_is_trained_once(tiny: Plan) -> None:
         log = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
         assert own["ap"] == log[-1]["AP"]
         assert own["images"] == 18
-        assert own["losses"] == [line["loss"] for line in log if "loss" in line]
+        steps = outcome(run)
+        assert steps is not None
+        assert steps.losses == [line["loss"] for line in log if "loss" in line]
+        assert own["losses"] == []
         assert 0 < own["seconds"] < 600
         assert sum(own["shares"].values()) == pytest.approx(1, abs=1e-3)
         assert not own["diverged"]
@@ -158,6 +161,14 @@ def test_what_is_missing_is_trained_once(tiny: Plan) -> None:
     reproduce(order, 1, terminal)
     assert "2 runs, 2 of them done" in said.getvalue()
     assert before == {run.folder: (run.folder / "last.safetensors").stat().st_mtime_ns for run in order.runs()}
+
+
+def test_lists_of_numbers_are_a_line() -> None:
+    value = {"a": [1, 2.5e-7, -3.0], "b": ["[1,\n2]"], "c": {"γ": [[1, 2], []]}, "d": None}
+    text = as_json(value)
+    assert json.loads(text) == value
+    assert '"a": [ 1, 2.5e-07, -3.0 ]' in text
+    assert '"γ"' in text
 
 
 def test_a_report_trains_nothing(tiny: Plan) -> None:
@@ -259,7 +270,7 @@ def test_figures_2_and_4_of_trained_runs(tiny: Plan) -> None:
     speed = json.loads((order.out / "fig2.json").read_text())["extra"]["speed"]
     assert speed[sized.here]["median"] > 0
     found: dict[str, Any] = json.loads((order.out / "fig4.json").read_text())["extra"]["distribution"]
-    assert found["trained_with"] == f"γ = 2 ({order.plan.run(FL, 0).folder.name})"
+    assert found["model"] == "of base, seed 0 (γ = 2)"
     assert found["images"] == 3
     assert "of the background" in (order.out / "fig4.md").read_text()
 

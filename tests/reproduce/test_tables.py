@@ -133,14 +133,14 @@ def distribution() -> dict[str, Any]:
         "curves": {"0": [0, 0.5, 1], "2": [0, 0.1, 1]},
         "hardest": {"0": {"0.01": 0.2}, "2": {"0.01": 0.9}},
     }
-    return {"images": 9, "foreground": group, "background": group, "trained_with": "γ = 2"}
+    return {"images": 9, "foreground": group, "background": group, "model": "of base (γ = 2)"}
 
 
 def test_the_page_of_figure_4_says_what_the_hardest_have() -> None:
     text = page(results([], "fig4", extra={"distribution": distribution()}))
     assert "| group | γ | hardest 1 % |" in text
     assert "| background | 2 | 90.0% |" in text
-    assert "1,234 of the foreground" in text
+    assert "9 held-out pictures of BCCD, and the model of base (γ = 2): 1,234 of the foreground" in text
 
 
 def test_the_page_of_figure_2_has_both_speeds() -> None:

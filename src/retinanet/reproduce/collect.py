@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ def collect(order: Order, experiment: Experiment, console: Console) -> Results:
     plan, seeds = order.plan, list(order.seeds)
     trains = bool(experiment.rows)
     rows = [_measured(plan, row, seeds) for row in order.rows(experiment)] if experiment.name != "fig4" else []
+    if experiment.name != "divergence":  # the only one that shows the losses of single steps
+        rows = [replace(row, runs=[replace(run, losses=[]) for run in row.runs]) for row in rows]
     measures: dict[str, Callable[[Order, Experiment, Console], dict[str, Any]]] = {
         "fig1": lambda *_: measure.loss_curves(),
         "fig2": _speed,
@@ -70,16 +73,16 @@ def _speed(order: Order, experiment: Experiment, console: Console) -> dict[str, 
 
 
 def _distribution(order: Order, experiment: Experiment, console: Console) -> dict[str, Any]:
-    weights, trained_with = order.weights, str(order.weights.name if order.weights else "")
+    weights, described = order.weights, str(order.weights.name if order.weights else "")
     if weights is None:
         run = order.plan.run(order.rows(experiment)[0], order.seeds[0])
         if not _trained(run):
             return {}
-        weights, trained_with = run.folder / "last.safetensors", f"γ = 2 ({run.folder.name})"
+        weights, described = run.folder / "last.safetensors", f"of {run.name} (γ = 2)"
     _, val_set = order.plan.source.read()
     with progress_bar(console, "pictures", len(val_set)) as bar:
         found = measure.loss_distribution(weights, val_set, bar.advance)
-    return {"distribution": {**found, "trained_with": trained_with}}
+    return {"distribution": {**found, "model": described}}
 
 
 def _trained(run: Run) -> bool:

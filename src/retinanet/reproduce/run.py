@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+from typing import Any
+
 from rich.console import Console
 
 from retinanet.errors import RetinaNetError
-from retinanet.files import write_json, write_text
+from retinanet.files import write_text
 from retinanet.reproduce import figures, tables
 from retinanet.reproduce.collect import collect
 from retinanet.reproduce.order import Order
@@ -42,7 +46,13 @@ def write_results(order: Order, experiment: Experiment, console: Console) -> Non
     path = order.out / f"{experiment.name}.json"
     results = collect(order, experiment, console)
     refuse_other_results(path, results.data, results.scale)
-    write_json(path, results.to_dict(), indent=1)
+    write_text(path, as_json(results.to_dict()))
     write_text(path.with_suffix(".md"), tables.page(results))
     figures.draw(results, path.with_suffix(".png"))
     console.print(f"wrote {path.with_suffix('.md')}, .json and .png")
+
+
+def as_json(value: Any) -> str:
+    """JSON with a line for each value, but with lists of numbers on one line."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    return re.sub(r"\[[\d\s.,eE+-]+\]", lambda match: re.sub(r"\s+", " ", match[0]), text) + "\n"

@@ -122,7 +122,7 @@ def _extra(results: Results) -> list[str]:
     if "claims" in extra:
         return [_claims(extra["claims"])]
     if "distribution" in extra:
-        return [_distribution(extra["distribution"])]
+        return [_distribution(extra["distribution"], results.data)]
     if "speed" in extra:
         return [_speed(results)]
     if results.rows and any(run.shares for row in results.rows for run in row.runs):
@@ -138,9 +138,9 @@ def _claims(claims: Sequence[dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _distribution(found: dict[str, Any]) -> str:
+def _distribution(found: dict[str, Any], data: str) -> str:
     lines = [
-        f"Anchors of {found['images']} held-out pictures and a model trained with {found['trained_with']}: "
+        f"Anchors of {found['images']} held-out pictures of {data}, and the model {found['model']}: "
         f"{found['foreground']['anchors']:,} of the foreground, {found['background']['anchors']:,} of the background. "
         "Share of the loss of its group that the hardest anchors have, the loss computed with each γ:",
         "",
