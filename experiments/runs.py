@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,25 +53,26 @@ def load_sets(data: Path, name: str, screening: bool) -> tuple[Any, Any]:
 
 def run_queue(script: Path, specs: Sequence[dict[str, Any]], log: Path, jobs: int, arguments: Iterable[str]) -> None:
     """Run ``script --one SPEC`` for every spec that ``log`` (JSON lines) has no result of yet, ``jobs`` at a time."""
+    from retinanet.reproduce.queue import Ended, Task, run_tasks
+
     done = [line["spec"] for line in read_log(log)]
     waiting = [spec for spec in specs if spec not in done]
     print(f"{len(specs) - len(waiting)} of {len(specs)} runs are done", flush=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1"}  # as the command line has it
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line has it
+    command = (sys.executable, str(script), *arguments, "--one")
 
-    def work(spec: dict[str, Any]) -> None:
-        began = time.time()
-        command = [sys.executable, str(script), *arguments, "--one", json.dumps(spec)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if result.returncode != 0:
-            print(f"FAILED {spec}\n{result.stderr[-1500:]}", flush=True)
+    def note(ended: Ended) -> None:
+        spec = json.loads(ended.task.name)
+        if ended.code != 0:
+            print(f"FAILED {spec}\n{ended.errors[-1500:]}", flush=True)
             return
-        outcome = json.loads(result.stdout.splitlines()[-1])
-        with log.open("a") as file:  # one short line at a time: appends do not mix
+        outcome = json.loads(ended.output.splitlines()[-1])
+        with log.open("a") as file:
             file.write(json.dumps({"spec": spec, **outcome}) + "\n")
-        print(f"{time.time() - began:6.0f} s  {spec}  AP {outcome['AP']:.4f}  AP50 {outcome['AP50']:.4f}", flush=True)
+        print(f"{ended.seconds:6.0f} s  {spec}  AP {outcome['AP']:.4f}  AP50 {outcome['AP50']:.4f}", flush=True)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(work, waiting))
+    words = [json.dumps(spec) for spec in waiting]
+    run_tasks([Task(word, (*command, word)) for word in words], jobs, note, one_thread=True)
 
 
 def read_log(log: Path) -> list[dict[str, Any]]:

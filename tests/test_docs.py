@@ -49,6 +49,7 @@ SHORTER = {
     "train": "--train.epochs 1 --data.size 64 --data.workers 0 --model.channels 64 --model.subnet-depth 1 "
     "--train.precision fp32 --model.no-pretrained",
     "data sample": "--images 12 --size 96",
+    "reproduce": "--report",
 }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from retinanet.bench import cases
 from retinanet.bench.measure import Case, Measured, measure
 from retinanet.errors import ConfigError
 from retinanet.files import write_atomically, write_json
+from retinanet.hardware import cores, processor
 from retinanet.progress import progress_bar
 
 # What can be asked for by name, and how often each side is called.
@@ -110,16 +109,8 @@ def _ratio(value: float | None) -> str:
 
 
 def _machine() -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads on {cores} cores, {_processor()}; medians"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    return f"torch {torch.__version__}, {threads} threads on {cores()} cores, {processor()}; medians"
 
 
 def _save(out: Path, results: Sequence[Measured], curves: dict[str, list[tuple[int, Measured]]]) -> None:
@@ -127,7 +118,7 @@ def _save(out: Path, results: Sequence[Measured], curves: dict[str, list[tuple[i
 
     out.mkdir(parents=True, exist_ok=True)
     content = {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

@@ -19,6 +19,7 @@ VERBS = {
     "eval": ("evaluate", "measure a detector's average precision on a dataset"),
     "detect": ("detect", "find objects in pictures; draw them and write them down"),
     "convert": ("convert", "turn torchvision's RetinaNet weights into a file of this package"),
+    "reproduce": ("reproduce", "run the paper's tables and figures again, small or on COCO"),
     "bench": ("bench", "time this package beside torchvision on this machine"),
     "data inspect": ("data_inspect", "say what is wrong or hard to learn in a dataset, before training on it"),
     "data convert": ("data_convert", "write a dataset as COCO, Pascal VOC, YOLO or CSV"),

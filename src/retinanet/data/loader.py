@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
@@ -23,6 +22,7 @@ from retinanet.data.sampling import TrainingOrder
 from retinanet.data.transforms import resize, scaled_size, training_view
 from retinanet.data.verify import other_size
 from retinanet.errors import DataError
+from retinanet.hardware import cores
 
 # A picture that went bad since it was checked is one of few. If so many in a row cannot be read, all may be gone.
 _TRIES = 8
@@ -211,5 +211,4 @@ def worker_count(config: DataConfig) -> int:
     """Worker processes to use: as configured, else half of the cores this process may use, at most 8."""
     if config.workers is not None:
         return config.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, cores // 2))
+    return min(8, max(1, cores() // 2))

@@ -1,0 +1,69 @@
+"""How a loss is spread over the anchors of a trained model: the paper's Figure 4 (section 5.1).
+
+The paper samples windows, foreground and background, computes each one's loss, divides by the sum of its group, and
+adds up from the smallest to the largest. α does not matter: it is one factor of a whole group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from retinanet.anchors.assign import BACKGROUND
+from retinanet.losses.terms import focal
+from retinanet.model import Outputs
+
+
+@torch.no_grad()
+def anchor_losses(outputs: Outputs, matched: Tensor, labels: Tensor, gammas: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Focal loss of single anchors for several γ, without α.
+
+    A foreground anchor's is that of its own class, a background anchor's the sum over all classes; anchors that are
+    ignored have none.
+
+    Args:
+        outputs: the network's predictions for a batch.
+        matched: int64 ``(B, A)``: index into ``labels``, ``BACKGROUND`` or ``IGNORE``.
+        labels: int64 ``(G,)``, the classes of the objects.
+        gammas: focusing parameters.
+
+    Returns:
+        float32 ``(len(gammas), F)`` of the foreground anchors and ``(len(gammas), N)`` of the background.
+    """
+    logits = torch.cat([level.float() for level in outputs.logits], dim=1)  # (B, A, K)
+    image, anchor = torch.nonzero(matched >= 0, as_tuple=True)
+    own = logits[image, anchor, labels[matched[image, anchor]]]  # (F,)
+    background = logits[matched == BACKGROUND]  # (N, K)
+    return (
+        torch.stack([focal(own, gamma) for gamma in gammas]),
+        torch.stack([focal(-background, gamma).sum(dim=1) for gamma in gammas]),
+    )
+
+
+def cumulative(losses: Tensor, points: int) -> Tensor:
+    """Share of the whole loss that the easiest 0, 1/(points − 1), …, all of the anchors have.
+
+    Args:
+        losses: ``(N,)``, not negative.
+        points: of the curve, at least 2; between two anchors it is linear.
+
+    Returns:
+        float64 ``(points,)``, from 0 to 1; all 0 where there is no loss at all.
+    """
+    ordered = losses.double().sort().values
+    sums = torch.cat([ordered.new_zeros(1), ordered.cumsum(0)])  # (N + 1,)
+    if sums[-1] == 0:
+        return sums.new_zeros(points)
+    position = torch.linspace(0, len(ordered), points, dtype=torch.float64)
+    below = position.long().clamp(max=len(ordered) - 1)
+    share = position - below
+    return (sums[below] * (1 - share) + sums[below + 1] * share) / sums[-1]
+
+
+def share_of_hardest(losses: Tensor, fraction: float) -> float:
+    """Share of the whole loss that the hardest ``fraction`` (at least one) of the anchors ``(N,)`` have."""
+    count = max(1, round(fraction * len(losses)))
+    total = losses.double().sum()
+    return float(losses.double().topk(min(count, len(losses))).values.sum() / total) if total > 0 else 0.0

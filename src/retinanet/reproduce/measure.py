@@ -1,0 +1,140 @@
+"""What figures show besides average precision: loss curves (Figure 1), speed (2), and who has the loss (4)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from retinanet.anchors import assign_batch
+from retinanet.data.dataset import Dataset
+from retinanet.data.loader import evaluation_loader
+from retinanet.data.transforms import normalized_batch
+from retinanet.detect.detector import Detector, load
+from retinanet.errors import DataError
+from retinanet.losses import focal_loss, focal_star_loss
+from retinanet.losses.distribution import anchor_losses, cumulative, share_of_hardest
+
+GAMMAS = (0.0, 0.5, 1.0, 2.0)
+HARDEST = (0.001, 0.01, 0.1, 0.2)
+
+# Points of the curves that are kept, and the paper's number of background windows, at which sampling ends.
+_POINTS, _BACKGROUND = 501, 10_000_000
+
+
+def loss_curves() -> dict[str, Any]:
+    """Figure 1 and Figure 5, computed by the losses themselves."""
+    x_t = torch.linspace(-6, 6, 241, dtype=torch.float64)
+    p_t = torch.linspace(0.005, 1, 200, dtype=torch.float64)
+    logits = torch.logit(p_t.clamp(max=1 - 1e-9))
+
+    def each(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], x: torch.Tensor) -> list[float]:
+        label = torch.zeros(1, dtype=torch.int64)
+        return [round(loss(value.reshape(1, 1), label).item(), 6) for value in x]
+
+    def fl(gamma: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        return lambda x, label: focal_loss(x, label, None, gamma)
+
+    def star(gamma: float, beta: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        return lambda x, label: focal_star_loss(x, label, None, gamma, beta)
+
+    checked = torch.tensor([0.5, 0.9, 0.968], dtype=torch.float64)
+    at = [fl(gamma) for gamma in (0, 2)]
+    label = torch.zeros(1, dtype=torch.int64)
+    claims = [
+        {"p_t": round(p.item(), 3), "ce": at[0](x, label).item(), "fl": at[1](x, label).item()}
+        for p, x in ((p, torch.logit(p).reshape(1, 1)) for p in checked)
+    ]
+    return {
+        "p_t": [round(p, 4) for p in p_t.tolist()],
+        "fl": {f"{gamma:g}": each(fl(gamma), logits) for gamma in (0, 0.5, 1, 2, 5)},
+        "x_t": [round(x, 4) for x in x_t.tolist()],
+        "variants": {
+            "CE": each(fl(0), x_t),
+            "FL, γ = 2": each(fl(2), x_t),
+            "FL*, γ = 2, β = 1": each(star(2, 1), x_t),
+            "FL*, γ = 4, β = 0": each(star(4, 0), x_t),
+        },
+        "claims": claims,
+    }
+
+
+def milliseconds(weights: Path, dataset: Dataset, pictures: int = 30, warm_up: int = 3) -> dict[str, Any]:
+    """Time from an image file to its detections, one picture at a time, on all threads.
+
+    Returns:
+        ``median``, ``low`` and ``high`` (the middle half) in milliseconds, ``pictures`` and ``threads``.
+    """
+    detector = load(weights)
+    paths = [dataset.path(i) for i in _spread(len(dataset), pictures)]
+    times = []
+    for path in [*paths[:1] * warm_up, *paths]:
+        began = time.perf_counter()
+        detector(path, score=detector.info.config.decode.score)
+        times.append(1000 * (time.perf_counter() - began))
+    low, median, high = np.percentile(times[warm_up:], (25, 50, 75))
+    rounded = {name: round(float(value), 1) for name, value in (("median", median), ("low", low), ("high", high))}
+    return {**rounded, "pictures": len(paths), "threads": torch.get_num_threads()}
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """Up to ``wanted`` of ``count`` positions, evenly spread."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, wanted))})
+
+
+def loss_distribution(
+    weights: Path, dataset: Dataset, progress: Callable[[int], object] = lambda images: None
+) -> dict[str, Any]:
+    """Cumulative focal loss over the foreground and background anchors of ``dataset`` for ``GAMMAS``.
+
+    All pictures are used, in the order of a seeded shuffle, until there are as many background anchors as in the paper.
+
+    Returns:
+        ``images``, how many were used; ``foreground`` and ``background``, each with ``anchors``, ``curves`` (for each γ
+        the loss of the easiest 0 … all anchors, at equal steps) and ``hardest`` (for each γ the share of the loss that
+        the hardest ``HARDEST`` have).
+
+    Raises:
+        DataError: no anchor matches an object.
+    """
+    detector = load(weights)
+    dataset = dataset.with_classes(detector.classes)
+    dataset = dataset.subset(np.random.default_rng(0).permutation(len(dataset)))
+    parts: dict[str, list[torch.Tensor]] = {"foreground": [], "background": []}
+    images = background = 0
+    for part in (dataset.subset([i]) for i in dataset):
+        losses = _losses(detector, part)
+        for group, own in zip(parts, losses, strict=True):
+            parts[group].append(own)
+        images, background = images + 1, background + losses[1].shape[1]
+        progress(1)
+        if background >= _BACKGROUND:
+            break
+    result: dict[str, Any] = {"images": images}
+    for group, values in parts.items():
+        together = torch.cat(values, dim=1)  # (γ, anchors)
+        if together.shape[1] == 0:
+            raise DataError(f"{dataset.name}: no {group} anchor in {images} images; there is no loss to divide")
+        named = [(f"{gamma:g}", each) for gamma, each in zip(GAMMAS, together, strict=True)]
+        result[group] = {
+            "anchors": together.shape[1],
+            "curves": {name: [round(v, 6) for v in cumulative(each, _POINTS).tolist()] for name, each in named},
+            "hardest": {name: {f"{f:g}": round(share_of_hardest(each, f), 4) for f in HARDEST} for name, each in named},
+        }
+    return result
+
+
+@torch.inference_mode()
+def _losses(detector: Detector, image: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    config = detector.info.config
+    ((sample,),) = evaluation_loader(image, config.data)
+    pixels = normalized_batch([sample.image], detector.model.mean, detector.model.std, detector.device)
+    outputs = detector.model(pixels)  # in float32, unlike detection
+    grid = config.anchors.grid((pixels.shape[-2], pixels.shape[-1]))
+    matched = assign_batch(grid, [sample.boxes], [sample.ignore], config.assign)
+    losses = anchor_losses(outputs, matched.to(detector.device), sample.labels.to(detector.device), GAMMAS)
+    return losses[0].cpu(), losses[1].cpu()
