@@ -84,7 +84,7 @@ def plot(figure: Figure, caption: str = "") -> str:
 
 def draw_boxes(
     image: npt.NDArray[np.uint8],
-    boxes: Sequence[Box] | npt.NDArray[np.float32],
+    boxes: Sequence[Box] | npt.NDArray[np.floating],
     color: str = "white",
     width: int | None = None,
 ) -> npt.NDArray[np.uint8]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,29 @@ from retinanet.evaluate.ap import Predictions
 CLASSES = ("cat", "dog", "fox", "owl")
 
 
-def random_truth(seed: int, images: int = 20, ignore: float = 0.15, everywhere: float = 0.0, most: int = 9) -> Dataset:
-    """Pictures of 200 × 160 pixels; there is no owl, and every fifth picture is empty.
+def random_truth(
+    seed: int,
+    images: int = 20,
+    ignore: float = 0.15,
+    everywhere: float = 0.0,
+    most: int = 9,
+    category_ids: tuple[int, ...] = (7, 3, 9, 1),
+    scale: int = 1,
+) -> Dataset:
+    """Pictures of 200 × 160 pixels times ``scale``; there is no owl, and every fifth picture is empty.
 
     ``ignore`` is the share of ignore regions, ``everywhere`` the share of those that are of no class.
     """
     rng = np.random.default_rng(seed)
-    builder = DatasetBuilder("random", Path("/data"), CLASSES, (7, 3, 9, 1))
+    builder = DatasetBuilder("random", Path("/data"), CLASSES, category_ids)
     for image in range(images):
-        builder.add_image(f"{image}.jpg", 200, 160, image_id=(image * 37) % 101)
+        builder.add_image(f"{image}.jpg", 200 * scale, 160 * scale, image_id=(image * 37) % 1009)
         for _ in range(0 if image % 5 == 0 else int(rng.integers(1, most))):
             x, y = rng.integers(0, 150), rng.integers(0, 120)
             box = (float(x), float(y), float(x + rng.integers(4, 130)), float(y + rng.integers(4, 100)))
             region = rng.uniform() < ignore
             label = NO_CLASS if region and rng.uniform() < everywhere else int(rng.integers(0, 3))
-            box = (box[0], box[1], min(200.0, box[2]), min(160.0, box[3]))
+            box = (box[0] * scale, box[1] * scale, min(200.0, box[2]) * scale, min(160.0, box[3]) * scale)
             area = (box[2] - box[0]) * (box[3] - box[1]) * float(rng.uniform(0.5, 1))
             builder.add_box(box, label, "", ignore=bool(region), area=area)
     return builder.build()
@@ -59,6 +68,31 @@ def random_detections(dataset: Dataset, seed: int, noise: int = 6) -> Prediction
         boxes=boxes[order].astype(np.float32),
         scores=scores[order].round(2).astype(np.float32),
         labels=np.concatenate([labels, rng.integers(0, 4, count)])[order].astype(np.int64),
+    )
+
+
+def apart(predictions: Predictions) -> Predictions:
+    """The same with scores that all differ."""
+    return replace(predictions, scores=predictions.scores + np.arange(len(predictions.scores)) * 1e-7)
+
+
+def nothing() -> Predictions:
+    none = np.zeros(0, dtype=np.int64)
+    return Predictions(none, np.zeros((0, 4), dtype=np.float32), none.astype(np.float32), none)
+
+
+def repeated(dataset: Dataset, predictions: Predictions, times: npt.NDArray[np.int64]) -> tuple[Dataset, Predictions]:
+    """The dataset with ``times[i]`` copies of image ``i``, each with an id of its own and its detections.
+
+    Ids keep the order of the images. Copies of detections with equal scores in one image take turns.
+    """
+    indices = np.repeat(np.arange(len(dataset)), times)
+    ids = dataset.image_ids[indices] * 1000 + np.arange(len(indices))
+    rows = [np.flatnonzero(predictions.images == i) for i in indices]
+    taken = np.concatenate(rows)
+    images = np.repeat(np.arange(len(indices)), [len(r) for r in rows])
+    return replace(dataset.subset(indices), image_ids=ids), Predictions(
+        images, predictions.boxes[taken], predictions.scores[taken], predictions.labels[taken]
     )
 
 
@@ -114,6 +148,16 @@ def pycoco(
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
+
+
+def reference(dataset: Dataset, predictions: Predictions) -> tuple[list[float], dict[str, dict[str, float]]]:
+    """pycocotools' 12 numbers, and AP and AP50 of each class that has objects."""
+    evaluation = pycoco(dataset, predictions)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.summarize()
+    values = class_aps(evaluation, dataset)
+    known = [(k, name) for k, name in enumerate(dataset.classes) if not np.isnan(values[0, k])]
+    return evaluation.stats.tolist(), {n: {"AP": values[:, k].mean(), "AP50": values[0, k]} for k, n in known}
 
 
 def class_aps(evaluation: COCOeval, dataset: Dataset, area: int = 0) -> npt.NDArray[np.float64]:

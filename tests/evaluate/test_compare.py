@@ -8,8 +8,7 @@ import hotcoco
 import numpy as np
 import numpy.typing as npt
 import pytest
-from test_ap import CLASSES, detections, reference, truth
-from test_resample import repeated
+from scenes import CLASSES, apart, nothing, random_detections, random_truth, reference, repeated
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.errors import DataError
@@ -18,13 +17,13 @@ from retinanet.evaluate.compare import (
     Comparison,
     Contestant,
     compare,
-    draw_images,
     mistakes,
     most_different,
     relabelled,
     restricted,
 )
-from retinanet.evaluate.resample import average_precision, match
+from retinanet.evaluate.curves import bootstrap, draw_images
+from retinanet.evaluate.matching import make_scene, match
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +32,7 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def contestants(dataset: Dataset, seeds: tuple[int, int] = (0, 1)) -> tuple[Contestant, Contestant]:
-    a, b = (Contestant(f"{seed}.json", detections(dataset, seed), dataset.classes) for seed in seeds)
+    a, b = (Contestant(f"{seed}.json", random_detections(dataset, seed), dataset.classes) for seed in seeds)
     return a, b
 
 
@@ -44,16 +43,17 @@ def compared(dataset: Dataset, seeds: tuple[int, int] = (0, 1)) -> Comparison:
 def test_every_draw_is_measured_as_pycocotools_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interval, the share and the classes, from datasets with the drawn copies written out."""
     monkeypatch.setattr("retinanet.evaluate.compare.RESAMPLES", 10)
-    dataset = truth(0, (90, 17, 3, 44))
-    result = compared(dataset)
+    dataset = random_truth(0, category_ids=(90, 17, 3, 44))
+    sides = tuple(replace(c, predictions=apart(c.predictions)) for c in contestants(dataset))
+    result = compare(dataset, *sides, seed=3)
     assert list(result.total) == ["AP", "AP50"]
     measured: dict[str, list[tuple[float, float]]] = {"AP": [], "AP50": [], "cat": [], "dog": [], "fox": []}
-    for times in [np.ones(len(dataset), dtype=np.int64), *draw_images(len(dataset), 10, 3).astype(np.int64)]:
-        sides = [reference(*repeated(dataset, c.predictions, times)) for c in contestants(dataset)]
+    for times in [np.ones(len(dataset), dtype=np.int64), *draw_images(len(dataset), 10, 3)]:
+        (a, a_classes), (b, b_classes) = (reference(*repeated(dataset, c.predictions, times)) for c in sides)
         for position, name in enumerate(("AP", "AP50")):
-            measured[name].append((sides[0][0][position], sides[1][0][position]))
+            measured[name].append((a[position], b[position]))
         for name in ("cat", "dog", "fox"):
-            measured[name].append((sides[0][1][name]["AP"], sides[1][1][name]["AP"]))
+            measured[name].append((a_classes[name]["AP"], b_classes[name]["AP"]))
     changes = {**result.total, **{name: result.per_class[name]["AP"] for name in result.per_class}}
     assert set(changes) == set(measured)
     for name, change in changes.items():
@@ -68,28 +68,27 @@ def test_every_draw_is_measured_as_pycocotools_does(monkeypatch: pytest.MonkeyPa
         assert change.worse == sum(d < -1e-12 for d in differences) / 10
 
 
-def test_hotcoco_counts_images_drawn_twice_once() -> None:
+def test_hotcoco_counts_images_drawn_twice_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Why its ``compare`` is not used: its intervals are those of the distinct images of each draw, and too narrow."""
-    dataset = truth(1, images=60)
+    dataset = random_truth(1, images=60)
     sides = contestants(dataset, (1, 6))
     one, other = (coco_evaluation(dataset, c.predictions) for c in sides)
-    one.evaluate()
-    other.evaluate()
     theirs = hotcoco.compare(one, other, n_bootstrap=500, seed=0)
     change = compare(dataset, *sides).total["AP"]
     assert change.delta == pytest.approx(theirs["deltas"]["AP"], abs=1e-12)
-    matches = [match(dataset, c.predictions) for c in sides]
+    scenes = [make_scene(dataset, c.predictions) for c in sides]
     draws = draw_images(len(dataset), 500, seed=0)
     spreads = []
-    for weights in (draws, np.minimum(draws, 1)):
-        a, b = (np.nanmean([average_precision(m, weights).mean(axis=1) for m in side], axis=0) for side in matches)
+    for counts in (draws, np.minimum(draws, 1)):
+        monkeypatch.setattr("retinanet.evaluate.curves.draw_images", lambda *_, counts=counts: counts)
+        a, b = (bootstrap(scene, match(scene), resamples=500).means() for scene in scenes)
         spreads.append(float((b - a).std()))
     assert theirs["ci"]["AP"]["std_err"] == pytest.approx(spreads[1], rel=0.1)
     assert theirs["ci"]["AP"]["std_err"] < 0.9 * spreads[0]
 
 
 def test_a_detector_and_itself() -> None:
-    result = compared(truth(2), (4, 4))
+    result = compared(random_truth(2), (4, 4))
     for change in [*result.total.values(), *(c for row in result.per_class.values() for c in row.values())]:
         assert (change.delta, change.low, change.high, change.better, change.worse) == (0, 0, 0, 0, 0)
         assert 0 < change.a < 1
@@ -97,10 +96,10 @@ def test_a_detector_and_itself() -> None:
 
 
 def test_a_better_detector_is_called_better() -> None:
-    dataset = truth(3)
+    dataset = random_truth(3, images=60)
     a, b = contestants(dataset, (0, 0))
     rng = np.random.default_rng(0)
-    worse = np.where(rng.uniform(size=len(a.predictions.scores)) < 0.3, 0.001, a.predictions.scores)
+    worse = np.where(rng.uniform(size=len(a.predictions.scores)) < 0.7, 0.001, a.predictions.scores)
     result = compare(dataset, replace(a, predictions=replace(a.predictions, scores=worse)), b)
     assert result.total["AP"].low > 0.01
     assert result.total["AP"].better == 1
@@ -111,7 +110,7 @@ def test_a_better_detector_is_called_better() -> None:
 
 
 def test_numbers_are_those_of_an_evaluation_of_each() -> None:
-    dataset = truth(4)
+    dataset = random_truth(4)
     result = compared(dataset)
     for side, contestant in enumerate(contestants(dataset)):
         alone = evaluate(dataset, contestant.predictions)
@@ -124,7 +123,7 @@ def test_numbers_are_those_of_an_evaluation_of_each() -> None:
 
 
 def test_classes_are_matched_by_name_and_those_of_one_alone_left_out() -> None:
-    dataset = truth(5)
+    dataset = random_truth(5)
     a, b = contestants(dataset)
     order = ("zebra", "fox", "dog", "cat")  # B lists them otherwise, knows zebras and no owls
     labels = np.array([3, 2, 1, 0])[b.predictions.labels]
@@ -147,13 +146,13 @@ def test_classes_are_matched_by_name_and_those_of_one_alone_left_out() -> None:
 
 
 def test_no_class_in_common() -> None:
-    a, b = contestants(truth(5))
+    a, b = contestants(random_truth(5))
     with pytest.raises(
         DataError, match=r"no class here \(cat, dog, fox\) is known to both 0.json \(cat, dog, fox, owl\)"
     ):
-        compare(truth(5), a, replace(b, classes=("w", "x", "y", "z")))
+        compare(random_truth(5), a, replace(b, classes=("w", "x", "y", "z")))
     with pytest.raises(DataError, match="no class here"):
-        compare(truth(5), a, replace(b, classes=("w", "x", "y", "owl")))
+        compare(random_truth(5), a, replace(b, classes=("w", "x", "y", "owl")))
 
 
 def test_left_out_classes_take_their_regions_along() -> None:
@@ -186,10 +185,9 @@ def test_nothing_to_measure() -> None:
 
 
 def test_nothing_found() -> None:
-    dataset = truth(6)
+    dataset = random_truth(6)
     a, b = contestants(dataset)
-    none = np.zeros(0, dtype=np.int64)
-    empty = replace(a, predictions=Predictions(none, np.zeros((0, 4)), np.zeros(0), none))
+    empty = replace(a, predictions=nothing())
     result = compare(dataset, empty, b)
     assert result.total["AP"].a == 0
     assert result.total["AP"].better == 1
@@ -199,28 +197,19 @@ def test_nothing_found() -> None:
     assert (both.total["AP"].delta, both.total["AP"].low, both.total["AP"].high) == (0, 0, 0)
 
 
-def test_draws() -> None:
-    draws = draw_images(40, 500, seed=1)
-    assert draws.shape == (500, 40)
-    assert (draws.sum(axis=1) == 40).all()
-    assert draws.mean() == 1
-    assert draws.astype(float).var() == pytest.approx(1 - 1 / 40, rel=0.05)
-    np.testing.assert_array_equal(draws, draw_images(40, 500, seed=1))
-    assert (draws != draw_images(40, 500, seed=2)).any()
-
-
 def best_f1(dataset: Dataset, predictions: Predictions) -> tuple[float, list[int], list[int]]:
     """The score with the best F1, missed and wrong in each image, with every threshold tried from scratch."""
     best: tuple[float, float, list[int], list[int]] = (-1.0, 0.0, [], [])
-    matches = match(dataset, predictions)
-    for score in sorted({float(s) for m in matches for s in m.scores}, reverse=True):
+    scene = make_scene(dataset, predictions)
+    matching = match(scene)
+    for score in sorted({float(s) for s in scene.scores}, reverse=True):
         missed, wrong = [], []
         for image in dataset:
             hits = fails = 0
-            for m in matches:
-                for d in np.flatnonzero((m.images == image) & (m.scores >= score)):
-                    hits += bool(m.right[0, d])
-                    fails += not m.right[0, d] and not m.ignored[0, d]
+            for d in range(len(scene.scores)):
+                if scene.images[d] == image and scene.scores[d] >= score:
+                    hits += bool(matching.right[0, d])
+                    fails += bool(matching.wrong[0, d])
             missed.append(int((~dataset.ignore[dataset.rows(image)]).sum()) - hits)
             wrong.append(fails)
         hits = int((~dataset.ignore).sum()) - sum(missed)
@@ -231,10 +220,11 @@ def best_f1(dataset: Dataset, predictions: Predictions) -> tuple[float, list[int
 
 
 def test_mistakes_at_the_best_score() -> None:
-    dataset = truth(7, images=8)
-    made = detections(dataset, 7)
+    dataset = random_truth(7, images=8)
+    made = random_detections(dataset, 7)
     predictions = replace(made, scores=np.round(made.scores, 1))  # many equal ones
-    result = mistakes(match(dataset, predictions))
+    scene = make_scene(dataset, predictions)
+    result = mistakes(scene, match(scene))
     score, missed, wrong = best_f1(dataset, predictions)
     assert result.score == pytest.approx(score)
     assert result.missed.tolist() == missed
@@ -242,7 +232,7 @@ def test_mistakes_at_the_best_score() -> None:
 
 
 def test_most_different_images() -> None:
-    result = compared(truth(1))
+    result = compared(random_truth(1))
 
     def errors(side: int) -> npt.NDArray[np.int64]:
         return result.mistakes[side].missed + result.mistakes[side].wrong
@@ -256,11 +246,11 @@ def test_most_different_images() -> None:
 
 
 def test_json() -> None:
-    dataset = truth(1)
+    dataset = random_truth(1)
     result = compared(dataset)
     written = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert (written["a"], written["b"], written["data"]) == ("0.json", "1.json", "random")
-    assert (written["images"], written["resamples"], written["confidence"]) == (25, 200, 0.95)
+    assert (written["images"], written["resamples"], written["confidence"]) == (20, 200, 0.95)
     assert written["AP"]["delta"] == written["AP"]["b"] - written["AP"]["a"]
     assert written["AP"]["low"] < written["AP"]["delta"] < written["AP"]["high"]
     assert written["per_class"]["cat"]["boxes"] == dataset.class_counts()["cat"]

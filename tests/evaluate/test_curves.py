@@ -1,55 +1,69 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from scenes import class_aps, pycoco, random_detections, random_truth
+from scenes import apart, class_aps, nothing, pycoco, random_detections, random_truth, reference, repeated
 
-from retinanet.data.dataset import Dataset, DatasetBuilder
-from retinanet.evaluate.ap import Predictions
 from retinanet.evaluate.curves import (
     SCORES,
     against_thresholds,
     average_precisions,
     best_score,
     bootstrap,
+    draw_images,
     mean,
     precisions,
 )
 from retinanet.evaluate.matching import make_scene, match
 
 
-def drawn(dataset: Dataset, predictions: Predictions, counts: list[int]) -> tuple[Dataset, Predictions]:
-    """The data set with each image as often as ``counts`` says, in the order of the image ids, and its detections."""
-    builder = DatasetBuilder("drawn", Path("/data"), dataset.classes, dataset.category_ids)
-    parts = []
-    for image in np.argsort(dataset.image_ids).tolist():
-        mine = np.flatnonzero(predictions.images == image)
-        for _ in range(counts[image]):
-            builder.add_image(f"{len(builder)}.jpg", 200, 160)
-            rows = dataset.rows(image)
-            for row in range(rows.start, rows.stop):
-                label, crowd = int(dataset.labels[row]), bool(dataset.ignore[row])
-                builder.add_box(tuple(dataset.boxes[row].tolist()), label, "", ignore=crowd)
-            images = np.full(len(mine), len(builder) - 1, dtype=np.int64)
-            parts.append((images, predictions.boxes[mine], predictions.scores[mine], predictions.labels[mine]))
-    return builder.build(), Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def test_a_draw_is_worth_what_pycocotools_says_of_the_drawn_images() -> None:
-    dataset = random_truth(0, images=12)
-    predictions = random_detections(dataset, 0)
-    # Equal scores in several images have an order that depends on the images drawn; here all differ.
-    scores = predictions.scores + np.arange(len(predictions.scores), dtype=np.float32) * 1e-5
-    predictions = Predictions(predictions.images, predictions.boxes, scores, predictions.labels)
+@pytest.mark.parametrize(("seed", "category_ids"), [(0, (1, 2, 3, 4)), (1, (90, 17, 3, 44))])
+def test_a_draw_is_worth_what_pycocotools_says_of_the_drawn_images(seed: int, category_ids: tuple[int, ...]) -> None:
+    """Of the dataset with the copies of each image written out."""
+    dataset = random_truth(seed, images=12, category_ids=category_ids)
+    predictions = apart(random_detections(dataset, seed))
     scene = make_scene(dataset, predictions)
     resampled = bootstrap(scene, match(scene), seed=3, resamples=6)
-    draws = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), size=6)
+    draws = draw_images(12, 6, seed=3)
     assert (draws == 0).any()
-    for values, counts in zip(resampled.values, draws.tolist(), strict=True):
-        again = drawn(dataset, predictions, counts)
+    assert (draws > 1).any()
+    for values, average, times in zip(resampled.values, resampled.means(), draws, strict=True):
+        again = repeated(dataset, predictions, times)
         np.testing.assert_allclose(values, class_aps(pycoco(*again), again[0]), atol=1e-12)
+        assert average == pytest.approx(reference(*again)[0][0], abs=1e-12)
+
+
+def test_draws() -> None:
+    draws = draw_images(40, 500, seed=1)
+    assert draws.shape == (500, 40)
+    assert (draws.sum(axis=1) == 40).all()
+    assert draws.mean() == 1
+    assert draws.astype(float).var() == pytest.approx(1 - 1 / 40, rel=0.05)
+    np.testing.assert_array_equal(draws, draw_images(40, 500, seed=1))
+    assert (draws != draw_images(40, 500, seed=2)).any()
+
+
+def test_two_detectors_get_the_same_draws() -> None:
+    """Those without an object of a class are the same, and are those that the draws say."""
+    dataset = random_truth(3, images=8, ignore=0, most=2)
+    sides = []
+    for seed in (0, 1):
+        scene = make_scene(dataset, random_detections(dataset, seed))
+        sides.append(bootstrap(scene, match(scene), seed=5, resamples=50).values)
+    np.testing.assert_array_equal(np.isnan(sides[0]), np.isnan(sides[1]))
+    counts = np.zeros((len(dataset), len(dataset.classes)), dtype=np.int64)
+    for image in dataset:
+        counts[image] += np.bincount(dataset.labels[dataset.rows(image)], minlength=4)
+    np.testing.assert_array_equal(np.isnan(sides[0][:, 0]), draw_images(8, 50, seed=5) @ counts == 0)
+    assert np.isnan(sides[0][:, 0, :3]).any()
+
+
+def test_progress_counts_classes_with_objects() -> None:
+    dataset = random_truth(0)
+    scene = make_scene(dataset, random_detections(dataset, 0))
+    steps: list[int] = []
+    bootstrap(scene, match(scene), resamples=2, progress=steps.append)
+    assert steps == [1, 1, 1]  # there is no owl
 
 
 def test_intervals() -> None:
@@ -143,6 +157,15 @@ def test_precisions_of_a_short_list() -> None:
     np.testing.assert_allclose(curve[:26], 1)
     np.testing.assert_allclose(curve[26:51], 2 / 3)
     np.testing.assert_allclose(curve[51:], 0)
+
+
+def test_nothing_found() -> None:
+    dataset = random_truth(5)
+    scene = make_scene(dataset, nothing())
+    values = average_precisions(scene, match(scene), scene.totals())
+    assert values[:, :3].tolist() == [[0.0] * 3] * 10
+    drawn = bootstrap(scene, match(scene), resamples=10).values
+    np.testing.assert_array_equal(drawn, np.broadcast_to(values, drawn.shape))
 
 
 def test_mean_leaves_out_the_unknown() -> None:

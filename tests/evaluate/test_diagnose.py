@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scenes import class_aps, pycoco, random_detections, random_truth
+from scenes import class_aps, nothing, pycoco, random_detections, random_truth
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.data.formats.detect import read_split
@@ -17,13 +17,6 @@ from retinanet.evaluate.advice import costliest, next_steps
 from retinanet.evaluate.ap import Predictions, evaluate
 from retinanet.evaluate.curves import RECALLS, SCORES
 from retinanet.evaluate.diagnose import diagnose
-
-
-def nothing() -> Predictions:
-    empty = np.zeros(0)
-    return Predictions(
-        empty.astype(np.int64), np.zeros((0, 4), np.float32), empty.astype(np.float32), empty.astype(np.int64)
-    )
 
 
 @pytest.mark.parametrize("seed", range(3))

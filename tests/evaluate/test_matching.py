@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from pycocotools.cocoeval import COCOeval
-from scenes import class_aps, naive_iou, pycoco, random_detections, random_truth
+from scenes import class_aps, naive_iou, nothing, pycoco, random_detections, random_truth
 
-from retinanet.data.dataset import Dataset
+from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.evaluate.ap import Predictions
 from retinanet.evaluate.curves import average_precisions
 from retinanet.evaluate.matching import LEAST_OVERLAP, THRESHOLDS, Scene, make_scene, match, neighbour_overlaps
@@ -84,6 +85,33 @@ def test_what_is_left_out_is_as_if_it_were_of_another_size(seed: int) -> None:
     np.testing.assert_allclose(average_precisions(scene, matching, totals), class_aps(evaluation, dataset), atol=1e-12)
 
 
+def test_objects_say_who_found_what() -> None:
+    builder = DatasetBuilder("two", Path("/data"), ("cat", "dog"), (7, 3))
+    builder.add_image("0.jpg", 100, 100, image_id=9)
+    builder.add_box((0, 0, 50, 50), NO_CLASS, "", ignore=True)
+    builder.add_box((60, 60, 80, 80), 0, "")
+    builder.add_image("1.jpg", 100, 100, image_id=4)
+    builder.add_box((10, 10, 30, 30), 1, "")
+    boxes = [(60, 60, 80, 80), (5, 5, 20, 20), (10, 10, 30, 31), (10, 10, 30, 30), (90, 90, 99, 99)]
+    predictions = Predictions(
+        np.array([0, 0, 1, 1, 1]),
+        np.array(boxes, dtype=np.float64),
+        np.array([0.5, 0.9, 0.8, 0.7, 0.6]),
+        np.array([0, 0, 1, 1, 0]),
+    )
+    scene = make_scene(builder.build(), predictions)
+    assert scene.scores.tolist() == [0.9, 0.8, 0.7, 0.6, 0.5]
+    assert scene.boxes[:, 0].tolist() == [5, 10, 10, 90, 60]
+    assert scene.images.tolist() == [0, 1, 1, 1, 0]
+    assert scene.labels.tolist() == [0, 1, 1, 0, 0]
+    assert scene.totals().tolist() == [1, 1]
+    matching = match(scene)
+    assert matching.objects[0].tolist() == [0, 2, -1, -1, 1]
+    assert matching.right[0].tolist() == [False, True, False, False, True]
+    assert matching.wrong[0].tolist() == [False, False, True, True, False]
+    assert matching.right[9].tolist() == [False, True, False, False, True]  # 20 × 20 in 20 × 21: 0.952
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_any_class_is_greedy(seed: int) -> None:
     dataset = random_truth(seed, ignore=0.0)
@@ -139,8 +167,7 @@ def test_neighbours(seed: int) -> None:
 
 def test_nothing_to_match() -> None:
     dataset = random_truth(0)
-    none = Predictions(*(part[:0] for part in vars(random_detections(dataset, 0)).values()))
-    assert match(make_scene(dataset, none)).right.shape == (10, 0)
+    assert match(make_scene(dataset, nothing())).right.shape == (10, 0)
     empty: Dataset = dataset.with_boxes(np.zeros(len(dataset.labels), dtype=np.bool_))
     predictions = random_detections(dataset, 0)
     assert match(make_scene(empty, predictions)).wrong.all()

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scenes import random_detections, random_truth
+from scenes import nothing, random_detections, random_truth
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.detect import read_split
-from retinanet.evaluate.ap import Predictions, evaluate
+from retinanet.evaluate.ap import SUMMARY, Predictions, evaluate
 from retinanet.evaluate.diagnose import Diagnosis, diagnose
 from retinanet.evaluate.report import write_report
+from retinanet.evaluate.voc import evaluate_voc
 
 
 class Page(HTMLParser):
@@ -124,13 +125,7 @@ def test_numbers_there_is_nothing_to_measure_for_are_dashes(tmp_path: Path, data
 
 
 def test_nothing_found(tmp_path: Path, dataset: Dataset) -> None:
-    none = Predictions(
-        np.zeros(0, dtype=np.int64),
-        np.zeros((0, 4), dtype=np.float32),
-        np.zeros(0, dtype=np.float32),
-        np.zeros(0, dtype=np.int64),
-    )
-    text = report(tmp_path, dataset, none)
+    text = report(tmp_path, dataset, nothing())
     assert re.search(r"<small>AP</small><b>0\.000</b>", text)
     assert "0 detections" in text
 
@@ -141,6 +136,17 @@ def test_names_are_escaped(tmp_path: Path, dataset: Dataset) -> None:
     text = report(tmp_path, renamed, perfect(renamed), weights=f"{evil}.safetensors")
     assert "<script" not in text
     assert "&lt;script&gt;" in text
+
+
+def test_voc_is_shown_if_it_was_measured(tmp_path: Path, dataset: Dataset) -> None:
+    predictions = perfect(dataset)
+    assert "VOC" not in report(tmp_path, dataset, predictions)
+    empty = replace(dataset, ignore=np.ones_like(dataset.ignore))
+    metrics = replace(evaluate(empty, predictions), voc=evaluate_voc(empty, predictions))
+    write_report(tmp_path / "report.html", empty, predictions, metrics, diagnosed(empty, predictions), "w")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for name in ("VOC mAP", "11 points"):
+        assert f"<small>{name}</small><b>–</b>" in text
 
 
 def test_number_of_pictures_is_limited(tmp_path: Path, dataset: Dataset) -> None:
@@ -170,7 +176,8 @@ def random_report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str, 
     folder = tmp_path_factory.mktemp("random")
     dataset = drawable(random_truth(3, images=40, everywhere=0.3), folder)
     predictions = random_detections(dataset, 3)
-    metrics, diagnosis = evaluate(dataset, predictions), diagnosed(dataset, predictions)
+    metrics = replace(evaluate(dataset, predictions), voc=evaluate_voc(dataset, predictions))
+    diagnosis = diagnosed(dataset, predictions)
     write_report(folder / "report.html", dataset, predictions, metrics, diagnosis, "any detector")
     text = (folder / "report.html").read_text(encoding="utf-8")
     return Page(text), text, {**metrics.to_dict(), "diagnosis": diagnosis.to_dict()}
@@ -178,10 +185,12 @@ def random_report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str, 
 
 def test_summary_is_that_of_the_json(random_report: tuple[Page, str, dict[str, Any]]) -> None:
     _, text, content = random_report
-    cards = dict(re.findall(r"<small>(\w+)</small><b>([^<]+)</b>", text))
-    assert list(cards) == [*(name for name in content if name not in ("per_class", "diagnosis"))]
-    for name, shown in cards.items():
-        assert shown == (f"{content[name]:.3f}" if content[name] >= 0 else "–")
+    cards = dict(re.findall(r"<small>([\w ]+)</small><b>([^<]+)</b>", text))
+    values = {name: content[name] for name in SUMMARY}
+    values |= {"VOC mAP": content["voc"]["mAP"], "11 points": content["voc"]["mAP11"]}
+    assert content["voc"]["mAP"] != content["voc"]["mAP11"]
+    assert cards == {name: f"{value:.3f}" if value >= 0 else "–" for name, value in values.items()}
+    assert list(cards) == list(values)
     low, high = content["diagnosis"]["AP_interval"]
     assert f"(95%: {low:.3f}–{high:.3f})" in text
     assert f'<b id="best-threshold">{content["diagnosis"]["threshold"]:.2f}</b>' in text

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_ap import CLASSES, detections, truth
+from scenes import CLASSES, random_detections, random_truth
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.evaluate.ap import Predictions
@@ -77,8 +77,8 @@ def assert_equal(found: dict[str, Any], expected: dict[str, tuple[float, float]]
 
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_the_devkit_in_plain_python(seed: int) -> None:
-    dataset = truth(seed)
-    predictions = detections(dataset, seed)
+    dataset = random_truth(seed)
+    predictions = random_detections(dataset, seed)
     expected = devkit(dataset, predictions, plus_one=False)
     assert set(expected) == {"cat", "dog", "fox"}
     assert all(0.05 < value < 0.95 for pair in expected.values() for value in pair)
@@ -89,7 +89,7 @@ def test_equals_the_devkit_in_plain_python(seed: int) -> None:
 def test_half_open_boxes_need_no_pixel_added() -> None:
     """On whole pixels, the kit's boxes with its + 1 and half-open ones without are the same."""
     rng = np.random.default_rng(5)
-    source = truth(5)
+    source = random_truth(5)
     builder = DatasetBuilder("pixels", Path("/data"), CLASSES)
     for image in source:
         builder.add_image(f"{image}.jpg", 640, 480)
@@ -99,7 +99,7 @@ def test_half_open_boxes_need_no_pixel_added() -> None:
                 (x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)), int(source.labels[row]), "", ignore=row % 9 == 0
             )
     dataset = builder.build()
-    loose = detections(source, 5)
+    loose = random_detections(source, 5)
     boxes = np.round(loose.boxes)
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
     scores = rng.permutation(len(boxes)) / len(boxes)

@@ -40,7 +40,8 @@ def run(arguments: Arguments) -> int:
     print_notes(notes)
     sources = [*arguments.weights, *arguments.detections]
     known = [*(detector.classes for detector in detectors), *(dataset.classes for _ in arguments.detections)]
-    shared_classes(dataset, (str(sources[0]), str(sources[1])), (known[0], known[1]))  # refuses, before the work
+    # Refuses, before the work, what cannot be compared.
+    shared = shared_classes(dataset, (str(sources[0]), str(sources[1])), (known[0], known[1]))
     out = arguments.out or sources[1].parent / "compare"
     make_folder(out)
     read, detected = [], []
@@ -53,7 +54,8 @@ def run(arguments: Arguments) -> int:
             predictions = predict(detector, dataset, bar.advance)  # labels are the detector's own
         detected.append(Contestant(str(weights), predictions, detector.classes))
     a, b = [*detected, *read]
-    with progress_bar(console, "resampling, classes", 2 * len(dataset.classes)) as bar:
+    counts = dataset.class_counts()
+    with progress_bar(console, "resampling, classes", 2 * sum(counts[name] > 0 for name in shared)) as bar:
         comparison = compare(dataset, a, b, progress=bar.advance)
     write_json(out / "compare.json", comparison.to_dict(), indent=2)
     write_comparison(out / "compare.html", comparison)

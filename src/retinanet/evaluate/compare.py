@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from retinanet.data.dataset import NO_CLASS, Dataset
 from retinanet.errors import DataError
 from retinanet.evaluate.ap import Metrics, Predictions, evaluate
-from retinanet.evaluate.resample import Matches, average_precision, match
+from retinanet.evaluate.curves import CONFIDENCE, Resampled, average_precisions, bootstrap, mean, middle
+from retinanet.evaluate.matching import Floats, Ints, Matching, Scene, make_scene, match
 
 RESAMPLES = 1000
-CONFIDENCE = 0.95
+
+# Which of the IoU thresholds each number is the mean over.
+_LEVELS = {"AP": slice(None), "AP50": slice(0, 1)}
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class Mistakes:
     """
 
     score: float
-    missed: npt.NDArray[np.int64]
-    wrong: npt.NDArray[np.int64]
+    missed: Ints
+    wrong: Ints
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,9 @@ class Comparison:
     Attributes:
         dataset: the images, with the objects of the classes that both know.
         names: of A and B.
-        predictions: of A and B, with labels that index ``dataset.classes``.
-        matches: the verdicts on them, for each class.
+        detections: how many A and B have.
+        scenes: those of A and B that count, with labels that index ``dataset.classes``.
+        matchings: what becomes of them.
         metrics: the COCO numbers of A and B.
         total: ``AP`` and ``AP50`` over all classes.
         per_class: the same for each class with objects.
@@ -102,8 +105,9 @@ class Comparison:
 
     dataset: Dataset
     names: tuple[str, str]
-    predictions: tuple[Predictions, Predictions]
-    matches: tuple[list[Matches], list[Matches]]
+    detections: tuple[int, int]
+    scenes: tuple[Scene, Scene]
+    matchings: tuple[Matching, Matching]
     metrics: tuple[Metrics, Metrics]
     total: dict[str, Change]
     per_class: dict[str, dict[str, Change]]
@@ -148,7 +152,7 @@ def compare(
         a: a detector.
         b: another.
         seed: of the draws.
-        progress: called with 1 when a class of a detector is done.
+        progress: called with 1 when a class with objects is done for a detector.
 
     Raises:
         DataError: no class of the dataset is known to both.
@@ -161,32 +165,25 @@ def compare(
         tuple(name for name in used if name not in a.classes and name not in b.classes),
     )
     common = restricted(dataset, shared)
-    predictions = (relabelled(a.predictions, a.classes, shared), relabelled(b.predictions, b.classes, shared))
-    matches = (match(common, predictions[0]), match(common, predictions[1]))
-    everything = np.ones((1, len(common)), dtype=np.int64)
-    draws = np.concatenate([everything, draw_images(len(common), RESAMPLES, seed)])
-    measured = []  # of A and B: (K, 1 + R, T), the first of the images as they are
-    for side in matches:
-        each = []
-        for mine in side:
-            each.append(average_precision(mine, draws))
-            progress(1)
-        measured.append(np.stack(each))
-    curves = {"AP": [m.mean(axis=-1) for m in measured], "AP50": [m[..., 0] for m in measured]}  # (K, 1 + R)
+    sides = [_measure(common, relabelled(c.predictions, c.classes, shared), seed, progress) for c in (a, b)]
+    first, second = sides
     return Comparison(
         dataset=common,
         names=(a.name, b.name),
-        predictions=predictions,
-        matches=matches,
-        metrics=(evaluate(common, predictions[0]), evaluate(common, predictions[1])),
-        total={name: _change(_mean_of_classes(x), _mean_of_classes(y)) for name, (x, y) in curves.items()},
+        detections=(first.detections, second.detections),
+        scenes=(first.scene, second.scene),
+        matchings=(first.matching, second.matching),
+        metrics=(first.metrics, second.metrics),
+        total={name: _change(first.total(levels), second.total(levels)) for name, levels in _LEVELS.items()},
         per_class={
-            class_name: {name: _change(x[k], y[k]) for name, (x, y) in curves.items()}
+            class_name: {
+                name: _change(first.of_class(k, levels), second.of_class(k, levels)) for name, levels in _LEVELS.items()
+            }
             for k, class_name in enumerate(shared)
             if class_name in used
         },
         only=only,
-        mistakes=(mistakes(matches[0]), mistakes(matches[1])),
+        mistakes=(mistakes(first.scene, first.matching), mistakes(second.scene, second.matching)),
     )
 
 
@@ -204,15 +201,6 @@ def shared_classes(dataset: Dataset, names: tuple[str, str], classes: tuple[Sequ
             f"({_some(classes[0])}) and {names[1]} ({_some(classes[1])}); compare detectors with a class in common"
         )
     return shared
-
-
-def draw_images(images: int, resamples: int, seed: int) -> npt.NDArray[np.uint16]:
-    """How often each of ``images`` is drawn when as many are drawn with replacement: ``(resamples, images)``."""
-    rng = np.random.default_rng(seed)
-    draws = np.empty((resamples, images), dtype=np.uint16)
-    for row in draws:
-        row[:] = np.bincount(rng.integers(0, images, images), minlength=images)
-    return draws
 
 
 def restricted(dataset: Dataset, classes: Sequence[str]) -> Dataset:
@@ -234,23 +222,17 @@ def relabelled(predictions: Predictions, own: Sequence[str], classes: Sequence[s
     return Predictions(predictions.images[keep], predictions.boxes[keep], predictions.scores[keep], labels[keep])
 
 
-def mistakes(matches: Sequence[Matches]) -> Mistakes:
+def mistakes(scene: Scene, matching: Matching) -> Mistakes:
     """Missed objects and wrong detections of each image, at the score with the best F1 over all classes."""
-    counted = [~m.ignored[0] for m in matches]
-    scores, right, images = (
-        np.concatenate([column[use] for column, use in zip(columns, counted, strict=True)])
-        for columns in ([m.scores for m in matches], [m.right[0] for m in matches], [m.images for m in matches])
-    )
-    objects = np.sum([m.objects for m in matches], axis=0)
-    order = np.argsort(-scores, kind="stable")
-    falling, found = scores[order], np.cumsum(right[order])
-    f1 = 2 * found / (np.arange(1, len(falling) + 1) + objects.sum())
+    counted = matching.right[0] | matching.wrong[0]
+    falling, right, images = scene.scores[counted], matching.right[0][counted], scene.images[counted]
+    objects = np.bincount(scene.owner[~scene.dataset.ignore], minlength=len(scene.dataset))
+    f1 = 2 * np.cumsum(right) / (np.arange(1, len(falling) + 1) + objects.sum())
     f1[np.append(falling[1:] == falling[:-1], False)[: len(f1)]] = -1  # one score, one side of the threshold
     score = float(falling[f1.argmax()]) if len(falling) else 1.0
-    count = len(objects)
-    shown = scores >= score
-    hits = np.bincount(images[shown & right], minlength=count)
-    return Mistakes(score, objects - hits, np.bincount(images[shown & ~right], minlength=count))
+    shown = falling >= score
+    hits, wrong = (np.bincount(images[shown & verdict], minlength=len(objects)) for verdict in (right, ~right))
+    return Mistakes(score, objects - hits, wrong)
 
 
 def most_different(comparison: Comparison, count: int) -> tuple[list[int], list[int]]:
@@ -261,22 +243,48 @@ def most_different(comparison: Comparison, count: int) -> tuple[list[int], list[
     return [int(i) for i in order[:count] if gain[i] > 0], [int(i) for i in order[::-1][:count] if gain[i] < 0]
 
 
-def _mean_of_classes(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Mean ``(R,)`` over the classes ``(K, R)`` that have objects in a resample; NaN where none has."""
-    there = ~np.isnan(values)
-    total: npt.NDArray[np.float64] = np.where(there, values, 0).sum(axis=0)
-    return total / np.where(there.any(axis=0), there.sum(axis=0), np.nan)
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """A detector on the images as they are, and on the draws."""
+
+    detections: int
+    scene: Scene
+    matching: Matching
+    metrics: Metrics
+    values: Floats  # (T, K)
+    resampled: Resampled
+
+    def total(self, levels: slice) -> tuple[float, Floats]:
+        """The mean over the classes, and that of each draw, ``(R,)``."""
+        return mean(self.values[levels].mean(axis=0)), self.resampled.means(levels)
+
+    def of_class(self, label: int, levels: slice) -> tuple[float, Floats]:
+        """The same of one class."""
+        return float(self.values[levels, label].mean()), self.resampled.values[:, levels, label].mean(axis=1)
 
 
-def _change(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> Change:
-    """From the numbers of A and B ``(1 + R,)``, the first of the images as they are, the rest of the draws."""
-    difference = (b - a)[1:]
+def _measure(dataset: Dataset, predictions: Predictions, seed: int, progress: Callable[[int], object]) -> _Side:
+    scene = make_scene(dataset, predictions)
+    matching = match(scene)
+    return _Side(
+        detections=len(predictions.scores),
+        scene=scene,
+        matching=matching,
+        metrics=evaluate(dataset, predictions),
+        values=average_precisions(scene, matching, scene.totals()),
+        resampled=bootstrap(scene, matching, seed, RESAMPLES, progress),
+    )
+
+
+def _change(a: tuple[float, Floats], b: tuple[float, Floats]) -> Change:
+    """From the numbers of A and of B: of the images as they are, and of the draws, ``(R,)``."""
+    difference = b[1] - a[1]
     difference = difference[~np.isnan(difference)]
-    if np.isnan(a[0]) or not len(difference):
+    interval = middle(difference)
+    if interval is None:
         return Change(*[np.nan] * 6)
-    low, high = np.quantile(difference, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     better, worse = float((difference > 0).mean()), float((difference < 0).mean())
-    return Change(float(a[0]), float(b[0]), float(low), float(high), better, worse)
+    return Change(a[0], b[0], *interval, better, worse)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from retinanet import page
 from retinanet.evaluate.compare import RESAMPLES, Change, Comparison, most_different
+from retinanet.evaluate.matching import Ints
 from retinanet.evaluate.pictures import read_example
 from retinanet.files import write_text
 
@@ -87,8 +88,8 @@ def _cards(name: str, change: Change) -> str:
 
 
 def _detections(comparison: Comparison) -> str:
-    counts = [len(p.scores) for p in comparison.predictions]
-    return f"{counts[0]} detections of A, {counts[1]} of B"
+    a, b = comparison.detections
+    return f"{a} detections of A, {b} of B"
 
 
 def _not_compared(comparison: Comparison) -> str:
@@ -160,27 +161,22 @@ Detections in <span class="key" style="border-color:{_RIGHT}">blue</span> are ri
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a detector makes of an image: rows of its predictions, and rows of the dataset's boxes."""
+    """What a detector makes of an image: positions of its detections in the scene, and rows of the dataset's boxes."""
 
-    right: npt.NDArray[np.int64]
-    wrong: npt.NDArray[np.int64]
-    found: npt.NDArray[np.int64]
-    missed: npt.NDArray[np.int64]
+    right: Ints
+    wrong: Ints
+    found: Ints
+    missed: Ints
 
     @classmethod
     def of(cls, comparison: Comparison, side: int, image: int) -> _Seen:
-        dataset, rows, right, targets = comparison.dataset, [], [], []
-        for matches in comparison.matches[side]:
-            here = (matches.images == image) & (matches.scores >= comparison.mistakes[side].score)
-            here &= ~matches.ignored[0]
-            rows.append(matches.rows[here])
-            right.append(matches.right[0, here])
-            targets.append(matches.targets[here])
-        hits, found = np.concatenate(right), np.concatenate(targets)
+        dataset, scene, matching = comparison.dataset, comparison.scenes[side], comparison.matchings[side]
+        here = (scene.images == image) & (scene.scores >= comparison.mistakes[side].score)
+        right, wrong = (np.flatnonzero(here & verdict[0]) for verdict in (matching.right, matching.wrong))
+        found = matching.objects[0, right]
         objects = np.arange(dataset.offsets[image], dataset.offsets[image + 1])
-        objects = objects[~dataset.ignore[objects]]
-        missed = objects[np.isin(objects, found[hits], invert=True)]
-        return cls(np.concatenate(rows)[hits], np.concatenate(rows)[~hits], found[hits], missed)
+        missed = objects[~dataset.ignore[objects] & np.isin(objects, found, invert=True)]
+        return cls(right, wrong, found, missed)
 
 
 def _pair(comparison: Comparison, image: int) -> str:
@@ -189,7 +185,7 @@ def _pair(comparison: Comparison, image: int) -> str:
     for side, letter in enumerate("AB"):
         seen = _Seen.of(comparison, side, image)
         missed = _counted(comparison.dataset.labels[seen.missed], comparison)
-        wrong = _counted(comparison.predictions[side].labels[seen.wrong], comparison)
+        wrong = _counted(comparison.scenes[side].labels[seen.wrong], comparison)
         caption = f"{letter}: missed {missed}; wrong {wrong}"
         figures.append(page.picture(_drawn(picture, comparison, side, seen), caption))
     name = html.escape(Path(comparison.dataset.files[image]).name)
@@ -197,7 +193,7 @@ def _pair(comparison: Comparison, image: int) -> str:
 
 
 def _drawn(picture: npt.NDArray[np.uint8], comparison: Comparison, side: int, seen: _Seen) -> npt.NDArray[np.uint8]:
-    objects, boxes = comparison.dataset.boxes, comparison.predictions[side].boxes
+    objects, boxes = comparison.dataset.boxes, comparison.scenes[side].boxes
     line = max(1, round(max(picture.shape) / 200))  # as wide on the page whatever the picture's size
     for color, outlines in (
         ("white", objects[seen.found]),

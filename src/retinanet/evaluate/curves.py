@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,30 +70,60 @@ class Resampled:
         """The middle 95 % of a class's AP, averaged over the thresholds ``levels``; ``None`` if too few images tell."""
         if self.images[label] < FEWEST_IMAGES:
             return None
-        return _middle(self.values[:, levels, label].mean(axis=1))
+        return middle(self.values[:, levels, label].mean(axis=1))
 
-    def mean_interval(self, images: int, levels: slice = slice(None)) -> tuple[float, float] | None:
-        """The middle 95 % of the mean over the classes; ``images`` with objects there are."""
-        if images < FEWEST_IMAGES:
-            return None
+    def means(self, levels: slice = slice(None)) -> Floats:
+        """The mean over thresholds and classes of each resample, ``(R,)``; NaN for one without objects."""
         per_class = self.values[:, levels].mean(axis=1)  # (R, K)
         known = ~np.isnan(per_class)
         counts = known.sum(axis=1)
         sums = np.where(known, per_class, 0).sum(axis=1)
-        return _middle(np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0))
+        result: Floats = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+        return result
+
+    def mean_interval(self, images: int, levels: slice = slice(None)) -> tuple[float, float] | None:
+        """The middle 95 % of the mean over the classes; ``images`` with objects there are."""
+        return None if images < FEWEST_IMAGES else middle(self.means(levels))
 
 
-def bootstrap(scene: Scene, matching: Matching, seed: int = 0, resamples: int | None = None) -> Resampled:
+def middle(values: Floats) -> tuple[float, float] | None:
+    """Where the middle 95 % of the values that are not NaN begin and end; ``None`` if all are."""
+    known = values[~np.isnan(values)]
+    if len(known) == 0:
+        return None
+    low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def draw_images(images: int, resamples: int, seed: int) -> Ints:
+    """How often each of ``images`` is there when as many are drawn with repetition: ``(resamples, images)``."""
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
+
+
+def bootstrap(
+    scene: Scene,
+    matching: Matching,
+    seed: int = 0,
+    resamples: int | None = None,
+    progress: Callable[[int], object] = lambda steps: None,
+) -> Resampled:
     """Draw as many images as there are, with repetition, again and again, and compute the APs of each draw.
 
     The matching of an image does not depend on the others, so a draw only changes how often its detections and objects
-    count. ``resamples`` unset: 1000, or fewer if that would take long.
+    count. The draws depend on the number of images, ``resamples`` and ``seed`` alone: two detectors on the same images
+    get the same ones, and their resamples are pairs.
+
+    Args:
+        scene: objects and detections.
+        matching: what becomes of the detections.
+        seed: of the draws.
+        resamples: how many; unset: 1000, or fewer if that would take long.
+        progress: called with 1 when a class that has objects is done.
     """
     dataset = scene.dataset
     if resamples is None:
         resamples = int(np.clip(_EFFORT / max(1, matching.right.size), _FEWEST, _MOST))
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(len(dataset), np.full(len(dataset), 1 / len(dataset)), size=resamples)  # (R, N)
+    draws = draw_images(len(dataset), resamples, seed)  # (R, N)
     counts = np.zeros((len(dataset), len(dataset.classes)), dtype=np.int64)
     np.add.at(counts, (scene.owner[~dataset.ignore], dataset.labels[~dataset.ignore]), 1)
     values = np.full((resamples, len(matching.right), len(dataset.classes)), np.nan)
@@ -104,6 +135,7 @@ def bootstrap(scene: Scene, matching: Matching, seed: int = 0, resamples: int | 
             weights = draws[part][:, scene.images[mine]].astype(np.float64)
             for level, (right, wrong) in enumerate(zip(matching.right[:, mine], matching.wrong[:, mine], strict=True)):
                 values[part, level, label] = _precisions(right, wrong, weights, totals[part]).mean(axis=1)
+        progress(1)
     return Resampled(values, (counts > 0).sum(axis=0))
 
 
@@ -166,7 +198,8 @@ def _precisions(right: Bools, wrong: Bools, weights: Floats, totals: Ints) -> Fl
     if len(hits):
         # Recall rises and precision peaks only where a detection is right; after the last of these nothing matters.
         last = hits[-1] + 1
-        wrongs = np.cumsum(weights[:, :last] * wrong[:last], axis=1)[:, hits]
+        between = np.append(0, hits[:-1] + 1)
+        wrongs = np.cumsum(np.add.reduceat(weights[:, :last] * wrong[:last], between, axis=1), axis=1)
         rights = np.cumsum(weights[:, hits], axis=1)
         precision = rights / (wrongs + rights + np.spacing(1))
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
@@ -192,14 +225,6 @@ def by_class(labels: Ints, totals: Ints) -> list[tuple[int, Ints]]:
     order = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels[order], np.arange(len(totals) + 1))
     return [(int(k), order[bounds[k] : bounds[k + 1]]) for k in np.flatnonzero(totals)]
-
-
-def _middle(values: Floats) -> tuple[float, float] | None:
-    known = values[~np.isnan(values)]
-    if len(known) == 0:
-        return None
-    low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
 
 
 def _ratio(above: Ints, below: Ints) -> Floats:

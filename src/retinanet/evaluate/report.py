@@ -107,8 +107,15 @@ def _numbers(metrics: Metrics, diagnosis: Diagnosis) -> str:
     for name, value in metrics.summary.items():
         bounds = intervals.get(name)
         explained = _EXPLAINED[name] + (f" ({CONFIDENCE:.0%}: {bounds[0]:.3f}–{bounds[1]:.3f})" if bounds else "")
-        cards.append(page.number_card(name, f"{value:.3f}" if value >= 0 else "–", explained))
+        cards.append(_card(name, value, explained))
+    if metrics.voc:
+        cards.append(_card("VOC mAP", metrics.voc["mAP"], "Pascal VOC since 2010, at IoU 0.50"))
+        cards.append(_card("11 points", metrics.voc["mAP11"], "the same as in VOC 2007"))
     return f'<div class="numbers">{"".join(cards)}</div>'
+
+
+def _card(name: str, value: float, explained: str) -> str:
+    return page.number_card(name, f"{value:.3f}" if value >= 0 else "–", explained)
 
 
 def _missed(dataset: Dataset, diagnosis: Diagnosis, pictures: int) -> str:
