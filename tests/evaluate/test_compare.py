@@ -44,8 +44,8 @@ def test_every_draw_is_measured_as_pycocotools_does(monkeypatch: pytest.MonkeyPa
     """The interval, the share and the classes, from datasets with the drawn copies written out."""
     monkeypatch.setattr("retinanet.evaluate.compare.RESAMPLES", 10)
     dataset = random_truth(0, category_ids=(90, 17, 3, 44))
-    sides = tuple(replace(c, predictions=apart(c.predictions)) for c in contestants(dataset))
-    result = compare(dataset, *sides, seed=3)
+    sides = [replace(c, predictions=apart(c.predictions)) for c in contestants(dataset)]
+    result = compare(dataset, sides[0], sides[1], seed=3)
     assert list(result.total) == ["AP", "AP50"]
     measured: dict[str, list[tuple[float, float]]] = {"AP": [], "AP50": [], "cat": [], "dog": [], "fox": []}
     for times in [np.ones(len(dataset), dtype=np.int64), *draw_images(len(dataset), 10, 3)]:
