@@ -207,8 +207,8 @@ def pairs_in_order(rows: Sequence[Measured]) -> tuple[int, int, int, int]:
     that were measured, as a diverging one of the paper is.
 
     Returns:
-        Pairs; those in the paper's order by their means; pairs told apart here (their runs' APs do not overlap); those
-        of them in the paper's order.
+        Pairs; those in the paper's order by their means; pairs told apart here (several runs each, whose APs do not
+        overlap); those of them in the paper's order.
     """
     ranked = [(paper, aps) for row in rows if (paper := _paper(row)) is not None and (aps := _here(row))]
     pairs = agree = apart = apart_agree = 0
@@ -220,7 +220,8 @@ def pairs_in_order(rows: Sequence[Measured]) -> tuple[int, int, int, int]:
             difference = statistics.mean(aps) - statistics.mean(others)
             right = difference * (paper - other_paper) > 0
             agree += right
-            if min(aps) > max(others) or max(aps) < min(others):
+            several = min(len(aps), len(others)) > 1  # single runs always lie apart
+            if several and (min(aps) > max(others) or max(aps) < min(others)):
                 apart += 1
                 apart_agree += right
     return pairs, agree, apart, apart_agree
