@@ -47,9 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean 'retinanet {near[0]}'?" if near else f"there are {', '.join(VERBS)}"
         errors.print(f"error: no command {verb!r}; {hint}")
         return 2
-    # Large tensors in huge pages: the kernel has less to hand out, 5 to 10 % of a training or detection on a CPU.
-    # PyTorch reads this once, when it first allocates; it does nothing where the system has no such pages.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if verb != "bench":  # which times both sides as a program has them that only imports them
+        # Large tensors in huge pages: the kernel has less to hand out, 5 to 10 % of a training or detection on a CPU.
+        # PyTorch reads this once, when it first allocates; it does nothing where the system has no such pages.
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         return int(import_module(f"retinanet.cli.{VERBS[verb][0]}").run(argv[words:]))
     except RetinaNetError as error:
