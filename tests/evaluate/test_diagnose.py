@@ -219,7 +219,7 @@ def two_sizes(small_found: bool) -> tuple[Dataset, Predictions]:
 def test_advice_blames_no_part_for_one_object_of_a_rare_class() -> None:
     diagnosis = diagnose(*two_sizes(small_found=True), resamples=5)
     [large] = [each for each in diagnosis.slices if each.name.startswith("large")]
-    assert large.AP == pytest.approx(0.5)  # as COCO counts: perfect for 20 cats, nothing for one dog
+    assert pytest.approx(0.5) == large.AP  # as COCO counts: perfect for 20 cats, nothing for one dog
     assert not any("weakest" in step for step in next_steps(diagnosis))
     diagnosis = diagnose(*two_sizes(small_found=False), resamples=5)
     [step] = [step for step in next_steps(diagnosis) if "weakest" in step]

@@ -82,8 +82,8 @@ def test_each_part_equals_pycocotools(seed: int) -> None:
                 for k, ignored, n in zip(dataset.labels, dataset.ignore, truth, strict=True)
                 if not ignored and n == each.name
             ]
-            assert each.AP_by_object == pytest.approx(sum(values[:, k].mean() for k in inside) / len(inside))
-            assert each.AP_elsewhere == pytest.approx(sum(usual[k] for k in inside) / len(inside))
+            assert pytest.approx(sum(values[:, k].mean() for k in inside) / len(inside)) == each.AP_by_object
+            assert pytest.approx(sum(usual[k] for k in inside) / len(inside)) == each.AP_elsewhere
             images = [e for e in evaluation.evalImgs if e is not None]
             scores = np.concatenate([np.array(e["dtScores"]) for e in images])
             ignored = np.concatenate([e["dtIgnore"][0] for e in images]).astype(bool)
