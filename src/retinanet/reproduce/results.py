@@ -180,11 +180,17 @@ def images_done(run: Run) -> int:
     return 0
 
 
-def refuse_other_results(path: Path, data: str, scale: str) -> None:
-    """Keep results of one dataset from replacing those of another.
+def refuse_other_results(path: Path, data: str, scale: str, settings: dict[str, Any] | None = None) -> None:
+    """Keep results from replacing others that more was spent on, or of other data.
+
+    Args:
+        path: of the JSON to be written.
+        data: name of the dataset.
+        scale: small or paper.
+        settings: what else has to be the same there: attributes of :class:`Results`.
 
     Raises:
-        RetinaNetError: ``path`` holds results of other data or at another scale.
+        RetinaNetError: ``path`` holds results of other data, at another scale or from other settings.
     """
     if not path.exists():
         return
@@ -197,6 +203,12 @@ def refuse_other_results(path: Path, data: str, scale: str) -> None:
         raise RetinaNetError(
             f"{path} holds results of {there[0]} at {there[1]} scale, not of {data} at {scale} scale; "
             "choose another --out, or move it"
+        )
+    asked = json.loads(json.dumps(settings or {}))  # lists for tuples
+    if any(found.get(key) != value for key, value in asked.items()):
+        raise RetinaNetError(
+            f"{path} holds results of {data} from other trainings (--images, --recipe, or other pictures); choose "
+            "another --out, or move it"
         )
 
 
