@@ -102,3 +102,16 @@ def test_a_score_on_a_border_is_in_the_bin_above() -> None:
     matching = match(scene)
     assert calibrate(scene, matching).counts.tolist() == [1] * 10
     assert score_histogram(scene, matching)[1].tolist() == [1, 0] * 10
+
+
+def test_a_box_annotated_as_two_classes_confuses_nothing() -> None:
+    builder = DatasetBuilder("both", Path("/data"), ("cat", "dog", "fox"), (1, 2, 3))
+    builder.add_image("1.jpg", 100, 100)
+    box = (10.0, 10.0, 50.0, 50.0)
+    for label in range(3):
+        builder.add_box(box, label, "")
+    for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
+        labels, scores = np.array(order, np.int64), np.array([0.9, 0.8, 0.7])
+        predictions = Predictions(np.zeros(3, np.int64), np.array([box] * 3), scores, labels)
+        matrix = confusion_matrix(make_scene(builder.build(), predictions), 0.5)
+        assert matrix.tolist() == np.diag([1, 1, 1, 0]).tolist()
