@@ -140,7 +140,7 @@ def outcome(run: Run) -> Outcome | None:
     shares = {key: round(statistics.mean(line[key] for line in measured), 4) for key in SHARES if measured}
     seconds = _seconds(folder)
     if (folder / FAILURE).exists():
-        step = int(json.loads((folder / FAILURE).read_text(encoding="utf-8"))["step"])
+        step = int(_read(folder / FAILURE, dict)["step"])
         seen = min(run.images, step * run.config.train.batch)
         return Outcome(seed, folder.name, None, None, None, seconds, seen, step, shares, losses)
     last = folder / "last.safetensors"
@@ -158,8 +158,19 @@ def outcome(run: Run) -> Outcome | None:
 
 def _seconds(folder: Path) -> float | None:
     path = folder / SECONDS
-    seconds: float | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    seconds: float | None = _read(path, int | float | None) if path.exists() else None
     return seconds
+
+
+def _read(path: Path, kind: Any) -> Any:
+    """What a run's process wrote, which has to be of ``kind``."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise RetinaNetError(f"{path}: cannot be read ({error}); remove {path.parent} to train it anew") from error
+    if not isinstance(found, kind) or (kind is dict and not isinstance(found.get("step"), int)):
+        raise RetinaNetError(f"{path}: not as a training writes it; remove {path.parent} to train it anew")
+    return found
 
 
 def images_done(run: Run) -> int:
