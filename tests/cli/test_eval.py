@@ -241,6 +241,17 @@ def test_bad_files_take_one_line_and_leave_nothing(run: Eval, parts: Path, tmp_p
     assert "no such file" in run.fails("--detections", tmp_path / "none.json", parts)
 
 
+def test_numbers_are_told_where_a_picture_is_missing(
+    own_parts: Path, peer_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(own_parts, tmp_path / "data")
+    (data / "images" / read(data / "instances_val.json")["images"][0]["file_name"]).unlink()
+    assert main(["eval", "--detections", str(peer_file), str(data), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert f"{read(tmp_path / 'out' / 'metrics.json')['AP50']:.3f}" in said.out
+    assert "no such image file" in said.err
+
+
 def test_two_models(run: Eval, weights: Path, other_weights: Path, parts: Path, tmp_path: Path) -> None:
     said = run(weights, "--split", "train", other_weights, parts, "--out", tmp_path / "out", *CPU)
     written = read(tmp_path / "out" / "compare.json")

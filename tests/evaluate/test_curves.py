@@ -143,6 +143,17 @@ def test_counts_above_thresholds(seed: int) -> None:
                 assert np.isnan(counts.precision[label, place])
 
 
+def test_scores_of_two_decimals_reach_their_thresholds() -> None:
+    builder = DatasetBuilder("steps", Path("/data"), ("cat",), (1,))
+    builder.add_image("1.jpg", 100, 100)
+    scores = np.array([float(f"{k / 100:.2f}") for k in range(101)])  # as people write them
+    boxes = np.tile([1.0, 1, 9, 9], (101, 1))
+    predictions = Predictions(np.zeros(101, np.int64), boxes, scores, np.zeros(101, np.int64))
+    scene = make_scene(builder.build(), predictions, limit=101)
+    counts = against_thresholds(scene, match(scene), scene.totals())
+    assert counts.wrong[0].tolist() == list(range(101, 0, -1))
+
+
 def test_the_middle_of_equally_good_thresholds() -> None:
     f1 = np.zeros(101)
     f1[40:61] = 0.8

@@ -189,6 +189,36 @@ def test_advice_names_the_costliest_error() -> None:
     assert costliest(diagnose(*one_cat(), resamples=5)) is None
 
 
+def two_sizes(small_found: bool) -> tuple[Dataset, Predictions]:
+    """20 large cats and 20 small ones, and one large dog among 20 small ones, which nothing finds; all others are found
+    but, if asked for, the small cats.
+    """
+    builder, found = DatasetBuilder("sizes", Path("/data"), ("cat", "dog"), (1, 2)), []
+    large, small = (10.0, 10.0, 130.0, 130.0), (150.0, 20.0, 170.0, 40.0)
+    for image in range(20):
+        builder.add_image(f"{image}.jpg", 400, 400)
+        low = (200.0, 200.0, 320.0, 320.0) if image == 0 else (200.0, 200.0, 220.0, 220.0)
+        for box, label in ((large, 0), (small, 0), (low, 1)):
+            builder.add_box(box, label, "")
+            if (box, image) != (low, 0) and (small_found or box != small):
+                found.append((image, box, label))
+    images, boxes, labels = zip(*found, strict=True)
+    scores = np.full(len(found), 0.9, np.float32)
+    return builder.build(), Predictions(
+        np.array(images, np.int64), np.array(boxes, np.float32), scores, np.array(labels, np.int64)
+    )
+
+
+def test_advice_blames_no_part_for_one_object_of_a_rare_class() -> None:
+    diagnosis = diagnose(*two_sizes(small_found=True), resamples=5)
+    [large] = [each for each in diagnosis.slices if each.name.startswith("large")]
+    assert pytest.approx(0.5) == large.AP  # as COCO counts: perfect for 20 cats, nothing for one dog
+    assert not any("weakest" in step for step in next_steps(diagnosis))
+    diagnosis = diagnose(*two_sizes(small_found=False), resamples=5)
+    [step] = [step for step in next_steps(diagnosis) if "weakest" in step]
+    assert step.startswith("The weakest part is “size: small, under 32² px” (39 of 60 objects): AP 0.")
+
+
 def test_equals_hotcoco_on_real_truth(shared_data: Path) -> None:
     dataset = read_split(shared_data / "bccd" / "BCCD", "val")
     rng = np.random.default_rng(0)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scenes import random_detections, random_truth
 
-from retinanet.data.dataset import NO_CLASS
-from retinanet.evaluate.ap import coco_evaluation
+from retinanet.data.dataset import NO_CLASS, DatasetBuilder
+from retinanet.evaluate.ap import Predictions, coco_evaluation
 from retinanet.evaluate.matching import make_scene, match
 from retinanet.evaluate.scores import calibrate, confusion_matrix, score_histogram
 
@@ -88,3 +90,28 @@ def test_confusion_adds_up_with_ignore_regions(seed: int) -> None:
     regions = dataset.labels[matching.objects[0][ignored]]
     assert all(region in (NO_CLASS, own) for region, own in zip(regions, scene.labels[ignored], strict=True))
     assert matrix[4, 4] == 0
+
+
+def test_a_score_on_a_border_is_in_the_bin_above() -> None:
+    builder = DatasetBuilder("steps", Path("/data"), ("cat",), (1,))
+    builder.add_image("1.jpg", 100, 100)
+    scores = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    boxes = np.tile([1.0, 1, 9, 9], (10, 1))
+    predictions = Predictions(np.zeros(10, np.int64), boxes, scores, np.zeros(10, np.int64))
+    scene = make_scene(builder.build(), predictions)
+    matching = match(scene)
+    assert calibrate(scene, matching).counts.tolist() == [1] * 10
+    assert score_histogram(scene, matching)[1].tolist() == [1, 0] * 10
+
+
+def test_a_box_annotated_as_two_classes_confuses_nothing() -> None:
+    builder = DatasetBuilder("both", Path("/data"), ("cat", "dog", "fox"), (1, 2, 3))
+    builder.add_image("1.jpg", 100, 100)
+    box = (10.0, 10.0, 50.0, 50.0)
+    for label in range(3):
+        builder.add_box(box, label, "")
+    for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
+        labels, scores = np.array(order, np.int64), np.array([0.9, 0.8, 0.7])
+        predictions = Predictions(np.zeros(3, np.int64), np.array([box] * 3), scores, labels)
+        matrix = confusion_matrix(make_scene(builder.build(), predictions), 0.5)
+        assert matrix.tolist() == np.diag([1, 1, 1, 0]).tolist()

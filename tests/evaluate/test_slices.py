@@ -57,7 +57,8 @@ def test_each_part_equals_pycocotools(seed: int) -> None:
     dataset = random_truth(seed, images=30, most=14)
     predictions = random_detections(dataset, seed)
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
-    slices = slice_by_everything(make_scene(dataset, predictions), 0.5)
+    usual = class_aps(pycoco(dataset, predictions), dataset).mean(axis=0)
+    slices = slice_by_everything(make_scene(dataset, predictions), 0.5, usual)
     checked = 0
     for group, band in bands(dataset).items():
         mine = [each for each in slices if each.group == group]
@@ -76,6 +77,13 @@ def test_each_part_equals_pycocotools(seed: int) -> None:
             known = ~np.isnan(values[0])
             assert pytest.approx(values[:, known].mean(), abs=1e-9) == each.AP, each
             assert pytest.approx(values[0, known].mean(), abs=1e-9) == each.AP50, each
+            inside = [
+                int(k)
+                for k, ignored, n in zip(dataset.labels, dataset.ignore, truth, strict=True)
+                if not ignored and n == each.name
+            ]
+            assert pytest.approx(sum(values[:, k].mean() for k in inside) / len(inside)) == each.AP_by_object
+            assert pytest.approx(sum(usual[k] for k in inside) / len(inside)) == each.AP_elsewhere
             images = [e for e in evaluation.evalImgs if e is not None]
             scores = np.concatenate([np.array(e["dtScores"]) for e in images])
             ignored = np.concatenate([e["dtIgnore"][0] for e in images]).astype(bool)
@@ -92,7 +100,9 @@ def test_sizes_are_those_of_coco(seed: int) -> None:
     predictions = random_detections(dataset, seed)
     dataset.areas[np.flatnonzero(~dataset.ignore)[:6]] = [32.0**2] * 2 + [96.0**2 + 1] * 4  # on a border, and large
     metrics = evaluate(dataset, predictions).summary
-    sizes = [each for each in slice_by_everything(make_scene(dataset, predictions), 0.5) if each.group == "size"]
+    usual = class_aps(pycoco(dataset, predictions), dataset).mean(axis=0)
+    slices = slice_by_everything(make_scene(dataset, predictions), 0.5, usual)
+    sizes = [each for each in slices if each.group == "size"]
     assert [each.name.split(",")[0] for each in sizes] == ["small", "medium", "large"]
     assert [each.AP for each in sizes] == pytest.approx([metrics["APs"], metrics["APm"], metrics["APl"]], abs=1e-9)
 
@@ -100,4 +110,4 @@ def test_sizes_are_those_of_coco(seed: int) -> None:
 def test_no_objects_no_parts() -> None:
     dataset = random_truth(0)
     empty = dataset.with_boxes(np.zeros(len(dataset.labels), dtype=np.bool_))
-    assert slice_by_everything(make_scene(empty, random_detections(dataset, 0)), 0.5) == []
+    assert slice_by_everything(make_scene(empty, random_detections(dataset, 0)), 0.5, np.full(4, np.nan)) == []

@@ -241,6 +241,17 @@ def test_a_run_that_cannot_be_done_is_said_and_tried_again(tiny: Plan) -> None:
     assert not (tiny.run(broken, 0).folder / FAILURE).exists()
 
 
+def test_garbage_in_a_folder_takes_one_line(tiny: Plan) -> None:
+    run = tiny.run(FL, 0)
+    run.folder.mkdir(parents=True)
+    for name in (FAILURE, SECONDS):
+        for content in ("{garbage", "[1, 2]", '{"stop": 1}'):
+            (run.folder / name).write_text(content)
+            with pytest.raises(RetinaNetError, match=rf"{name}: .*; remove .* to train it anew"):
+                outcome(run)
+        (run.folder / name).unlink()
+
+
 def test_a_log_cut_in_two_is_read(tiny: Plan) -> None:
     run = tiny.run(FL, 0)
     assert images_done(run) == 0

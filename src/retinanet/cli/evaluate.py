@@ -92,9 +92,9 @@ def run(argv: Sequence[str]) -> int:
     write_json(out / "metrics.json", {**metrics.to_dict(), "diagnosis": diagnosis.to_dict()}, indent=2)
     if not arguments.detections:
         write_json(out / "detections.json", predictions.to_coco(dataset))
-    write_report(out / "report.html", dataset, predictions, metrics, diagnosis, source)
     _table(metrics)
     _diagnosis(diagnosis)
+    write_report(out / "report.html", dataset, predictions, metrics, diagnosis, source)  # last: it needs the pictures
     if arguments.detections:
         console.print(f"wrote {out}/metrics.json and report.html")
         print_next(f"retinanet train {quoted(arguments.dataset)} --out runs/{quoted(Path(arguments.dataset).stem)}")

@@ -86,18 +86,24 @@ def _threshold(diagnosis: Diagnosis) -> Iterator[str]:
 
 
 def _weakest(diagnosis: Diagnosis) -> Iterator[str]:
-    """The class or part of the data that is furthest behind, if it has its share of the objects."""
+    """The class or part of the data that is furthest behind, if it has its share of the objects.
+
+    Parts are compared object by object: the mean over classes would blame one for a single object of a rare class.
+    """
     total = sum(each.objects for each in diagnosis.classes)
-    parts = [(each.AP, f"{each.group}: {each.name}", each.objects) for each in diagnosis.slices]
-    parts = [part for part in parts if part[2] >= total / 20]
-    parts += [(each.AP, f"class {each.name}", each.objects) for each in diagnosis.classes if each.objects]
+    parts = [
+        (each.AP_by_object, each.AP_elsewhere, each.objects, f"{each.group}: {each.name}", ", object by object")
+        for each in diagnosis.slices
+        if each.objects >= total / 20
+    ]
+    parts += [(each.AP, diagnosis.AP, each.objects, f"class {each.name}", "") for each in diagnosis.classes]
     parts = [part for part in parts if part[2] >= _FEWEST]
     if not parts:
         return
-    value, what, objects = min(parts)
-    if diagnosis.AP - value > _BEHIND:
-        part = f"({objects} of {total} objects)"
-        yield f"The weakest part is “{what}”: AP {value:.3f}, against {diagnosis.AP:.3f} in all {part}."
+    value, usual, objects, what, how = min(parts, key=lambda part: part[0] - part[1])
+    if usual - value > _BEHIND:
+        share = f"({objects} of {total} objects)"
+        yield f"The weakest part is “{what}” {share}: AP {value:.3f}, against {usual:.3f} in all{how}."
 
 
 def _annotations(diagnosis: Diagnosis) -> Iterator[str]:

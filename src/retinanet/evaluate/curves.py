@@ -12,8 +12,9 @@ from retinanet.evaluate.matching import Bools, Floats, Ints, Matching, Scene
 # Recalls at which COCO looks at the precision.
 RECALLS = np.linspace(0, 1, 101)
 
-# Score thresholds that are tried: people choose thresholds like 0.42.
-SCORES = np.linspace(0, 1, 101)
+# Score thresholds that are tried: people choose thresholds like 0.42. Divided, because linspace has
+# 0.7000000000000001, which a score of 0.7 does not reach.
+SCORES = np.arange(101) / 100
 
 # Of an interval. Fewer pictures than this cannot tell how an AP varies.
 CONFIDENCE = 0.95

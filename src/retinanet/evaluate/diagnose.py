@@ -211,7 +211,7 @@ def diagnose(dataset: Dataset, predictions: Predictions, seed: int = 0, resample
         class_calibration=calibrations,
         confusion=confusion_matrix(scene, threshold),
         errors=errors,
-        slices=tuple(slice_by_everything(scene, threshold)),
+        slices=tuple(slice_by_everything(scene, threshold, values.mean(axis=0))),
         missed=examples.missed_objects(scene, matching, threshold),
         false_positives=examples.false_positives(scene, errors, threshold),
         label_errors=examples.label_errors(scene, matching, errors),

@@ -110,6 +110,8 @@ def match(
 ) -> Matching:
     """Give each detection, best score first, the free object that it overlaps most, as COCO does.
 
+    With ``any_class``, of objects that it overlaps equally, it takes one of its class.
+
     Args:
         scene: objects and detections.
         thresholds: ``(T,)``, the least IoU of a match.
@@ -120,15 +122,17 @@ def match(
     crowd = scene.dataset.ignore
     ignored = crowd if out is None else crowd | out
     labels = scene.dataset.labels[scene.objects]
-    use = (labels == scene.labels[scene.found]) | (labels == NO_CLASS)
+    own = labels == scene.labels[scene.found]
+    use = own | (labels == NO_CLASS)
     if any_class:  # ignore regions forgive only their class, as they do elsewhere
         use |= ~crowd[scene.objects]
     use &= scene.overlaps >= min(thresholds)
-    found, objects, overlaps = scene.found[use], scene.objects[use], scene.overlaps[use]
+    found, objects, overlaps, own = scene.found[use], scene.objects[use], scene.overlaps[use], own[use]
     groups = scene.images if any_class else scene.images * len(scene.dataset.classes) + scene.labels
     rank = _ranks(groups)[found]
-    # The pairs of a detection lie together, the most wanted last: objects that count, then IoU, then the later one.
-    order = np.lexsort((objects, overlaps, ~ignored[objects], found, rank))
+    # The pairs of a detection lie together, the most wanted last: objects that count, then IoU, then (where
+    # two classes are annotated with the same box) the own class, then the later one.
+    order = np.lexsort((objects, own & any_class, overlaps, ~ignored[objects], found, rank))
     found, objects, rank = found[order], objects[order], rank[order]
     enough = overlaps[order] >= np.minimum(thresholds, 1 - 1e-10)[:, None]  # (T, P)
 

@@ -35,7 +35,7 @@ def read_example(dataset: Dataset, index: int) -> npt.NDArray[np.uint8]:
     """The picture of an image, uint8 RGB ``(H, W, 3)``.
 
     Raises:
-        DataError: it cannot be read or has not the size the dataset says.
+        DataError: it cannot be read.
     """
     width, height = (int(v) for v in dataset.sizes[index])
     return read_image(dataset.path(index), expected_size=(width, height))

@@ -71,6 +71,6 @@ def confusion_matrix(scene: Scene, score: float, least_iou: float = 0.5) -> Ints
 
 
 def _bins(scores: Floats, count: int) -> Ints:
-    """The bin of each score; the last one includes 1."""
-    edges = np.linspace(0, 1, count + 1)
+    """The bin of each score; the lower border belongs to a bin, and 1 to the last one."""
+    edges = np.arange(count + 1) / count  # linspace has 0.30000000000000004, which a score of 0.3 does not reach
     return np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, count - 1).astype(np.int64)

@@ -29,6 +29,9 @@ class Slice:
         detections: how many count, right or wrong at an IoU of 0.5.
         AP: mean over IoUs and classes; NaN without objects.
         AP50: at an IoU of 0.5; NaN without objects.
+        AP_by_object: mean over IoUs and objects, each with the AP that its class has in this part: unlike in ``AP``, a
+            class with a single object here weighs little.
+        AP_elsewhere: the same mean of the APs that these classes have over all parts.
         found: the share of the objects that a detection with at least the threshold's score finds at an IoU of 0.5.
     """
 
@@ -38,6 +41,8 @@ class Slice:
     detections: int
     AP: float
     AP50: float
+    AP_by_object: float
+    AP_elsewhere: float
     found: float
 
 
@@ -49,18 +54,25 @@ class _Part:
     detections: Bools
 
 
-def slice_by_everything(scene: Scene, score: float) -> list[Slice]:
-    """Every part that has objects; ``score`` is the threshold for ``found``."""
+def slice_by_everything(scene: Scene, score: float, class_aps: Floats) -> list[Slice]:
+    """Every part that has objects.
+
+    Args:
+        scene: objects and detections.
+        score: the threshold for ``found``.
+        class_aps: ``(K,)``, AP of each class over all parts; NaN without objects.
+    """
     counted = ~scene.dataset.ignore
     parts = [part for part in _parts(scene) if (part.objects & counted).any()]
-    return [_measure(scene, part, score) for part in parts]
+    return [_measure(scene, part, score, class_aps) for part in parts]
 
 
-def _measure(scene: Scene, part: _Part, score: float) -> Slice:
+def _measure(scene: Scene, part: _Part, score: float, class_aps: Floats) -> Slice:
     totals = scene.totals(~part.objects)
     matching = match(scene, out=~part.objects, outside=~part.detections)
     values = average_precisions(scene, matching, totals)
     right = matching.right[0]
+    here = totals > 0
     return Slice(
         group=part.group,
         name=part.name,
@@ -68,6 +80,8 @@ def _measure(scene: Scene, part: _Part, score: float) -> Slice:
         detections=int((right | matching.wrong[0]).sum()),
         AP=mean(values.mean(axis=0)),
         AP50=mean(values[0]),
+        AP_by_object=float(np.average(values.mean(axis=0)[here], weights=totals[here])),
+        AP_elsewhere=float(np.average(class_aps[here], weights=totals[here])),
         found=float((right & (scene.scores >= score)).sum() / totals.sum()),
     )
 

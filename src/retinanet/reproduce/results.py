@@ -140,7 +140,7 @@ def outcome(run: Run) -> Outcome | None:
     shares = {key: round(statistics.mean(line[key] for line in measured), 4) for key in SHARES if measured}
     seconds = _seconds(folder)
     if (folder / FAILURE).exists():
-        step = int(json.loads((folder / FAILURE).read_text(encoding="utf-8"))["step"])
+        step = int(_read(folder / FAILURE, dict)["step"])
         seen = min(run.images, step * run.config.train.batch)
         return Outcome(seed, folder.name, None, None, None, seconds, seen, step, shares, losses)
     last = folder / "last.safetensors"
@@ -158,8 +158,19 @@ def outcome(run: Run) -> Outcome | None:
 
 def _seconds(folder: Path) -> float | None:
     path = folder / SECONDS
-    seconds: float | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    seconds: float | None = _read(path, int | float | None) if path.exists() else None
     return seconds
+
+
+def _read(path: Path, kind: Any) -> Any:
+    """What a run's process wrote, which has to be of ``kind``."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise RetinaNetError(f"{path}: cannot be read ({error}); remove {path.parent} to train it anew") from error
+    if not isinstance(found, kind) or (kind is dict and not isinstance(found.get("step"), int)):
+        raise RetinaNetError(f"{path}: not as a training writes it; remove {path.parent} to train it anew")
+    return found
 
 
 def images_done(run: Run) -> int:
@@ -180,11 +191,17 @@ def images_done(run: Run) -> int:
     return 0
 
 
-def refuse_other_results(path: Path, data: str, scale: str) -> None:
-    """Keep results of one dataset from replacing those of another.
+def refuse_other_results(path: Path, data: str, scale: str, settings: dict[str, Any] | None = None) -> None:
+    """Keep results from replacing others that more was spent on, or of other data.
+
+    Args:
+        path: of the JSON to be written.
+        data: name of the dataset.
+        scale: small or paper.
+        settings: what else has to be the same there: attributes of :class:`Results`.
 
     Raises:
-        RetinaNetError: ``path`` holds results of other data or at another scale.
+        RetinaNetError: ``path`` holds results of other data, at another scale or from other settings.
     """
     if not path.exists():
         return
@@ -197,6 +214,12 @@ def refuse_other_results(path: Path, data: str, scale: str) -> None:
         raise RetinaNetError(
             f"{path} holds results of {there[0]} at {there[1]} scale, not of {data} at {scale} scale; "
             "choose another --out, or move it"
+        )
+    asked = json.loads(json.dumps(settings or {}))  # lists for tuples
+    if any(found.get(key) != value for key, value in asked.items()):
+        raise RetinaNetError(
+            f"{path} holds results of {data} from other trainings (--images, --recipe, or other pictures); choose "
+            "another --out, or move it"
         )
 
 

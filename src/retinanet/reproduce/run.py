@@ -25,9 +25,11 @@ def reproduce(order: Order, jobs: int, console: Console, report: bool = False) -
         ConfigError: nothing could be trained, because of the settings or the machine.
         RetinaNetError: the folder holds results of other data, or cannot be written.
     """
+    plan = order.plan
+    settings = {"base": plan.base.to_dict(), "train_images": plan.train_images, "val_images": plan.val_images}
     for experiment in order.experiments:  # now, and not after hours
         if experiment.rows:
-            refuse_other_results(order.out / f"{experiment.name}.json", order.plan.name, order.plan.scale)
+            refuse_other_results(order.out / f"{experiment.name}.json", plan.name, plan.scale, settings)
     failures = [] if report else train_missing(order.runs(), jobs, console)
     for experiment in order.experiments:
         write_results(order, experiment, console)
