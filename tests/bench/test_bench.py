@@ -146,3 +146,19 @@ def test_the_groups_are_those_of_the_help() -> None:
     console = Console(quiet=True)
     with pytest.raises(Exception, match="there are loss"):
         run.run(["x"], Path("unused"), console)
+
+
+def test_quick_calls_are_repeated_and_slow_ones_are_not() -> None:
+    calls = {"ours": 0, "torchvision": 0}
+
+    def quick() -> None:
+        calls["ours"] += 1
+
+    def slow() -> None:
+        calls["torchvision"] += 1
+        time.sleep(0.3)
+
+    measure(Case("quick", {"ours": quick}), repeats=2, memory=False)
+    assert calls["ours"] == 201  # one to warm up
+    measure(Case("slow", {"torchvision": slow}), repeats=2, memory=False)
+    assert 3 <= calls["torchvision"] <= 5
