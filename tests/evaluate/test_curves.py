@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scenes import apart, class_aps, nothing, pycoco, random_detections, random_truth, reference, repeated
 
+from retinanet.data.dataset import DatasetBuilder
+from retinanet.evaluate.ap import Predictions
 from retinanet.evaluate.curves import (
     SCORES,
     against_thresholds,

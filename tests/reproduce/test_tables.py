@@ -182,9 +182,10 @@ def test_results_of_other_data_are_not_replaced(tmp_path: Path) -> None:
         refuse_other_results(path, "coco80", "small")
     with pytest.raises(RetinaNetError, match="not of BCCD at paper scale"):
         refuse_other_results(path, "BCCD", "paper")
-    asked = {"base": results([]).base, "train_images": 205, "val_images": 87}
+    base = results([]).base
+    asked: dict[str, Any] = {"base": base, "train_images": 205, "val_images": 87}
     refuse_other_results(path, "BCCD", "small", asked)
-    for change in ({"train_images": 40}, {"base": {**asked["base"], "train": {"epochs": 1}}}):
+    for change in ({"train_images": 40}, {"base": {**base, "train": {"epochs": 1}}}):
         with pytest.raises(RetinaNetError, match="of BCCD from other trainings"):
             refuse_other_results(path, "BCCD", "small", asked | change)
     path.write_text("[]")
