@@ -82,7 +82,7 @@ def test_the_table_by_hand() -> None:
 def test_the_orders() -> None:
     text = page(results(ROWS))
     assert "* Best to worst in the paper: γ = 2 > γ = 0.5 > CE." in text  # what was not run has no place
-    assert "* Best to worst here: γ = 2 > γ = 0.5 > CE." in text
+    assert "* Best to worst here: γ = 2 > γ = 0.5 > CE (a seed that diverged" in text
     # 30–35 and 34–40 overlap; CE's only AP is below both, but it is one
     assert "Of 3 pairs of settings that differ in the paper, 3 are in the same order here. 0 pairs are told" in text
     below = replace(ROWS[0], runs=[ran(0, 0.2), ran(1, 0.29)])
@@ -191,3 +191,14 @@ def test_results_of_other_data_are_not_replaced(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(RetinaNetError, match="not results of this command"):
         refuse_other_results(path, "BCCD", "small")
+
+
+def test_a_seed_that_diverged_counts_as_one_that_found_nothing() -> None:
+    lucky = Measured("CE", None, "", paper_diverges=True, runs=[blown(0, 9), blown(1, 9), ran(2, 0.495)])
+    steady = Measured("FL", 34.0, "", runs=[ran(0, 0.30), ran(1, 0.31), ran(2, 0.32)])
+    assert lucky.mean() == pytest.approx(49.5)
+    assert lucky.standing() == pytest.approx((49.5 - 1 - 1) / 3)
+    assert pairs_in_order([lucky, steady])[:2] == (1, 1)
+    text = page(results([lucky, steady]))
+    assert "* Best to worst here: FL > CE (a seed that diverged counts as one that found nothing)." in text
+    assert "counts as" not in page(results([steady, Measured("γ = 1", 33.7, "", runs=[ran(0, 0.2)])]))

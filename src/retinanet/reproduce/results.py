@@ -78,6 +78,11 @@ class Measured:
         """Their mean; None if there is none."""
         return statistics.mean(self.aps()) if self.aps() else None
 
+    def standing(self) -> float | None:
+        """What settings are put in order by: the mean AP, where a run that diverged found nothing; None if not run."""
+        found = _here(self)
+        return statistics.mean(found) if found else None
+
     @property
     def diverged(self) -> int:
         """Number of runs whose loss became NaN or infinite."""
@@ -226,8 +231,8 @@ def refuse_other_results(path: Path, data: str, scale: str, settings: dict[str, 
 def pairs_in_order(rows: Sequence[Measured]) -> tuple[int, int, int, int]:
     """How far the order of the settings here agrees with the paper's.
 
-    Only pairs that differ in the paper and were measured here count. A setting whose runs all diverged is below all
-    that were measured, as a diverging one of the paper is.
+    Only pairs that differ in the paper and were measured here count. A run that diverged counts as one that found
+    nothing, as a diverging setting of the paper does.
 
     Returns:
         Pairs; those in the paper's order by their means; pairs told apart here (several runs each, whose APs do not
@@ -255,4 +260,5 @@ def _paper(row: Measured) -> float | None:
 
 
 def _here(row: Measured) -> list[float]:
-    return row.aps() or [-1.0] * row.diverged
+    """APs of the seeds; one that diverged found nothing, and is below all that did not diverge."""
+    return row.aps() + [-1.0] * row.diverged

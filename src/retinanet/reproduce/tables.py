@@ -93,17 +93,21 @@ def _remarks(rows: Sequence[Measured]) -> list[str]:
     if len(ranked) < 2:
         return []
     paper = sorted(ranked, key=lambda row: -1.0 if row.paper_diverges else row.paper or 0.0, reverse=True)
-    here = sorted(ranked, key=lambda row: -1.0 if (mean := row.mean()) is None else mean, reverse=True)
+    here = sorted(ranked, key=lambda row: row.standing() or 0.0, reverse=True)
     pairs, agree, apart, apart_agree = pairs_in_order(ranked)
     lines = [
         f"* Best to worst in the paper: {_ordered(paper, [_paper(row) for row in paper])}.",
-        f"* Best to worst here: {_ordered(here, [row.mean() for row in here])}.",
+        f"* Best to worst here: {_ordered(here, [row.standing() for row in here])}{_counted_as_nothing(here)}.",
         f"* Of {pairs} pairs of settings that differ in the paper, {agree} are in the same order here. {apart} pairs "
         f"are told apart here (the APs of their seeds do not overlap); {apart_agree} of them are in the paper's order.",
     ]
     if max(len(row.runs) for row in ranked) == 1:
         lines.append("* One seed: nothing here says how much of a difference is chance.")
     return ["\n".join(lines)]
+
+
+def _counted_as_nothing(rows: Sequence[Measured]) -> str:
+    return " (a seed that diverged counts as one that found nothing)" if any(row.diverged for row in rows) else ""
 
 
 def _paper(row: Measured) -> float | None:
