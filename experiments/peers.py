@@ -164,7 +164,8 @@ TEXT = """# Against torchvision's RetinaNet
 
 Same backbone weights (EfficientNet-Lite0), 320 px, the same pictures seen, evaluated on pictures that neither side saw.
 Every run is one process with one thread, two at a time, bf16 convolutions on both sides; seconds are the median run's,
-evaluation included. Means over the seeds, with the lowest and highest in brackets.
+evaluation included, on a machine that did other work as well. Means over the seeds, with the lowest and highest in
+brackets. What has no row was not run.
 
     python experiments/peers.py DATA && python experiments/peers.py DATA --report
 
