@@ -83,8 +83,10 @@ def test_the_orders() -> None:
     text = page(results(ROWS))
     assert "* Best to worst in the paper: γ = 2 > γ = 0.5 > CE." in text  # what was not run has no place
     assert "* Best to worst here: γ = 2 > γ = 0.5 > CE (a seed that diverged" in text
-    # 30–35 and 34–40 overlap; CE's only AP is below both, but it is one
-    assert "Of 3 pairs of settings that differ in the paper, 3 are in the same order here. 0 pairs are told" in text
+    # 30–35 and 34–40 overlap; CE's 20 and the seed that found nothing are below both
+    assert "Of 3 pairs of settings that differ in the paper, 3 are in the same order here. 2 pairs are told" in text
+    alone = replace(ROWS[0], runs=[ran(1, 0.2)])
+    assert "0 pairs are told apart here" in page(results([alone, *ROWS[1:]]))  # one seed tells nothing apart
     below = replace(ROWS[0], runs=[ran(0, 0.2), ran(1, 0.29)])
     text = page(results([below, *ROWS[1:]]))
     assert "2 pairs are told apart here (the APs of their seeds do not overlap); 2 of them are in the paper's" in text
