@@ -28,7 +28,7 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed  ## time everything beside torchvision; about ten minutes
+bench: $(VENV)/.installed  ## time everything beside torchvision; about six minutes
 	$(BIN)/retinanet bench --out benchmarks/results
 
 clean:

@@ -14,7 +14,7 @@ from retinanet.cli.terminal import console, make_folder, parse
 
 @dataclass(frozen=True)
 class Arguments:
-    """Time this package beside torchvision, in turn and on the same tensors; about ten minutes on two cores."""
+    """Time this package beside torchvision, in turn and on the same tensors; about six minutes on two cores."""
 
     names: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME...]")] = ()
     """What to measure: loss, assignment, post-processing, detector, training-step, files, photograph, evaluation."""
