@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -241,15 +242,25 @@ def test_bad_files_take_one_line_and_leave_nothing(run: Eval, parts: Path, tmp_p
     assert "no such file" in run.fails("--detections", tmp_path / "none.json", parts)
 
 
-def test_numbers_are_told_where_a_picture_is_missing(
-    own_parts: Path, peer_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_page_without_the_pictures_that_cannot_be_shown(
+    run: Eval, own_parts: Path, peer_file: Path, tmp_path: Path
 ) -> None:
-    data = shutil.copytree(own_parts, tmp_path / "data")
-    (data / "images" / read(data / "instances_val.json")["images"][0]["file_name"]).unlink()
-    assert main(["eval", "--detections", str(peer_file), str(data), "--out", str(tmp_path / "out")]) == 1
-    said = capsys.readouterr()
-    assert f"{read(tmp_path / 'out' / 'metrics.json')['AP50']:.3f}" in said.out
-    assert "no such image file" in said.err
+    """Detections of another program can be evaluated where only its annotations lie."""
+    names = [image["file_name"] for image in read(own_parts / "instances_val.json")["images"]]
+    whole = run("--detections", peer_file, own_parts, "--out", tmp_path / "whole")
+    assert "cannot be shown" not in whole
+    (own_parts / "images" / names[0]).unlink()
+    with Image.open(own_parts / "images" / names[1]) as picture:
+        small = picture.resize((48, 48))
+    small.save(own_parts / "images" / names[1])
+    text = run("--detections", peer_file, own_parts, "--out", tmp_path / "part").replace("\n", " ")
+    assert "note: 2 pictures cannot be shown on the page; the first: " in text
+    assert read(tmp_path / "whole" / "metrics.json") == read(tmp_path / "part" / "metrics.json")
+    page = (tmp_path / "part" / "report.html").read_text(encoding="utf-8")
+    assert "2 pictures cannot be shown" in page
+    assert names[2] in page
+    shown = re.findall(r"<figcaption>([^<]*)", page)
+    assert not any(name in caption for name in names[:2] for caption in shown)
 
 
 def test_two_models(run: Eval, weights: Path, other_weights: Path, parts: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,3 +154,19 @@ def test_numbers() -> None:
         "0.000",
         "–",
     ]
+
+
+def test_pictures_that_cannot_be_shown_are_named(tmp_path: Path, parts: Path) -> None:
+    dataset = read_split(shutil.copytree(parts, tmp_path / "data"), "train")
+    result = comparison(dataset, half(dataset), perfect(dataset))
+    folder = tmp_path / "all"
+    folder.mkdir()
+    text = written(folder, result)
+    shown = [file for file in dataset.files if Path(file).name in text]
+    dataset.path(list(dataset.files).index(shown[0])).unlink()
+    remark = write_comparison(tmp_path / "compare.html", result)
+    text = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert remark is not None
+    assert remark.startswith("1 picture cannot be shown on the page; the first: ")
+    assert "1 picture cannot be shown" in text
+    assert Path(shown[0]).name in text  # with what each missed, in words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import string
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from retinanet.decode import Detections
 from retinanet.detect.detector import Detector, load
 from retinanet.errors import DataError
 from retinanet.evaluate.pictures import (
+    Album,
     draw_example,
     prediction_pictures,
     read_example,
@@ -70,6 +72,27 @@ def test_detections_are_drawn(detector: Detector, dataset: Dataset) -> None:
     untouched = draw_example(read_example(dataset, 0), dataset, 0, NOTHING)
     assert np.array_equal(none[name], untouched)
     assert not np.array_equal(with_boxes, untouched)
+
+
+def test_album_leaves_out_what_would_mislead(parts: Path, tmp_path: Path) -> None:
+    dataset = read_split(shutil.copytree(parts, tmp_path / "data"), "train")
+    album = Album(dataset)
+    image = album.picture(0)
+    assert image is not None
+    assert np.array_equal(image, read_example(dataset, 0))
+    assert album.remark() is None
+    dataset.path(1).write_bytes(b"no picture")
+    with Image.open(dataset.path(2)) as picture:
+        other = picture.resize((48, 96))
+    other.save(dataset.path(2))
+    for _ in range(2):  # told once, whatever is asked how often
+        assert album.picture(1) is None
+        assert album.picture(2) is None
+    assert list(album.left_out) == [1, 2]
+    remark = album.remark()
+    assert remark is not None
+    assert remark.startswith(f"2 pictures cannot be shown on the page; the first: {dataset.path(1)}")
+    assert album.left_out[2].endswith("the picture has 48×96 pixels, its annotations say 96×96")
 
 
 def test_truth_is_white_and_ignore_regions_are_not_drawn(tmp_path: Path) -> None:

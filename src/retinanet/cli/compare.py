@@ -58,9 +58,10 @@ def run(arguments: Arguments) -> int:
     with progress_bar(console, "resampling, classes", 2 * sum(counts[name] > 0 for name in shared)) as bar:
         comparison = compare(dataset, a, b, progress=bar.advance)
     write_json(out / "compare.json", comparison.to_dict(), indent=2)
-    write_comparison(out / "compare.html", comparison)
+    remark = write_comparison(out / "compare.html", comparison)
     _table(comparison)
     console.print(verdict(comparison.total["AP"]))
+    print_notes([remark] if remark else [])
     console.print(f"wrote {out}/compare.json and compare.html")
     better = sources[int(comparison.total["AP"].delta >= 0)]
     flag = "--detections " if better in arguments.detections else ""

@@ -94,7 +94,8 @@ def run(argv: Sequence[str]) -> int:
         write_json(out / "detections.json", predictions.to_coco(dataset))
     _table(metrics)
     _diagnosis(diagnosis)
-    write_report(out / "report.html", dataset, predictions, metrics, diagnosis, source)  # last: it needs the pictures
+    remark = write_report(out / "report.html", dataset, predictions, metrics, diagnosis, source)
+    print_notes([remark] if remark else [])
     if arguments.detections:
         console.print(f"wrote {out}/metrics.json and report.html")
         print_next(f"retinanet train {quoted(arguments.dataset)} --out runs/{quoted(Path(arguments.dataset).stem)}")

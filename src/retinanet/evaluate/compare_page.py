@@ -12,7 +12,7 @@ import numpy.typing as npt
 from retinanet import page
 from retinanet.evaluate.compare import RESAMPLES, Change, Comparison, most_different
 from retinanet.evaluate.matching import Ints
-from retinanet.evaluate.pictures import read_example
+from retinanet.evaluate.pictures import Album
 from retinanet.files import write_text
 
 # Okabe and Ito's colours, which colour-blind people tell apart.
@@ -28,17 +28,18 @@ svg { display: block; }
 </style>"""
 
 
-def write_comparison(path: Path, comparison: Comparison, pictures: int = 6) -> None:
-    """Write the page.
+def write_comparison(path: Path, comparison: Comparison, pictures: int = 6) -> str | None:
+    """Write the page; pictures that cannot be shown are left out, and the page says so.
 
     Args:
         path: where to.
         comparison: what it is about.
         pictures: how many images to show where B makes fewer mistakes, and how many where A does.
 
-    Raises:
-        DataError: a picture cannot be read.
+    Returns:
+        A remark on the pictures that were left out, if there are any.
     """
+    album = Album(comparison.dataset)
     a, b = (html.escape(name) for name in comparison.names)
     data, classes = comparison.dataset, len(comparison.per_class)
     objects = int((~data.ignore).sum())
@@ -55,8 +56,9 @@ these are. They do not say how much depends on the luck of a training: for that,
 <div class="wide">{_classes(comparison)}</div>
 <h2>All numbers</h2>
 <div class="wide">{_summary(comparison)}</div>
-{_pictures(comparison, pictures)}"""
+{_pictures(comparison, album, pictures)}"""
     write_text(path, page.document(f"{comparison.names[0]} and {comparison.names[1]} compared", body))
+    return album.remark()
 
 
 def verdict(change: Change) -> str:
@@ -144,7 +146,7 @@ def _summary(comparison: Comparison) -> str:
     return f"<table><tr><th></th><th>A</th><th>B</th><th>difference</th></tr>{rows}</table>"
 
 
-def _pictures(comparison: Comparison, count: int) -> str:
+def _pictures(comparison: Comparison, album: Album, count: int) -> str:
     scores = [m.score for m in comparison.mistakes]
     text = f"""<h2>Pictures where they differ most</h2>
 <p>Each detector at the score where its F1 at IoU 0.5 is best here: {scores[0]:.2f} for A, {scores[1]:.2f} for B.
@@ -154,9 +156,10 @@ Detections in <span class="key" style="border-color:{_RIGHT}">blue</span> are ri
 <span class="key" style="border-color:{_MISSED}">yellow</span> objects are missed.</p>"""
     titles = ("B makes fewer mistakes", "A makes fewer mistakes")
     for title, images in zip(titles, most_different(comparison, count), strict=True):
-        pairs = "\n".join(_pair(comparison, image) for image in images)
+        pairs = "\n".join(_pair(comparison, album, image) for image in images)
         text += f"<h3>{title}</h3>{pairs or '<p>In no picture.</p>'}"
-    return text
+    remark = album.remark()
+    return text + (f"<p>{html.escape(remark)}</p>" if remark else "")
 
 
 @dataclass(frozen=True)
@@ -179,15 +182,18 @@ class _Seen:
         return cls(right, wrong, found, missed)
 
 
-def _pair(comparison: Comparison, image: int) -> str:
-    picture = read_example(comparison.dataset, image)
+def _pair(comparison: Comparison, album: Album, image: int) -> str:
+    picture = album.picture(image)
     figures = []
     for side, letter in enumerate("AB"):
         seen = _Seen.of(comparison, side, image)
         missed = _counted(comparison.dataset.labels[seen.missed], comparison)
         wrong = _counted(comparison.scenes[side].labels[seen.wrong], comparison)
         caption = f"{letter}: missed {missed}; wrong {wrong}"
-        figures.append(page.picture(_drawn(picture, comparison, side, seen), caption))
+        if picture is None:
+            figures.append(f"<p>{caption}</p>")
+        else:
+            figures.append(page.picture(_drawn(picture, comparison, side, seen), caption))
     name = html.escape(Path(comparison.dataset.files[image]).name)
     return f'<p class="names"><b>{name}</b></p><div class="pair">{"".join(figures)}</div>'
 

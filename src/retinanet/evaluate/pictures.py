@@ -15,7 +15,9 @@ from PIL import Image
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
+from retinanet.data.verify import other_size
 from retinanet.decode import Detections
+from retinanet.errors import DataError
 from retinanet.files import write_atomically
 from retinanet.page import draw_boxes
 
@@ -39,6 +41,44 @@ def read_example(dataset: Dataset, index: int) -> npt.NDArray[np.uint8]:
     """
     width, height = (int(v) for v in dataset.sizes[index])
     return read_image(dataset.path(index), expected_size=(width, height))
+
+
+class Album:
+    """Pictures for a page, which is made without those that cannot be shown.
+
+    Boxes drawn on a picture of another size than the annotations refer to would be at the wrong places, so such a
+    picture is not shown either.
+
+    Attributes:
+        dataset: whose pictures.
+        left_out: why a picture was left out, by its position in the dataset.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.left_out: dict[int, str] = {}
+
+    def picture(self, index: int) -> npt.NDArray[np.uint8] | None:
+        """uint8 RGB ``(H, W, 3)``, or ``None`` for a picture that cannot be shown."""
+        if index in self.left_out:
+            return None
+        try:
+            image = read_example(self.dataset, index)
+        except DataError as error:
+            self.left_out[index] = str(error)
+            return None
+        if remark := other_size(self.dataset, index, (image.shape[1], image.shape[0])):
+            self.left_out[index] = remark
+            return None
+        return image
+
+    def remark(self) -> str | None:
+        """A line on the pictures that were left out, if there are any."""
+        if not self.left_out:
+            return None
+        count = len(self.left_out)
+        first = next(iter(self.left_out.values()))
+        return f"{count} {'picture' if count == 1 else 'pictures'} cannot be shown on the page; the first: {first}"
 
 
 def draw_example(

@@ -17,7 +17,7 @@ from retinanet.evaluate.ap import Metrics, Predictions
 from retinanet.evaluate.curves import CONFIDENCE
 from retinanet.evaluate.diagnose import Diagnosis
 from retinanet.evaluate.examples import Example, Examples
-from retinanet.evaluate.pictures import draw_example, read_example, spread
+from retinanet.evaluate.pictures import Album, draw_example, spread
 from retinanet.files import write_text
 
 _EXPLAINED = {
@@ -54,8 +54,8 @@ def write_report(
     diagnosis: Diagnosis,
     weights: Path | str,
     pictures: int = 12,
-) -> None:
-    """Write the page.
+) -> str | None:
+    """Write the page; pictures that cannot be shown are left out, and the page says so.
 
     Args:
         path: where to.
@@ -65,7 +65,11 @@ def write_report(
         diagnosis: what lies behind the metrics.
         weights: the model's file, for the title.
         pictures: how many pictures to show of each kind.
+
+    Returns:
+        A remark on the pictures that were left out, if there are any.
     """
+    album = Album(dataset)
     boxes = int((~dataset.ignore).sum())
     ignored = int(dataset.ignore.sum())
     counts = [
@@ -85,16 +89,19 @@ def write_report(
         ("calibration-section", "Calibration", sections.calibration(diagnosis)),
         ("confusion-section", "Confusion", sections.confusion(diagnosis)),
         ("slices-section", "Kinds of objects", sections.slices(diagnosis)),
-        ("missed", "Missed objects", _missed(dataset, diagnosis, pictures)),
-        ("false-positives", "False positives", _false_positives(dataset, diagnosis, pictures)),
-        ("label-errors", "Likely errors of the annotations", _label_errors(dataset, diagnosis, pictures)),
-        ("pictures", "Pictures", _spread(dataset, predictions, pictures, diagnosis.threshold)),
+        ("missed", "Missed objects", _missed(album, diagnosis, pictures)),
+        ("false-positives", "False positives", _false_positives(album, diagnosis, pictures)),
+        ("label-errors", "Likely errors of the annotations", _label_errors(album, diagnosis, pictures)),
+        ("pictures", "Pictures", _spread(album, predictions, pictures, diagnosis.threshold)),
     ]
     links = " · ".join(f'<a href="#{name}">{title}</a>' for name, title, _ in parts[1:])
     body = "\n".join(f'<section id="{name}"><h2>{title}</h2>\n{content}</section>' for name, title, content in parts)
     title = html.escape(f"{weights} on {dataset.name}")
-    text = f"<h1>{title}</h1>\n<p>{', '.join(counts)}.</p>\n<nav>{links}</nav>\n{body}"
+    remark = album.remark()
+    note = f"\n<p>{html.escape(remark)}</p>" if remark else ""
+    text = f"<h1>{title}</h1>\n<p>{', '.join(counts)}.</p>{note}\n<nav>{links}</nav>\n{body}"
     write_text(path, page.document(f"Evaluation of {weights}", text))
+    return remark
 
 
 def _steps(diagnosis: Diagnosis) -> str:
@@ -118,61 +125,69 @@ def _card(name: str, value: float, explained: str) -> str:
     return page.number_card(name, f"{value:.3f}" if value >= 0 else "–", explained)
 
 
-def _missed(dataset: Dataset, diagnosis: Diagnosis, pictures: int) -> str:
+def _missed(album: Album, diagnosis: Diagnosis, pictures: int) -> str:
     text = (
         f"{diagnosis.missed.total} objects have no detection of their class with a score of at least "
         f"{diagnosis.threshold:.2f} and an IoU of at least 0.5. The largest first, the classes in turn; the object in "
         "orange, the detection that is nearest in white."
     )
-    return f"<p>{text}</p>{_gallery(dataset, diagnosis.missed, pictures)}"
+    return f"<p>{text}</p>{_gallery(album, diagnosis.missed, pictures)}"
 
 
-def _false_positives(dataset: Dataset, diagnosis: Diagnosis, pictures: int) -> str:
+def _false_positives(album: Album, diagnosis: Diagnosis, pictures: int) -> str:
     text = (
         f"{diagnosis.false_positives.total} detections with a score of at least {diagnosis.threshold:.2f} are wrong at "
         "an IoU of 0.5. The surest first; the detection in orange, the object it may be about in white."
     )
-    return f"<p>{text}</p>{_gallery(dataset, diagnosis.false_positives, pictures)}"
+    return f"<p>{text}</p>{_gallery(album, diagnosis.false_positives, pictures)}"
 
 
-def _label_errors(dataset: Dataset, diagnosis: Diagnosis, pictures: int) -> str:
+def _label_errors(album: Album, diagnosis: Diagnosis, pictures: int) -> str:
     parts = [
         "<p>Where a detector is sure and the annotation says otherwise, either may be wrong. A detection is sure if at "
         "least nine of ten detections of its class with that score or more are right.</p>"
     ]
     for kind, found in diagnosis.label_errors.items():
         title, text = _LABEL_ERRORS[kind]
-        gallery = _gallery(dataset, found, pictures)
+        gallery = _gallery(album, found, pictures)
         parts.append(
             f"<h3>{title}: {found.total}</h3><p>{text}</p>{gallery}" if found.total else f"<h3>{title}: 0</h3>"
         )
     return "".join(parts)
 
 
-def _gallery(dataset: Dataset, found: Examples, pictures: int) -> str:
-    figures = "".join(_closeups(dataset, found.shown[:pictures]))
+def _gallery(album: Album, found: Examples, pictures: int) -> str:
+    figures = "".join(_closeups(album, found.shown[:pictures]))
     more = found.total - len(found.shown[:pictures])
     rest = f"<p>… and {more} more; metrics.json lists the first {len(found.shown)}.</p>" if more else ""
     return f'<div class="pictures small">{figures}</div>{rest}' if figures else ""
 
 
-def _closeups(dataset: Dataset, shown: tuple[Example, ...]) -> Iterator[str]:
+def _closeups(album: Album, shown: tuple[Example, ...]) -> Iterator[str]:
+    dataset = album.dataset
     for example in shown:
+        picture = album.picture(example.image)
+        if picture is None:
+            continue
         others = [] if example.other is None else [example.other]
         colors = [*([_OTHER] * len(others)), _SUBJECT]
-        image = page.closeup(read_example(dataset, example.image), [*others, example.box], colors, _SIDE)
+        image = page.closeup(picture, [*others, example.box], colors, _SIDE)
         score = "" if example.score is None else f" {example.score:.2f}"
         name = Path(dataset.files[example.image]).name
         yield page.picture(image, f"{dataset.classes[example.label]}{score}: {example.text} · {name}", _SIDE)
 
 
-def _spread(dataset: Dataset, predictions: Predictions, pictures: int, score: float) -> str:
-    figures = "\n".join(_figure(dataset, predictions, index, score) for index in spread(len(dataset), pictures))
+def _spread(album: Album, predictions: Predictions, pictures: int, score: float) -> str:
+    chosen = spread(len(album.dataset), pictures)
+    figures = "\n".join(figure for index in chosen if (figure := _figure(album, predictions, index, score)))
     text = f"Annotated objects in white, detections with a score of at least {score:.2f} in colour."
     return f'<p>{text}</p><div class="pictures">\n{figures}\n</div>'
 
 
-def _figure(dataset: Dataset, predictions: Predictions, index: int, score: float) -> str:
+def _figure(album: Album, predictions: Predictions, index: int, score: float) -> str:
+    dataset, image = album.dataset, album.picture(index)
+    if image is None:
+        return ""
     mine = (predictions.images == index) & (predictions.scores >= score)
     found = Detections(
         torch.from_numpy(predictions.boxes[mine]),
@@ -180,6 +195,6 @@ def _figure(dataset: Dataset, predictions: Predictions, index: int, score: float
         torch.from_numpy(predictions.labels[mine]),
     )
     rows = dataset.rows(index)
-    picture = draw_example(read_example(dataset, index), dataset, index, found)
+    picture = draw_example(image, dataset, index, found)
     name = Path(dataset.files[index]).name
     return page.picture(picture, f"{name} · {int((~dataset.ignore[rows]).sum())} objects, {int(mine.sum())} found")
