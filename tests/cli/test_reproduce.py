@@ -9,6 +9,7 @@ import pytest
 
 from retinanet import cli
 from retinanet.reproduce.rows import EXPERIMENTS
+from retinanet.zoo.weights import read_info
 
 
 def test_without_a_name_it_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +80,7 @@ def test_without_data_the_sample_dataset_is_used(tmp_path: Path, capsys: pytest.
     assert cli.main(["reproduce", "table3", *words]) == 0
     found = json.loads((tmp_path / "out" / "table3.json").read_text())
     assert (found["data"], found["train_images"], found["val_images"], found["seeds"]) == ("sample", 240, 60, [4])
-    assert found["base"]["train"]["epochs"] == 10
+    assert found["base"]["train"]["epochs"] == 5
     assert found["command"] == "retinanet reproduce table3 --seeds 4"
     assert [row["setting"] for row in found["rows"]] == [
         "FL, γ = 2, α = 0.25",
@@ -94,7 +95,10 @@ def test_figure_4_of_any_weights(
     words = ["--weights", str(weights), "--out", str(tmp_path), "--runs", str(tmp_path / "runs")]
     assert cli.main(["reproduce", "fig4", str(sound), *words]) == 0
     found = json.loads((tmp_path / "fig4.json").read_text())["extra"]["distribution"]
-    assert found["model"] == weights.name
+    size = read_info(weights).config.data.size
+    assert found["model"].startswith("the recipe `paper` with `--model.backbone tf_efficientnet_lite0 ")
+    assert f"--data.size {size}" in found["model"]
+    assert f"The model: {found['model']}." in (tmp_path / "fig4.md").read_text()
     assert not list((tmp_path / "runs").glob("sound/*"))
 
 
@@ -106,3 +110,25 @@ def test_results_of_other_data_are_refused_before_training(
     assert cli.main(["reproduce", "table3", str(parts), *words]) == 1
     assert "holds results of BCCD at small scale, not of parts" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_results_of_more_seeds_are_kept(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["reproduce", "table3", str(parts), "--out", str(tmp_path), "--runs", str(tmp_path / "runs"), "--report"]
+    assert cli.main([*words, "--seeds", "0", "2"]) == 0
+    before = (tmp_path / "table3.json").read_text()
+    assert cli.main([*words, "--seeds", "0"]) == 1
+    assert "table3.json holds results of more seeds; ask for them too (--seeds 0 2)" in capsys.readouterr().err
+    assert (tmp_path / "table3.json").read_text() == before
+    assert cli.main([*words, "--seeds", "0", "1", "2"]) == 0
+    assert json.loads((tmp_path / "table3.json").read_text())["seeds"] == [0, 1, 2]
+
+
+def test_results_of_more_runs_are_kept(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["reproduce", "table3", str(parts), "--out", str(tmp_path), "--runs", str(tmp_path / "runs"), "--report"]
+    assert cli.main(words) == 0
+    found = json.loads((tmp_path / "table3.json").read_text())
+    found["rows"][0]["runs"] = [{}]
+    (tmp_path / "table3.json").write_text(json.dumps(found))
+    assert cli.main(words) == 1
+    assert "holds results of 1 runs, and 0 are done in this --runs folder" in capsys.readouterr().err
+    assert json.loads((tmp_path / "table3.json").read_text()) == found

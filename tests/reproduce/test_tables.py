@@ -136,14 +136,15 @@ def distribution() -> dict[str, Any]:
         "curves": {"0": [0, 0.5, 1], "2": [0, 0.1, 1]},
         "hardest": {"0": {"0.01": 0.2}, "2": {"0.01": 0.9}},
     }
-    return {"images": 9, "foreground": group, "background": group, "model": "of base (γ = 2)"}
+    return {"images": 9, "foreground": group, "background": group, "model": "the recipe `paper`, AP 40.1"}
 
 
 def test_the_page_of_figure_4_says_what_the_hardest_have() -> None:
     text = page(results([], "fig4", extra={"distribution": distribution()}))
     assert "| group | γ | hardest 1 % |" in text
     assert "| background | 2 | 90.0% |" in text
-    assert "9 held-out pictures of BCCD, and the model of base (γ = 2): 1,234 of the foreground" in text
+    assert "The model: the recipe `paper`, AP 40.1." in text
+    assert "9 held-out pictures of BCCD: 1,234 of the foreground" in text
 
 
 def test_the_page_of_figure_2_has_both_speeds() -> None:
@@ -176,23 +177,23 @@ def test_every_plot_is_drawn(name: str, rows: list[Measured], extra: dict[str, A
 
 
 def test_results_of_other_data_are_not_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "table1b.json"
-    refuse_other_results(path, "BCCD", "small")
+    path, seeds = tmp_path / "table1b.json", results([]).seeds
+    refuse_other_results(path, "BCCD", "small", seeds)
     write_json(path, results(ROWS).to_dict())
-    refuse_other_results(path, "BCCD", "small")
+    refuse_other_results(path, "BCCD", "small", seeds)
     with pytest.raises(RetinaNetError, match="holds results of BCCD at small scale, not of coco80 at small scale"):
-        refuse_other_results(path, "coco80", "small")
+        refuse_other_results(path, "coco80", "small", seeds)
     with pytest.raises(RetinaNetError, match="not of BCCD at paper scale"):
-        refuse_other_results(path, "BCCD", "paper")
+        refuse_other_results(path, "BCCD", "paper", seeds)
     base = results([]).base
     asked: dict[str, Any] = {"base": base, "train_images": 205, "val_images": 87}
-    refuse_other_results(path, "BCCD", "small", asked)
+    refuse_other_results(path, "BCCD", "small", seeds, asked)
     for change in ({"train_images": 40}, {"base": {**base, "train": {"epochs": 1}}}):
         with pytest.raises(RetinaNetError, match="of BCCD from other trainings"):
-            refuse_other_results(path, "BCCD", "small", asked | change)
+            refuse_other_results(path, "BCCD", "small", seeds, asked | change)
     path.write_text("[]")
     with pytest.raises(RetinaNetError, match="not results of this command"):
-        refuse_other_results(path, "BCCD", "small")
+        refuse_other_results(path, "BCCD", "small", seeds)
 
 
 def test_a_seed_that_diverged_counts_as_one_that_found_nothing() -> None:

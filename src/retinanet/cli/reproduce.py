@@ -34,7 +34,7 @@ class Arguments:
     """Of each row; unset: 0 1 2 at small scale, 0 at the paper's."""
     jobs: Annotated[int | None, arg(metavar="N")] = None
     """Trainings at a time, each with one thread if several; unset: 2 at small scale, 1 at the paper's."""
-    images: int = 2400
+    images: int = 1200
     """Pictures that each training sees at small scale; of larger datasets, a part of so many is used."""
     recipe: Annotated[str | None, arg(metavar="NAME|FILE")] = None
     """Settings that every row starts from at small scale; unset: the paper's with a small backbone, at 320 pixels."""

@@ -18,6 +18,7 @@ from retinanet.reproduce.order import GROUPS, Order, flags
 from retinanet.reproduce.plan import Plan, Run
 from retinanet.reproduce.results import Measured, Results, outcome
 from retinanet.reproduce.rows import Experiment, Row
+from retinanet.zoo.weights import ModelInfo, read_info
 
 
 def collect(order: Order, experiment: Experiment, console: Console) -> Results:
@@ -73,16 +74,31 @@ def _speed(order: Order, experiment: Experiment, console: Console) -> dict[str, 
 
 
 def _distribution(order: Order, experiment: Experiment, console: Console) -> dict[str, Any]:
-    weights, described = order.weights, str(order.weights.name if order.weights else "")
+    weights = order.weights
     if weights is None:
         run = order.plan.run(order.rows(experiment)[0], order.seeds[0])
         if not _trained(run):
             return {}
-        weights, described = run.folder / "last.safetensors", f"of {run.name} (γ = 2)"
+        weights = run.folder / "last.safetensors"
     _, val_set = order.plan.source.read()
     with progress_bar(console, "pictures", len(val_set)) as bar:
         found = measure.loss_distribution(weights, val_set, bar.advance)
-    return {"distribution": {**found, "model": described}}
+    return {"distribution": {**found, "model": _described(read_info(weights))}}
+
+
+def _described(model: ModelInfo) -> str:
+    """How a model was trained, and how good it is."""
+    known = load_recipe("paper")
+    changes = " ".join(changed_flags(model.config, known, GROUPS))
+    epochs = model.progress.get("epoch")
+    ap = model.metrics.get("AP")
+    return ", ".join(
+        [
+            f"the recipe `paper` with `{changes}`" if changes else "the recipe `paper`",
+            *([f"after {epochs:g} epochs"] if isinstance(epochs, int | float) else []),
+            *([f"AP {100 * ap:.1f}"] if isinstance(ap, float) else []),
+        ]
+    )
 
 
 def _trained(run: Run) -> bool:

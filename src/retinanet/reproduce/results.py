@@ -196,17 +196,20 @@ def images_done(run: Run) -> int:
     return 0
 
 
-def refuse_other_results(path: Path, data: str, scale: str, settings: dict[str, Any] | None = None) -> None:
+def refuse_other_results(
+    path: Path, data: str, scale: str, seeds: Sequence[int], settings: dict[str, Any] | None = None
+) -> None:
     """Keep results from replacing others that more was spent on, or of other data.
 
     Args:
         path: of the JSON to be written.
         data: name of the dataset.
         scale: small or paper.
+        seeds: of the results to be written; it may be more than there were.
         settings: what else has to be the same there: attributes of :class:`Results`.
 
     Raises:
-        RetinaNetError: ``path`` holds results of other data, at another scale or from other settings.
+        RetinaNetError: ``path`` holds results of other data, at another scale, of further seeds or from other settings.
     """
     if not path.exists():
         return
@@ -225,6 +228,28 @@ def refuse_other_results(path: Path, data: str, scale: str, settings: dict[str, 
         raise RetinaNetError(
             f"{path} holds results of {data} from other trainings (--images, --recipe, or other pictures); choose "
             "another --out, or move it"
+        )
+    if lost := sorted(set(found.get("seeds", [])) - set(seeds)):
+        every = " ".join(map(str, sorted({*lost, *seeds})))
+        raise RetinaNetError(
+            f"{path} holds results of more seeds; ask for them too (--seeds {every}), choose another --out, or move it"
+        )
+
+
+def refuse_fewer_runs(path: Path, results: Results) -> None:
+    """Keep results from replacing those of more trainings, as where the folder of the runs lies elsewhere.
+
+    Raises:
+        RetinaNetError: ``path``, which is a file of :func:`refuse_other_results`, has more runs than ``results``.
+    """
+    if not path.exists():
+        return
+    rows = json.loads(path.read_text(encoding="utf-8")).get("rows", [])
+    there, here = sum(len(row["runs"]) for row in rows), sum(len(row.runs) for row in results.rows)
+    if there > here and results.rows:
+        raise RetinaNetError(
+            f"{path} holds results of {there} runs, and {here} are done in this --runs folder; finish the others, "
+            "choose another --out, or move it"
         )
 
 

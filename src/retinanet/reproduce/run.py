@@ -13,7 +13,7 @@ from retinanet.files import write_text
 from retinanet.reproduce import figures, tables
 from retinanet.reproduce.collect import collect
 from retinanet.reproduce.order import Order
-from retinanet.reproduce.results import refuse_other_results
+from retinanet.reproduce.results import refuse_fewer_runs, refuse_other_results
 from retinanet.reproduce.rows import Experiment
 from retinanet.reproduce.training import train_missing
 
@@ -29,7 +29,7 @@ def reproduce(order: Order, jobs: int, console: Console, report: bool = False) -
     settings = {"base": plan.base.to_dict(), "train_images": plan.train_images, "val_images": plan.val_images}
     for experiment in order.experiments:  # now, and not after hours
         if experiment.rows:
-            refuse_other_results(order.out / f"{experiment.name}.json", plan.name, plan.scale, settings)
+            refuse_other_results(order.out / f"{experiment.name}.json", plan.name, plan.scale, order.seeds, settings)
     failures = [] if report else train_missing(order.runs(), jobs, console)
     for experiment in order.experiments:
         write_results(order, experiment, console)
@@ -43,11 +43,12 @@ def write_results(order: Order, experiment: Experiment, console: Console) -> Non
     """Write ``NAME.json``, ``NAME.md`` and ``NAME.png`` from the runs that are done.
 
     Raises:
-        RetinaNetError: the folder holds results of other data, or cannot be written.
+        RetinaNetError: the folder holds results of other data or of more runs, or cannot be written.
     """
     path = order.out / f"{experiment.name}.json"
     results = collect(order, experiment, console)
-    refuse_other_results(path, results.data, results.scale)
+    refuse_other_results(path, results.data, results.scale, results.seeds)
+    refuse_fewer_runs(path, results)
     write_text(path, as_json(results.to_dict()))
     write_text(path.with_suffix(".md"), tables.page(results))
     figures.draw(results, path.with_suffix(".png"))

@@ -144,9 +144,11 @@ def _claims(claims: Sequence[dict[str, float]]) -> str:
 
 def _distribution(found: dict[str, Any], data: str) -> str:
     lines = [
-        f"Anchors of {found['images']} held-out pictures of {data}, and the model {found['model']}: "
-        f"{found['foreground']['anchors']:,} of the foreground, {found['background']['anchors']:,} of the background. "
-        "Share of the loss of its group that the hardest anchors have, the loss computed with each γ:",
+        f"The model: {found['model']}.",
+        "",
+        f"Anchors of {found['images']} held-out pictures of {data}: {found['foreground']['anchors']:,} of the "
+        f"foreground, {found['background']['anchors']:,} of the background. Share of the loss "
+        "of its group that the hardest anchors have, the loss computed with each γ:",
         "",
     ]
     fractions = list(next(iter(found["background"]["hardest"].values())))
