@@ -121,16 +121,18 @@ def _speed(figure: Figure, results: Results) -> None:
         for ap in row.aps() if row.setting in found else []:
             here.plot(found[row.setting]["median"], ap, "o", color=_OURS, markersize=3, alpha=0.5)
     here.set(title=f"here: {results.data}", xlabel="ms a picture, from file to detections", ylabel="AP", ylim=(0, None))
-    here.set_xlim(0, None)
+    here.set_xlim(0, 1.15 * max([point[0] for point in points], default=1))  # the last label is beside its point
     for axes in (paper, here):
         axes.legend(frameon=False, fontsize=9, loc="lower right")
 
 
 def _line(axes: Axes, points: list[tuple[Any, Any, str]], color: str, label: str) -> None:
-    offset = (-34, 5) if label == "R-101" else (5, -10)  # the paper's two lines are close to each other
     axes.plot([x for x, _, _ in points], [y for _, y, _ in points], marker="o", color=color, label=label)
-    for x, y, size in points:
-        axes.annotate(size, (x, y), offset, textcoords="offset points", fontsize=8, color=color)
+    for i, (x, y, size) in enumerate(points):
+        above = label == "R-101" and i > 0  # the paper's two lines cross after their first points
+        axes.annotate(
+            size, (x, y), (-34, 5) if above else (5, -10), textcoords="offset points", fontsize=8, color=color
+        )
 
 
 def _distribution(figure: Figure, results: Results) -> None:
