@@ -58,7 +58,7 @@ def describe_error(diagnosis: Diagnosis, kind: str) -> str:
 def next_steps(diagnosis: Diagnosis) -> list[str]:
     """Up to four sentences, the most useful first."""
     if not sum(each.objects for each in diagnosis.classes):
-        return ["There are no annotated objects, so nothing can be measured. Choose a split that has some."]
+        return ["There are no annotated objects that count, so nothing can be measured. Choose a split that has some."]
     if not sum(each.detections for each in diagnosis.classes):
         return [
             "Nothing was detected that counts. Look whether the training has converged, and on what it was trained."

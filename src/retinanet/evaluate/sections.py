@@ -202,7 +202,7 @@ def calibration(diagnosis: Diagnosis) -> str:
     """Reliability of the scores."""
     each = diagnosis.calibration
     if not each.counts.sum():
-        return "<p>There are no detections.</p>"
+        return "<p>No detection counts as right or wrong.</p>"
     counts = each.counts.tolist()
     told = f"Reliability diagram, expected calibration error {number(each.error)}."
     chart = plots.reliability(
