@@ -276,7 +276,7 @@ def test_stopped_and_resumed_is_as_if_never_stopped(
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for single processes")
 def test_ctrl_c_saves_and_says_how_to_go_on(parts: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "retinanet.cli", "train", parts, "--out", out, "--train.epochs", "1000", *SMALL]
+    command = [sys.executable, "-m", "retinanet", "train", parts, "--out", out, "--train.epochs", "1000", *SMALL]
     process = subprocess.Popen(
         list(map(str, command)),
         stdout=subprocess.DEVNULL,

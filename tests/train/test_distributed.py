@@ -43,7 +43,7 @@ def start(parts: Path, out: Path, processes: int, *more: str) -> subprocess.Pope
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "retinanet.cli", "train", str(parts), "--out", str(out), *FLAGS, *more]
+    command += ["-m", "retinanet", "train", str(parts), "--out", str(out), *FLAGS, *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

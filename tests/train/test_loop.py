@@ -81,7 +81,7 @@ def sets(parts: Path) -> tuple[Dataset, Dataset]:
 
 
 def _start(parts: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "retinanet.cli", "train", str(parts), "--out", str(out), *_FLAGS, *more]
+    command = [sys.executable, "-m", "retinanet", "train", str(parts), "--out", str(out), *_FLAGS, *more]
     return subprocess.Popen(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

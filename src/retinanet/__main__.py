@@ -1,4 +1,4 @@
-"""``python -m retinanet.cli``."""
+"""``python -m retinanet``, which is ``retinanet``."""
 
 import sys
 
