@@ -14,6 +14,7 @@ from retinanet import cli
 from retinanet.bench import cases, run
 from retinanet.bench.measure import Case, Measured, extra_memory, measure
 from retinanet.cli import bench as bench_verb
+from retinanet.model import RetinaNet
 
 
 def test_sides_are_called_in_turn_and_medians_taken() -> None:
@@ -162,3 +163,16 @@ def test_quick_calls_are_repeated_and_slow_ones_are_not() -> None:
     assert calls["ours"] == 201  # one to warm up
     measure(Case("slow", {"torchvision": slow}), repeats=2, memory=False)
     assert 3 <= calls["torchvision"] <= 5
+
+
+def test_both_sides_of_the_training_step_train_the_same_part_of_the_backbone() -> None:
+    """torchvision makes a model that trains all of it, and batch norm, unless weights are given."""
+    peer = cases._peer(80).train()
+    config = cases._recipe("paper", "model", backbone="resnet50", pretrained=False, freeze_stages=2)
+    own = RetinaNet.from_config(config.model, config.anchors, 80).train()
+
+    def trained(model: torch.nn.Module) -> int:
+        return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+    assert 0 < trained(peer.backbone.body) == trained(own.backbone)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in peer.modules())

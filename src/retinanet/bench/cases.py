@@ -18,9 +18,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.models import resnet50
+from torchvision.models.detection import RetinaNet as PeerRetinaNet
 from torchvision.models.detection import retinanet_resnet50_fpn
-from torchvision.models.detection._utils import Matcher
-from torchvision.ops import box_iou, sigmoid_focal_loss
+from torchvision.models.detection._utils import Matcher, overwrite_eps
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.ops import FrozenBatchNorm2d, box_iou, sigmoid_focal_loss
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.transforms.functional import to_tensor
 
 from retinanet.anchors import BACKGROUND, AnchorSpec, assign, assign_batch
@@ -328,9 +332,16 @@ def _with_size(found: Detector, side: int) -> Any:
 
 
 def _peer(classes: int) -> Any:
-    """torchvision's first RetinaNet with weights such that hundreds of boxes are found."""
+    """torchvision's first RetinaNet as it is with published weights (batch norm, the stem and the first stage frozen).
+
+    Without weights its own function makes another one, that trains all of them. Scores are such that hundreds of boxes
+    are found.
+    """
     torch.manual_seed(0)
-    peer = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes).eval()
+    trunk = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
+    backbone = _resnet_fpn_extractor(trunk, 3, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256))
+    peer = PeerRetinaNet(backbone, num_classes=classes).eval()
+    overwrite_eps(peer, 0.0)
     with torch.no_grad():
         peer.head.classification_head.cls_logits.weight.normal_(std=0.05)
         peer.head.classification_head.cls_logits.bias.fill_(-4.0)
