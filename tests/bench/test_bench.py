@@ -167,7 +167,7 @@ def test_quick_calls_are_repeated_and_slow_ones_are_not() -> None:
 
 def test_both_sides_of_the_training_step_train_the_same_part_of_the_backbone() -> None:
     """torchvision makes a model that trains all of it, and batch norm, unless weights are given."""
-    peer = cases._peer(80).train()
+    peer = cases.torchvision_retinanet(80).train()
     config = cases._recipe("paper", "model", backbone="resnet50", pretrained=False, freeze_stages=2)
     own = RetinaNet.from_config(config.model, config.anchors, 80).train()
 

@@ -134,7 +134,7 @@ def postprocessing(classes: int, images: int = 8) -> Case:
 
 def detector(side: int = 800) -> Case:
     """One image from the uint8 array to its detections: ResNet-50, the same weights through the importer."""
-    peer = _peer(91)
+    peer = torchvision_retinanet(91)
     exact, quick = (from_torchvision(peer.state_dict(), precision=p, device="cpu") for p in ("fp32", "bf16"))
     image = torch.from_numpy(_photograph(side, side))
     array = image.permute(1, 2, 0).numpy()
@@ -213,7 +213,7 @@ def _our_step(precision: Precision) -> Callable[[Batch], None]:
 
 
 def _their_step(side: int) -> Callable[[Batch], None]:
-    peer = _peer(80).train()
+    peer = torchvision_retinanet(80).train()
     peer.transform.min_size, peer.transform.max_size = (side,), side
     trained = [p for p in peer.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-6, momentum=0.9, weight_decay=1e-4)
@@ -255,7 +255,7 @@ def from_files(images: int = 4, side: int = 320) -> Iterator[Case]:
             note="both sides read through this package's loader, in the same process",
         )
 
-        peer = _peer(91)
+        peer = torchvision_retinanet(91)
         peer.transform.min_size, peer.transform.max_size = (480,), 480
         sources = find_pictures([str(dataset.path(i)) for i in range(images)])
 
@@ -331,7 +331,7 @@ def _with_size(found: Detector, side: int) -> Any:
     return replace(found.info, config=replace(found.info.config, data=data))
 
 
-def _peer(classes: int) -> Any:
+def torchvision_retinanet(classes: int) -> Any:
     """torchvision's first RetinaNet as it is with published weights (batch norm, the stem and the first stage frozen).
 
     Without weights its own function makes another one, that trains all of them. Scores are such that hundreds of boxes
