@@ -16,6 +16,7 @@ from retinanet.anchors import AnchorSpec
 from retinanet.anchors.fit import best_overlaps
 from retinanet.config import Config
 from retinanet.data.formats.detect import read_split
+from retinanet.evaluate.ap import Predictions
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
@@ -113,3 +114,18 @@ def test_the_peer_is_torchvisions_network_with_our_backbone(experiment: Any) -> 
     losses = model.train()(images, targets)
     assert set(losses) == {"classification", "bbox_regression"}
     assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_scores_that_follow_the_fit_correlate_with_it(experiment: Any, parts: Path) -> None:
+    study = experiment("score_and_fit")
+    dataset = read_split(parts, "train")
+    rows = np.flatnonzero(~dataset.ignore)
+    owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))[rows]
+    boxes = dataset.boxes[rows].astype(np.float64)
+    part = np.linspace(0.6, 0.99, len(rows))  # of each object's width: the IoU
+    boxes[:, 2] = boxes[:, 0] + part * (boxes[:, 2] - boxes[:, 0])
+    for scores, expected in ((part, 1.0), (1 - part, -1.0)):
+        found = Predictions(owner, boxes, scores, dataset.labels[rows].astype(np.int64))
+        mean, correlation = study.score_and_fit(dataset, found)
+        assert mean == pytest.approx(part.mean(), abs=2e-3)
+        assert correlation == pytest.approx(expected, abs=0.02)
