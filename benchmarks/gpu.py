@@ -2,8 +2,9 @@
 
     python benchmarks/gpu.py [--out FILE] [--device cuda] [--only SECTION ...] [--quick]
 
-Everything fits in one call of less than ten minutes. Results are written after every section, so an interrupted call
-keeps what it measured. Sides run alternately; times are medians of rounds, each ended by waiting for the device.
+All sections may take ten minutes, most of them for compiling; ``--only`` divides them over several calls. Results are
+written after every row, so an interrupted call keeps what it measured. Sides run alternately; times are medians of
+rounds, each ended by waiting for the device.
 ``--quick`` takes sizes that a CPU can do: it shows that the script works, its times mean nothing.
 """
 
@@ -36,6 +37,7 @@ from retinanet.files import write_json
 from retinanet.hardware import autocast, resolve_precision
 from retinanet.losses import Normalizer, focal_loss
 from retinanet.model import Outputs, RetinaNet
+from retinanet.model.backbone import load_backbone_weights
 from retinanet.train.distributed import Processes
 from retinanet.train.optim import make_optimizer
 from retinanet.train.step import backward
@@ -73,13 +75,16 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def times(self, sides: dict[str, Call]) -> dict[str, float]:
-        """Median seconds of a call of each side, in turn; quick ones are called several times between two waits."""
+    def times(self, sides: dict[str, Call], least: int = 1) -> dict[str, float]:
+        """Median seconds of a call of each side, in turn; quick ones are called several times between two waits.
+
+        ``least`` times if that matters: steps in a row overlap, the CPU's part of one with the GPU's of the last.
+        """
         repeats = {}
         for side, call in sides.items():
             for _ in range(3):  # also compiles what is to be compiled
                 call()
-            repeats[side] = max(1, min(100, round(0.02 / max(1e-6, self._seconds(call, 1)))))
+            repeats[side] = max(least, min(100, round(0.02 / max(1e-6, self._seconds(call, 1)))))
         found: dict[str, list[float]] = {side: [] for side in sides}
         for _ in range(2 if self.quick else ROUNDS):
             for side, call in sides.items():
@@ -106,9 +111,18 @@ class Bench:
         torch.cuda.synchronize()
         return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
 
-    def compare(self, what: str, sides: dict[str, Call], images: int = 1, **more: Any) -> Row:
-        """A row: milliseconds, images a second, peak memory of each side."""
-        seconds = self.times(sides)
+    def compare(self, what: str, sides: dict[str, Call], images: int = 1, least: int = 1, **more: Any) -> Row:
+        """A row: milliseconds, images a second, peak memory of each side; it names the sides that fail instead."""
+        failed = {}
+        for side, call in list(sides.items()):
+            try:
+                call()
+            except Exception as error:  # the others are worth having
+                traceback.print_exc()
+                failed[side] = f"{type(error).__name__}: {error}"[:500]
+                sides = {name: each for name, each in sides.items() if name != side}
+        seconds = self.times(sides, least)
+        more |= {"error": failed} if failed else {}
         row: Row = {
             "what": what,
             "median_ms": {side: round(1000 * value, 4) for side, value in seconds.items()},
@@ -153,7 +167,7 @@ def losses(bench: Bench) -> Iterator[Row]:
             labels = labels.to(bench.device)
             sides = _loss_sides(logits, labels)
             ours, theirs = sides["ours"](), sides["torchvision"]()
-            torch.testing.assert_close(ours, theirs, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=0)
+            torch.testing.assert_close(ours, theirs, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=0)
             name = str(dtype).removeprefix("torch.")
             yield bench.compare(f"focal loss, {images} × {anchors:,} × {classes:,}, {name}", sides)
 
@@ -185,7 +199,9 @@ def _loss_sides(logits: Tensor, labels: Tensor) -> dict[str, Call]:
 
     sides = {"ours": ours, "torchvision": peer(focal), "floor": lambda: target.copy_(logits)}
     if logits.device.type == "cuda":  # a compiler is not everywhere, and on the CPU nobody asks
-        compiled = torch.compile(lambda x, t: sigmoid_focal_loss(x, t, reduction="none").sum(dtype=torch.float32))
+        compiled = torch.compile(
+            lambda x, t: sigmoid_focal_loss(x, t, reduction="none").sum(dtype=torch.float32), dynamic=False
+        )
 
         def focal_compiled(x: Tensor, labels: Tensor) -> Tensor:
             targets = torch.zeros_like(x)
@@ -248,12 +264,13 @@ def training(bench: Bench) -> Iterator[Row]:
     for images in bench.sizes(16, 32):
         batch = _batch(images, bench)
         steps = {"ours": _our_step(bench, None), "torchvision": _their_step(bench)}
-        if bench.device.type == "cuda":
+        if bench.device.type == "cuda" and images == 16:  # compiling takes a minute for each size
             steps["ours compiled"] = _our_step(bench, "default")
             steps["torchvision compiled"] = _their_step(bench, compiled=True)
         sides = {side: partial(step, batch) for side, step in steps.items()}
-        more = {"host_waits": {side: _waits(bench, call) for side, call in sides.items()}}
-        yield bench.compare(f"training step R-50, {images} images, {bench.side} px, bf16", sides, images, **more)
+        more = {"host_waits": {side: _waits(bench, sides[side]) for side in ("ours", "torchvision")}}
+        what = f"training step R-50, {images} images, {bench.side} px, bf16"
+        yield bench.compare(what, sides, images, 1 if bench.quick else 4, **more)
 
 
 def _waits(bench: Bench, call: Call) -> list[str] | None:
@@ -278,9 +295,12 @@ def _our_step(bench: Bench, compiled: str | None) -> Callable[[Batch], None]:
     config = Config.from_dict(values)
     torch.manual_seed(0)
     model = RetinaNet.from_config(config.model, config.anchors, CLASSES)
+    # Both sides' backbones start alike: activations and gradients that are 0 would flatter one of them.
+    peer = torchvision_retinanet(CLASSES).backbone.body.state_dict()
+    load_backbone_weights(model.backbone.body, peer, "torchvision")
     model = model.to(bench.device, memory_format=torch.channels_last).train()
     if compiled:
-        model.compile(mode=compiled)
+        model.compile(mode=compiled, dynamic=False)
     optimizer = make_optimizer(model, config.train)
     for group in optimizer.param_groups:
         group["lr"] = 1e-6
@@ -327,7 +347,9 @@ def inference(bench: Bench) -> Iterator[Row]:
 
         sides: dict[str, Call] = {side: partial(each.detect_scaled, pictures) for side, each in detectors.items()}
         sides |= {side: partial(_their_detections, each, pictures, bench) for side, each in peers.items()}
-        found = {side: _count(call()) for side, call in sides.items()}
+        if images not in (1, 32):  # compiling takes half a minute for each size
+            sides = {side: call for side, call in sides.items() if side in ("ours", "torchvision")}
+        found = {side: _count(sides[side]()) for side in ("ours", "torchvision")}
         what = f"detection R-50, {images} images, {bench.side} px, bf16"
         yield bench.compare(what, sides, images, detections=found)
 
@@ -363,13 +385,19 @@ def profile(bench: Bench) -> Iterator[Row]:
         with torch.profiler.profile(activities=activities) as found:
             call()
             bench.wait()
-        kernels = [(e.key, _own_time(e, on_gpu), e.count) for e in found.key_averages()]
+        events = [e for e in found.key_averages() if not on_gpu or _is_kernel(e)]
+        kernels = [(e.key, _own_time(e, on_gpu), e.count) for e in events]
         kernels = sorted((k for k in kernels if k[1] > 0), key=lambda k: -k[1])
         yield {
             "what": f"profile of a {name}, {images} images",
             "total_ms": round(sum(k[1] for k in kernels) / 1000, 3),
             "top": [{"kernel": k[:120], "ms": round(t / 1000, 3), "calls": n} for k, t, n in kernels[:25]],
         }
+
+
+def _is_kernel(event: Any) -> bool:
+    """Not the operation that launched it, nor a part of the program that somebody named: their times hold its own."""
+    return event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
 
 
 def _own_time(event: Any, on_gpu: bool) -> float:
@@ -380,7 +408,7 @@ def _detector(bench: Bench, mode: str | None = None) -> Detector:
     """The same network with the same weights as :func:`_peer`; ``mode`` of ``torch.compile``, if any."""
     detector = from_torchvision(torchvision_retinanet(CLASSES).state_dict(), "bf16", str(bench.device))
     if mode:
-        detector.network.compile(mode=mode)
+        detector.network.compile(mode=mode, dynamic=False)
     return detector
 
 
@@ -390,8 +418,8 @@ def _peer(bench: Bench, compiled: bool = False) -> Any:
     peer.transform.min_size, peer.transform.max_size = (bench.side,), bench.side
     peer = peer.to(bench.device, memory_format=torch.channels_last)
     if compiled:
-        peer.backbone.compile()
-        peer.head.compile()
+        peer.backbone.compile(dynamic=False)
+        peer.head.compile(dynamic=False)
     return peer
 
 
@@ -441,6 +469,7 @@ def main() -> None:
     rows: list[Row] = []
     for name in arguments.only:
         began = time.perf_counter()
+        torch._dynamo.reset()  # what was compiled for one section makes sizes symbolic in the next
         try:
             for row in SECTIONS[name](bench):
                 rows.append(row)

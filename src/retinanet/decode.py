@@ -12,6 +12,7 @@ from torchvision.ops import nms
 from retinanet.anchors.coding import decode as decode_boxes
 from retinanet.anchors.grid import AnchorGrid
 from retinanet.config import DecodeConfig
+from retinanet.hardware import send
 from retinanet.model import Outputs
 
 # Candidates that suppression looks at first, in multiples of the detections wanted.
@@ -86,7 +87,7 @@ def select(outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]
         scores.append(torch.where((top.float() > lowest) & finite[..., 0], top.float(), -math.inf))
         labels.append(where % classes)
     top, order = torch.cat(scores, dim=1).sort(dim=1, descending=True, stable=True)  # (B, N)
-    sizes = torch.tensor(image_sizes, dtype=torch.float32, device=top.device).flip(1).repeat(1, 2)  # (B, 4) w h w h
+    sizes = send(torch.tensor(image_sizes, dtype=torch.float32), top.device).flip(1).repeat(1, 2)  # (B, 4) w h w h
     box = torch.cat(boxes, dim=1).gather(1, order[..., None].expand(-1, -1, 4))
     box = torch.minimum(box.clamp(min=0), sizes[:, None])
     return Candidates(box, top.sigmoid(), torch.cat(labels, dim=1).gather(1, order))

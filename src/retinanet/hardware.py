@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from retinanet.errors import ConfigError
 
@@ -78,3 +79,10 @@ def _cpu_multiplies_bf16() -> bool:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``, without waiting for what a GPU still has to do."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()  # from other memory, the copy would wait
+    return tensor.to(device, non_blocking=True)

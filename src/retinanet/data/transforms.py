@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from retinanet.config import DataConfig
 from retinanet.data.sample import Sample
+from retinanet.hardware import send
 
 # Images of a batch are padded to sides that the pyramid's strides up to C5 divide.
 PAD_TO = 32
@@ -124,15 +126,21 @@ def normalized_batch(
     Returns:
         float32 ``(B, 3, H, W)``, channels-last: normalised, each image at the top left, the rest zeros.
     """
+    device = torch.device(device)
     shape = (len(images), 3, *(size or padded_size(images)))
-    batch = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
-    # (v / 255 − mean) / std as one multiplication and addition
-    scale = (1 / (255 * torch.tensor(std, device=device)))[:, None, None]
-    offset = (-torch.tensor(mean, device=device) / torch.tensor(std, device=device))[:, None, None]
+    batch = torch.empty(shape, device=device, memory_format=torch.channels_last).zero_()
+    scale, offset = _scale_and_offset(tuple(mean), tuple(std), device)
     for row, image in zip(batch, images, strict=True):
-        values = image.to(device, non_blocking=True).float()
-        row[:, : image.shape[-2], : image.shape[-1]] = values * scale + offset
+        row[:, : image.shape[-2], : image.shape[-1]] = send(image, device).float() * scale + offset
     return batch
+
+
+@lru_cache(maxsize=16)  # making them on a GPU would wait for it
+@torch.inference_mode(False)
+def _scale_and_offset(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(v / 255 − mean) / std as one multiplication and addition, ``(3, 1, 1)`` both."""
+    scale, offset = 1 / (255 * torch.tensor(std)), -torch.tensor(mean) / torch.tensor(std)
+    return send(scale[:, None, None], device), send(offset[:, None, None], device)
 
 
 def padded_size(images: Sequence[Tensor]) -> tuple[int, int]:

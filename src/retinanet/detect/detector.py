@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -13,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from retinanet.config import DecodeConfig
+from retinanet.anchors import AnchorGrid
+from retinanet.config import AnchorSpec, DecodeConfig
 from retinanet.data.images import read_image, to_rgb
 from retinanet.data.transforms import normalized_batch, resize_image, scaled_size
 from retinanet.decode import Detections, decode
@@ -150,9 +152,9 @@ class Detector:
     def detect_scaled(self, images: Sequence[Tensor], score: float | None = None) -> list[Detections]:
         """Detections of tensors ``(3, h, w)`` in 0–255 that already have the network's input size."""
         batch = normalized_batch(images, self.model.mean, self.model.std, self.device)
+        grid = _grid_on(self.device, self.info.config.anchors, (batch.shape[-2], batch.shape[-1]))
         with autocast(self.device, self.dtype):
             outputs = self._outputs(batch)
-        grid = self.info.config.anchors.grid((batch.shape[-2], batch.shape[-1])).to(self.device)
         settings = self._decode_config(score)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         return [Detections(*(t.cpu() for t in d)) for d in decode(outputs, grid, sizes, settings)]
@@ -172,6 +174,12 @@ class Detector:
 
     def _decode_config(self, score: float | None) -> DecodeConfig:
         return self.info.config.decode if score is None else replace(self.info.config.decode, score=score)
+
+
+@lru_cache(maxsize=16)  # copied for every picture, it would keep a GPU waiting
+@torch.inference_mode(False)
+def _grid_on(device: torch.device, anchors: AnchorSpec, size: tuple[int, int]) -> AnchorGrid:
+    return anchors.grid(size).to(device)
 
 
 def _as_rgb(picture: Picture) -> npt.NDArray[np.uint8]:

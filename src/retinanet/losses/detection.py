@@ -10,6 +10,7 @@ from torch import Tensor, distributed
 from retinanet.anchors.coding import aligned_iou, decode
 from retinanet.anchors.grid import AnchorGrid
 from retinanet.config import LossConfig
+from retinanet.hardware import send
 from retinanet.losses.baselines import ohem_loss
 from retinanet.losses.boxes import box_loss
 from retinanet.losses.terms import Focal, FocalStar, QualityFocal, Terms, Varifocal, summed
@@ -96,7 +97,8 @@ def detection_losses(
             batch. The losses of all parts add up to those of the step. (Each image has its own where the normaliser is
             ``image``; mined anchors are counted part by part.)
     """
-    targets = class_targets(matched, labels)
+    device = outputs.logits[0].device
+    targets = class_targets(send(matched, device), send(labels, device))  # (B, A)
     normalizer = normalizer or Normalizer(config)
     if config.normalizer == "image":
         images = [_of_image(outputs, i) for i in range(len(matched))]
@@ -139,7 +141,7 @@ def _sums(
     for logits, deltas, anchors, level_targets, level_matched in per_level:
         image, anchor = torch.nonzero(level_matched >= 0, as_tuple=True)
         objects, anchors = send(boxes[level_matched[image, anchor]], device), send(anchors[anchor], device)
-        image, anchor, level_targets = (send(t, device) for t in (image, anchor, level_targets))
+        image, anchor = send(image, device), send(anchor, device)
         box = box + box_loss(deltas[image, anchor], anchors, objects, config)
         if mining:
             continue
@@ -155,7 +157,7 @@ def _sums(
         losses, counts = zip(
             *(
                 ohem_loss(image, labels, send(grid.boxes, device), config.ohem_batch, config.ohem_nms, ratio)
-                for image, labels in zip(logits, send(targets, device), strict=True)
+                for image, labels in zip(logits, targets, strict=True)
             ),
             strict=True,
         )
@@ -188,13 +190,6 @@ def terms_of(config: LossConfig) -> Terms:
             return Varifocal(config.alpha, config.gamma)
         case "focal":
             return Focal(config.alpha, config.gamma)
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on ``device``, without waiting for what a GPU still has to do."""
-    if tensor.device.type == "cpu" and device.type == "cuda":
-        tensor = tensor.pin_memory()  # from other memory, the copy would wait
-    return tensor.to(device, non_blocking=True)
 
 
 def _of_image(outputs: Outputs, index: int) -> Outputs:

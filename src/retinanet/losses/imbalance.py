@@ -10,7 +10,8 @@ from torch import Tensor
 from retinanet.anchors.assign import IGNORE
 from retinanet.anchors.grid import AnchorGrid
 from retinanet.config import LossConfig
-from retinanet.losses.detection import box_quality, class_targets, send, terms_of
+from retinanet.hardware import send
+from retinanet.losses.detection import box_quality, class_targets, terms_of
 from retinanet.model import Outputs
 
 

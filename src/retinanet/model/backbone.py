@@ -72,10 +72,14 @@ class Backbone(nn.Module):
         self.trained_norm = trained_norm
         if norm_eps is not None:
             for module in self._norms():
-                module.eps = norm_eps
+                # 0 is refused by older PyTorch; the smallest normal number is nothing beside any variance
+                module.eps = norm_eps or float(torch.finfo(torch.float32).tiny)
         if not trained_norm:
             for module in self._norms():
                 module.requires_grad_(False)
+                if not pretrained and weights is None and module.weight is not None:
+                    # timm starts residual branches at 0, and a frozen 0 would keep them from ever learning
+                    nn.init.ones_(module.weight)
         self._freeze(freeze_stages)
 
     def forward(self, images: Tensor) -> list[Tensor]:

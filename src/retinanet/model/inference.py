@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -46,7 +47,8 @@ def fold_batch_norm(model: nn.Module) -> int:
         return 0
     probe = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
     try:
-        pairs, before = _conv_before_norm(model, probe)
+        with _exact():
+            pairs, before = _conv_before_norm(model, probe)
     except (RuntimeError, AssertionError, ValueError, ModelError):  # takes no such picture: transformers of one size
         return 0
     undo = [(owner, name, getattr(owner, name)) for _, _, owner, name in pairs]
@@ -55,7 +57,8 @@ def fold_batch_norm(model: nn.Module) -> int:
         conv.weight, conv.bias = _folded(conv, norm)
         rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
         setattr(owner, name, rest)
-    after = _flat(model(probe))
+    with _exact():
+        after = _flat(model(probe))
     scale = before.abs().max().clamp(min=1e-6)
     if not (after - before).abs().max() <= _TOLERANCE * scale:
         for owner, name, norm in undo:
@@ -64,6 +67,14 @@ def fold_batch_norm(model: nn.Module) -> int:
             conv.weight, conv.bias = weight, bias
         return 0
     return len(pairs)
+
+
+def _exact() -> contextlib.AbstractContextManager[None]:
+    """Convolutions in float32 also on a GPU, where TF32's rounding is larger than what folding may change."""
+    flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled, allow_tf32=False
+    )
+    return flags
 
 
 Pair = tuple[nn.Conv2d, Any, nn.Module, str]

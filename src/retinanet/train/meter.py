@@ -79,6 +79,32 @@ class Reading:
         }
 
 
+@dataclass(frozen=True)
+class _Numbers:
+    """A step's losses, gradient norm and, if measured, shares of the loss, on their way to the CPU."""
+
+    values: Tensor
+    arrived: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, step: Step) -> _Numbers:
+        """Copy them behind the step itself: who reads them later waits for this step and not for the next one."""
+        shares = () if step.imbalance is None else step.imbalance[:3]
+        values = torch.stack([step.losses.classification, step.losses.box, step.grad_norm, *shares]).detach()
+        if values.device.type != "cuda":
+            return cls(values, None)
+        copied = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        return cls(copied, arrived)
+
+    def read(self) -> Tensor:
+        """float64, on the CPU."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.values.double()
+
+
 class Meter:
     """Takes launched steps and gives readings.
 
@@ -91,11 +117,11 @@ class Meter:
         self.stop = self.save = False
         self._processes = processes
         self._deferred = deferred
-        self._waiting: list[Step] = []
+        self._waiting: list[tuple[Step, _Numbers]] = []
 
     def add(self, step: Step) -> list[Reading]:
         """Readings that are due now that ``step`` is launched: its own, or on a GPU that of the step before."""
-        self._waiting.append(step)
+        self._waiting.append((step, _Numbers.of(step)))
         return self._read(len(self._waiting) - self._deferred)
 
     def flush(self) -> list[Reading]:
@@ -104,11 +130,11 @@ class Meter:
 
     def _read(self, count: int) -> list[Reading]:
         ready, self._waiting = self._waiting[:count], self._waiting[count:]
-        return [self._reading(step) for step in ready]
+        return [self._reading(step, numbers.read()) for step, numbers in ready]
 
-    def _reading(self, step: Step) -> Reading:
-        classification, box, foreground = step.losses
-        own = torch.stack([classification, box]).cpu().double()
+    def _reading(self, step: Step, numbers: Tensor) -> Reading:
+        own, grad_norm, shares = numbers[:2], numbers[2].item(), numbers[3:]
+        foreground = step.losses.foreground
         asked = torch.tensor([float(foreground), step.stop, step.save and self._processes.first], dtype=torch.float64)
         values = self._processes.sum(torch.cat([own, asked])).tolist()
         self.stop, self.save = self.stop or values[3] > 0, values[4] > 0
@@ -121,14 +147,13 @@ class Meter:
             box_loss,
             int(values[2]),
             int(foreground),
-            step.grad_norm.item(),
-            self._summed(step.imbalance),
+            grad_norm,
+            self._summed(step.imbalance, shares),
         )
 
-    def _summed(self, own: Imbalance | None) -> Imbalance | None:
+    def _summed(self, own: Imbalance | None, shares: Tensor) -> Imbalance | None:
         """Over all processes, which measure it in the same steps."""
         if own is None:
             return None
-        *loss, positives = own
-        together = self._processes.sum(torch.cat([torch.stack(loss).cpu().double(), positives.double()]))
+        together = self._processes.sum(torch.cat([shares, own.positives.double()]))
         return Imbalance(together[0], together[1], together[2], together[3:].long())

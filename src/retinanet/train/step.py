@@ -77,12 +77,9 @@ def backward(
     batch = batch if batch.images else _blank()
     device = next(model.parameters()).device
     height, width = processes.largest(*padded_size(batch.images))
-    targets = make_targets(batch, (height, width), config)
-    if not batch.indices:
-        targets = targets._replace(matched=torch.full_like(targets.matched, IGNORE))
-    foreground = (targets.matched >= 0).sum()
     each = config.loss.normalizer == "image"
-    divisor = None if each else normalizer(foreground)
+    targets: Targets | None = None
+    foreground, divisor = torch.zeros((), dtype=torch.int64), None
     total, imbalance = torch.zeros(2, device=device), None
     parts = _parts(len(batch.images), config.train.accumulate)
     for part in parts:
@@ -91,6 +88,12 @@ def backward(
             pixels = normalized_batch(own.images, model.mean, model.std, device, (height, width))  # (B, 3, H, W)
             with autocast(device, dtype):
                 outputs = network(pixels)  # per level logits (B, A_l, K), deltas (B, A_l, 4)
+            if targets is None:  # only now: a GPU computes the network meanwhile
+                targets = make_targets(batch, (height, width), config)
+                if not batch.indices:
+                    targets = targets._replace(matched=torch.full_like(targets.matched, IGNORE))
+                foreground = (targets.matched >= 0).sum()
+                divisor = None if each else normalizer(foreground)
             grid, matched, boxes, labels = targets
             losses = detection_losses(outputs, grid, matched[part], boxes, labels, config.loss, normalizer, divisor)
             # a mean over images is weighted by how many of the step's images it is of
