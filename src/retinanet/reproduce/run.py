@@ -28,7 +28,7 @@ def reproduce(order: Order, jobs: int, console: Console, report: bool = False) -
     plan = order.plan
     settings = {"base": plan.base.to_dict(), "train_images": plan.train_images, "val_images": plan.val_images}
     for experiment in order.experiments:  # now, and not after hours
-        if experiment.rows:
+        if order.rows(experiment):  # fig4 of given weights has none: nothing of the base is in it
             refuse_other_results(order.out / f"{experiment.name}.json", plan.name, plan.scale, order.seeds, settings)
     failures = [] if report else train_missing(order.runs(), jobs, console)
     for experiment in order.experiments:
