@@ -129,3 +129,15 @@ def test_scores_that_follow_the_fit_correlate_with_it(experiment: Any, parts: Pa
         mean, correlation = study.score_and_fit(dataset, found)
         assert mean == pytest.approx(part.mean(), abs=2e-3)
         assert correlation == pytest.approx(expected, abs=0.02)
+
+
+def test_a_rare_class_is_all_that_is_annotated(experiment: Any, parts: Path) -> None:
+    content = json.loads((parts / "instances_val.json").read_text(encoding="utf-8"))
+    name = content["categories"][1]["name"]
+    rare = experiment("rare_class").only(content, name)
+    assert [category["name"] for category in rare["categories"]] == [name]
+    assert rare["images"] == content["images"]  # those without the class stay, as background
+    wanted = [each for each in content["annotations"] if each["category_id"] == content["categories"][1]["id"]]
+    assert 0 < len(rare["annotations"]) == len(wanted) < len(content["annotations"])
+    with pytest.raises(SystemExit, match="no class 'cells'; there are"):
+        experiment("rare_class").only(content, "cells")
