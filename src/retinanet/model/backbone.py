@@ -77,9 +77,11 @@ class Backbone(nn.Module):
         if not trained_norm:
             for module in self._norms():
                 module.requires_grad_(False)
-                if not pretrained and weights is None and module.weight is not None:
-                    # timm starts residual branches at 0, and a frozen 0 would keep them from ever learning
-                    nn.init.ones_(module.weight)
+                zero = module.weight is not None and not module.weight.is_meta and bool((module.weight == 0).all())
+                if zero and not pretrained and weights is None:
+                    # timm starts residual branches at 0, and a frozen 0 would keep them from ever learning; with 1,
+                    # without statistics to divide by, every block would double the variance
+                    nn.init.constant_(module.weight, 0.1)
         self._freeze(freeze_stages)
 
     def forward(self, images: Tensor) -> list[Tensor]:
