@@ -181,36 +181,25 @@ def _loss_sides(logits: Tensor, labels: Tensor) -> dict[str, Call]:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach().float()
 
-    def peer(function: Callable[[Tensor, Tensor], Tensor]) -> Call:
+    def peer(summed: Callable[[Tensor, Tensor], Tensor]) -> Call:
         def call() -> Tensor:
             x = logits.detach().requires_grad_()
-            loss = function(x, labels)
+            targets = torch.zeros_like(x)
+            rows = torch.nonzero(labels >= 0, as_tuple=True)
+            targets[(*rows, labels[rows])] = 1.0
+            loss = summed(x, targets)
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach().float()
 
         return call
 
-    def focal(x: Tensor, labels: Tensor) -> Tensor:
-        targets = torch.zeros_like(x)
-        rows = torch.nonzero(labels >= 0, as_tuple=True)
-        targets[(*rows, labels[rows])] = 1.0
+    def focal(x: Tensor, targets: Tensor) -> Tensor:
         loss: Tensor = sigmoid_focal_loss(x, targets, reduction="none").sum(dtype=torch.float32)
         return loss
 
     sides = {"ours": ours, "torchvision": peer(focal), "floor": lambda: target.copy_(logits)}
     if logits.device.type == "cuda":  # a compiler is not everywhere, and on the CPU nobody asks
-        compiled = torch.compile(
-            lambda x, t: sigmoid_focal_loss(x, t, reduction="none").sum(dtype=torch.float32), dynamic=False
-        )
-
-        def focal_compiled(x: Tensor, labels: Tensor) -> Tensor:
-            targets = torch.zeros_like(x)
-            rows = torch.nonzero(labels >= 0, as_tuple=True)
-            targets[(*rows, labels[rows])] = 1.0
-            loss: Tensor = compiled(x, targets)
-            return loss
-
-        sides["torchvision compiled"] = peer(focal_compiled)
+        sides["torchvision compiled"] = peer(torch.compile(focal, dynamic=False))
     return sides
 
 
