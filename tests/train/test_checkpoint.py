@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from retinanet.anchors import AnchorSpec
 from retinanet.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
@@ -24,7 +23,7 @@ from retinanet.train.checkpoint import (
     save_training,
     weights_to_use,
 )
-from retinanet.train.optim import make_average, make_optimizer
+from retinanet.train.optim import MovingAverage, make_average, make_optimizer
 from retinanet.zoo.weights import ModelInfo, load_weights
 
 CLASSES = ("cat", "dog")
@@ -51,7 +50,7 @@ class Training:
         self.settings = settings
         self.model = RetinaNet.from_config(settings.model, settings.anchors, len(CLASSES), pretrained=False)
         self.model.to(memory_format=torch.channels_last).train()
-        self.average: AveragedModel | None = make_average(self.model, settings.train)
+        self.average: MovingAverage | None = make_average(self.model, settings.train)
         self.optimizer = make_optimizer(self.model, settings.train)
         self.normalizer = Normalizer(settings.loss)
 

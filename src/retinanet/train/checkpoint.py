@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.errors import CheckpointError
 from retinanet.losses import Normalizer
 from retinanet.model import RetinaNet
+from retinanet.train.optim import MovingAverage
 from retinanet.zoo.weights import TRAINING_PREFIX, ModelInfo, read_info, read_tensors, save_weights
 
 # Settings that change how a run proceeds but not what it computes may differ on resuming.
@@ -39,7 +39,7 @@ _FREE = {"data.workers", "data.verify"} | {
 }
 
 
-def weights_to_use(model: RetinaNet, average: AveragedModel | None) -> RetinaNet:
+def weights_to_use(model: RetinaNet, average: MovingAverage | None) -> RetinaNet:
     """The averaged model if there is one, else the trained one."""
     if average is None:
         return model
@@ -50,7 +50,7 @@ def weights_to_use(model: RetinaNet, average: AveragedModel | None) -> RetinaNet
 def save_training(
     path: Path,
     model: RetinaNet,
-    average: AveragedModel | None,
+    average: MovingAverage | None,
     optimizer: torch.optim.Optimizer,
     normalizer: Normalizer,
     info: ModelInfo,
@@ -74,7 +74,7 @@ def save_training(
 def restore_training(
     path: Path,
     model: RetinaNet,
-    average: AveragedModel | None,
+    average: MovingAverage | None,
     optimizer: torch.optim.Optimizer,
     normalizer: Normalizer,
 ) -> ModelInfo:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from itertools import compress
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from retinanet.config import TrainConfig
@@ -48,28 +48,36 @@ def learning_rate(config: TrainConfig, seen: int, total: int) -> float:
     return base * 0.1 ** ((done >= 2 / 3) + (done >= 8 / 9))
 
 
-def make_average(model: nn.Module, config: TrainConfig) -> AveragedModel | None:
-    """Exponential moving average of the weights, or None where ``config.ema`` is unset.
+class MovingAverage(AveragedModel):
+    """Exponential moving average of a model's weights and buffers; one that is no floating-point number is copied.
 
     The decay rises from 0 to its value, so that the random start is soon forgotten.
     """
-    if config.ema is None:
-        return None
-    decay = config.ema ** (config.batch / REFERENCE_BATCH)
-    return AveragedModel(model, multi_avg_fn=_ema(decay), use_buffers=True)
 
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model)
+        self.decay = decay
 
-def _ema(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
     @torch.no_grad()
-    def update(averages: Sequence[Tensor], values: Sequence[Tensor], updates: Tensor | int) -> None:
-        keep = torch.clamp((1 + torch.as_tensor(updates)) / (10 + torch.as_tensor(updates)), max=decay)
-        for average, value in zip(averages, values, strict=True):
-            if average.is_floating_point():
-                average.lerp_(value.to(average.dtype), (1 - keep).to(average))
-            else:
-                average.copy_(value)
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take in the weights after a step.
 
-    return update
+        PyTorch's own update sends its counter to the GPU at every step and waits until it is there.
+        """
+        done = int(self.n_averaged)  # is on the CPU
+        share = 1 - min((1 + done) / (10 + done), self.decay) if done else 1.0
+        own, new = ([*of.parameters(), *of.buffers()] for of in (self.module, model))
+        learnt = [tensor.is_floating_point() for tensor in own]
+        torch._foreach_lerp_(list(compress(own, learnt)), list(compress(new, learnt)), share)
+        for average, value, averaged in zip(own, new, learnt, strict=True):
+            if not averaged:
+                average.copy_(value)
+        self.n_averaged += 1
+
+
+def make_average(model: nn.Module, config: TrainConfig) -> MovingAverage | None:
+    """The average of ``config.ema``, a decay for :data:`REFERENCE_BATCH` images a step; None where that is unset."""
+    return None if config.ema is None else MovingAverage(model, config.ema ** (config.batch / REFERENCE_BATCH))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
