@@ -158,7 +158,7 @@ class LossConfig:
     """Factor on the box loss."""
     normalizer: Literal["batch", "image", "rank", "moving"] = "batch"
     """Foreground anchors to divide by: of the batch on all processes (the paper), of each image, of this process's
-    batch, or their moving average."""
+    batch, or the moving average of the latter."""
 
     def __post_init__(self) -> None:
         _require_finite(self, "loss")

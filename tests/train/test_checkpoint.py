@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn
 
 from retinanet.anchors import AnchorSpec
 from retinanet.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
@@ -23,11 +25,14 @@ from retinanet.train.checkpoint import (
     save_training,
     weights_to_use,
 )
+from retinanet.train.distributed import Processes
 from retinanet.train.optim import MovingAverage, make_average, make_optimizer
 from retinanet.zoo.weights import ModelInfo, load_weights
 
 CLASSES = ("cat", "dog")
 ANCHORS = AnchorSpec(scales=(1.0,))
+ALONE = Processes()
+MOVING = LossConfig(normalizer="moving")
 
 
 def check_same_training(path: Path, info: ModelInfo, config: Config, data: Dataset) -> None:
@@ -72,12 +77,12 @@ class Training:
             result |= {f"average.{k}": v.clone() for k, v in self.average.state_dict().items()}
         return result
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, processes: Processes = ALONE) -> None:
         info = ModelInfo.of(self.model, CLASSES, self.settings, progress={"step": 2})
-        save_training(path, self.model, self.average, self.optimizer, self.normalizer, info)
+        save_training(path, self.model, self.average, self.optimizer, self.normalizer, info, processes)
 
-    def restore(self, path: Path) -> ModelInfo:
-        return restore_training(path, self.model, self.average, self.optimizer, self.normalizer)
+    def restore(self, path: Path, processes: Processes = ALONE) -> ModelInfo:
+        return restore_training(path, self.model, self.average, self.optimizer, self.normalizer, processes)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -120,7 +125,7 @@ def test_the_checkpoint_loads_as_the_model_to_use(tmp_path: Path, ema: float | N
 
 
 def test_the_moving_average_of_foreground_anchors_is_restored(tmp_path: Path) -> None:
-    settings = dataclasses.replace(config("sgd"), loss=LossConfig(normalizer="moving"))
+    settings = dataclasses.replace(config("sgd"), loss=MOVING)
     first = Training(settings, seed=1)
     for count in (7, 0, 31):
         first.normalizer(torch.tensor(count))
@@ -138,10 +143,32 @@ def test_the_moving_average_of_foreground_anchors_is_restored(tmp_path: Path) ->
     assert "foreground" not in " ".join(load_weights(path)[0].state_dict())  # no part of the model
 
 
+def of_one_process(rank: int, folder: str) -> None:
+    """Two processes save, and so find their own average again."""
+    path, settings = Path(folder) / "last.safetensors", dataclasses.replace(config("sgd"), loss=MOVING)
+    distributed.init_process_group("gloo", f"file://{folder}/meeting", timedelta(minutes=2), world_size=2, rank=rank)
+    processes, training = Processes(rank, 2), Training(settings, seed=1)
+    own = training.normalizer(torch.tensor((3, 500)[rank])).clone()
+    training.save(path, processes)
+    processes.wait()
+    again = Training(settings, seed=1)
+    again.restore(path, processes)
+    assert torch.equal(again.normalizer.average, own)
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not distributed.is_gloo_available(), reason="this PyTorch has no gloo")
+def test_each_process_has_its_own_moving_average(tmp_path: Path) -> None:
+    spawn(of_one_process, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    alone = Training(dataclasses.replace(config("sgd"), loss=MOVING), seed=1)
+    alone.restore(tmp_path / "last.safetensors")  # with another number of processes: the mean
+    assert alone.normalizer.average.item() == pytest.approx(((90 + 0.3) + (90 + 50)) / 2)
+
+
 def test_a_moving_average_is_asked_for_and_missing(tmp_path: Path) -> None:
     path = tmp_path / "last.safetensors"
     Training(config("sgd"), seed=1).save(path)
-    moving = dataclasses.replace(config("sgd"), loss=LossConfig(normalizer="moving"))
+    moving = dataclasses.replace(config("sgd"), loss=MOVING)
     with pytest.raises(CheckpointError, match=r"last\.safetensors"):
         Training(moving, seed=1).restore(path)
 

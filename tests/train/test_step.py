@@ -77,7 +77,7 @@ def test_parts_add_up_to_the_whole(normalizer: str, accumulate: int, classificat
 
 # Parts and images, for three processes; with two images one has none.
 SHARED = ((2, 8), (1, 2))
-NORMALIZERS = ("batch", "image", "moving")
+NORMALIZERS = ("batch", "image")
 
 
 def one_process(rank: int, folder: str) -> None:
@@ -115,6 +115,23 @@ def test_a_process_without_images_takes_part_and_adds_nothing() -> None:
     assert imbalance is not None
     assert not any(part.any() for part in imbalance)
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("classification", ["focal", "ohem", "ohem_1_3"])
+def test_an_image_alone_asks_no_other_process(monkeypatch: pytest.MonkeyPatch, classification: str) -> None:
+    """Where a loss is not finite, each process looks at its own images, of which it may have more than another."""
+    settings = config(classification=classification)
+    torch.manual_seed(0)
+    model = RetinaNet.from_config(settings.model, settings.anchors, 2).double().train()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("asked the others")
+
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "all_reduce", refuse)
+    _, losses = step.forward_alone(model, batch(8)[slice(2, 3)], settings, torch.float32)
+    assert losses.classification > 0
+    assert losses.foreground > 0
 
 
 def test_the_imbalance_of_all_parts() -> None:

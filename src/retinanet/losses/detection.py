@@ -38,8 +38,8 @@ class Normalizer:
 
     ``batch``: the foreground anchors of the whole batch, on all processes, at least 1 (the paper). Gradients are
     averaged over processes, so each divides by the total ÷ processes. ``rank``: this process's alone (mmdetection).
-    ``moving``: a moving average of the number ``batch`` divides by (detectron2 keeps one per process). ``image``
-    divides each image's losses by its own (torchvision).
+    ``moving``: a moving average of this process's alone (detectron2). ``image`` divides each image's losses by its own
+    (torchvision).
 
     Attributes:
         average: float32 scalar, the state of ``moving``.
@@ -53,21 +53,17 @@ class Normalizer:
         """The divisor, float32, for a number of foreground anchors (int64 scalar)."""
         if self.kind != "moving":
             return self.of_all(foreground)
-        total, processes = self._together(foreground.float())
-        self.average = _MOVING_KEEP * self.average.to(total.device) + (1 - _MOVING_KEEP) * total.clamp(min=1)
-        return self.average / processes
+        own = foreground.float().clamp(min=1)
+        self.average = _MOVING_KEEP * self.average.to(own.device) + (1 - _MOVING_KEEP) * own
+        return self.average
 
     def of_all(self, count: Tensor) -> Tensor:
         """``count``, at least 1; of all processes ÷ their number, if the kind is ``batch``."""
-        total, processes = self._together(count.float()) if self.kind == "batch" else (count.float(), 1)
-        return total.clamp(min=1) / processes
-
-    def _together(self, count: Tensor) -> tuple[Tensor, int]:
-        """The sum over all processes, and their number."""
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return count, 1
-        distributed.all_reduce(count)
-        return count, distributed.get_world_size()
+        count, processes = count.float(), 1
+        if self.kind == "batch" and distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(count)
+            processes = distributed.get_world_size()
+        return count.clamp(min=1) / processes
 
 
 def detection_losses(

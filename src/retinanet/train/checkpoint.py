@@ -20,6 +20,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.errors import CheckpointError
 from retinanet.losses import Normalizer
 from retinanet.model import RetinaNet
+from retinanet.train.distributed import Processes
 from retinanet.train.optim import MovingAverage
 from retinanet.zoo.weights import TRAINING_PREFIX, ModelInfo, read_info, read_tensors, save_weights
 
@@ -54,16 +55,21 @@ def save_training(
     optimizer: torch.optim.Optimizer,
     normalizer: Normalizer,
     info: ModelInfo,
+    processes: Processes,
 ) -> None:
-    """Write the state of a training after a step.
+    """Write the state of a training after a step. All processes take part: the first writes, also what differs.
 
     Raises:
         RetinaNetError: the file cannot be written; the checkpoint that was there is untouched.
     """
+    moving = normalizer.kind == "moving"
+    averages = processes.gather(normalizer.average.item()) if moving else []
+    if not processes.first:
+        return
     tensors = dict(weights_to_use(model, average).state_dict())
     state: dict[str, Tensor] = {f"optimizer.{k}": v for k, v in _optimizer_tensors(model, optimizer).items()}
-    if normalizer.kind == "moving":
-        state["foreground"] = normalizer.average
+    if moving:
+        state["foreground"] = torch.tensor(averages)
     if average is not None:
         state |= {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         state["averaged"] = average.n_averaged
@@ -77,8 +83,11 @@ def restore_training(
     average: MovingAverage | None,
     optimizer: torch.optim.Optimizer,
     normalizer: Normalizer,
+    processes: Processes,
 ) -> ModelInfo:
     """Bring model, average, optimiser and normaliser to the state :func:`save_training` wrote.
+
+    Where there were other processes then, each one's moving average of the foreground becomes the mean of all.
 
     Raises:
         CheckpointError: the file is not such a state, or belongs to another model.
@@ -93,7 +102,9 @@ def restore_training(
             average.module.load_state_dict(weights)
             average.n_averaged.copy_(state["averaged"])
         if normalizer.kind == "moving":
-            normalizer.average = state["foreground"]
+            averages = state["foreground"].reshape(-1)
+            same = len(averages) == processes.count
+            normalizer.average = averages[processes.rank] if same else averages.mean()
         _restore_optimizer(model, optimizer, {k.removeprefix("optimizer."): v for k, v in state.items()})
     except (RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[-1].strip()[:160]

@@ -148,7 +148,7 @@ def train(
         more_patience = epochs < settings.epochs and settings.patience != info.config.train.patience
         if finished and not more_patience:
             return Result(best, read_info(best).metrics, 0.0, str(finished))
-        restore_training(last, model, average, optimizer, normalizer)
+        restore_training(last, model, average, optimizer, normalizer, processes)
         start, metrics = int(info.progress["step"]), info.metrics
         if best.exists() and info.progress["best_ap"] is not None:
             best_ap = float(info.progress["best_ap"])
@@ -279,8 +279,7 @@ def train(
             if epoch_ended and processes.first and settings.pictures_every and number % settings.pictures_every == 0:
                 folder = out / "pictures" / f"epoch_{number:04d}"
                 trackers.pictures(step, draw_predictions(weights_to_use(model, average), config, val_set, folder))
-            if processes.first:
-                save_training(last, model, average, optimizer, normalizer, describe(step))
+            save_training(last, model, average, optimizer, normalizer, describe(step), processes)
             saved, meter.save = time.monotonic(), False
             if finished or stopping:
                 processes.wait()  # for the first to save

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -109,11 +110,13 @@ def backward(
 def forward_alone(model: RetinaNet, batch: Batch, config: Config, dtype: torch.dtype) -> tuple[Outputs, Losses]:
     """Outputs and losses of ``batch`` without gradients, whatever the other images of its step."""
     device = next(model.parameters()).device
-    grid, matched, boxes, labels = make_targets(batch, padded_size(batch.images), config)
+    targets = make_targets(batch, padded_size(batch.images), config)
     with torch.no_grad(), autocast(device, dtype):
         outputs = model(normalized_batch(batch.images, model.mean, model.std, device))
+    # Of mined anchors, too, its own are counted: no other process is asked, which may have fewer images to look at.
+    alone = Normalizer(replace(config.loss, normalizer="rank"))
     with torch.no_grad():
-        return outputs, detection_losses(outputs, grid, matched, boxes, labels, config.loss, divisor=torch.tensor(1.0))
+        return outputs, detection_losses(outputs, *targets, config.loss, alone, torch.tensor(1.0))
 
 
 def _parts(images: int, count: int) -> list[slice]:
