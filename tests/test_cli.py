@@ -775,6 +775,10 @@ def fail_with(error: BaseException) -> Callable[..., None]:
     return fail
 
 
+def test_a_recipe_without_a_name(run: Command, parts: Path) -> None:
+    assert "no recipe ''; there are modern, paper" in run.fails("train", parts, "--recipe", "", code=2)
+
+
 @pytest.mark.parametrize(
     ("error", "hint"),
     [
@@ -842,6 +846,22 @@ def test_convert_writes_a_file_that_loads(run: Command, torchvision_weights: Pat
         ("regression.predict.weight", "head.regression_head.bbox_reg.weight"),
     ):
         assert torch.equal(ours[name], theirs[key])
+
+
+def test_convert_reads_safetensors_and_says_what_it_assumes(
+    run: Command, torchvision_weights: Path, tmp_path: Path
+) -> None:
+    """Names and file as DeepForest has them; batch norm that counts no batches is frozen."""
+    state = torch.load(torchvision_weights, weights_only=True)["model"]
+    source, out = tmp_path / "model.safetensors", tmp_path / "out.safetensors"
+    frozen = {f"model.{key}": value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    save_file(frozen, source)
+    for flags, epsilon in (([], 0.0), (["--norm-eps", "1e-5"], 1e-5)):
+        said = run("convert", source, out, *flags)
+        assert (said.code, said.err) == (0, "")
+        assert ("--norm-eps 1e-5" in " ".join(said.out.split())) == (not flags)
+        assert retinanet.load(out, device="cpu").info.config.model.norm_eps == epsilon
+        out.unlink()
 
 
 def test_convert_names_the_classes(run: Command, torchvision_weights: Path, tmp_path: Path) -> None:

@@ -203,6 +203,14 @@ def test_a_recipe_that_is_not_text(tmp_path: Path) -> None:
         load_recipe(str(path))
 
 
+@pytest.mark.parametrize("text", ["train: {epochs: 2001-13-45}", "train: " + "[" * 5000])
+def test_a_recipe_the_reader_stumbles_over(tmp_path: Path, text: str) -> None:
+    """YAML takes the first for a date, of a month that does not exist; the second is nested too deeply."""
+    with pytest.raises(ConfigError, match="not a readable YAML file") as caught:
+        load(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_unknown_recipe_lists_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"no recipe 'fast'; there are .*modern.*paper"):
         load_recipe("fast")

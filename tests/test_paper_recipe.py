@@ -456,7 +456,7 @@ def test_recipe_on_the_command_line(settings_of: Callable[..., Config], paper: C
         ),
         ("--loss.classification ohem_1_3", "loss", {"classification": "ohem_1_3"}),
         ("--data.size 600", "data", {"size": 600}),
-        ("--model.backbone resnet101", "model", {"backbone": "resnet101"}),
+        ("--model.backbone resnet101.tv_in1k", "model", {"backbone": "resnet101.tv_in1k"}),
         ("--model.backbone resnext101_32x8d", "model", {"backbone": "resnext101_32x8d"}),
         (
             "--loss.classification focal_star --loss.gamma 4 --loss.star-beta 0",

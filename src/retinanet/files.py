@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -30,14 +31,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise RetinaNetError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
-        ) from error
+        raise _not_written(path, error) from error
     finally:
         # After a failure the half-written file must not stay; after the rename there is none. If its folder is a file,
         # this fails as well and must not hide the first error.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _not_written(path: Path, error: OSError) -> RetinaNetError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "free some space or choose another folder" if full else "choose another folder"
+    return RetinaNetError(f"{path}: cannot be written ({error.strerror or error}); {remedy}")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -89,9 +94,7 @@ def new_folder(out: Path) -> Iterator[Path]:
             out.rmdir()  # not every system renames over an empty folder
         temporary.rename(out)
     except OSError as error:
-        raise RetinaNetError(
-            f"{out}: cannot be written ({error.strerror or error}); free some space or choose another folder"
-        ) from error
+        raise _not_written(out, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -129,6 +130,20 @@ def test_an_image_is_varied_anew_in_every_epoch(folder: Dataset) -> None:
             views.setdefault(index, []).append(image)
     assert {len(v) for v in views.values()} == {2}
     assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in views.values())
+
+
+def test_a_batch_has_one_random_scale(folder: Dataset) -> None:
+    """Whose range is data.scale, seen in the shorter sides; without a range, all have data.size."""
+    order, fixed = TrainingOrder(folder, 3, 20, seed=3), DataConfig(size=64, crop=0.0, workers=0)
+    varied = replace(fixed, scale=(0.7, 1.3))
+    sides = [{min(i.shape[1:]) for i in b.images} for b in training_loader(folder, order, varied, seed=3)]
+    assert all(len(each) == 1 for each in sides)
+    drawn = np.array([side for each in sides for side in each]) / 64
+    assert drawn.min() >= 0.69
+    assert drawn.max() <= 1.31
+    counts, _ = np.histogram(drawn, bins=3, range=(0.69, 1.31))
+    assert counts.min() > len(drawn) / 6  # each third of the range has about a third
+    assert {min(i.shape[1:]) for b in training_loader(folder, order, fixed, seed=3) for i in b.images} == {64}
 
 
 def test_the_loader_leaves_the_global_generators_alone(folder: Dataset) -> None:

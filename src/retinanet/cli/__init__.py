@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"{stopped}; go on with --resume" if str(stopped) else "stopped")
         return 130
     except (OSError, MemoryError, RuntimeError) as error:
-        failure = _machine_failure(error)
+        failure = _machine_failure(error, verb)
         if failure is None:
             raise
         errors.print(f"error: {failure}")
@@ -75,14 +75,15 @@ def _help() -> None:
     console.print("\n'retinanet COMMAND --help' lists a command's settings; 'retinanet --version' prints the version.")
 
 
-def _machine_failure(error: BaseException) -> str | None:
+def _machine_failure(error: BaseException, verb: str) -> str | None:
     """A line for what the machine, not the program, ran out of; None for anything else."""
     text = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     memory = (
         isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "DefaultCPUAllocator" in str(error)
     )
     if memory:
-        return f"out of memory ({text}); lower --train.batch or --data.size"
+        remedy = "lower --train.batch or --data.size" if verb == "train" else "end other programs that use much"
+        return f"out of memory ({text}); {remedy}"
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{os.strerror(error.errno)}"

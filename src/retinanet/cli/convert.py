@@ -18,7 +18,7 @@ class Arguments:
     """Turn another implementation's weights into a file of this one: torchvision's RetinaNets (v1 and v2) so far."""
 
     source: Annotated[Positional[Path], arg(metavar="IN.pth")]
-    """A state dict, or a checkpoint that holds one; nothing in it is executed."""
+    """A state dict, or a checkpoint that holds one, pickled or safetensors; nothing in it is executed."""
     target: Annotated[Positional[Path], arg(metavar="OUT.safetensors")]
     """File to write."""
     classes: tuple[str, ...] = ()
@@ -36,12 +36,12 @@ def run(argv: Sequence[str]) -> int:
     if target.exists():
         raise RetinaNetError(f"{target} already exists; choose another name or remove it")
 
+    from retinanet.zoo.foreign import read_foreign
     from retinanet.zoo.importers import from_torchvision
-    from retinanet.zoo.pickled import read_pickled
     from retinanet.zoo.weights import save_weights
 
     try:
-        detector = from_torchvision(read_pickled(source), "fp32", "cpu", arguments.classes or None, arguments.norm_eps)
+        detector = from_torchvision(read_foreign(source), "fp32", "cpu", arguments.classes or None, arguments.norm_eps)
     except CheckpointError as error:
         message = str(error)
         raise CheckpointError(message if message.startswith(str(source)) else f"{source}: {message}") from error
@@ -54,6 +54,11 @@ def run(argv: Sequence[str]) -> int:
         f"wrote {target}: RetinaNet {model.backbone}, {model.channels} channels, P6 from {model.p6_from.upper()}, "
         f"{norm} in the subnets, {len(names)} output{'s' * (len(names) != 1)} ({listed})"
     )
+    if model.norm_eps == 0 and arguments.norm_eps is None:
+        console.print(
+            "note: batch norm is taken to be frozen and without epsilon, as in torchvision's published detector; if "
+            "this training began from an ImageNet backbone, convert it again with --norm-eps 1e-5"
+        )
     if not arguments.classes and names[0] == "class 0":
         console.print("note: torchvision keeps no class names; add --classes NAME NAME … to give them")
     print_next(f"retinanet detect {quoted(target)} PHOTO.jpg")

@@ -107,4 +107,4 @@ def _starting_config(argv: Sequence[str]) -> Config:
         from retinanet.zoo.weights import read_info
 
         return read_info(last).config
-    return load_recipe(recipe or "modern")
+    return load_recipe("modern" if recipe is None else recipe)

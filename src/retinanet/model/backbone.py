@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from retinanet.errors import CheckpointError, ModelError
 from retinanet.model.gradients import speed_up_depthwise
-from retinanet.zoo.pickled import read_pickled
+from retinanet.zoo.foreign import read_foreign
 
 STRIDES = (8, 16, 32)
 
@@ -182,15 +182,10 @@ def _flat_name(key: str, wanted: dict[str, Tensor]) -> str:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not path.is_file():
         raise ModelError(f"{path}: no such weights file (model.weights)")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else dict(read_pickled(path))
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a weights file ({str(error).splitlines()[0][:120]})") from error
+        state = dict(read_foreign(path))
     except CheckpointError as error:
         raise ModelError(str(error)) from error
     if not all(isinstance(v, Tensor) for v in state.values()):

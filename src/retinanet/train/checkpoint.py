@@ -107,7 +107,7 @@ def restore_training(
             normalizer.average = averages[processes.rank] if same else averages.mean()
         _restore_optimizer(model, optimizer, {k.removeprefix("optimizer."): v for k, v in state.items()})
     except (RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[-1].strip()[:160]
+        reason = str(error).splitlines()[-1].strip()[:300]
         raise CheckpointError(f"{path}: not the state of this training ({reason})") from error
     return info
 

@@ -6,6 +6,7 @@ Tensors under ``train.`` are the state of an unfinished training (see ``train/ch
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -124,17 +125,31 @@ def read_info(path: str | Path) -> ModelInfo:
         if raw["format"] != FORMAT:
             raise ValueError(f"its format is {raw['format']!r}, not {FORMAT!r}")
         return ModelInfo(
-            classes=tuple(raw["classes"]),
+            classes=_class_names(raw["classes"]),
             config=Config.from_dict(raw["config"], where=str(path)),
-            mean=tuple(raw["mean"]),
-            std=tuple(raw["std"]),
-            metrics=raw["metrics"],
-            progress=raw["progress"],
+            mean=_of_channels(raw["mean"]),
+            std=_of_channels(raw["std"], above=0.0),
+            metrics=dict(raw["metrics"]),
+            progress=dict(raw["progress"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise CheckpointError(
             f"{path}: its description cannot be read ({error}); it may come from another version"
         ) from error
+
+
+def _class_names(values: Any) -> tuple[str, ...]:
+    names = tuple(values)
+    if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+        raise ValueError("its classes are not different names")
+    return names
+
+
+def _of_channels(values: Any, above: float = -math.inf) -> tuple[float, ...]:
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != 3 or not all(math.isfinite(number) and number > above for number in numbers):
+        raise ValueError(f"{list(numbers)} is no mean or standard deviation of three channels")
+    return numbers
 
 
 def read_tensors(path: str | Path, training: bool = False) -> dict[str, Tensor]:
@@ -158,6 +173,6 @@ def load_weights(path: str | Path) -> tuple[RetinaNet, ModelInfo]:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()[:160]
+        reason = str(error).splitlines()[1].strip()[:300]
         raise CheckpointError(f"{path}: its tensors do not fit its description ({reason})") from error
     return model.eval().to(memory_format=torch.channels_last), info

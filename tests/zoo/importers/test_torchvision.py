@@ -347,6 +347,20 @@ def test_published_first_version_has_no_epsilon(v1: RetinaNet) -> None:
     assert unpaired(detector.detect([image])[0], other.found) > 100
 
 
+def test_a_variance_that_cannot_be_divided_by(light: RetinaNet) -> None:
+    key = "backbone.body.layer2.1.bn2.running_var"
+    state = {name: value.clone() for name, value in light.state_dict().items()}
+    frozen_state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    state[key][3] = 0
+    from_torchvision(state, "fp32", "cpu")  # has an epsilon
+    from_torchvision(frozen_state, "fp32", "cpu", norm_eps=1e-5)
+    with pytest.raises(CheckpointError, match=r"variance of 0.*--norm-eps 1e-5") as caught:
+        from_torchvision(frozen_state, "fp32", "cpu")
+    assert key in str(caught.value)
+    state[key][3] = -1e-3
+    refused(state, key, "-0.001", "below 0")
+
+
 def test_at_the_real_size(light: RetinaNet) -> None:
     """800/1333, as torchvision's models come: the 7 rows of the coarsest level are 114 pixels apart."""
     model = resnet_retinanet("resnet18", 7).eval()

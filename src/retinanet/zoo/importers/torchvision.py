@@ -74,7 +74,7 @@ def from_torchvision(
     names = _class_names(num_classes, classes)
     model = RetinaNet.from_config(config.model, config.anchors, num_classes, pretrained=False)
     model.backbone.mean, model.backbone.std = _MEAN, _STD
-    _load(model, state, layers=3 if config.model.subnet_norm == "group" else 2)
+    _load(model, state, layers=3 if config.model.subnet_norm == "group" else 2, norm_eps=config.model.norm_eps)
     return Detector(model, ModelInfo.of(model, names, config), precision, device)
 
 
@@ -172,7 +172,7 @@ def _backbone(state: dict[str, Tensor]) -> str:
     raise CheckpointError(f"{_EXPECTED}; {nearest or among}")
 
 
-def _load(model: RetinaNet, state: dict[str, Tensor], layers: int) -> None:
+def _load(model: RetinaNet, state: dict[str, Tensor], layers: int, norm_eps: float | None) -> None:
     # torchvision nests the ``layers`` of a hidden layer (convolution, norm, ReLU); here all are in one list.
     renamed = {}
     for key, value in state.items():
@@ -194,14 +194,30 @@ def _load(model: RetinaNet, state: dict[str, Tensor], layers: int) -> None:
     for key, value in renamed.items():
         if value.layout != torch.strided or value.is_complex() or value.is_quantized:
             raise CheckpointError(f"{_EXPECTED}; {_theirs(key, layers)!r} is no ordinary tensor of real numbers")
-        if value.is_floating_point() and not value.is_meta and not torch.isfinite(value).all():
+        if value.is_meta:
+            continue
+        if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(
                 f"{_EXPECTED}; {_theirs(key, layers)!r} holds NaN or infinity: a training that failed"
             )
+        if key.endswith("running_var"):
+            _require_variance(key, value, norm_eps)
     try:
         model.load_state_dict(renamed, strict=False)
     except RuntimeError as error:  # such as a tensor without data, on the "meta" device
         raise CheckpointError(f"{_EXPECTED}; its tensors hold no values") from error
+
+
+def _require_variance(key: str, value: Tensor, eps: float | None) -> None:
+    """Batch norm divides by the square root of variance + epsilon: that must be above 0."""
+    least = value.min().item()
+    if least < 0:
+        raise CheckpointError(f"{_EXPECTED}; {key!r} holds the variance {least:g}, which is below 0")
+    if least == 0 and eps == 0:
+        raise CheckpointError(
+            f"{key!r} holds a variance of 0, and frozen batch norm is taken to have no epsilon; "
+            "give norm_eps, which for most trainings is 1e-5 (--norm-eps 1e-5)"
+        )
 
 
 def _theirs(key: str, layers: int) -> str:

@@ -1,4 +1,4 @@
-"""Reading ``.pth`` files without running what they may contain."""
+"""Reading weights that other programs wrote, without running what they may contain."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from retinanet.errors import CheckpointError
 
@@ -17,14 +19,26 @@ from retinanet.errors import CheckpointError
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
-def read_pickled(path: Path) -> Mapping[str, Any]:
-    """The dictionary a ``.pth`` file holds, on the CPU; only tensors and plain values are unpickled.
+def read_foreign(path: Path) -> Mapping[str, Any]:
+    """The dictionary of a ``.safetensors`` or a pickled file (``.pth``, ``.pt``, ``.ckpt``, …), on the CPU.
+
+    Of a pickle, only tensors and plain values are read.
 
     Raises:
         CheckpointError: no such file, damaged, not a dictionary, or it holds objects that would have to run code.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: {'a folder, not a weights file' if path.is_dir() else 'no such weights file'}")
+    if path.suffix != ".safetensors":
+        return _unpickled(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise CheckpointError(f"{path}: not a complete safetensors file ({reason.splitlines()[0][:120]})") from error
+
+
+def _unpickled(path: Path) -> Mapping[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle's protocol; what matters is said below

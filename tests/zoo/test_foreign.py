@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from retinanet.errors import CheckpointError
-from retinanet.zoo.pickled import read_pickled
+from retinanet.zoo.foreign import read_foreign
 
 
 class Command:
@@ -30,7 +31,7 @@ class Command:
 
 def refused(path: Path, *words: str) -> str:
     with pytest.raises(CheckpointError) as caught:
-        read_pickled(path)
+        read_foreign(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert "\n" not in message
@@ -132,7 +133,7 @@ def test_a_checkpoint_is_read(tmp_path: Path, zipped: bool) -> None:
         path,
         _use_new_zipfile_serialization=zipped,
     )
-    content = read_pickled(path)
+    content = read_foreign(path)
     assert content["epoch"] == 3
     assert content["args"] == {"lr": 0.1, "names": ["a", None], "pair": (1, True)}
     state = module.state_dict()
@@ -145,13 +146,24 @@ def test_a_checkpoint_is_read(tmp_path: Path, zipped: bool) -> None:
 def test_suffixes_do_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "weights.ckpt"
     torch.save({"weight": torch.ones(2)}, path)
-    assert read_pickled(path)["weight"].tolist() == [1, 1]
+    assert read_foreign(path)["weight"].tolist() == [1, 1]
+
+
+def test_safetensors_are_read_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"  # as DeepForest publishes its models
+    save_file({"model.weight": torch.ones(2)}, path)
+    monkeypatch.setattr(torch, "load", None)
+    assert read_foreign(path)["model.weight"].tolist() == [1, 1]
+    path.write_bytes(path.read_bytes()[:-3])
+    refused(path, "not a complete safetensors file")
+    path.unlink()
+    refused(path, "no such weights file")
 
 
 def test_the_arguments_torchvisions_script_saves_are_no_obstacle(tmp_path: Path) -> None:
     path = tmp_path / "model_25.pth"
     torch.save({"model": {"w": torch.ones(2)}, "args": argparse.Namespace(lr=0.01, data="coco")}, path)
-    assert read_pickled(path)["model"]["w"].tolist() == [1, 1]
+    assert read_foreign(path)["model"]["w"].tolist() == [1, 1]
 
 
 def test_what_the_system_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
