@@ -18,8 +18,6 @@ import retinanet
 from retinanet.errors import CheckpointError
 from retinanet.zoo.weights import BUNDLED, bundled_names, find_weights
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(params=bundled_names())
 def name(request: pytest.FixtureRequest) -> str:
@@ -47,8 +45,10 @@ def test_each_has_a_card_with_what_a_user_must_know(name: str) -> None:
     measured = [float(number) for number in re.findall(r"\| (0\.\d{3}) \|", card)]
     assert measured
     assert max(measured) > 0.2
+    assert re.search(r"!\[.+\]\(|No example picture: ", card)
     for link in re.findall(r"\]\(([^)#:]+)\)", card):
-        assert (BUNDLED / link).resolve().is_file(), link
+        assert (BUNDLED / link).is_file(), link
+        assert (BUNDLED / link).resolve().parent == BUNDLED, f"{link} is not installed with the package"
 
 
 def test_they_load_by_name_without_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
