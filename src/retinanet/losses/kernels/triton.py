@@ -13,11 +13,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from triton.language.extra import libdevice
 
+from retinanet.anchors.assign import BACKGROUND, IGNORE
 from retinanet.losses.terms import Focal, FocalStar, QualityFocal, Terms, Varifocal
 
-_BLOCK = 1024
+# 16 elements a thread: what each thread does once is divided by many, and two loads of 16 bytes are under way.
+_BLOCK, _WARPS = 2048, 4
+_SCALING_PROGRAMS = 4096  # enough to fill any GPU; each that has nothing to do costs a little
 _FOCAL, _STAR, _QUALITY, _VARIFOCAL = (tl.constexpr(kind) for kind in range(4))
+_BACKGROUND, _IGNORE = tl.constexpr(BACKGROUND), tl.constexpr(IGNORE)
 
 
 def summed_on_gpu(logits: Tensor, labels: Tensor, terms: Terms, quality: Tensor | None) -> Tensor:
@@ -44,9 +49,9 @@ class _Summed(torch.autograd.Function):
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
             gradient = _value_and_gradient(logits, labels, ctx.terms, quality, True)[1]
-        blocks = triton.cdiv(gradient.numel(), _BLOCK)
-        if blocks:  # not mul_, which would round the slope to the gradient's precision first
-            _scale[(blocks,)](gradient, slope, gradient.numel(), block=_BLOCK)
+        programs = min(triton.cdiv(gradient.numel(), _BLOCK), _SCALING_PROGRAMS)
+        if programs:  # not mul_, which would round the slope to the gradient's precision first
+            _scale[(programs,)](gradient, slope, gradient.numel(), block=_BLOCK)
         return gradient.to(logits.dtype), None, None, None, None
 
 
@@ -58,8 +63,8 @@ def _value_and_gradient(
     # float16 cannot hold the gradient before it is scaled
     dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
     gradient = torch.empty_like(flat, dtype=dtype) if learns else flat
-    blocks = triton.cdiv(flat.numel(), _BLOCK)
-    partial = torch.zeros(blocks, device=flat.device)
+    blocks, classes = triton.cdiv(flat.numel(), _BLOCK), flat.shape[-1]
+    partial = torch.empty(blocks, device=flat.device)
     if blocks:
         _loss_and_gradient[(blocks,)](
             flat,
@@ -68,7 +73,7 @@ def _value_and_gradient(
             partial,
             gradient,
             flat.numel(),
-            flat.shape[-1],
+            classes,
             terms.dense.weight,
             alpha,
             terms.dense.gamma,
@@ -76,7 +81,10 @@ def _value_and_gradient(
             kind=kind,
             square=terms.dense.gamma == 2,
             learns=learns,
+            fast=flat.is_cuda,  # else it is Triton's interpreter
             block=_BLOCK,
+            near=triton.next_power_of_2((_BLOCK - 2) // classes + 2),  # rows that a block touches, at most
+            num_warps=_WARPS,
         )
     return partial.sum(dtype=torch.float64).float(), gradient
 
@@ -95,36 +103,75 @@ def _in_numbers(terms: Terms) -> tuple[int, float, float]:
     raise NotImplementedError(f"no kernel for {terms}")
 
 
-@triton.jit
-def _softplus(x, small):  # type: ignore[no-untyped-def]
-    """log(1 + exp(x)), given small = exp(−|x|) in [0, 1].
-
-    log(1 + e) = 2 artanh(e / (2 + e)), whose argument is at most a third: seven terms of the series are as exact as
-    float32, keep a small argument's digits, and cost less than a logarithm that does.
-    """
-    t = small / (2.0 + small)
-    z = t * t
-    series = z * 0.07692307692 + 0.09090909091
-    series = z * series + 0.1111111111
-    series = z * series + 0.1428571429
-    series = z * series + 0.2
-    series = z * series + 0.3333333333
-    return tl.maximum(x, 0.0) + 2.0 * t * (1.0 + z * series)
-
-
-@triton.jit
-def _sigmoid(x, small):  # type: ignore[no-untyped-def]
-    return tl.where(x >= 0, 1.0, small) / (1.0 + small)
+@triton.jit  # type: ignore[untyped-decorator]
+def _scale(gradient, slope, total, block: tl.constexpr):  # type: ignore[no-untyped-def]
+    factor = tl.load(slope).to(tl.float32)
+    if factor != 1.0:  # else the gradient is right as it is, and need not be read and written again
+        start = tl.program_id(0).to(tl.int64) * block
+        while start < total:
+            offset = start + tl.arange(0, block)
+            inside = offset < total
+            value = tl.load(gradient + offset, mask=inside, other=0.0).to(tl.float32)
+            tl.store(gradient + offset, value * factor, mask=inside)
+            start += tl.num_programs(0).to(tl.int64) * block
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _scale(gradient, slope, total, block: tl.constexpr):  # type: ignore[no-untyped-def]
-    offset = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    inside = offset < total
-    factor = tl.load(slope).to(tl.float32)
-    if factor != 1.0:  # else the gradient is right as it is, and need not be read and written again
-        value = tl.load(gradient + offset, mask=inside, other=0.0).to(tl.float32)
-        tl.store(gradient + offset, value * factor, mask=inside)
+def _sigmoid(x, fast: tl.constexpr):  # type: ignore[no-untyped-def]
+    """1 / (1 + exp(−x)), without losing digits where it is small; 0 where exp(−x) overflows."""
+    if fast:  # the GPU's own instructions, without corrections for numbers that do not occur here
+        return libdevice.fast_dividef(1.0, 1.0 + libdevice.fast_expf(-x))
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _softplus(x, least):  # type: ignore[no-untyped-def]
+    """log(1 + exp(x)), given least = min(p, 1 − p) with p = sigmoid(x): max(x, 0) − log(1 − least).
+
+    A polynomial for −log(1 − least) / least on [0, 1/2], whose relative error is at most 3e-7 in float32: exact for
+    small p too, and cheaper than a logarithm that is.
+    """
+    y = least * 1.18493153 - 1.08154027
+    y = y * least + 0.785431079
+    y = y * least + 0.0380180447
+    y = y * least + 0.272250541
+    y = y * least + 0.33186262
+    y = y * least + 0.500036543
+    y = y * least + 0.999999852
+    return y * least + tl.maximum(x, 0.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _foreground(  # type: ignore[no-untyped-def]
+    x, s, fit, weight, alpha, gamma, beta, kind: tl.constexpr, square: tl.constexpr, fast: tl.constexpr
+):
+    """Loss and its slope where the class is right, given s = softplus(x), −log(1 − p)."""
+    p, q = _sigmoid(x, fast), _sigmoid(-x, fast)
+    r = _softplus(-x, tl.minimum(p, q))  # −log p
+    if kind == _STAR:
+        z = -gamma * x - beta
+        chance = _sigmoid(z, fast)
+        loss = alpha * _softplus(z, tl.minimum(chance, 1.0 - chance)) / gamma
+        slope = -alpha * chance
+    elif kind == _FOCAL:
+        power = q * q if square else tl.exp(-gamma * s)  # (1 − p)^γ
+        loss = alpha * power * r
+        slope = -alpha * power * (gamma * p * r + q)
+    else:
+        fit = tl.minimum(tl.maximum(fit, 0.0), 1.0)
+        entropy = s - fit * x
+        if kind == _VARIFOCAL:  # a box that does not fit at all is background
+            power = p * p if square else tl.exp(-gamma * r)
+            loss = tl.where(fit > 0, fit * entropy, weight * power * s)
+            slope = tl.where(fit > 0, fit * (p - fit), weight * power * (gamma * q * s + p))
+        else:
+            away = tl.maximum(tl.abs(p - fit), 1.2e-38)  # the smallest normal number
+            power = tl.exp(gamma * tl.log(away))
+            sign = tl.where(p >= fit, 1.0, -1.0)
+            bend = tl.where(away > 1.2e-38, gamma * power / away * sign * p * q * entropy, 0.0)
+            loss = power * entropy
+            slope = power * (p - fit) + bend
+    return loss, slope
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -143,56 +190,43 @@ def _loss_and_gradient(  # type: ignore[no-untyped-def]
     kind: tl.constexpr,
     square: tl.constexpr,
     learns: tl.constexpr,
+    fast: tl.constexpr,
     block: tl.constexpr,
+    near: tl.constexpr,
 ):
-    # One division of 64 bits a block; within it, 32 bits are enough.
     start = tl.program_id(0).to(tl.int64) * block
-    first = start // classes
-    local = (start - first * classes).to(tl.int32) + tl.arange(0, block)
-    within = local // classes
-    offset, row = start + tl.arange(0, block), first + within
+    offset = start + tl.arange(0, block)
     inside = offset < total
-    x = tl.load(logits + offset, mask=inside, other=0.0).to(tl.float32)
-    label = tl.load(labels + row, mask=inside, other=-2)
-    right = label == local - within * classes
-    # p = sigmoid(x), q = 1 − p, s = −log(1 − p), r = −log(p), none of them by a difference that loses digits
-    small = tl.exp(-tl.abs(x))
-    inverse = 1.0 / (1.0 + small)
-    p, q = tl.where(x >= 0, 1.0, small) * inverse, tl.where(x >= 0, small, 1.0) * inverse
-    s, r = _softplus(x, small), _softplus(-x, small)
+    x = tl.load(logits + offset, mask=inside, other=-float("inf")).to(tl.float32)
+    first = start // classes
+    row = first + tl.arange(0, near)
+    special = tl.load(labels + row, mask=row * classes < tl.minimum(start + block, total), other=_BACKGROUND)
+
+    # As if all were background, with p = sigmoid(x), q = 1 − p and s = −log q. In bf16, some 40 instructions an element
+    # take as long as reading it and writing its gradient: each of them counts.
+    y = gamma * x - beta if kind == _STAR else x
+    p = _sigmoid(y, fast)
+    q = 1.0 - p
+    s = _softplus(y, tl.minimum(p, q))
     if kind == _STAR:
-        y, z = gamma * x - beta, -gamma * x - beta
-        small_y, small_z = tl.exp(-tl.abs(y)), tl.exp(-tl.abs(z))
-        loss = weight * _softplus(y, small_y) / gamma
-        slope = weight * _sigmoid(y, small_y)
-        loss = tl.where(right, alpha * _softplus(z, small_z) / gamma, loss)
-        slope = tl.where(right, -alpha * _sigmoid(z, small_z), slope)
+        loss, slope = weight / gamma * s, weight * p
     else:
-        # with the usual γ, no exponential: in bf16 those take longer than reading and writing
-        power = p * p if square else tl.exp(-gamma * r)  # p^γ
-        loss = weight * power * s
-        slope = weight * power * (gamma * q * s + p)
-        if kind == _FOCAL:
-            power = q * q if square else tl.exp(-gamma * s)  # (1 − p)^γ
-            loss = tl.where(right, alpha * power * r, loss)
-            slope = tl.where(right, -alpha * power * (gamma * p * r + q), slope)
-        else:
-            fit = tl.load(qualities + row, mask=inside, other=0.0).to(tl.float32)
-            fit = tl.minimum(tl.maximum(fit, 0.0), 1.0)
-            entropy = s - fit * x
-            if kind == _VARIFOCAL:
-                counts = right & (fit > 0)
-                loss = tl.where(counts, fit * entropy, loss)
-                slope = tl.where(counts, fit * (p - fit), slope)
-            else:
-                away = tl.maximum(tl.abs(p - fit), 1.2e-38)  # the smallest normal number
-                power = tl.exp(gamma * tl.log(away))
-                sign = tl.where(p >= fit, 1.0, -1.0)
-                loss = tl.where(right, power * entropy, loss)
-                bend = tl.where(away > 1.2e-38, gamma * power / away * sign * p * q * entropy, 0.0)
-                own = power * (p - fit) + bend
-                slope = tl.where(right, own, slope)
-    counted = inside & (label != -2)
-    tl.store(partial + tl.program_id(0), tl.sum(tl.where(counted, loss, 0.0)))
+        power = (weight * p) * p if square else weight * tl.exp(gamma * (x - s))
+        loss, slope = power * s, power * ((gamma * q) * s + p)
+    if not square:
+        loss = tl.where(inside, loss, 0.0)  # with γ = 2 it is 0 outside
+
+    # Few blocks have anything else, and only these look at each element's label.
+    if tl.max((special != _BACKGROUND).to(tl.int32), 0) > 0:
+        local = (start - first * classes).to(tl.int32) + tl.arange(0, block)  # in a block, 32 bits are enough
+        within = local // classes
+        label = tl.load(labels + first + within, mask=inside, other=_IGNORE)
+        fit = tl.load(qualities + first + within, mask=inside, other=0.0).to(tl.float32) if kind >= _QUALITY else x
+        s = _softplus(x, tl.minimum(_sigmoid(x, fast), _sigmoid(-x, fast)))
+        own_loss, own_slope = _foreground(x, s, fit, weight, alpha, gamma, beta, kind, square, fast)
+        right = label == local - within * classes
+        loss = tl.where(label == _IGNORE, 0.0, tl.where(right, own_loss, loss))
+        slope = tl.where(label == _IGNORE, 0.0, tl.where(right, own_slope, slope))
+    tl.store(partial + tl.program_id(0), tl.sum(loss))
     if learns:
-        tl.store(gradient + offset, tl.where(counted, slope, 0.0), mask=inside)
+        tl.store(gradient + offset, slope, mask=inside)
