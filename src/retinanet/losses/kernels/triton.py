@@ -83,10 +83,16 @@ def _value_and_gradient(
             learns=learns,
             fast=flat.is_cuda,  # else it is Triton's interpreter
             block=_BLOCK,
-            near=triton.next_power_of_2((_BLOCK - 2) // classes + 2),  # rows that a block touches, at most
+            near=rows_of_a_block(classes),
             num_warps=_WARPS,
         )
     return partial.sum(dtype=torch.float64).float(), gradient
+
+
+def rows_of_a_block(classes: int) -> int:
+    """Rows of the logits that a block touches at most, rounded up to what Triton can make a range of."""
+    rows: int = triton.next_power_of_2((_BLOCK - 2) // classes + 2)
+    return rows
 
 
 def _in_numbers(terms: Terms) -> tuple[int, float, float]:
