@@ -33,34 +33,6 @@ def test_the_paper_recipe_is_the_default() -> None:
     assert dataclasses.replace(paper, model=dataclasses.replace(paper.model, backbone="resnet50")) == Config()
 
 
-def test_the_papers_numbers() -> None:
-    """method.md, and sections 4 and 4.1 of the paper."""
-    config = load_recipe("paper")
-    assert (config.loss.alpha, config.loss.gamma) == (0.25, 2.0)
-    assert (config.loss.box, config.loss.box_weight) == ("smooth_l1", 1.0)
-    model = config.model
-    assert (model.backbone, model.norm, model.pretrained) == ("resnet50.tv_in1k", "frozen", True)
-    assert (model.prior, model.subnet_depth, model.subnet_norm) == (0.01, 4, "none")
-    assert (model.p6_from, model.relu_before_p7) == ("c5", True)
-    anchors = config.anchors
-    assert anchors.sizes == (32, 64, 128, 256, 512)
-    assert anchors.strides == (8, 16, 32, 64, 128)
-    assert anchors.scales == pytest.approx((1, 1.259921, 1.587401))
-    assert sorted(anchors.ratios) == [0.5, 1, 2]
-    assert anchors.per_location == 9
-    assert (config.assign.method, config.assign.foreground, config.assign.background) == ("iou", 0.5, 0.4)
-    train = config.train
-    assert (train.optimizer, train.momentum, train.weight_decay) == ("sgd", 0.9, 1e-4)
-    assert (train.lr, train.batch, train.schedule, train.ema) == (0.01, 16, "step", None)
-    steps = train.epochs * 118_287 / train.batch
-    assert steps == pytest.approx(90_000, rel=0.02)
-    data = config.data
-    assert (data.size, data.longest, data.flip) == (800, 1333, 0.5)
-    assert (data.scale, data.crop, data.color) == ((1.0, 1.0), 0.0, 0.0)  # horizontal flip only
-    decode = config.decode
-    assert (decode.score, decode.top_k, decode.nms, decode.max_detections) == (0.05, 1000, 0.5, 100)
-
-
 @pytest.mark.parametrize(("size", "longest"), [(800, 1333), (600, 1000), (400, 666)])
 def test_longest_side(size: int, longest: int) -> None:
     assert DataConfig(size=size).longest == pytest.approx(longest, abs=1)
