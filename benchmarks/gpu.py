@@ -160,16 +160,22 @@ def losses(bench: Bench) -> Iterator[Row]:
     for classes in (1, 80, 1203):
         images = bench.sizes(16)[0] if classes < 1000 else bench.sizes(2)[0]  # torchvision's temporaries must fit
         for dtype in (torch.float32, torch.bfloat16):
-            torch.manual_seed(0)
-            logits = (torch.randn(images, anchors, classes, device=bench.device) - 4.6).to(dtype)
-            labels = torch.full((images, anchors), BACKGROUND)
-            labels.view(-1)[torch.randperm(labels.numel())[: 40 * images]] = 0
-            labels = labels.to(bench.device)
+            logits, labels = _logits(bench, images, classes, dtype)
             sides = _loss_sides(logits, labels)
             ours, theirs = sides["ours"](), sides["torchvision"]()
             torch.testing.assert_close(ours, theirs, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=0)
             name = str(dtype).removeprefix("torch.")
             yield bench.compare(f"focal loss, {images} × {anchors:,} × {classes:,}, {name}", sides)
+
+
+def _logits(bench: Bench, images: int, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Logits around the prior's, ``(images, A, classes)``, and labels with 40 foreground anchors an image."""
+    torch.manual_seed(0)
+    anchors = len(AnchorSpec().grid((bench.side, bench.side)).boxes)
+    logits = (torch.randn(images, anchors, classes, device=bench.device) - 4.6).to(dtype)
+    labels = torch.full((images, anchors), BACKGROUND)
+    labels.view(-1)[torch.randperm(labels.numel())[: 40 * images]] = 0
+    return logits, labels.to(bench.device)
 
 
 def _loss_sides(logits: Tensor, labels: Tensor) -> dict[str, Call]:
@@ -201,6 +207,34 @@ def _loss_sides(logits: Tensor, labels: Tensor) -> dict[str, Call]:
     if logits.device.type == "cuda":  # a compiler is not everywhere, and on the CPU nobody asks
         sides["torchvision compiled"] = peer(torch.compile(focal, dynamic=False))
     return sides
+
+
+def tuning(bench: Bench) -> Iterator[Row]:
+    """The loss's kernel with other numbers of logits a block and of warps than it has; nothing on the CPU."""
+    if bench.device.type != "cuda":
+        return
+    from retinanet.losses.kernels import triton as kernels
+
+    own = kernels._BLOCK, kernels._WARPS
+    (images,) = bench.sizes(16)
+    for dtype in (torch.float32, torch.bfloat16):
+        logits, labels = _logits(bench, images, CLASSES, dtype)
+        plain = _loss_sides(logits, labels)
+
+        def with_sizes(sizes: tuple[int, int], ours: Call = plain["ours"]) -> Any:
+            kernels._BLOCK, kernels._WARPS = sizes
+            try:
+                return ours()
+            finally:
+                kernels._BLOCK, kernels._WARPS = own
+
+        sizes = dict.fromkeys((own, (1024, 4), (2048, 4), (2048, 8), (4096, 4), (4096, 8)))
+        sides: dict[str, Call] = {
+            f"{block} in {warps} warps": partial(with_sizes, (block, warps)) for block, warps in sizes
+        }
+        yield bench.compare(
+            f"blocks of the focal loss, {str(dtype).removeprefix('torch.')}", sides | {"floor": plain["floor"]}
+        )
 
 
 def assignment(bench: Bench) -> Iterator[Row]:
@@ -435,6 +469,7 @@ def _boxes(count: int, side: int, seed: int) -> Tensor:
 SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "ceilings": ceilings,
     "losses": losses,
+    "tuning": tuning,
     "assignment": assignment,
     "postprocessing": postprocessing,
     "training": training,
