@@ -524,15 +524,16 @@ def test_an_image_with_5000_boxes(method: str, tmp_path: Path) -> None:
 
 
 def test_objects_that_no_anchor_reaches_are_said(tmp_path: Path) -> None:
-    """Boxes of 15 pixels, anchors of 32 and more: nothing can be learnt, and that is said at the first step."""
+    """Boxes of 15 pixels, anchors of 32 and more: nothing can be learnt, and that is said before the first step."""
     console = Console(record=True, width=300)
     dataset = crowded(tmp_path, 60)
     config = _config(epochs=1)
     config = replace(config, assign=replace(config.assign, method="iou"))
     loop.train(config, dataset, dataset, tmp_path / "run", console=console)
     said = console.export_text()
-    assert "warning: only 0 anchors were matched to the first 120 objects" in said
-    assert "try a larger --data.size, --assign.method atss, or anchors of 'retinanet data anchors'" in said
+    assert "warning: 120 of 120 objects (100%, in the 2 images looked at) get no anchor and teach nothing" in said
+    assert "'retinanet data anchors' fits anchors" in said
+    assert _lines(tmp_path / "run" / "metrics.jsonl")[0]["warning"].startswith("120 of 120 objects")
 
 
 def test_one_image_is_enough(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from retinanet.train.watch import Matches, why_nothing_is_learnt
+from retinanet.config import AssignConfig, Config, DataConfig
+from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.train.watch import objects_left_out, why_nothing_is_learnt
 
 
 def log(losses: list[float], precisions: list[float], foreground: int = 10) -> list[dict[str, Any]]:
@@ -17,19 +20,46 @@ def log(losses: list[float], precisions: list[float], foreground: int = 10) -> l
     return lines
 
 
-def test_too_few_matches_are_said_once() -> None:
-    matches = Matches()
-    assert matches.warning(30, 1) is None  # too early to tell
-    warning = matches.warning(30, 2)
+def pictures(sides: list[float]) -> Dataset:
+    """One picture of 512 pixels for each side, with a square object of that side and an ignore region."""
+    builder = DatasetBuilder("squares", Path("/data"), ("cat",))
+    for number, side in enumerate(sides):
+        builder.add_image(f"{number}.png", 512, 512)
+        builder.add_box((256 - side / 2, 256 - side / 2, 256 + side / 2, 256 + side / 2), 0, "")
+        builder.add_box((0, 0, 5, 5), 0, "", ignore=True)
+    return builder.build()
+
+
+@pytest.mark.parametrize(
+    ("settings", "left_out"),
+    [
+        (AssignConfig(), 3),
+        (AssignConfig(foreground=0.2, background=0.1), 0),
+        (AssignConfig(method="atss"), 0),
+        (AssignConfig(force_best=True), 0),
+    ],
+)
+def test_objects_without_anchor_are_counted(settings: AssignConfig, left_out: int) -> None:
+    """An anchor of 32 pixels has an IoU of 0.22 with a square of 15 inside it; the others have one over 0.5."""
+    config = Config(assign=settings, data=DataConfig(size=512))
+    warning = objects_left_out(pictures([15.0] * 3 + [32.0, 40.0, 101.0, 256.0]), config)
+    assert (warning is None) == (left_out == 0)
+    if warning:
+        assert warning.startswith("3 of 7 objects (43%, in the 7 images looked at) get no anchor")
+        assert "data anchors" in warning
+        assert "\n" not in warning
+
+
+def test_few_objects_without_anchor_are_no_news() -> None:
+    config = Config(data=DataConfig(size=512))
+    assert objects_left_out(pictures([15.0] * 10 + [64.0] * 90), config) is None
+    assert objects_left_out(pictures([15.0] * 11 + [64.0] * 89), config) is not None
+
+
+def test_of_many_images_some_are_looked_at() -> None:
+    warning = objects_left_out(pictures([15.0] * 300), Config(data=DataConfig(size=512)))
     assert warning is not None
-    assert "only 3 anchors were matched to the first 60 objects" in warning
-    assert "data inspect" in warning
-    assert matches.warning(100, 0) is None
-
-
-def test_enough_matches() -> None:
-    matches = Matches()
-    assert all(matches.warning(20, 100) is None for _ in range(10))
+    assert warning.startswith("100 of 100 objects (100%, in the 100 images looked at)")
 
 
 def test_flat_loss() -> None:

@@ -48,7 +48,7 @@ from retinanet.train.optim import learning_rate, make_average, make_optimizer, s
 from retinanet.train.step import backward, forward_alone
 from retinanet.train.tracking import open_trackers
 from retinanet.train.validation import draw_predictions, validate
-from retinanet.train.watch import Matches, why_nothing_is_learnt
+from retinanet.train.watch import objects_left_out, why_nothing_is_learnt
 from retinanet.zoo.weights import ModelInfo, read_info, save_weights
 
 # Share of an epoch spent waiting for the loader that is worth a word.
@@ -166,6 +166,9 @@ def train(
     log = Log(out / "metrics.jsonl", resume_at=start, write=processes.first)
     if processes.first:
         write_text(out / "config.yaml", _as_yaml(config))
+        if start == 0 and (warning := objects_left_out(train_set, config)):
+            log.write(step=0, epoch=0.0, warning=warning)
+            _warn(console, processes, warning)
     began = saved = time.monotonic()
     unreadable: Counter[str] = Counter()
     said: set[str] = set()  # warnings that need no repeating
@@ -191,7 +194,7 @@ def train(
         seen = order.images_before(start)
         bar.advance(seen)
         batches = Timed(training_loader(train_set, order, config.data, settings.seed))
-        meter, matches = Meter(processes, deferred=device.type == "cuda"), Matches()
+        meter = Meter(processes, deferred=device.type == "cuda")
         epoch_began = time.monotonic()  # or the last evaluation, where not every epoch is evaluated
 
         def note(reading: Reading) -> None:
@@ -202,8 +205,6 @@ def train(
             trackers.log_line(line)
             bar.update(reading.step.images, _status(line, settings.epochs, metrics, log.newest("share_easy")))
             messages = []
-            if processes.first:
-                messages.append(matches.warning(sum(map(len, reading.step.batch.boxes)), reading.own_foreground))
             for message in dict.fromkeys(reading.step.batch.remarks):
                 messages += [message] if message not in said else []
                 said.add(message)
@@ -211,7 +212,7 @@ def train(
                 unreadable[message] += 1
                 if unreadable[message] == 1:
                     messages.append(f"{message}; another image takes its place")
-            for warning in filter(None, messages):
+            for warning in messages:
                 log.write(step=line["step"], epoch=line["epoch"], warning=warning)
                 _warn(console, processes, warning)
 

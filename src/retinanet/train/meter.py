@@ -48,14 +48,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Reading:
-    """A step's numbers over all processes; ``own_foreground`` are the foreground anchors of this one."""
+    """A step's numbers over all processes."""
 
     step: Step
     loss: float
     classification: float
     box: float
     foreground: int
-    own_foreground: int
     grad_norm: float
     imbalance: Imbalance | None
 
@@ -146,7 +145,6 @@ class Meter:
             classification_loss,
             box_loss,
             int(values[2]),
-            int(foreground),
             grad_norm,
             self._summed(step.imbalance, shares),
         )

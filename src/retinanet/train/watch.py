@@ -1,4 +1,4 @@
-"""Reasons to look up from a training that learns nothing, found in its own log."""
+"""Reasons to look up from a training that learns little or nothing: found in its data, or in its own log."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-# Objects to have seen before their anchors are counted, and anchors per object that are too few.
-_OBJECTS = 50
-_TOO_FEW = 0.2
+import numpy as np
+
+from retinanet.anchors.fit import positives
+from retinanet.config import Config
+from retinanet.data.dataset import Dataset
+
+# Images whose anchors are assigned before a training, and the share of objects without one that is too large.
+_LOOKED_AT = 100
+_TOO_MANY = 0.1
 
 # A loss that has not fallen by this share since the first epoch is flat.
 _FLAT = 0.02
@@ -17,26 +23,23 @@ _FLAT = 0.02
 _EPOCHS, _NO_AP = 3, 0.001
 
 
-class Matches:
-    """Counts objects and the anchors matched to them, and says once if they are too few to learn from."""
+def objects_left_out(dataset: Dataset, config: Config) -> str | None:
+    """What to say before a training whose anchors leave out many of the objects; None if they don't.
 
-    def __init__(self) -> None:
-        self._objects = self._foreground = 0
-        self._said = False
-
-    def warning(self, objects: int, foreground: int) -> str | None:
-        """What is wrong after a step with that many objects and foreground anchors, if it is clear and not said yet."""
-        self._objects, self._foreground = self._objects + objects, self._foreground + foreground
-        if self._said or self._objects < _OBJECTS:
-            return None
-        self._said = True
-        if self._foreground >= _TOO_FEW * self._objects:
-            return None
-        return (
-            f"only {self._foreground} anchors were matched to the first {self._objects} objects, so most objects teach "
-            "nothing: they are too small, too large or too long for the anchors at this size. 'retinanet data inspect' "
-            "shows which; try a larger --data.size, --assign.method atss, or anchors of 'retinanet data anchors'"
-        )
+    Args:
+        dataset: what is trained on, of which some images are looked at; its crowds are treated as training does.
+        config: of which ``anchors``, ``assign`` and ``data`` count.
+    """
+    looked_at = np.sort(np.random.default_rng(0).permutation(len(dataset))[:_LOOKED_AT])
+    counts = positives(dataset.subset(looked_at), config)
+    objects, left_out = int((counts >= 0).sum()), int((counts == 0).sum())
+    if left_out <= _TOO_MANY * objects:
+        return None
+    return (
+        f"{left_out} of {objects} objects ({left_out / objects:.0%}, in the {len(looked_at)} images looked at) get no "
+        "anchor and teach nothing: they are too small, too large or too long for the anchors at this size. 'retinanet "
+        "data anchors' fits anchors to them; or try a larger --data.size, or --assign.method atss"
+    )
 
 
 def why_nothing_is_learnt(lines: Sequence[dict[str, Any]], epoch: int) -> str | None:
