@@ -156,7 +156,7 @@ class _Payload:
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin"])
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, suffix: str) -> None:
     proof, path = tmp_path / "ran", tmp_path / f"weights{suffix}"
-    reason = "not a weights file" if suffix == ".safetensors" else "it holds objects that could run code"
+    reason = "not a complete safetensors file" if suffix == ".safetensors" else "it holds objects that could run code"
     path.write_bytes(pickle.dumps({"conv1.weight": _Payload(proof)}))
     with pytest.raises(ModelError, match=reason):
         Backbone("resnet18", weights=str(path))
@@ -181,7 +181,7 @@ def test_truncated_weights(tmp_path: Path, suffix: str, keep: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
     with pytest.raises(
-        ModelError, match=f"cut{suffix}: not (a weights file|read, damaged, or not a file torch.save wrote)"
+        ModelError, match=f"cut{suffix}: not (a complete safetensors file|read, damaged, or not a file torch.save wrote)"
     ) as caught:
         Backbone("mobilenetv3_small_050", weights=str(path))
     assert "\n" not in str(caught.value)

@@ -83,7 +83,11 @@ def sets(parts: Path) -> tuple[Dataset, Dataset]:
 def _start(parts: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "retinanet", "train", str(parts), "--out", str(out), *_FLAGS, *more]
     return subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
 
 
@@ -159,6 +163,23 @@ def test_sigterm_saves_the_exact_step_first(parts: Path, tmp_path: Path) -> None
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert "--resume" in output.decode()
+    assert "Traceback" not in output.decode()
+    logged = max(line["step"] for line in _lines(out / "metrics.jsonl"))
+    assert read_info(out / "last.safetensors").progress["step"] == logged
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_saves_the_exact_step_first(
+    parts: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """As terminals, ``timeout`` and schedulers send it: to the processes that load images, too."""
+    out = tmp_path / "run"
+    process = _start(parts, out, "--train.checkpoint-minutes", "60", "--data.workers", "2")
+    _wait_for_steps(out, 4, process)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, output.decode()
     assert "--resume" in output.decode()
     assert "Traceback" not in output.decode()
     logged = max(line["step"] for line in _lines(out / "metrics.jsonl"))

@@ -27,6 +27,9 @@ from retinanet.hardware import cores
 # A picture that went bad since it was checked is one of few. If so many in a row cannot be read, all may be gone.
 _TRIES = 8
 
+# Seconds that a worker goes on after SIGTERM: enough for a step and a checkpoint.
+_PATIENCE = 60
+
 
 @dataclass
 class Batch:
@@ -134,7 +137,7 @@ def training_loader(dataset: Dataset, order: TrainingOrder, config: DataConfig, 
         batch_sampler=order,
         collate_fn=list,
         num_workers=worker_count(config),
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_leave_signals_to_the_training,
         generator=torch.Generator().manual_seed(seed),  # keeps the global generator out of it
     )
     return (Batch.of(_readable(samples)) for samples in loader)
@@ -180,7 +183,7 @@ def evaluation_loader(
         batch_sampler=batches,
         collate_fn=list,
         num_workers=worker_count(config) if len(batches) > 1 else 0,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_leave_signals_to_the_training,
         generator=torch.Generator().manual_seed(0),
     )
     for indices, samples in zip(batches, loader, strict=True):
@@ -202,9 +205,15 @@ def _readable(samples: list[Sample | DataError]) -> list[Sample]:
     return readable
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the training process decides what it means."""
+def _leave_signals_to_the_training(worker: int) -> None:
+    """Terminals, ``timeout`` and schedulers signal every process of a group; the training decides what it means.
+
+    It saves its state and lets its workers go. One that it cannot stop otherwise is sent SIGTERM as well, so that has
+    an effect, but late.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # whose default is to end the process
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_PATIENCE))
 
 
 def worker_count(config: DataConfig) -> int:
