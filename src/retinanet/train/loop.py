@@ -166,9 +166,6 @@ def train(
     log = Log(out / "metrics.jsonl", resume_at=start, write=processes.first)
     if processes.first:
         write_text(out / "config.yaml", _as_yaml(config))
-        if start == 0 and (warning := objects_left_out(train_set, config)):
-            log.write(step=0, epoch=0.0, warning=warning)
-            _warn(console, processes, warning)
     began = saved = time.monotonic()
     unreadable: Counter[str] = Counter()
     said: set[str] = set()  # warnings that need no repeating
@@ -196,6 +193,9 @@ def train(
         batches = Timed(training_loader(train_set, order, config.data, settings.seed))
         meter = Meter(processes, deferred=device.type == "cuda")
         epoch_began = time.monotonic()  # or the last evaluation, where not every epoch is evaluated
+        if processes.first and start == 0 and (warning := objects_left_out(train_set, config)):
+            log.write(step=0, epoch=0.0, warning=warning)
+            _warn(console, processes, warning)
 
         def note(reading: Reading) -> None:
             if not reading.finite:
