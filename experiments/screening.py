@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from runs import MAX_SIZE, RESULTS, SETS, SIZE, load_sets, read_log, run_queue
 
 LOG = RESULTS / "screening.jsonl"

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from runs import MAX_SIZE, SIZE
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -26,6 +25,7 @@ from retinanet.data.transforms import horizontal_flip, resize
 from retinanet.evaluate.ap import Metrics, Predictions, evaluate
 from retinanet.hardware import resolve_device
 from retinanet.model.backbone import Backbone
+from runs import MAX_SIZE, SIZE
 
 BATCH, CHANNELS, WARMUP = 8, 128, 100
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from fuzz_datasets import CLASSES
 from PIL import Image
+
+from fuzz_datasets import CLASSES
 
 Corruption = Callable[[np.random.Generator, Path], object]
 

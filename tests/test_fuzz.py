@@ -29,12 +29,12 @@ from functools import cache
 from pathlib import Path
 from types import FrameType
 
-import fuzz_corruptions
 import numpy as np
 import pytest
 import torch
-from fuzz_datasets import WRITERS, Content, Said, box_of, pictures, said_by
 
+import fuzz_corruptions
+from fuzz_datasets import WRITERS, Content, Said, box_of, pictures, said_by
 from retinanet.anchors import assign_batch
 from retinanet.config import Config, load_recipe
 from retinanet.data.dataset import Dataset
