@@ -178,7 +178,8 @@ The paper's anchors begin at 32 pixels, for pictures of 400 to 800. At 320, Deep
 anchor has an IoU of 0.5 with 87 % of them: by the letter of the recipe they teach nothing, which `retinanet train` says
 before it starts (people of coco_person: 28 %; blood cells: under 10 %). torchvision has the same anchors, but forces
 the best one onto each object. paper_fitted is the recipe with the anchors that `retinanet data anchors` fits, and
-nothing else changed.
+nothing else changed. It helps where many objects had none. Of people it covers more (67 % → 85 %), but fewer of them
+closely (with an IoU of 0.7: 47 % → 28 %), and AP falls; the command says so when it fits.
 
 ## torchvision's learning rate
 
