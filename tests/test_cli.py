@@ -944,15 +944,26 @@ def _has_huge_pages() -> bool:
 
 
 @pytest.mark.skipif(not _has_huge_pages(), reason="this system has no transparent huge pages")
-def test_large_tensors_lie_in_huge_pages() -> None:
+def test_large_tensors_ask_for_huge_pages() -> None:
+    """The system may have none left to give, so the test is for what was asked: the flag `hg` of the tensor's memory."""
     code = """
-import resource
+from pathlib import Path
 from retinanet import cli
 cli.main(["data", "inspect", "/nowhere"])  # any verb
 import torch
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.full((64 << 20,), 1, dtype=torch.uint8)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+tensor = torch.ones(64 << 20, dtype=torch.uint8)
+middle = tensor.data_ptr() + (32 << 20)
+inside = False
+for line in Path("/proc/self/smaps").read_text().splitlines():
+    first, *others = line.split()
+    if not first.endswith(":"):
+        begin, end = (int(address, 16) for address in first.split("-"))
+        inside = begin <= middle < end
+    elif inside and first == "VmFlags:":
+        print(*others)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[-1]) < (64 << 20) / 4096 / 4  # pages of 4 kB would be four times as many and more
+    flags = done.stdout.splitlines()[1:]  # behind the verb's error
+    if not flags:
+        pytest.skip("this system does not say what was asked of a program's memory")
+    assert "hg" in flags[-1].split()
