@@ -945,7 +945,7 @@ def _has_huge_pages() -> bool:
 
 @pytest.mark.skipif(not _has_huge_pages(), reason="this system has no transparent huge pages")
 def test_large_tensors_ask_for_huge_pages() -> None:
-    """The system may have none left to give, so the test is for what was asked: the flag `hg` of the tensor's memory."""
+    """The system may have none left to give: the test is for what was asked, the flag `hg` of the tensor's memory."""
     code = """
 from pathlib import Path
 from retinanet import cli
