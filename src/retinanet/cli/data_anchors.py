@@ -96,11 +96,11 @@ def run(argv: Sequence[str]) -> int:
     picture = arguments.out.with_suffix(".png")
     draw_fit(picture, size[objects], (before[objects], after[objects]), (config.anchors, fit.spec), threshold)
     console.print(f"wrote {arguments.out}; picture in {picture}")
-    worth = now.share >= was.share + AS_GOOD
+    worth = now.close >= was.close + AS_GOOD
     if worth:
         command = f"--recipe {quoted(arguments.out)}"
     else:
-        console.print("the anchors that are there cover your boxes as well (within 0.5 %): leave them as they are")
+        console.print("the anchors that are there fit your boxes as well (within 0.5 %): leave them as they are")
         command = f"--recipe {quoted(arguments.recipe)}"
     flags = changed_flags(config, base, ("data", "assign") if worth else ("data", "assign", "anchors"))
     print_next(" ".join([f"retinanet train {quoted(arguments.dataset)}", command, *flags]))
@@ -149,6 +149,7 @@ def _print_coverage(dataset: Dataset, config: Config, spec: AnchorSpec, before: 
     import numpy as np
 
     from retinanet.anchors.fit import ScaledBoxes
+    from retinanet.anchors.search import Coverage, closer
     from retinanet.data.sample import MIN_SIDE
 
     scaled = ScaledBoxes.of(dataset, config.data)
@@ -184,8 +185,11 @@ def _print_coverage(dataset: Dataset, config: Config, spec: AnchorSpec, before: 
     if (after[objects] >= 0.7).mean() < (before[objects] >= 0.7).mean() - 0.05:
         console.print("  note: to reach more boxes, the anchors are spread more thinly; fewer boxes have a close one.")
         console.print("  More --scales or --ratios lessen that, at the cost of more anchors.")
-    means = [float(values[objects].mean()) for values in (before, after)]
-    console.print(f"  {'mean IoU':<34}{'':>8}{means[0]:>9.3f}{means[1]:>9.3f}")
+    found = [Coverage.of(values, threshold) for values in (before, after)]
+    for name, of in (("mean IoU", [each.mean for each in found]), ("closeness", [each.close for each in found])):
+        console.print(f"  {name:<34}{'':>8}{of[0]:>9.3f}{of[1]:>9.3f}")
+    shares = ", ".join(f"{value:g}" for value in closer(threshold))
+    console.print(f"  (closeness, which is fitted: the mean of the shares at IoU ≥ {shares})")
     console.print(f"  {'anchors per location':<42}{config.anchors.per_location:>9}{spec.per_location:>9}")
     median = np.median(scaled.canvas, axis=0).astype(int)
     pixels = (int(median[0]), int(median[1]))
@@ -201,7 +205,7 @@ def _print_other_numbers(table: dict[tuple[int, int], Any]) -> None:
     scales, ratios = max(table)
     if (scales, ratios) == (1, 1):
         return
-    console.print("the most that fewer anchors cover, by scales (down) and ratios (across):")
+    console.print("what fewer anchors cover when fitted, by scales (down) and ratios (across):")
     console.print("  " + " " * 4 + "".join(f"{r:>8}" for r in range(1, ratios + 1)))
     for s in range(1, scales + 1):
         console.print(f"  {s:>4}" + "".join(f"{table[s, r].share:>8.1%}" for r in range(1, ratios + 1)))
