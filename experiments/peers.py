@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from runs import MAX_SIZE, RESULTS, SETS, SIZE, load_sets, read_log, run_queue
+from runs import MAX_SIZE, RESULTS, SETS, SIZE, fitted_anchors, load_sets, read_log, run_queue
 
 LOG = RESULTS / "peers.jsonl"
 KEPT = Path("runs/experiments")  # weights and checkpoints of our own runs; one that was interrupted goes on
@@ -68,20 +68,10 @@ def _recipe(spec: dict[str, Any], train_set: Any, val_set: Any, epochs: int) -> 
         for group, settings in changes.items():
             values[group] |= settings
     if recipe != spec["side"]:
-        values["anchors"] = _fitted_anchors(Config.from_dict(values), train_set)
+        values["anchors"] = fitted_anchors(Config.from_dict(values), train_set)
     out = KEPT / f"{spec['side']}-{spec['set']}-{spec['seed']}"
     metrics: dict[str, Any] = train(Config.from_dict(values), train_set, val_set, out, resume=True).metrics
     return metrics
-
-
-def _fitted_anchors(config: Any, train_set: Any) -> dict[str, Any]:
-    """What ``retinanet data anchors`` writes."""
-    from retinanet.anchors.fit import ScaledBoxes
-    from retinanet.anchors.search import fit_anchors
-
-    boxes: Any = ScaledBoxes.of(train_set, config.data)[~train_set.ignore]
-    fit = fit_anchors(boxes, config.anchors, threshold=config.assign.foreground)
-    return {**config.to_dict()["anchors"], **{k: getattr(fit.spec, k) for k in ("sizes", "scales", "ratios")}}
 
 
 def best_rate(data_set: str) -> float | None:

@@ -51,6 +51,16 @@ def load_sets(data: Path, name: str, screening: bool) -> tuple[Any, Any]:
     return train.split(0.25, seed=0)
 
 
+def fitted_anchors(config: Any, train_set: Any) -> dict[str, Any]:
+    """What ``retinanet data anchors`` writes."""
+    from retinanet.anchors.fit import ScaledBoxes
+    from retinanet.anchors.search import fit_anchors
+
+    boxes: Any = ScaledBoxes.of(train_set, config.data)[~train_set.ignore]
+    fit = fit_anchors(boxes, config.anchors, threshold=config.assign.foreground)
+    return {**config.to_dict()["anchors"], **{k: getattr(fit.spec, k) for k in ("sizes", "scales", "ratios")}}
+
+
 def run_queue(script: Path, specs: Sequence[dict[str, Any]], log: Path, jobs: int, arguments: Iterable[str]) -> None:
     """Run ``script --one SPEC`` for every spec that ``log`` (JSON lines) has no result of yet, ``jobs`` at a time."""
     from retinanet.reproduce.queue import Ended, Task, run_tasks

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from runs import MAX_SIZE, RESULTS, SETS, SIZE, load_sets, read_log, run_queue
+from runs import MAX_SIZE, RESULTS, SETS, SIZE, fitted_anchors, load_sets, read_log, run_queue
 
 LOG = RESULTS / "screening.jsonl"
 KEYS = ("AP", "AP50", "AP75")
@@ -50,6 +50,7 @@ CANDIDATES: dict[str, dict[str, dict[str, Any]]] = {
     "lr × 2": {"train": {"lr": 4e-3}},
     "CIoU": {"loss": {"box": "ciou"}},
     "anchors half as large": {"anchors": {"sizes": [16, 32, 64, 128, 256]}},
+    "fitted anchors": {},  # those of `retinanet data anchors`, for each set
     "random crops": {"data": {"crop": 0.5}},
     "batch 2": {"train": {"batch": 2}},
     "EMA 0.998": {"train": {"ema": 0.998}},
@@ -79,6 +80,8 @@ def one(data: Path, spec: dict[str, Any]) -> dict[str, Any]:
         for group, settings in changes.items():
             values.setdefault(group, {}).update(settings)
     train_set, val_set = load_sets(data, spec["set"], screening=True)
+    if spec["candidate"] == "fitted anchors":
+        values["anchors"] = fitted_anchors(Config.from_dict(values), train_set)
     with tempfile.TemporaryDirectory() as out:
         began = time.time()
         metrics = train(Config.from_dict(values), train_set, val_set, Path(out)).metrics
