@@ -32,7 +32,7 @@ def share(boxes: ScaledBoxes, spec: AnchorSpec, threshold: float = 0.5) -> float
 def close(boxes: ScaledBoxes, spec: AnchorSpec) -> float:
     """Mean of the shares of boxes with an anchor of IoU 0.5, 0.6 and 0.7, counted box by box."""
     shares = [sum(value >= least for value in boxes.best_overlaps(spec).tolist()) for least in (0.5, 0.6, 0.7)]
-    return sum(shares) / 3 / len(boxes)
+    return float(sum(shares)) / 3 / len(boxes)
 
 
 def test_more_boxes_are_covered_but_not_at_the_price_of_close_anchors() -> None:
