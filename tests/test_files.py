@@ -3,12 +3,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from retinanet.errors import RetinaNetError
-from retinanet.files import new_folder, refuse_filled, special_file, write_atomically, write_json, write_text
+from retinanet.files import claimed, new_folder, refuse_filled, special_file, write_atomically, write_json, write_text
 
 
 def full_disk(path: Path) -> None:
@@ -166,3 +169,27 @@ def test_lists_of_numbers_are_one_line(tmp_path: Path) -> None:
     assert "\n    [1, 2],\n" in text
     write_json(tmp_path / "b.json", value)
     assert (tmp_path / "b.json").read_text() == json.dumps(value) + "\n"
+
+
+def test_a_folder_is_claimed_by_one_process_at_a_time(tmp_path: Path) -> None:
+    run = tmp_path / "new" / "run"
+    code = (
+        "import os, time; from pathlib import Path; from retinanet.files import claimed\n"
+        f"with claimed(Path(r'{run}')):\n"
+        "    if os.fork() == 0:  # a process that loads images, say, and outlives the claim\n"
+        f"        Path(r'{tmp_path}', str(os.getpid())).touch(); time.sleep(60); os._exit(0)"
+    )
+    ask = [sys.executable, "-c", code]
+    with claimed(run):
+        refused = subprocess.run(ask, stderr=subprocess.PIPE, text=True)
+        assert f"run: process {os.getpid()} is writing to it; wait until it has ended" in refused.stderr
+    subprocess.run(ask, check=True)
+    subprocess.run(ask, check=True)  # what the last one left does not keep others out
+    for path in tmp_path.glob("[0-9]*"):
+        os.kill(int(path.name), signal.SIGKILL)
+
+
+def test_a_folder_that_cannot_be_claimed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RetinaNetError, match="file/run: cannot be written"), claimed(tmp_path / "file" / "run"):
+        pass

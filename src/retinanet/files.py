@@ -99,6 +99,44 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask the same out of ``folder`` while the block runs; made if it is not there.
+
+    The claim ends with this process, however that ends; the file ``.lock`` stays and means nothing by itself. Windows
+    has no such locks, nor have some network drives: nothing is checked there.
+
+    Raises:
+        RetinaNetError: another process has it, or it cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    lock = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise _not_written(folder, error) from error
+    with file:
+        try:
+            # Not flock: processes that were forked would share it, and keep it if they outlive this one.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                owner = file.read(20).strip()
+                raise RetinaNetError(
+                    f"{folder}: process {owner} is writing to it; wait until it has ended, or choose another folder"
+                ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
 def special_file(path: Path | str) -> str | None:
     """What is at ``path`` if it is no ordinary file: opening a pipe waits for ever, and some devices never end.
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,31 @@ def test_killed_in_mid_epoch_and_resumed_is_bit_identical(parts: Path, tmp_path:
     assert without_time[0] == without_time[1]
 
 
+def test_a_folder_in_use_is_refused_until_its_training_has_ended(parts: Path, tmp_path: Path) -> None:
+    """Two trainings that write the same files; even a killed one leaves nothing that keeps the next one out."""
+    out = tmp_path / "run"
+    started = [_start(parts, out, "--train.epochs", "1000", "--data.workers", "2")]
+    try:
+        _wait_for_steps(out, 1, started[0])
+        for flags in ((), ("--resume",)):
+            started.append(_start(parts, out, "--train.epochs", "1000", *flags))
+            said = started[-1].communicate(timeout=100)[0].decode()
+            assert started[-1].returncode == 1
+            assert said.count("\n") == 1
+            assert f"process {started[0].pid} is writing to it; wait until it has ended, or choose another" in said
+        assert started[0].poll() is None
+        started[0].kill()  # its workers live a little longer
+        started[0].wait(timeout=30)
+        step = int(read_info(out / "last.safetensors").progress["step"])
+        started.append(_start(parts, out, "--train.epochs", "1000", "--resume"))
+        _wait_for_steps(out, step + 1, started[-1])
+    finally:
+        for process in started:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(timeout=30)
+
+
 def test_killed_at_twenty_moments_the_weights_are_those_of_an_uninterrupted_run(parts: Path, tmp_path: Path) -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     import killing
@@ -198,6 +224,7 @@ def test_same_seed_same_weights_and_other_seed_others(sets: tuple[Dataset, Datas
 def test_writes_what_it_promises(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     result = loop.train(_config(epochs=2), *sets, tmp_path / "run")
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        ".lock",
         "best.safetensors",
         "config.yaml",
         "curves.png",
@@ -383,7 +410,7 @@ def test_killed_between_the_best_weights_and_the_first_checkpoint(
         loop.train(_config(), *sets, out)
     loop.train(_config(), *sets, out, resume=True)
     assert all(torch.equal(load_file(out / "last.safetensors")[name], tensor) for name, tensor in expected.items())
-    assert not list(out.glob(".*"))
+    assert not list(out.glob(".*.*"))
 
 
 def test_other_val_data_is_refused(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
@@ -451,7 +478,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
         loop.train(config, *sets, tmp_path / "run")
     monkeypatch.undo()
     assert read_info(tmp_path / "run" / "last.safetensors").progress["step"] == 2
-    assert not list((tmp_path / "run").glob(".*"))  # no half-written file is left to fill the disk
+    assert not list((tmp_path / "run").glob(".*.*"))  # no half-written file is left to fill the disk
     loop.train(config, *sets, tmp_path / "run", resume=True)
     loop.train(config, *sets, tmp_path / "whole")
     found, expected = (load_file(tmp_path / run / "last.safetensors") for run in ("run", "whole"))

@@ -48,6 +48,7 @@ def _train(arguments: Arguments, processes: Processes) -> int:
 
     from retinanet.data.formats.detect import read_train_val
     from retinanet.data.verify import verify_images
+    from retinanet.files import claimed
     from retinanet.model.backbone import require_backbone
     from retinanet.progress import progress_bar
     from retinanet.train.checkpoint import check_same_settings, refuse_other_run, with_found_rate
@@ -58,6 +59,9 @@ def _train(arguments: Arguments, processes: Processes) -> int:
     config = arguments.config
     speaker = console if processes.first else Console(quiet=True)
     # What can be refused now is not refused after the images were checked, which can take minutes.
+    if processes.first and arguments.out.is_dir():
+        with claimed(arguments.out):
+            pass
     refuse_other_run(arguments.out, arguments.resume)
     last = arguments.out / "last.safetensors"
     if last.exists():

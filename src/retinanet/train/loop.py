@@ -1,4 +1,4 @@
-"""The training loop. Read :func:`train` from top to bottom."""
+"""The training loop. Read :func:`_train` from top to bottom."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -25,7 +25,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.loader import Batch, Timed, training_loader
 from retinanet.data.sampling import TrainingOrder, sampling_factors
 from retinanet.errors import ConfigError, DataError, NonFiniteLossError
-from retinanet.files import remove_leftovers, write_json, write_text
+from retinanet.files import claimed, remove_leftovers, write_json, write_text
 from retinanet.hardware import resolve_device, resolve_precision
 from retinanet.losses import Normalizer
 from retinanet.model import RetinaNet
@@ -105,9 +105,22 @@ def train(
         TrainingStopped: Ctrl-C or SIGTERM; the state was saved.
         NonFiniteLossError: the loss became NaN or infinite; the last checkpoint is intact.
         CheckpointError: ``out`` holds another run, or one with other settings or data.
+        RetinaNetError: another training is writing to ``out``.
     """
-    console = console or Console(quiet=True)
     processes = processes or Processes()
+    with claimed(out) if processes.first else nullcontext():
+        return _train(config, train_set, val_set, out, resume, console or Console(quiet=True), processes)
+
+
+def _train(
+    config: Config,
+    train_set: Dataset,
+    val_set: Dataset,
+    out: Path,
+    resume: bool,
+    console: Console,
+    processes: Processes,
+) -> Result:
     train_set = train_set.with_crowds(config.data.crowd)
     last, best = out / "last.safetensors", out / "best.safetensors"
     refuse_other_run(out, resume)
