@@ -28,7 +28,7 @@ from runs import MAX_SIZE, RESULTS, SETS, SIZE, fitted_anchors, load_sets, read_
 
 LOG = RESULTS / "peers.jsonl"
 KEPT = Path("runs/experiments")  # weights and checkpoints of our own runs; one that was interrupted goes on
-SIDES = ("torchvision", "paper", "paper_forced", "paper_fitted", "modern")
+SIDES = ("torchvision", "paper", "paper_forced", "paper_fitted", "modern", "modern_fitted")
 RATES = (0.0025, 0.005, 0.01, 0.02)
 
 # What every recipe is given here: the backbone that needs no network, and the size; and the paper's a batch that makes
