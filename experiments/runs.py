@@ -54,10 +54,12 @@ def load_sets(data: Path, name: str, screening: bool) -> tuple[Any, Any]:
 def fitted_anchors(config: Any, train_set: Any) -> dict[str, Any]:
     """What ``retinanet data anchors`` writes."""
     from retinanet.anchors.fit import ScaledBoxes
-    from retinanet.anchors.search import fit_anchors
+    from retinanet.anchors.search import class_weights, fit_anchors
 
-    boxes: Any = ScaledBoxes.of(train_set, config.data)[~train_set.ignore]
-    fit = fit_anchors(boxes, config.anchors, threshold=config.assign.foreground)
+    objects = ~train_set.ignore
+    boxes: Any = ScaledBoxes.of(train_set, config.data)[objects]
+    weights = class_weights(train_set.labels[objects].astype("int64"))
+    fit = fit_anchors(boxes, config.anchors, threshold=config.assign.foreground, weights=weights)
     return {**config.to_dict()["anchors"], **{k: getattr(fit.spec, k) for k in ("sizes", "scales", "ratios")}}
 
 

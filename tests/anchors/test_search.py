@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from retinanet.anchors import AnchorSpec
 from retinanet.anchors.fit import ScaledBoxes
-from retinanet.anchors.search import Coverage, fit_anchors, refit
+from retinanet.anchors.search import Coverage, class_weights, fit_anchors, refit
 
 
 def boxes_of(width: tuple[float, float], ratio: tuple[float, float], count: int = 400, seed: int = 0) -> ScaledBoxes:
@@ -41,6 +41,18 @@ def test_more_boxes_are_covered_but_not_at_the_price_of_close_anchors() -> None:
     before, after = (boxes.best_overlaps(spec) for spec in (AnchorSpec(), fit_anchors(boxes, AnchorSpec()).spec))
     assert (after >= 0.5).mean() > (before >= 0.5).mean() + 0.1
     assert (after >= 0.7).mean() > (before >= 0.7).mean()
+
+
+def test_a_rare_class_is_not_given_up_for_a_common_one() -> None:
+    """Sixty lying bars of 6:1 among 2,000 blocks; one shape may have them all, or two may share."""
+    blocks, bars = boxes_of((40, 120), (0.8, 1.25), 2000), boxes_of((120, 300), (1 / 6.5, 1 / 5.5), 60)
+    boxes = ScaledBoxes(np.concatenate([blocks.boxes, bars.boxes]), np.concatenate([blocks.canvas, bars.canvas]))
+    weights = class_weights(np.repeat([7, 3], [2000, 60]))
+    assert weights[:2000].sum() == pytest.approx(weights[2000:].sum())
+    assert weights.mean() == pytest.approx(1)
+    alike, pooled = (fit_anchors(boxes, AnchorSpec(), 2, 2, weights=each).spec for each in (weights, None))
+    assert close(bars, alike) > close(bars, pooled) + 0.1
+    assert close(blocks, alike) > 0.8
 
 
 def test_long_thin_objects() -> None:
@@ -115,6 +127,9 @@ def test_coverage_leaves_out_what_is_unknown() -> None:
     assert found.mean == pytest.approx(1.7 / 3)
     assert found.close == pytest.approx((2 + 1 + 1) / 9)
     assert Coverage.of(overlaps, 0.3).close == pytest.approx((3 + 2 + 1) / 9)  # from 0.3, 0.44 and 0.58
+    weighted = Coverage.of(overlaps, 0.5, np.array([3, 9, 2, 1], dtype=np.float32))
+    assert weighted.close == pytest.approx((4 + 1 + 1) / 18)
+    assert (weighted.share, weighted.mean) == (found.share, found.mean)
     assert Coverage.of(overlaps[1:2], 0.5) == Coverage(0.0, 0.0, 0.0)
     assert Coverage(0.6, 0.8, 0.5) > Coverage(0.5, 0.9, 0.9)
     assert Coverage(0.6, 0.9, 0.3) > Coverage(0.6, 0.9, 0.2)

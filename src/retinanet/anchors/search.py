@@ -6,7 +6,8 @@ real grid. It is a pattern search: change one number of the anchors, keep what i
 
 Reaching the threshold is not all: of two sets of anchors that cover as many boxes, detectors with the closer one are
 more precise. Maximising the covered share alone spreads few shapes thinly, each box just within reach of one. So the
-search maximises the share that is covered, covered closely and covered very closely, with equal weights.
+search maximises the share that is covered, covered closely and covered very closely, with equal weights. And as AP is a
+mean over classes, each class counts alike: a common one must not take the anchors from a rare one.
 """
 
 from __future__ import annotations
@@ -41,6 +42,13 @@ _TRIED = 4
 _STEPS = (0.5, 0.25, 0.12, 0.06, 0.03)
 
 
+def class_weights(labels: npt.NDArray[np.int64]) -> Floats:
+    """Weights ``(M,)`` under which each class that ``labels`` ``(M,)`` have counts alike; 1 on average."""
+    present, row, count = np.unique(labels, return_inverse=True, return_counts=True)
+    weights: Floats = (len(labels) / len(present) / count)[row].astype(np.float32)
+    return weights
+
+
 def closer(threshold: float) -> tuple[float, float, float]:
     """``threshold``, and the IoUs at 20 and 40 % of the way from there to 1: 0.5, 0.6 and 0.7."""
     return threshold, 0.8 * threshold + 0.2, 0.6 * threshold + 0.4
@@ -51,7 +59,7 @@ class Coverage:
     """How well anchors cover boxes; ordered by what the search maximises.
 
     Attributes:
-        close: mean of three shares of the boxes: those whose best anchor reaches each IoU of :func:`closer`.
+        close: mean of three shares of the boxes, by weight: those whose best anchor reaches each IoU of :func:`closer`.
         share: boxes whose best anchor reaches the threshold, as a share of all.
         mean: mean IoU of all boxes with their best anchor.
     """
@@ -61,13 +69,15 @@ class Coverage:
     mean: float
 
     @classmethod
-    def of(cls, overlaps: Floats, threshold: float) -> Coverage:
-        """Of IoUs ``(M,)``; those that are NaN do not count."""
-        known = overlaps[~np.isnan(overlaps)]
-        if len(known) == 0:
+    def of(cls, overlaps: Floats, threshold: float, weights: Floats | None = None) -> Coverage:
+        """Of IoUs ``(M,)``; those that are NaN do not count. Of the ``weights`` ``(M,)``, only the proportions do."""
+        rows = ~np.isnan(overlaps)
+        if not rows.any():
             return cls(0.0, 0.0, 0.0)
-        shares = [float((known >= least).mean()) for least in closer(threshold)]
-        return cls(sum(shares) / len(shares), shares[0], float(known.mean(dtype=np.float64)))
+        known, weights = overlaps[rows], None if weights is None else weights[rows]
+        close = [np.average(known >= least, weights=weights) for least in closer(threshold)]
+        share, mean = (known >= threshold).mean(), known.mean(dtype=np.float64)
+        return cls(float(sum(close)) / len(close), float(share), float(mean))
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ def fit_anchors(
     ratios: int = 3,
     threshold: float = 0.5,
     progress: Callable[[int], object] = lambda fits: None,
+    weights: Floats | None = None,
 ) -> Fit:
     """The anchors that cover ``boxes`` best (``Coverage.close``); of those that are practically as good, the fewest.
 
@@ -105,9 +116,10 @@ def fit_anchors(
         ratios: at most so many.
         threshold: IoU from which a box is covered.
         progress: called with 1 after each of ``scales × ratios + 2`` fits.
+        weights: of the boxes, ``(M,)``, such as :func:`class_weights`.
     """
-    search = _Search(boxes, threshold)
-    starts = sorted(_starts(boxes, spec, scales, ratios), key=search.coverage, reverse=True)
+    search = _Search(boxes, threshold, weights)
+    starts = sorted(_starts(boxes, spec, scales, ratios, weights), key=search.coverage, reverse=True)
     best = {(scales, ratios): max((search.improve(start) for start in starts[:_TRIED]), key=search.coverage)}
     progress(2)
     for s in range(scales, 0, -1):
@@ -130,9 +142,9 @@ def _equal(coverage: Coverage, most: Coverage) -> bool:
     return coverage.close >= most.close - _EQUAL_CLOSE and coverage.mean >= most.mean - _EQUAL_MEAN
 
 
-def refit(boxes: ScaledBoxes, spec: AnchorSpec, threshold: float = 0.5) -> Coverage:
+def refit(boxes: ScaledBoxes, spec: AnchorSpec, threshold: float = 0.5, weights: Floats | None = None) -> Coverage:
     """What anchors near ``spec``, with as many scales and ratios, cover of ``boxes``."""
-    search = _Search(boxes, threshold)
+    search = _Search(boxes, threshold, weights)
     return search.coverage(search.improve(spec, _STEPS[1:4]))
 
 
@@ -142,6 +154,7 @@ class _Search:
 
     boxes: ScaledBoxes
     threshold: float
+    weights: Floats | None
     _shapes: dict[tuple[int, float, float], Floats] = field(default_factory=dict)
     _nearest: dict[int, npt.NDArray[np.float64]] = field(default_factory=dict)
 
@@ -150,7 +163,7 @@ class _Search:
         for level in range(len(spec.strides)):
             for width, height in base_anchors(spec, level)[:, 2:].tolist():
                 np.maximum(best, self._overlaps(spec, level, width, height), out=best)
-        return Coverage.of(best, self.threshold)
+        return Coverage.of(best, self.threshold, self.weights)
 
     def _overlaps(self, spec: AnchorSpec, level: int, width: float, height: float) -> Floats:
         key = (level, width, height)
@@ -184,12 +197,14 @@ class _Search:
         return spec
 
 
-def _starts(boxes: ScaledBoxes, spec: AnchorSpec, scales: int, ratios: int) -> Iterator[AnchorSpec]:
+def _starts(
+    boxes: ScaledBoxes, spec: AnchorSpec, scales: int, ratios: int, weights: Floats | None
+) -> Iterator[AnchorSpec]:
     """Where to begin: scales evenly over one octave or two, ratios evenly over two octaves or over the boxes'."""
     size = np.maximum(boxes.boxes[:, 2:] - boxes.boxes[:, :2], 0.01)  # scaling may leave a sliver no width at all
     shape = np.log2(size[:, 1] / size[:, 0])
     spread = 2.0 ** np.linspace(-1, 1, ratios) if ratios > 1 else np.ones(1)
-    own = 2.0 ** np.quantile(shape, (np.arange(ratios) + 0.5) / ratios)
+    own = 2.0 ** np.quantile(shape, (np.arange(ratios) + 0.5) / ratios, weights=weights, method="inverted_cdf")
     for choice in (spread, own.clip(1 / _LARGEST_RATIO, _LARGEST_RATIO)):
         for side in (2.0, 2.8, 4.0):
             factor = side / (spec.sizes[0] / spec.strides[0])

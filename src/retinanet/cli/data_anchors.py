@@ -80,7 +80,8 @@ def run(argv: Sequence[str]) -> int:
     with progress_bar(console, "fitting anchors", arguments.scales * arguments.ratios + 2) as bar:
         boxes = _objects(sample, config.data)
         threshold = config.assign.foreground
-        fit = fit_anchors(boxes, config.anchors, arguments.scales, arguments.ratios, threshold, bar.advance)
+        numbers = (arguments.scales, arguments.ratios)
+        fit = fit_anchors(boxes, config.anchors, *numbers, threshold, bar.advance, _weights(sample))
     before, after = (best_overlaps(train_set, spec, config.data) for spec in (config.anchors, fit.spec))
     size = _print_coverage(train_set, config, fit.spec, before, after)
     _print_other_numbers(fit.table)
@@ -89,7 +90,7 @@ def run(argv: Sequence[str]) -> int:
         console.print(f"on {val_set.name}, not fitted to: {held_out[0].share:.1%} → {held_out[1].share:.1%}")
     _print_assignment(sample, config, fit.spec)
 
-    was, now = Coverage.of(before, threshold), Coverage.of(after, threshold)
+    was, now = (_coverage(train_set, overlaps, threshold) for overlaps in (before, after))
     _print_resolution(sample, config, fit.spec, after, size)
     write_text(arguments.out, _fragment(arguments, train_set, fit.spec, was, now))
     objects = ~train_set.ignore
@@ -144,12 +145,27 @@ def _objects(dataset: Dataset, data: DataConfig) -> Any:
     return ScaledBoxes.of(dataset, data)[~dataset.ignore]
 
 
+def _weights(dataset: Dataset) -> Floats:
+    """Of the boxes that are no ignore regions: each class counts alike, as it does in AP."""
+    import numpy as np
+
+    from retinanet.anchors.search import class_weights
+
+    return class_weights(dataset.labels[~dataset.ignore].astype(np.int64))
+
+
+def _coverage(dataset: Dataset, overlaps: Floats, threshold: float) -> Any:
+    from retinanet.anchors.search import Coverage
+
+    return Coverage.of(overlaps[~dataset.ignore], threshold, _weights(dataset))
+
+
 def _print_coverage(dataset: Dataset, config: Config, spec: AnchorSpec, before: Floats, after: Floats) -> Floats:
     """Coverage before and after; returns the boxes' width and height for the network, ``(M, 2)``."""
     import numpy as np
 
     from retinanet.anchors.fit import ScaledBoxes
-    from retinanet.anchors.search import Coverage, closer
+    from retinanet.anchors.search import closer
     from retinanet.data.sample import MIN_SIDE
 
     scaled = ScaledBoxes.of(dataset, config.data)
@@ -185,11 +201,12 @@ def _print_coverage(dataset: Dataset, config: Config, spec: AnchorSpec, before: 
     if (after[objects] >= 0.7).mean() < (before[objects] >= 0.7).mean() - 0.05:
         console.print("  note: to reach more boxes, the anchors are spread more thinly; fewer boxes have a close one.")
         console.print("  More --scales or --ratios lessen that, at the cost of more anchors.")
-    found = [Coverage.of(values, threshold) for values in (before, after)]
+    found = [_coverage(dataset, values, threshold) for values in (before, after)]
     for name, of in (("mean IoU", [each.mean for each in found]), ("closeness", [each.close for each in found])):
         console.print(f"  {name:<34}{'':>8}{of[0]:>9.3f}{of[1]:>9.3f}")
     shares = ", ".join(f"{value:g}" for value in closer(threshold))
-    console.print(f"  (closeness, which is fitted: the mean of the shares at IoU ≥ {shares})")
+    classes = " and over the classes" if len(used) > 1 else ""
+    console.print(f"  (closeness, which is fitted: the mean of the shares at IoU ≥ {shares}{classes})")
     console.print(f"  {'anchors per location':<42}{config.anchors.per_location:>9}{spec.per_location:>9}")
     median = np.median(scaled.canvas, axis=0).astype(int)
     pixels = (int(median[0]), int(median[1]))
@@ -247,14 +264,15 @@ def _print_resolution(sample: Dataset, config: Config, spec: AnchorSpec, after: 
         f"{share:.1%} of the boxes stay uncovered; {small:.0%} of them have a side under {2 * stride} pixels, "
         f"for which anchors {stride} pixels apart (P3) are coarse"
     )
-    now = refit(_objects(sample, config.data), spec, config.assign.foreground).share
+    threshold, weights = config.assign.foreground, _weights(sample)
+    now = refit(_objects(sample, config.data), spec, threshold, weights).share
     larger_covers = {}
     for factor in (1.5, 2.0):
         larger = round(config.data.size * factor / 32) * 32
         if larger <= 8192:
             longest = config.data.max_size and round(config.data.max_size * larger / config.data.size)
             data = replace(config.data, size=larger, max_size=longest)
-            larger_covers[larger] = refit(_objects(sample, data), spec, config.assign.foreground).share
+            larger_covers[larger] = refit(_objects(sample, data), spec, threshold, weights).share
     if max(larger_covers.values(), default=0) < now + 0.01:
         console.print("a larger --data.size would not help: their shapes are too different for so few anchors")
         return
