@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,24 +68,30 @@ CANDIDATES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+def config_of(candidate: str, train_set: Any) -> Any:
+    """The settings of a candidate, but for the length of the training."""
+    from retinanet.config import Config
+
+    values: dict[str, dict[str, Any]] = {group: dict(settings) for group, settings in START.items()}
+    for group, settings in CANDIDATES[candidate].items():
+        values.setdefault(group, {}).update(settings)
+    if candidate == "fitted anchors":
+        values["anchors"] = fitted_anchors(Config.from_dict(values), train_set)
+    return Config.from_dict(values)
+
+
 def one(data: Path, spec: dict[str, Any]) -> dict[str, Any]:
     """Train and evaluate one candidate on one set."""
-    from retinanet.config import Config
     from retinanet.train.loop import train
 
     torch.set_num_threads(1)
     epochs = SETS[spec["set"]].screening_epochs
-    values: dict[str, dict[str, Any]] = {group: dict(settings) for group, settings in START.items()}
-    fixed = {"train": {"epochs": epochs, "eval_every": epochs, "seed": spec["seed"]}}
-    for changes in (CANDIDATES[spec["candidate"]], fixed):
-        for group, settings in changes.items():
-            values.setdefault(group, {}).update(settings)
     train_set, val_set = load_sets(data, spec["set"], screening=True)
-    if spec["candidate"] == "fitted anchors":
-        values["anchors"] = fitted_anchors(Config.from_dict(values), train_set)
+    config = config_of(spec["candidate"], train_set)
+    config = replace(config, train=replace(config.train, epochs=epochs, eval_every=epochs, seed=spec["seed"]))
     with tempfile.TemporaryDirectory() as out:
         began = time.time()
-        metrics = train(Config.from_dict(values), train_set, val_set, Path(out)).metrics
+        metrics = train(config, train_set, val_set, Path(out)).metrics
     numbers = {name: round(metrics[name], 4) for name in ("AP", "AP50", "AP75")}
     return {**numbers, "images_seen": epochs * len(train_set), "seconds": round(time.time() - began)}
 
