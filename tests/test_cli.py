@@ -488,7 +488,7 @@ def test_detect_formats(run: Command, weights: Path, parts: Path, tmp_path: Path
     picture = parts / "images" / "000000.jpg"
     assert run("detect", weights, picture, "--out", tmp_path, "--format", name, "--no-draw").code == 0
     found = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
-    assert found == {file} | ({"classes.txt"} if name == "yolo" else set())
+    assert found == {file} | ({"classes.txt", "labels.csv"} if name == "yolo" else set())
     assert (tmp_path / file).stat().st_size > 20
 
 

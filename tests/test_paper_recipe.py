@@ -455,7 +455,7 @@ def test_recipe_on_the_command_line(settings_of: Callable[..., Config], paper: C
             {"classification": "ohem", "ohem_batch": 128, "ohem_nms": 0.5},
         ),
         ("--loss.classification ohem_1_3", "loss", {"classification": "ohem_1_3"}),
-        ("--data.size 600", "data", {"size": 600}),
+        *[(f"--data.size {size}", "data", {"size": size}) for size in (400, 500, 600, 700)],
         ("--model.backbone resnet101.tv_in1k", "model", {"backbone": "resnet101.tv_in1k"}),
         ("--model.backbone resnext101_32x8d", "model", {"backbone": "resnext101_32x8d"}),
         (

@@ -379,6 +379,8 @@ def _load_recipe(name: str, folder: Path, before: tuple[Path, ...]) -> Config:
         raise ConfigError(f"{asked}recipe {name!r} starts from this one; end the loop with {' or '.join(bundled)}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise ConfigError(f"{path}: not read, reading it is not permitted") from error
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: a date that is none
         raise ConfigError(f"{path}: not a readable YAML file ({' '.join(str(error).split())[:160]})") from error
     if not isinstance(values, dict | None):

@@ -73,6 +73,21 @@ def test_sources_without_pictures(tmp_path: Path, source: str, message: str) -> 
     assert source in str(failure.value)
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", "a source is empty"),
+        (" ", "a source is empty"),
+        ("https://example.org/x.jpg", "x.jpg: addresses are not opened; download"),
+        ("RTSP://camera", "addresses are not opened"),
+    ],
+)
+def test_what_is_no_path_is_refused(album: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:
+    monkeypatch.chdir(album)  # which holds pictures
+    with pytest.raises(DataError, match=message):
+        find_pictures([source])
+
+
 def test_detections_come_in_order_and_bad_files_are_told(weights: Path, parts: Path, tmp_path: Path) -> None:
     detector: Detector = retinanet.load(weights, precision="fp32", device="cpu")
     broken = tmp_path / "broken.jpg"

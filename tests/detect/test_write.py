@@ -83,6 +83,17 @@ def test_yolo(tmp_path: Path, source: Path) -> None:
     assert (tmp_path / "out" / "classes.txt").read_text().splitlines() == list(CLASSES)
 
 
+def test_pictures_of_one_name_can_be_told_apart(tmp_path: Path, source: Path) -> None:
+    pictures = [picture(source, "x.png"), picture(source, "x.jpg", NOTHING)]
+    write(tmp_path / "out", pictures, ("yolo", "voc"))
+    with (tmp_path / "out" / "labels.csv").open(newline="") as file:
+        rows = {row["labels"]: row["path"] for row in csv.DictReader(file)}
+    assert rows == {"labels/x.txt": str(pictures[0].source.path), "labels/x-2.txt": str(pictures[1].source.path)}
+    for name, one in zip(("x.xml", "x-2.xml"), pictures, strict=True):
+        root = ET.parse(tmp_path / "out" / "annotations" / name).getroot()
+        assert root.findtext("path") == str(one.source.path)
+
+
 def test_voc(tmp_path: Path, source: Path) -> None:
     write(tmp_path / "out", [picture(source, "a & b.png")], ("voc",))
     root = ET.parse(tmp_path / "out" / "annotations" / "a & b.xml").getroot()

@@ -175,3 +175,8 @@ def test_what_the_system_refuses_is_said(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch, "load", denied)
     refused(path, "reading it is not permitted")
+
+    monkeypatch.setattr("os.access", lambda *arguments: False)
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"short")
+    refused(path, "reading it is not permitted")

@@ -86,6 +86,21 @@ def test_missing_file(tmp_path: Path) -> None:
     refused(tmp_path / "absent.safetensors", "no such weights file")
 
 
+def test_a_name_like_that_of_a_bundled_model() -> None:
+    refused(Path("Person"), "did you mean 'person'?", "blood-cells")
+    refused(Path("blood-cell"), "did you mean 'blood-cells'?")
+    with pytest.raises(CheckpointError, match="the name of the weights is empty"):
+        read_info("")
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions cannot be withdrawn from root, so the file is damaged as well."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"short")
+    monkeypatch.setattr("os.access", lambda *arguments: False)
+    refused(path, "reading it is not permitted")
+
+
 def test_a_folder(tmp_path: Path) -> None:
     refused(tmp_path, "is a folder", "best.safetensors")
 

@@ -26,7 +26,8 @@ class Arguments:
     score: float = 0.3
     """Lowest score reported."""
     format: Literal["coco", "csv", "yolo", "voc"] | None = None
-    """detections.json (coco), detections.csv, labels/*.txt (yolo) or annotations/*.xml (voc); unset: coco and csv."""
+    """detections.json (coco), detections.csv, labels/*.txt and labels.csv (yolo: which picture each belongs to) or
+    annotations/*.xml (voc); unset: coco and csv."""
     draw: bool = True
     """Write the pictures with boxes drawn on them."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

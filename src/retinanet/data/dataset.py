@@ -162,7 +162,8 @@ class Dataset:
             known = ", ".join(list(classes)[:8]) + (" …" if len(classes) > 8 else "")
             raise DataError(
                 f"{self.name}: class {missing} is not one of the model's {len(classes)} classes ({known}); "
-                "use data with the same class names or train a model on these"
+                "use data with the same class names, train a model on these, or name a converted model's outputs "
+                "('retinanet convert --classes')"
             )
         # Classes only ignore regions carry need no index. The last entry is where label NO_CLASS (−1) looks.
         table = np.array([*(position.get(name, NO_CLASS) for name in self.classes), NO_CLASS], dtype=np.int32)

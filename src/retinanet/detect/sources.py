@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,10 +43,14 @@ def find_pictures(sources: Sequence[str]) -> list[Source]:
     """The pictures that files, folders (with all below them) and patterns stand for, without repetition.
 
     Raises:
-        DataError: a source does not exist or holds no picture.
+        DataError: a source is empty, does not exist or holds no picture.
     """
     found: dict[Path, Source] = {}
     for source in sources:
+        if not source.strip():  # a path of nothing would be the current folder
+            raise DataError("a source is empty (a shell variable that is not set?); give images or folders")
+        if re.match(r"[a-z][a-z0-9+.-]*://", source, re.IGNORECASE):
+            raise DataError(f"{source}: addresses are not opened; download the picture and give its path")
         path = Path(source)
         if path.is_dir():
             pictures = [Source(p, p.relative_to(path)) for p in _pictures_below(path)]

@@ -46,6 +46,7 @@ class Writer:
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
         self._rows: list[list[Any]] = []
+        self._labels: list[list[str]] = []
         if draw:
             originals = {source.path.resolve() for source in sources}
             clash = next((s for s in sources if self._drawn(s).resolve() in originals), None)
@@ -84,7 +85,9 @@ class Writer:
         if not len(found.scores):
             self._rows.append([str(source.path), "", "", "", "", "", ""])
         if "yolo" in self.formats:
-            write_text(self.out / "labels" / self._names[source].with_suffix(".txt"), "".join(lines))
+            path = Path("labels") / self._names[source].with_suffix(".txt")
+            self._labels.append([path.as_posix(), str(source.path)])
+            write_text(self.out / path, "".join(lines))
         if "voc" in self.formats:
             xml = self._voc(source, width, height, found)
             write_text(self.out / "annotations" / self._names[source].with_suffix(".xml"), xml)
@@ -100,15 +103,13 @@ class Writer:
             write_json(self.out / "detections.json", content)
             written.append("detections.json")
         if "csv" in self.formats:
-            text = io.StringIO()
-            rows = csv.writer(text, lineterminator="\n")
-            rows.writerow(["path", "x1", "y1", "x2", "y2", "class", "score"])
-            rows.writerows(self._rows)
-            write_text(self.out / "detections.csv", text.getvalue())
+            header = ["path", "x1", "y1", "x2", "y2", "class", "score"]
+            write_text(self.out / "detections.csv", _csv([header, *self._rows]))
             written.append("detections.csv")
         if "yolo" in self.formats:
             write_text(self.out / "classes.txt", "".join(f"{name}\n" for name in self.classes))
-            written.append("labels/*.txt")
+            write_text(self.out / "labels.csv", _csv([["labels", "path"], *self._labels]))
+            written.append("labels/*.txt (their pictures: labels.csv)")
         if "voc" in self.formats:
             written.append("annotations/*.xml")
         return written
@@ -130,8 +131,15 @@ class Writer:
             for box, score, label in zip(*(t.tolist() for t in found), strict=True)
         )
         size = f"<width>{width}</width><height>{height}</height><depth>3</depth>"
-        name = escape(source.path.name)
-        return f"<annotation>\n  <filename>{name}</filename>\n  <size>{size}</size>\n{objects}</annotation>\n"
+        name, path = escape(source.path.name), escape(str(source.path))
+        head = f"  <filename>{name}</filename>\n  <path>{path}</path>\n  <size>{size}</size>\n"
+        return f"<annotation>\n{head}{objects}</annotation>\n"
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def _unique_names(sources: Sequence[Source]) -> dict[Source, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ def read_foreign(path: Path) -> Mapping[str, Any]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
+        if not os.access(path, os.R_OK):  # the library says "No such file"
+            raise CheckpointError(f"{path}: not read, reading it is not permitted") from error
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise CheckpointError(f"{path}: not a complete safetensors file ({reason.splitlines()[0][:120]})") from error
 

@@ -5,8 +5,10 @@ Tensors under ``train.`` are the state of an unfinished training (see ``train/ch
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -98,14 +100,16 @@ def read_info(path: str | Path) -> ModelInfo:
     Raises:
         CheckpointError: no such file, or not one this package wrote.
     """
+    if not str(path).strip():
+        raise CheckpointError("the name of the weights is empty; give a file or the name of a bundled model")
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name the weights in it, e.g. {path / 'best.safetensors'}")
     if not path.is_file():
         names = bundled_names()
-        raise CheckpointError(
-            f"{path}: no such weights file" + (f", nor is it a bundled model ({', '.join(names)})" if names else "")
-        )
+        near = difflib.get_close_matches(str(path).lower(), names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise CheckpointError(f"{path}: no such weights file, nor is it a bundled model ({', '.join(names)}){hint}")
     if path.suffix in (".pth", ".pt", ".ckpt", ".pkl", ".bin"):
         raise CheckpointError(
             f"{path}: pickled checkpoints are not loaded, they can run code; if it is a torchvision RetinaNet, "
@@ -115,6 +119,8 @@ def read_info(path: str | Path) -> ModelInfo:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
+        if not os.access(path, os.R_OK):  # the library says "No such file"
+            raise CheckpointError(f"{path}: not read, reading it is not permitted") from error
         raise CheckpointError(f"{path}: not a complete safetensors file ({str(error)[:100]})") from error
     if FORMAT_KEY not in metadata:
         raise CheckpointError(

@@ -7,6 +7,7 @@ layout, plain bilinear scaling to 800/1333, 300 detections. Source of the facts:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -159,16 +160,26 @@ def _describe(state: dict[str, Tensor], norm_eps: float | None) -> tuple[Config,
 def _backbone(state: dict[str, Tensor]) -> str:
     prefix = "backbone.body."
     body = {key.removeprefix(prefix): value.shape for key, value in state.items() if key.startswith(prefix)}
-    nearest = ""
+    nearest, least = "", math.inf
     for name in _BACKBONES:
         with torch.device("meta"):
             network = timm.create_model(name, features_only=True, out_indices=(-3, -2, -1))
-        if all(body.get(key) == value.shape for key, value in network.named_parameters()):
-            unknown = sorted(body.keys() - network.state_dict().keys())
-            if not unknown:
-                return name
-            nearest = f"{prefix + unknown[0]!r} is no part of {name}"  # a ResNet-34 has all that a ResNet-18 has
-    among = f"its backbone is none of {', '.join(_BACKBONES)}, or tensors of it are missing"
+        wanted = {key: value.shape for key, value in network.named_parameters()}
+        wrong = [key for key in wanted if body.get(key) != wanted[key]]
+        unknown = sorted(body.keys() - network.state_dict().keys())  # a ResNet-34 has all that a ResNet-18 has
+        if not wrong and not unknown:
+            return name
+        if len(wrong) + len(unknown) < min(least, len(wanted) / 2):
+            least = len(wrong) + len(unknown)
+            key = (wrong or unknown)[0]
+            if key not in body:
+                fault = f"is missing from its {name}"
+            elif wrong:
+                fault = f"has shape {tuple(body[key])} instead of {tuple(wanted[key])} ({name})"
+            else:
+                fault = f"is no part of {name}"
+            nearest = f"{prefix + key!r} {fault}"
+    among = f"its backbone is none of {', '.join(_BACKBONES)}"
     raise CheckpointError(f"{_EXPECTED}; {nearest or among}")
 
 
@@ -192,8 +203,9 @@ def _load(model: RetinaNet, state: dict[str, Tensor], layers: int, norm_eps: flo
     if unknown:
         raise CheckpointError(f"{_EXPECTED}; {_theirs(unknown[0], layers)!r} is no part of it ({len(unknown)} in all)")
     for key, value in renamed.items():
-        if value.layout != torch.strided or value.is_complex() or value.is_quantized:
-            raise CheckpointError(f"{_EXPECTED}; {_theirs(key, layers)!r} is no ordinary tensor of real numbers")
+        if value.layout != torch.strided or not (value.is_floating_point() or key.endswith("num_batches_tracked")):
+            kind = str(value.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{_EXPECTED}; {_theirs(key, layers)!r} is no dense tensor of real numbers ({kind})")
         if value.is_meta:
             continue
         if value.is_floating_point() and not torch.isfinite(value).all():
