@@ -29,7 +29,6 @@ AS_GOOD = 0.005
 # Fewer anchors are taken if what is searched for, and the mean IoU, are no more than this below the best.
 _EQUAL_CLOSE, _EQUAL_MEAN = 0.001, 0.01
 
-
 # Side ÷ stride that anchors may have, and largest ratio. Smaller than a stride they leave gaps; an anchor's side of 12
 # strides is the most that a position of the pyramid was ever shown to see.
 _SIDES = (1.0, 12.0)
