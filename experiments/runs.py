@@ -58,7 +58,7 @@ def fitted_anchors(config: Any, train_set: Any) -> dict[str, Any]:
 
     objects = ~train_set.ignore
     boxes: Any = ScaledBoxes.of(train_set, config.data)[objects]
-    weights = class_weights(train_set.labels[objects].astype("int64"))
+    weights = class_weights(train_set.labels[objects])
     fit = fit_anchors(boxes, config.anchors, threshold=config.assign.foreground, weights=weights)
     return {**config.to_dict()["anchors"], **{k: getattr(fit.spec, k) for k in ("sizes", "scales", "ratios")}}
 

@@ -41,7 +41,7 @@ _TRIED = 4
 _STEPS = (0.5, 0.25, 0.12, 0.06, 0.03)
 
 
-def class_weights(labels: npt.NDArray[np.int64]) -> Floats:
+def class_weights(labels: npt.NDArray[np.integer[Any]]) -> Floats:
     """Weights ``(M,)`` under which each class that ``labels`` ``(M,)`` have counts alike; 1 on average."""
     present, row, count = np.unique(labels, return_inverse=True, return_counts=True)
     weights: Floats = (len(labels) / len(present) / count)[row].astype(np.float32)

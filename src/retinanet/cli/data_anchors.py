@@ -147,11 +147,9 @@ def _objects(dataset: Dataset, data: DataConfig) -> Any:
 
 def _weights(dataset: Dataset) -> Floats:
     """Of the boxes that are no ignore regions: each class counts alike, as it does in AP."""
-    import numpy as np
-
     from retinanet.anchors.search import class_weights
 
-    return class_weights(dataset.labels[~dataset.ignore].astype(np.int64))
+    return class_weights(dataset.labels[~dataset.ignore])
 
 
 def _coverage(dataset: Dataset, overlaps: Floats, threshold: float) -> Any:
