@@ -307,3 +307,14 @@ def test_the_pyramid_has_the_strides_it_has() -> None:
         Config(anchors=AnchorSpec(strides=(16, 16, 32, 64, 128)))
     with pytest.raises(ConfigError, match=r"anchors\.strides"):
         Config(anchors=AnchorSpec(sizes=(32.0, 64.0), strides=(8, 16)))
+
+
+def test_a_recipe_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.yaml").write_text("recipe: modern\n")
+
+    def denied(*arguments: object, **settings: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(ConfigError, match=r"own\.yaml: not read, reading it is not permitted"):
+        load_recipe(str(tmp_path / "own.yaml"))
