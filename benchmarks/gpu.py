@@ -1,8 +1,9 @@
 """What one GPU does: its own ceilings, then this package beside torchvision on the same tensors, and where time goes.
 
-    python benchmarks/gpu.py [--out FILE] [--device cuda] [--only SECTION ...] [--quick]
+    python benchmarks/gpu.py [--out FILE] [--device cuda] [--only SECTION ...] [--compiled] [--quick]
 
-All sections may take ten minutes, most of them for compiling; ``--only`` divides them over several calls. Results are
+All sections take about two minutes, and ten with ``--compiled``, which also measures what ``torch.compile`` makes of
+each side; ``--only`` divides them over several calls. Results are
 written after every row, so an interrupted call keeps what it measured. Sides run alternately; times are medians of
 rounds, each ended by waiting for the device.
 ``--quick`` takes sizes that a CPU can do: it shows that the script works, its times mean nothing.
@@ -56,10 +57,12 @@ class Bench:
     Attributes:
         device: the GPU, or the CPU to try the script.
         quick: small sizes.
+        compiled: also measure what ``torch.compile`` makes of each side; it takes most of the script's time.
     """
 
     device: torch.device
     quick: bool
+    compiled: bool
 
     @property
     def side(self) -> int:
@@ -161,7 +164,7 @@ def losses(bench: Bench) -> Iterator[Row]:
         images = bench.sizes(16)[0] if classes < 1000 else bench.sizes(2)[0]  # torchvision's temporaries must fit
         for dtype in (torch.float32, torch.bfloat16):
             logits, labels = _logits(bench, images, classes, dtype)
-            sides = _loss_sides(logits, labels)
+            sides = _loss_sides(logits, labels, bench.compiled and classes == CLASSES)
             ours, theirs = sides["ours"](), sides["torchvision"]()
             torch.testing.assert_close(ours, theirs, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=0)
             name = str(dtype).removeprefix("torch.")
@@ -178,7 +181,7 @@ def _logits(bench: Bench, images: int, classes: int, dtype: torch.dtype) -> tupl
     return logits, labels.to(bench.device)
 
 
-def _loss_sides(logits: Tensor, labels: Tensor) -> dict[str, Call]:
+def _loss_sides(logits: Tensor, labels: Tensor, compiled: bool = False) -> dict[str, Call]:
     target = torch.empty_like(logits)
 
     def ours() -> Tensor:
@@ -204,7 +207,7 @@ def _loss_sides(logits: Tensor, labels: Tensor) -> dict[str, Call]:
         return loss
 
     sides = {"ours": ours, "torchvision": peer(focal), "floor": lambda: target.copy_(logits)}
-    if logits.device.type == "cuda":  # a compiler is not everywhere, and on the CPU nobody asks
+    if compiled:
         sides["torchvision compiled"] = peer(torch.compile(focal, dynamic=False))
     return sides
 
@@ -287,7 +290,7 @@ def training(bench: Bench) -> Iterator[Row]:
     for images in bench.sizes(16, 32):
         batch = _batch(images, bench)
         steps = {"ours": _our_step(bench, None), "torchvision": _their_step(bench)}
-        if bench.device.type == "cuda" and images == 16:  # compiling takes a minute for each size
+        if bench.compiled and images == 16:  # compiling takes a minute for each size
             steps["ours compiled"] = _our_step(bench, "default")
             steps["torchvision compiled"] = _their_step(bench, compiled=True)
         sides = {side: partial(step, batch) for side, step in steps.items()}
@@ -361,7 +364,7 @@ def _their_step(bench: Bench, compiled: bool = False) -> Callable[[Batch], None]
 def inference(bench: Bench) -> Iterator[Row]:
     """uint8 pictures in the CPU's memory → detections, in bf16: normalising, network, decoding and suppression."""
     detectors, peers = {"ours": _detector(bench)}, {"torchvision": _peer(bench)}
-    if bench.device.type == "cuda":
+    if bench.compiled:
         detectors["ours compiled"] = _detector(bench, "default")
         detectors["ours graph"] = _detector(bench, "reduce-overhead")  # CUDA graphs
         peers["torchvision compiled"] = _peer(bench, compiled=True)
@@ -484,9 +487,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
-    bench = Bench(torch.device(arguments.device), arguments.quick)
+    device = torch.device(arguments.device)
+    bench = Bench(device, arguments.quick, arguments.compiled and device.type == "cuda")
     if bench.device.type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU here; --device cpu --quick shows that the script works")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
