@@ -10,7 +10,7 @@ import pytest
 from test_report import Page, perfect
 
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.evaluate.ap import Predictions
 from retinanet.evaluate.compare import Change, Comparison, Contestant, compare
 from retinanet.evaluate.compare_page import number, signed, verdict, write_comparison

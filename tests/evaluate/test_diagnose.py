@@ -12,7 +12,7 @@ import pytest
 from scenes import class_aps, nothing, pycoco, random_detections, random_truth
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.evaluate.advice import costliest, next_steps
 from retinanet.evaluate.ap import Predictions, evaluate
 from retinanet.evaluate.curves import RECALLS, SCORES

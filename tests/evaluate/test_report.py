@@ -13,7 +13,7 @@ from PIL import Image
 from scenes import nothing, random_detections, random_truth
 
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.evaluate.ap import SUMMARY, Predictions, evaluate
 from retinanet.evaluate.diagnose import Diagnosis, diagnose
 from retinanet.evaluate.report import write_report
