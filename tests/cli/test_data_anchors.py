@@ -25,7 +25,7 @@ from retinanet.model import RetinaNet
 
 
 def write_bars(folder: Path, images: int = 30, largest: int = 60) -> Path:
-    """A COCO dataset of lying bars, 9 times as wide as high; its pictures are empty files, nobody looks at them."""
+    """A COCO dataset of lying bars, 9 times as wide as high; its images are empty files, which the command does not read."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     for number in range(images):
@@ -113,7 +113,7 @@ def test_anchors_that_are_as_good_are_left(tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     assert cli.main(["data", "anchors", str(bars), "--out", str(second), "--recipe", str(first), *flags]) == 0
     said = capsys.readouterr().out
-    assert "leave them as they are" in said
+    assert "Keep them." in said
     assert said.splitlines()[-1] == f"next: retinanet train {bars} --recipe {first} --data.size 320"
     assert yaml.safe_load(second.read_text())["recipe"] == "../first.yaml"
     assert load_recipe(str(second)).model == load_recipe("modern").model
@@ -125,7 +125,7 @@ def test_small_objects_are_told_of_a_larger_input(tmp_path: Path, capsys: pytest
     argv = ["data", "anchors", str(bars), "--out", str(out), "--data.size", "320", "--scales", "1", "--ratios", "2"]
     assert cli.main(argv) == 0
     said = capsys.readouterr().out
-    assert "they need stride 4, which this network does not have" in said
+    assert "They need anchors 4 pixels apart, which this network (levels P3 to P7) does not have" in said
     covers = [float(line.split("cover ")[1].split("%")[0]) for line in said.splitlines() if "would cover" in line]
     fitted = 100 * share(bars, "train", load_recipe(str(out)).anchors, DataConfig(size=320))
     assert fitted < covers[0] < covers[1]
@@ -178,8 +178,8 @@ def test_odd_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str], box: list
         warnings.simplefilter("error")
         assert cli.main(["data", "anchors", str(bars), "--out", str(tmp_path / "a.yaml"), *flags]) == 0
     said = capsys.readouterr().out
-    assert ("pixel at data.size 32: not learnt" in said) == (box[2] < 1)
-    assert "leave them as they are" in said
+    assert ("pixel at data.size 32 and cannot be learnt" in said) == (box[2] < 1)
+    assert "Keep them." in said
 
 
 def test_nothing_to_fit_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
