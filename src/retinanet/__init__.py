@@ -13,12 +13,21 @@ from retinanet._version import __version__
 from retinanet.errors import RetinaNetError
 
 if TYPE_CHECKING:
+    from retinanet.data.convert import convert_dataset as convert_dataset
     from retinanet.detect.detector import Detector as Detector
     from retinanet.detect.detector import load as load
+    from retinanet.inspection.anchor_fit import fit_anchors as fit_anchors
+    from retinanet.inspection.dataset_inspection import inspect as inspect
 
-__all__ = ["Detector", "RetinaNetError", "__version__", "load"]
+__all__ = ["Detector", "RetinaNetError", "__version__", "convert_dataset", "fit_anchors", "inspect", "load"]
 
-_LAZY = {"Detector": "retinanet.detect.detector", "load": "retinanet.detect.detector"}
+_LAZY = {
+    "Detector": "retinanet.detect.detector",
+    "convert_dataset": "retinanet.data.convert",
+    "fit_anchors": "retinanet.inspection.anchor_fit",
+    "inspect": "retinanet.inspection.dataset_inspection",
+    "load": "retinanet.detect.detector",
+}
 
 # supervision asks every user to install OpenCV; its own NumPy drawing does all that is needed here.
 warnings.filterwarnings("ignore", message="OpenCV .* is not installed", category=UserWarning)

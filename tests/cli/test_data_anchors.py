@@ -25,7 +25,7 @@ from retinanet.model import RetinaNet
 
 
 def write_bars(folder: Path, images: int = 30, largest: int = 60) -> Path:
-    """A COCO dataset of lying bars, 9 times as wide as high; its images are empty files, which the command does not read."""
+    """A COCO dataset of lying bars, 9 times as wide as high. Its images are empty files, which are never read."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     for number in range(images):

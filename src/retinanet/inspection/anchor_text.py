@@ -124,7 +124,7 @@ def _assignment_lines(fit: AnchorFit) -> Iterator[str]:
         f"boxes without any: {without[0]:.1%} → {without[1]:.1%}"
     )
     if fit.config.assign.method == "atss":
-        yield "  ATSS gives each box its nearest anchors, with no fixed IoU, so uncovered boxes are learnt as well."
+        yield "  ATSS gives each box its nearest anchors, without a fixed IoU, so most uncovered boxes are learnt, too."
 
 
 def _input_size_lines(fit: AnchorFit) -> Iterator[str]:

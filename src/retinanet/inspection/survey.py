@@ -209,7 +209,12 @@ def _background_share(loss: tuple[float, float]) -> str:
     total = sum(loss)
     share = loss[1] / total
     percent = f"{share:.0%}" if share >= 0.01 else f"{share:.2%}" if share >= 0.0001 else "less than 0.01%"
-    return f"{percent} of the loss ({loss[1]:.3g} of {total:.3g})"
+    return f"{percent} of the loss ({_short(loss[1])} of {_short(total)})"
+
+
+def _short(value: float) -> str:
+    """A number with three digits, or without decimals if it is large."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _anchors(dataset: Dataset, config: Config) -> float:
