@@ -31,17 +31,17 @@ def write_bars(folder: Path, images: int = 30, largest: int = 60) -> Path:
     for number in range(images):
         (folder / "images" / f"{number}.png").touch()
     for split in ("train", "val"):
-        pictures: list[dict[str, Any]] = []
+        listed: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for number in range(images):
-            pictures.append({"id": number, "file_name": f"{number}.png", "width": 320, "height": 320})
+            listed.append({"id": number, "file_name": f"{number}.png", "width": 320, "height": 320})
             for _ in range(8):
                 width = rng.uniform(largest / 2, largest)
                 x, y = rng.uniform(0, 320 - width, 2)
                 row = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0}
                 annotations.append({**row, "bbox": [x, y, width, width / 9], "area": width * width / 9})
         classes = [{"id": 1, "name": "bar"}, {"id": 2, "name": "never there"}]
-        content = {"images": pictures, "annotations": annotations, "categories": classes}
+        content = {"images": listed, "annotations": annotations, "categories": classes}
         (folder / f"instances_{split}.json").write_text(json.dumps(content))
     return folder
 
@@ -72,8 +72,8 @@ def test_writes_a_recipe_that_covers_more(bars: Path, tmp_path: Path, capsys: py
     now, was = share(bars, "train", config.anchors, data), share(bars, "train", AnchorSpec(), data)
     assert f"{was:.1%} before, {now:.1%} with these" in text
     assert set(yaml.safe_load(text)) == {"recipe", "anchors"}
-    with Image.open(out.with_suffix(".png")) as picture:
-        assert min(picture.size) > 400
+    with Image.open(out.with_suffix(".png")) as plot:
+        assert min(plot.size) > 400
     assert said.count("never there") == 1  # among the classes; there is nothing to cover
     assert f"{share(bars, 'val', AnchorSpec(), data):.1%} → {share(bars, 'val', config.anchors, data):.1%}" in said
     words = shlex.split(said.splitlines()[-1].removeprefix("next: retinanet "))

@@ -329,10 +329,10 @@ def test_sizes_that_files_cannot_say_are_refused(tmp_path: Path, to: Format) -> 
 @pytest.mark.parametrize("to", FORMATS)
 def test_broken_images_are_copied_as_they_are(tmp_path: Path, to: Format) -> None:
     splits = pets(tmp_path / "in")
-    splits["train"].path(0).write_bytes(b"no picture")
+    splits["train"].path(0).write_bytes(b"not an image")
     remarks = write(splits, tmp_path / "out", to)
     assert any("1 image is broken and copied" in r for r in remarks) == (to in ("yolo", "csv"))
-    assert any(p.read_bytes() == b"no picture" for p in (tmp_path / "out").rglob("*.jpg"))
+    assert any(p.read_bytes() == b"not an image" for p in (tmp_path / "out").rglob("*.jpg"))
 
 
 @pytest.mark.parametrize("to", ["voc", "csv"])

@@ -16,8 +16,10 @@ from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.formats.open_dataset import read_tolerantly, with_shared_classes
 from retinanet.data.problems import PROBLEM_KINDS
 from retinanet.errors import DataError
-from retinanet.inspection.checks import FINDING_OF_PROBLEM, CheckResult, run_checks, same_boxes, without_unions
+from retinanet.inspection.box_checks import same_boxes
+from retinanet.inspection.checks import FINDING_OF_PROBLEM, CheckResult, run_checks
 from retinanet.inspection.findings import KINDS, Finding, by_kind
+from retinanet.inspection.splits import without_unions
 
 # Of each kind of finding: what its places must contain, in any order.
 PLANTED: dict[str, list[str]] = {
@@ -155,7 +157,7 @@ def test_other_formats_go_on_after_broken_files(tmp_path: Path, kind: str) -> No
         (tmp_path / "Annotations" / "bad.xml").write_text("<annotation><object>")
         expected = "broken-annotation"
     else:
-        (images / "bad.png").write_bytes(b"no picture")
+        (images / "bad.png").write_bytes(b"not an image")
         expected = "broken-image"
     if kind == "csv":
         (tmp_path / "train.csv").write_text("good.png,1,2,9,9,cat\nbad.png,1,2,9,9,cat\n")

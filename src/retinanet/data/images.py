@@ -14,8 +14,8 @@ from retinanet.files import special_file
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif"})
 
-# Pillow refuses files with more than 178 million pixels. Such an image takes half a gigabyte of memory. A larger file is
-# malicious or should be cut into tiles.
+# Pillow refuses files with more than 178 million pixels. Such an image takes half a gigabyte of memory; a larger file
+# is malicious or should be cut into tiles.
 MAX_PIXELS = 178_000_000
 
 _EXIF_ORIENTATION = 0x0112

@@ -53,8 +53,8 @@ class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
         seed: fixes the order.
         start: number of finished steps, for resuming.
         factors: mean number of appearances of each image per epoch, see :func:`sampling_factors`; unset: once.
-        rank: rank of this process. It gets every ``count``-th image of a batch, which can be none.
-        count: number of ranks.
+        rank: rank of this process. It gets every ``world_size``-th image of a batch, which can be none.
+        world_size: number of ranks.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
         start: int = 0,
         factors: Factors | None = None,
         rank: int = 0,
-        count: int = 1,
+        world_size: int = 1,
     ) -> None:
         self.batch, self.epochs, self.seed, self.start = batch, epochs, seed, start
-        self.rank, self.count = rank, count
+        self.rank, self.world_size = rank, world_size
         portrait = dataset.sizes[:, 1] > dataset.sizes[:, 0]
         self._factors = np.ones(len(dataset)) if factors is None else factors.copy()
         self._groups = [group for group in (portrait, ~portrait) if self._factors[group].sum() > 0]
@@ -84,7 +84,7 @@ class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         for epoch, number, images in self._remaining():
-            yield [(epoch, number, index) for index in images[self.rank :: self.count]]
+            yield [(epoch, number, index) for index in images[self.rank :: self.world_size]]
 
     def lengths(self) -> Iterator[int]:
         """Number of images of each remaining batch, on all ranks together."""

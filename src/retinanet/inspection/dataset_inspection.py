@@ -14,10 +14,11 @@ from retinanet.data.formats import write_coco
 from retinanet.data.formats.open_dataset import read_tolerantly, with_shared_classes
 from retinanet.errors import ConfigError, DataError
 from retinanet.files import refuse_filled, write_text
-from retinanet.inspection.checks import CheckResult, run_checks, without_unions
+from retinanet.inspection.checks import CheckResult, run_checks
 from retinanet.inspection.findings import Finding, by_kind
 from retinanet.inspection.repair import repair
 from retinanet.inspection.settings import resolve
+from retinanet.inspection.splits import without_unions
 from retinanet.inspection.survey import Balance, Survey, coverage_findings
 from retinanet.progress import progress_bar
 

@@ -9,7 +9,7 @@ import yaml
 
 from retinanet.data.dataset import IGNORE_CLASS, Dataset
 from retinanet.data.formats.writing import ImageMode, Progress, SplitImages, check_splits
-from retinanet.data.formats.yolo import label_path
+from retinanet.data.formats.yolo_layout import label_path
 from retinanet.files import new_folder
 
 
