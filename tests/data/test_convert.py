@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import retinanet
 from retinanet.data.convert import Format, write
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder, FileList
 from retinanet.data.formats.open_dataset import read_all, read_split
@@ -383,3 +384,13 @@ def test_real_data_there_and_back(tmp_path: Path, shared_data: Path, name: str) 
             assert before.keys() == after.keys()
             assert all(np.allclose(before[k]["boxes"], after[k]["boxes"], rtol=0, atol=1e-6) for k in before)
             assert data.classes == original[split].classes
+
+
+def test_convert_dataset_from_python(tmp_path: Path, parts: Path) -> None:
+    conversion = retinanet.convert_dataset(parts, tmp_path / "out", "csv", "link")
+    assert list(conversion.splits) == ["train", "val"]
+    assert str(conversion).startswith("12 images (train, val), ")
+    assert any("image ids" in remark for remark in conversion.remarks)
+    assert list(read_all(tmp_path / "out")) == ["train", "val"]
+    with pytest.raises(RetinaNetError, match="unknown format 'xml'"):
+        retinanet.convert_dataset(parts, tmp_path / "other", "xml")  # type: ignore[arg-type]
