@@ -16,7 +16,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.transforms import PAD_TO, scaled_size
 from retinanet.inspection.anchor_coverage import ScaledBoxes, best_overlaps, positives
 from retinanet.inspection.findings import Finding
-from retinanet.losses.terms import Focal
+from retinanet.losses.classification import Focal
 
 # IoU with a box from which the paper makes an anchor positive.
 REACHED = 0.5
