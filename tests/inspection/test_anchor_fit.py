@@ -39,6 +39,7 @@ def test_measures_current_and_fitted_anchors(parts: Path) -> None:
         assert anchors.coverage.share == (anchors.overlaps[objects] >= fit.threshold).mean()
         assert len(anchors.positives) == (~fit.sample.ignore).sum()
     assert list(fit.table) == [(1, 1)]
+    assert repr(fit).startswith("<AnchorFit to parts [train]: covered boxes ")
     assert fit.uncovered_share == pytest.approx(1 - fit.fitted.coverage.share)
 
 

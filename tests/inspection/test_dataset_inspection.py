@@ -32,10 +32,13 @@ def test_result_is_that_of_the_command(planted: Path, tmp_path: Path, capsys: py
 
 
 def test_findings_come_in_the_order_of_their_importance(planted: Path) -> None:
-    findings = retinanet.inspect(planted, **SIZE).findings
+    found = retinanet.inspect(planted, **SIZE)
+    findings = found.findings
     severities = [finding.severity for finding in findings]
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
     assert len(set(severities)) == 3
+    errors = severities.count("error")
+    assert repr(found).startswith(f"<Inspection of planted: {errors} errors, ")
 
 
 def test_repaired_copy(planted: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class MeasuredAnchors:
     positives: npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AnchorFit:
     """Result of fitting the anchors to a dataset.
 
@@ -84,6 +84,10 @@ class AnchorFit:
     fitted: MeasuredAnchors
     table: dict[tuple[int, int], AnchorCoverage]
     larger_inputs: dict[int, float]
+
+    def __repr__(self) -> str:
+        before, after = self.current.coverage.share, self.fitted.coverage.share
+        return f"<AnchorFit to {self.train.name}: covered boxes {before:.1%} → {after:.1%}>"
 
     @property
     def threshold(self) -> float:

@@ -42,7 +42,7 @@ def _similar_classes(splits: Splits, counts: Mapping[str, Mapping[str, int]]) ->
         if len(names) > 1:
             boxes = ", ".join(f"{name!r} ({sum(c[name] for c in counts.values())} boxes)" for name in names)
             used = ", ".join(split for split, count in counts.items() if any(count[name] for name in names))
-            yield Finding("similar-classes", used or first, splits[first].name.split(" [")[0], boxes)
+            yield Finding("similar-classes", used or first, splits[first].title, boxes)
 
 
 def _not_in_train(name: str, splits: Splits, train: str, others: Mapping[str, int], listed: bool) -> Finding:
