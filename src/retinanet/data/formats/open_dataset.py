@@ -188,7 +188,7 @@ class OpenedDataset:
         return self.readers[split](tolerant=tolerant)
 
     def read_override(self, wanted: str, role: str, tolerant: bool = False) -> Dataset:
-        """Read the split ``wanted``, or the dataset at the path ``wanted``: its only split, or else its split ``role``."""
+        """Read the split ``wanted``, or the dataset at the path ``wanted``: its only split, or its split ``role``."""
         if self.resolve(wanted) is None:
             for path in (Path(wanted).expanduser(), self.path / wanted):
                 if os.path.exists(path):
