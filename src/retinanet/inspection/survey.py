@@ -184,8 +184,8 @@ class Balance:
         return [
             f"An average image has {self.foreground:,.0f} positive anchors, which learn an object, and "
             f"{self.background:,.0f} others, which learn background: 1 : {self.background / self.foreground:.0f}.",
-            f"Before the first step every score is π = {prior:g}. With cross entropy, background then causes "
-            f"{_background_share(self.cross_entropy)}.",
+            f"Before the first training step every score is {prior:g} (the prior π). With cross entropy, "
+            f"background then causes {_background_share(self.cross_entropy)}.",
             f"With the focal loss (γ = {gamma:g}, α = {alpha:g}), background causes {_background_share(self.focal)}.",
         ]
 
