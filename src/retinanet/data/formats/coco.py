@@ -257,7 +257,7 @@ def _load(source: Path) -> dict[str, Any]:
     content = read_json(source, "COCO annotations")
     if isinstance(content, list):
         raise DataError(
-            f"{source}: the file is a list, as files of detections are; "
+            f"{source}: looks like a list of detections, not of annotations; "
             "give the file with 'images', 'annotations' and 'categories'"
         )
     if not isinstance(content, dict):
