@@ -1,7 +1,7 @@
 """Sample → sample: resizing for the network, and random augmentation for training.
 
-Every random choice comes from a generator seeded with (seed, epoch, image or batch), so that neither the number of worker
-processes nor a resumed run changes it.
+Every random choice comes from a generator seeded with (seed, epoch, image or batch), so that neither the number of
+worker processes nor a resumed run changes it.
 """
 
 from __future__ import annotations

@@ -39,9 +39,9 @@ def _needs_grad_on_cpu(x: Tensor, weight: Tensor) -> bool:
 class StridedConv2d(nn.Conv2d):
     """:class:`torch.nn.Conv2d` whose weight gradient is also right in bf16 on the CPU for feature maps one pixel wide.
 
-    With stride 2, some row of a 3×3 kernel sees only padding on such a map. The bf16 kernel of torch 2.15 does not write
-    that part of the gradient: it keeps what was in memory, mostly zeros, sometimes NaN. P7 of a small or narrow image is
-    such a map.
+    With stride 2, some row of a 3×3 kernel sees only padding on such a map. The bf16 kernel of torch 2.15 does not
+    write that part of the gradient: it keeps what was in memory, mostly zeros, sometimes NaN. P7 of a small or narrow
+    image is such a map.
     """
 
     def forward(self, x: Tensor) -> Tensor:
