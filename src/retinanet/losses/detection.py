@@ -25,7 +25,7 @@ _MOVING_START, _MOVING_KEEP = 100.0, 0.9
 
 
 class Losses(NamedTuple):
-    """Scalars: normalized ``classification`` and ``box`` loss, and ``foreground``, the positive anchors of this process."""
+    """Scalars: normalized ``classification`` and ``box`` loss; ``foreground``: positive anchors of this process."""
 
     classification: Tensor
     box: Tensor
