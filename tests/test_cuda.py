@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -75,8 +76,8 @@ def test_decoding_finds_the_same() -> None:
     expected = postprocess(here, grid, sizes, config)
     for found, each in zip(postprocess(there, grid.to("cuda"), sizes, config), expected, strict=True):
         assert len(each.boxes) == len(found.boxes) > 0
-        torch.testing.assert_close(found.scores.cpu(), each.scores, rtol=1e-5, atol=1e-6)
-        assert (found.labels.cpu() == each.labels).float().mean() > 0.98  # of equal scores, either may be first
+        np.testing.assert_allclose(found.scores, each.scores, rtol=1e-5, atol=1e-6)
+        assert (found.labels == each.labels).mean() > 0.98  # of equal scores, either may be first
 
 
 @pytest.mark.parametrize("recipe", ["paper", "modern"])
@@ -163,8 +164,8 @@ def test_suppression_of_all_images_together_is_that_in_turn(limit: int) -> None:
     together = suppress(candidates, config)
     in_turn = suppress(Candidates(*(values.cpu() for values in candidates)), config)
     for found, expected in zip(together, in_turn, strict=True):
-        for own, theirs in zip(found, expected, strict=True):
-            assert torch.equal(own, theirs)
+        for name in ("boxes", "scores", "labels"):
+            assert np.array_equal(getattr(found, name), getattr(expected, name))
 
 
 def test_training_learns_and_goes_on_where_it_stopped(parts: Path, tmp_path: Path) -> None:

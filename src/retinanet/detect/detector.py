@@ -18,11 +18,12 @@ from retinanet.anchors import AnchorGrid
 from retinanet.config import AnchorSpec, DecodeConfig
 from retinanet.data.images import read_image, to_rgb
 from retinanet.data.transforms import normalized_batch, resize_image, scaled_size
+from retinanet.detections import Detections
 from retinanet.errors import ConfigError, DataError
 from retinanet.hardware import Precision, autocast, resolve_device, resolve_precision
 from retinanet.model import Outputs, RetinaNet
 from retinanet.model.inference import for_inference
-from retinanet.postprocess import Detections, postprocess
+from retinanet.postprocess import postprocess
 from retinanet.zoo.weights import ModelInfo, load_weights
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Detector:
                 scaled = [resize_image(images[i], shape, data) for i in chunk]
                 found = self.detect_scaled(scaled, score)
                 for i, detections in zip(chunk, found, strict=True):
-                    results[i] = _rescaled(detections, scaled=shape, original=tuple(images[i].shape[-2:]))
+                    results[i] = detections.rescaled(shape, images[i].shape[-2:])
         return [results[i] for i in range(len(images))]
 
     @torch.inference_mode()
@@ -204,8 +205,3 @@ def _as_rgb(image: ImageLike) -> npt.NDArray[np.uint8]:
 def _as_tensor(array: npt.NDArray[np.uint8]) -> Tensor:
     # torch warns about arrays it may not write to, such as those of Pillow images; those are copied
     return torch.from_numpy(np.require(array, requirements=["C", "W"])).permute(2, 0, 1)
-
-
-def _rescaled(found: Detections, scaled: tuple[int, int], original: tuple[int, ...]) -> Detections:
-    factors = torch.tensor([original[1] / scaled[1], original[0] / scaled[0]] * 2)
-    return found._replace(boxes=found.boxes * factors)
