@@ -12,6 +12,7 @@ from torchvision.ops import nms
 from retinanet.anchors.coding import decode_boxes
 from retinanet.anchors.grid import AnchorGrid
 from retinanet.config import DecodeConfig
+from retinanet.detections import Detections
 from retinanet.hardware import to_device
 from retinanet.model import Outputs
 
@@ -23,20 +24,6 @@ _PAIRS = 1 << 24
 _ROUNDS = 6
 # So many scores, or fewer, are represented by their maximum at first; a power of two.
 _LARGEST_BLOCK, _SMALLEST_BLOCK = 64, 4
-
-
-class Detections(NamedTuple):
-    """Detections of one image, best first, on the CPU.
-
-    Attributes:
-        boxes: float32 ``(D, 4)``, ``xyxy`` pixels of the network's input, clipped to the image.
-        scores: float32 ``(D,)``.
-        labels: int64 ``(D,)``.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
 
 
 class Candidates(NamedTuple):
@@ -149,7 +136,8 @@ def suppress_in_turn(candidates: Candidates, apart: Tensor, config: DecodeConfig
                 break
             taken = min(count, 2 * taken)
         keep = keep[: config.max_detections]
-        results.append(Detections(*(values[image, keep].cpu() for values in candidates)))
+        boxes, scores, labels = (values[image, keep].cpu().numpy() for values in candidates)
+        results.append(Detections.of_one_image(boxes, scores, labels))
     return results
 
 
@@ -171,13 +159,16 @@ def suppress_together(candidates: Candidates, apart: Tensor, config: DecodeConfi
         if taken**2 > _PAIRS:
             return suppress_in_turn(candidates, apart, config)
     first = (~keep).to(torch.uint8).sort(dim=1, stable=True).indices[:, : config.max_detections]  # (B, D)
-    found = Detections(
-        candidates.boxes.gather(1, first[..., None].expand(-1, -1, 4)).cpu(),
-        candidates.scores.gather(1, first).cpu(),
-        candidates.labels.gather(1, first).cpu(),
+    boxes, scores, labels = (
+        values.cpu().numpy()
+        for values in (
+            candidates.boxes.gather(1, first[..., None].expand(-1, -1, 4)),
+            candidates.scores.gather(1, first),
+            candidates.labels.gather(1, first),
+        )
     )
     lengths = kept.clamp(max=config.max_detections).tolist()
-    return [Detections(*(values[image, :length] for values in found)) for image, length in enumerate(lengths)]
+    return [Detections.of_one_image(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(lengths)]
 
 
 def _greedy(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,6 +17,7 @@ from PIL import Image
 from retinanet.data.dataset import Dataset, DatasetBuilder, FileList
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.detect.detector import Detector, load
+from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.evaluate.pictures import (
     Album,
@@ -29,9 +29,8 @@ from retinanet.evaluate.pictures import (
     shrunk,
     spread,
 )
-from retinanet.postprocess import Detections
 
-NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+NOTHING = Detections.empty()
 
 
 @pytest.fixture(scope="module")

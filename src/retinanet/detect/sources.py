@@ -17,8 +17,8 @@ import torch
 
 from retinanet.data.images import IMAGE_SUFFIXES, read_image
 from retinanet.detect.detector import Detector
+from retinanet.detections import Detections
 from retinanet.errors import DataError
-from retinanet.postprocess import Detections
 
 
 @dataclass(frozen=True)
