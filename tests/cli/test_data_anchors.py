@@ -188,3 +188,7 @@ def test_nothing_to_fit_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (bars / "instances_train.json").write_text(json.dumps({**content, "annotations": []}))
     assert cli.main(["data", "anchors", str(bars), "--out", str(tmp_path / "a.yaml")]) == 1
     assert "there is no box to fit anchors to in 4 images" in capsys.readouterr().err
+    empty = {**content["annotations"][0], "bbox": [5, 5, 0, 9]}
+    (bars / "instances_train.json").write_text(json.dumps({**content, "annotations": [empty]}))
+    assert cli.main(["data", "anchors", str(bars), "--out", str(tmp_path / "a.yaml")]) == 1
+    assert "invalid annotations: 1, first " in capsys.readouterr().err

@@ -153,7 +153,7 @@ def fit_anchors(
     train, val, notes = read_train_val(dataset, config.data.train, config.data.val, config.data.val_fraction)
     train = train.with_crowds(config.data.crowd)
     if train.ignore.all():
-        raise DataError(f"{train.name}: there is no box to fit anchors to in {len(train)} images")
+        raise DataError(_no_boxes(train))
     sample = _random_images(train, seed)
     with progress_bar(console, "fitting anchors", scales * ratios + 2) as bar:
         boxes, weights = _scaled_objects(sample, config), _object_weights(sample)
@@ -217,6 +217,13 @@ def _check(scales: int, ratios: int, seed: int, out: str | Path | None, recipe: 
         raise ConfigError(f"--out {out}: give the name of a YAML file, such as anchors.yaml")
     if not _is_bundled(recipe) and Path(out).resolve() == Path(recipe).resolve():
         raise ConfigError(f"--out {out} is the recipe to start from; write to another file")
+
+
+def _no_boxes(train: Dataset) -> str:
+    """Error about a split without boxes, with the boxes that the reader dropped."""
+    dropped = [problem for problem in train.problems if problem.severity == "warning"]
+    cause = f"; invalid annotations: {len(dropped)}, first {dropped[0]}" if dropped else ""
+    return f"{train.name}: there is no box to fit anchors to in {len(train)} images{cause}; choose another --data.train"
 
 
 def _is_bundled(recipe: str) -> bool:
