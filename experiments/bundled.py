@@ -24,8 +24,8 @@ from PIL import Image
 import retinanet
 from retinanet.config import Config, load_recipe
 from retinanet.data.formats.detect import read_split
-from retinanet.evaluate.ap import evaluate
-from retinanet.evaluate.predict import predict
+from retinanet.evaluation.coco_ap import evaluate
+from retinanet.evaluation.predict import predict
 from retinanet.zoo.weights import BUNDLED, load_weights, read_info, save_weights
 
 

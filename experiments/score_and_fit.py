@@ -19,9 +19,9 @@ from torchvision.ops import box_iou
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.detect import read_split
 from retinanet.detect.detector import load
-from retinanet.evaluate.ap import Predictions, evaluate
-from retinanet.evaluate.matching import make_scene, match
-from retinanet.evaluate.predict import predict
+from retinanet.evaluation.coco_ap import Predictions, evaluate
+from retinanet.evaluation.matching import make_scene, match
+from retinanet.evaluation.predict import predict
 
 
 def score_and_fit(dataset: Dataset, predictions: Predictions) -> tuple[float, float]:

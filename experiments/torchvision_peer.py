@@ -22,7 +22,7 @@ from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset
 from retinanet.data.loader import load_sample
 from retinanet.data.transforms import horizontal_flip, resize
-from retinanet.evaluate.ap import Metrics, Predictions, evaluate
+from retinanet.evaluation.coco_ap import Metrics, Predictions, evaluate
 from retinanet.hardware import resolve_device
 from retinanet.model.backbone import Backbone
 from runs import MAX_SIZE, SIZE

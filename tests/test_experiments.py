@@ -17,7 +17,7 @@ from retinanet.anchors.fit import best_overlaps
 from retinanet.config import Config
 from retinanet.data.formats.detect import read_split
 from retinanet.data.synthetic import write_sample
-from retinanet.evaluate.ap import Predictions
+from retinanet.evaluation.coco_ap import Predictions
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 

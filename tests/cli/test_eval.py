@@ -21,7 +21,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retinanet.cli import main
 from retinanet.cli.terminal import positionals_first
-from retinanet.evaluate.ap import SUMMARY
+from retinanet.evaluation.coco_ap import SUMMARY
 from retinanet.zoo.weights import load_weights, save_weights
 
 CPU = ("--precision", "fp32", "--device", "cpu")
@@ -29,7 +29,7 @@ CPU = ("--precision", "fp32", "--device", "cpu")
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retinanet.evaluate.compare.RESAMPLES", 50)
+    monkeypatch.setattr("retinanet.evaluation.compare.RESAMPLES", 50)
 
 
 class Eval:
@@ -254,10 +254,10 @@ def test_page_without_the_pictures_that_cannot_be_shown(
         small = picture.resize((48, 48))
     small.save(own_parts / "images" / names[1])
     text = run("--detections", peer_file, own_parts, "--out", tmp_path / "part").replace("\n", " ")
-    assert "note: 2 pictures cannot be shown on the page; the first: " in text
+    assert "note: 2 images cannot be shown on the page; the first: " in text
     assert read(tmp_path / "whole" / "metrics.json") == read(tmp_path / "part" / "metrics.json")
     page = (tmp_path / "part" / "report.html").read_text(encoding="utf-8")
-    assert "2 pictures cannot be shown" in page
+    assert "2 images cannot be shown" in page
     assert names[2] in page
     shown = re.findall(r"<figcaption>([^<]*)", page)
     assert not any(name in caption for name in names[:2] for caption in shown)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from retinanet.data.dataset import Dataset, DatasetBuilder
-from retinanet.evaluate.ap import SUMMARY, Predictions, evaluate
+from retinanet.evaluation.coco_ap import SUMMARY, Predictions, evaluate
 
 _CLASSES = 80
 _SIDE = 640

@@ -11,7 +11,7 @@ from retinanet.errors import ConfigError
 
 if TYPE_CHECKING:
     from retinanet.cli.evaluate import Arguments
-    from retinanet.evaluate.compare import Change, Comparison
+    from retinanet.evaluation.compare import Change, Comparison
 
 
 def run(arguments: Arguments) -> int:
@@ -19,12 +19,12 @@ def run(arguments: Arguments) -> int:
     from retinanet.config import DataConfig
     from retinanet.data.formats.detect import read_eval
     from retinanet.detect.detector import load
-    from retinanet.evaluate.compare import Contestant, compare, shared_classes
-    from retinanet.evaluate.compare_page import verdict, write_comparison
-    from retinanet.evaluate.detections import read_detections
-    from retinanet.evaluate.predict import predict
+    from retinanet.evaluation.compare import Contestant, compare, shared_classes
+    from retinanet.evaluation.detections import read_detections
+    from retinanet.evaluation.predict import predict
     from retinanet.files import write_json
     from retinanet.progress import progress_bar
+    from retinanet.report.comparison_page import verdict, write_comparison
 
     detectors = [load(weights, arguments.precision, arguments.device) for weights in arguments.weights]
     fractions = sorted(
@@ -96,7 +96,7 @@ def _table(comparison: Comparison) -> None:
 
 
 def _cells(change: Change) -> list[str]:
-    from retinanet.evaluate.compare_page import number, signed
+    from retinanet.report.comparison_page import number, signed
 
     interval = f"{signed(change.low)} to {signed(change.high)}"
     return [number(change.a), number(change.b), signed(change.delta), interval]

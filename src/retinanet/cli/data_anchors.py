@@ -62,11 +62,11 @@ def run(argv: Sequence[str]) -> int:
     _check(arguments)
 
     from retinanet.anchors.fit import best_overlaps
-    from retinanet.anchors.picture import draw_fit
     from retinanet.anchors.search import AS_GOOD, Coverage, fit_anchors
     from retinanet.data.formats.detect import read_train_val
     from retinanet.files import write_text
     from retinanet.progress import progress_bar
+    from retinanet.report.anchor_plot import draw_fit
 
     train_set, val_set, notes = read_train_val(
         arguments.dataset, config.data.train, config.data.val, config.data.val_fraction

@@ -54,10 +54,10 @@ def run(argv: Sequence[str]) -> int:
     from retinanet.data.doctor import diagnose, without_unions
     from retinanet.data.findings import by_kind
     from retinanet.data.formats.detect import read_tolerantly, with_shared_classes
-    from retinanet.data.inspect_page import write_page
     from retinanet.data.survey import Balance, Survey, coverage_findings
     from retinanet.files import refuse_filled, write_json
     from retinanet.progress import progress_bar
+    from retinanet.report.inspection_page import write_page
 
     if arguments.fix is not None:
         if arguments.fix.absolute() == arguments.out.absolute():

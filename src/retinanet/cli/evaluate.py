@@ -24,8 +24,8 @@ from retinanet.errors import ConfigError
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset
-    from retinanet.evaluate.ap import Metrics, Predictions
-    from retinanet.evaluate.diagnose import Diagnosis
+    from retinanet.evaluation.coco_ap import Metrics, Predictions
+    from retinanet.evaluation.diagnose import Diagnosis
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ def run(argv: Sequence[str]) -> int:
             "WEIGHTS, or --detections FILE.json"
         )
 
-    from retinanet.evaluate import ap
-    from retinanet.evaluate.diagnose import diagnose
-    from retinanet.evaluate.report import write_report
-    from retinanet.evaluate.voc import evaluate_voc
+    from retinanet.evaluation import coco_ap as ap
+    from retinanet.evaluation.diagnose import diagnose
+    from retinanet.evaluation.voc_ap import evaluate_voc
     from retinanet.files import write_json
+    from retinanet.report.evaluation_page import write_report
 
     [source] = sources
     out = arguments.out or source.parent / "eval"
@@ -109,7 +109,7 @@ def _detect(arguments: Arguments, weights: Path, out: Path) -> tuple[Dataset, Pr
     """Run the detector on the dataset."""
     from retinanet.data.formats.detect import read_eval
     from retinanet.detect.detector import load
-    from retinanet.evaluate.predict import predict
+    from retinanet.evaluation.predict import predict
     from retinanet.progress import progress_bar
 
     detector = load(weights, arguments.precision, arguments.device)
@@ -125,7 +125,7 @@ def _detect(arguments: Arguments, weights: Path, out: Path) -> tuple[Dataset, Pr
 def _read(arguments: Arguments, file: Path, out: Path) -> tuple[Dataset, Predictions]:
     """Read what another program detected on the dataset."""
     from retinanet.data.formats.detect import read_eval
-    from retinanet.evaluate.detections import read_detections
+    from retinanet.evaluation.detections import read_detections
 
     dataset, notes = read_eval(arguments.dataset, arguments.split)
     describe(dataset)
@@ -157,7 +157,7 @@ def _table(metrics: Metrics) -> None:
 
 
 def _diagnosis(diagnosis: Diagnosis) -> None:
-    from retinanet.evaluate.advice import costliest, describe_error
+    from retinanet.report.advice import costliest, describe_error
 
     kind = costliest(diagnosis)
     said = [describe_error(diagnosis, kind)] if kind else []

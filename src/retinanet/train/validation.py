@@ -10,10 +10,10 @@ import numpy as np
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.detect.detector import Detector
+from retinanet.detect.example_images import prediction_images, save_images
 from retinanet.errors import DataError
-from retinanet.evaluate.ap import Predictions, evaluate
-from retinanet.evaluate.pictures import prediction_pictures, save_pictures
-from retinanet.evaluate.predict import predict
+from retinanet.evaluation.coco_ap import Predictions, evaluate
+from retinanet.evaluation.predict import predict
 from retinanet.model import RetinaNet
 from retinanet.train.distributed import Processes
 from retinanet.train.tracking import Image
@@ -58,10 +58,10 @@ def validate(
 def draw_predictions(model: RetinaNet, config: Config, val_set: Dataset, folder: Path) -> dict[str, Image]:
     """Write the same few pictures of ``val_set`` each time, with what ``model`` finds, to ``folder``; returns them."""
     try:
-        pictures = prediction_pictures(_detector(model, config, val_set), val_set)
+        pictures = prediction_images(_detector(model, config, val_set), val_set)
     finally:
         model.train()
-    save_pictures(folder, pictures)
+    save_images(folder, pictures)
     return pictures
 
 
