@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retinanet.data.dataset import NO_CLASS, DatasetBuilder
-from retinanet.evaluation.coco_ap import SUMMARY, Predictions, evaluate
+from retinanet.evaluation.coco_ap import SUMMARY, Predictions, coco_metrics
 from scenes import CLASSES, nothing, random_detections, random_truth, reference
 
 
@@ -20,7 +20,7 @@ def test_equals_pycocotools(seed: int, category_ids: tuple[int, ...]) -> None:
     assert all(0.01 < value < 0.95 for value in expected)
     assert len(set(expected)) == 12  # sizes and limits matter
     assert dataset.ignore.any()
-    metrics = evaluate(dataset, predictions)
+    metrics = coco_metrics(dataset, predictions)
     assert list(metrics.summary) == list(SUMMARY)
     np.testing.assert_allclose(list(metrics.summary.values()), expected, atol=1e-6)
     assert set(metrics.per_class) == set(per_class) == {"cat", "dog", "fox"}
@@ -36,14 +36,14 @@ def test_a_perfect_detector() -> None:
     dataset = random_truth(4, ignore=0)
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
     scores = np.linspace(0.9, 0.5, len(owner)).astype(np.float32)
-    metrics = evaluate(dataset, Predictions(owner, dataset.boxes, scores, dataset.labels.astype(np.int64)))
+    metrics = coco_metrics(dataset, Predictions(owner, dataset.boxes, scores, dataset.labels.astype(np.int64)))
     assert metrics.summary["AP"] == pytest.approx(1)
     assert metrics.summary["AR100"] == pytest.approx(1)
     assert all(values["AP"] == pytest.approx(1) for values in metrics.per_class.values())
 
 
 def test_no_detections() -> None:
-    metrics = evaluate(random_truth(5, scale=2), nothing())
+    metrics = coco_metrics(random_truth(5, scale=2), nothing())
     assert list(metrics.summary.values()) == [0.0] * 12
     assert {values["AP"] for values in metrics.per_class.values()} == {0.0}
 
@@ -54,7 +54,7 @@ def test_no_ground_truth(found: bool) -> None:
     for image in range(3):
         builder.add_image(f"{image}.jpg", 640, 480)
     dataset = builder.build()
-    metrics = evaluate(dataset, random_detections(dataset, 0) if found else nothing())
+    metrics = coco_metrics(dataset, random_detections(dataset, 0) if found else nothing())
     assert list(metrics.summary.values()) == [-1.0] * 12
     assert metrics.per_class == {}
 
@@ -66,7 +66,7 @@ def test_only_crowds() -> None:
     dataset = builder.build()
     predictions = random_detections(dataset, 0)
     expected, _ = reference(dataset, predictions)
-    metrics = evaluate(dataset, predictions)
+    metrics = coco_metrics(dataset, predictions)
     np.testing.assert_allclose(list(metrics.summary.values()), expected, atol=1e-6)
     assert metrics.per_class == {}
 
@@ -93,9 +93,9 @@ def test_a_region_of_no_class_forgives_every_class(seed: int, category_ids: tupl
     assert (dataset.ignore & (dataset.labels != NO_CLASS)).any()
     predictions = random_detections(dataset, seed)
     expected, per_class = reference(dataset, predictions)
-    metrics = evaluate(dataset, predictions)
+    metrics = coco_metrics(dataset, predictions)
     np.testing.assert_allclose(list(metrics.summary.values()), expected, atol=1e-6)
-    without = evaluate(dataset.with_boxes(dataset.labels != NO_CLASS), predictions)
+    without = coco_metrics(dataset.with_boxes(dataset.labels != NO_CLASS), predictions)
     assert set(metrics.per_class) == set(per_class) == {"cat", "dog", "fox"}
     for name, values in per_class.items():
         assert metrics.per_class[name]["AP"] == pytest.approx(values["AP"], abs=1e-6)
@@ -109,6 +109,6 @@ def test_regions_of_no_class_alone() -> None:
     builder.add_image("0.jpg", 640, 480)
     builder.add_box((10, 10, 200, 200), NO_CLASS, "", ignore=True)
     dataset = builder.build()
-    metrics = evaluate(dataset, random_detections(dataset, 0))
+    metrics = coco_metrics(dataset, random_detections(dataset, 0))
     assert list(metrics.summary.values()) == [-1.0] * 12
     assert metrics.per_class == {}

@@ -11,11 +11,11 @@ import pytest
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.errors import DataError
-from retinanet.evaluation.coco_ap import Predictions, coco_evaluation, evaluate
+from retinanet.evaluation.coco_ap import Predictions, coco_evaluation, coco_metrics
 from retinanet.evaluation.compare import (
     Comparison,
     Contestant,
-    compare,
+    compare_predictions,
     mistakes,
     most_different,
     relabelled,
@@ -37,7 +37,7 @@ def contestants(dataset: Dataset, seeds: tuple[int, int] = (0, 1)) -> tuple[Cont
 
 
 def compared(dataset: Dataset, seeds: tuple[int, int] = (0, 1)) -> Comparison:
-    return compare(dataset, *contestants(dataset, seeds), seed=3)
+    return compare_predictions(dataset, *contestants(dataset, seeds), seed=3)
 
 
 def test_every_draw_is_measured_as_pycocotools_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +45,7 @@ def test_every_draw_is_measured_as_pycocotools_does(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("retinanet.evaluation.compare.RESAMPLES", 10)
     dataset = random_truth(0, category_ids=(90, 17, 3, 44))
     sides = [replace(c, predictions=apart(c.predictions)) for c in contestants(dataset)]
-    result = compare(dataset, sides[0], sides[1], seed=3)
+    result = compare_predictions(dataset, sides[0], sides[1], seed=3)
     assert list(result.total) == ["AP", "AP50"]
     measured: dict[str, list[tuple[float, float]]] = {"AP": [], "AP50": [], "cat": [], "dog": [], "fox": []}
     for times in [np.ones(len(dataset), dtype=np.int64), *draw_images(len(dataset), 10, 3)]:
@@ -74,7 +74,7 @@ def test_hotcoco_counts_images_drawn_twice_once(monkeypatch: pytest.MonkeyPatch)
     sides = contestants(dataset, (1, 6))
     one, other = (coco_evaluation(dataset, c.predictions) for c in sides)
     theirs = hotcoco.compare(one, other, n_bootstrap=500, seed=0)
-    change = compare(dataset, *sides).total["AP"]
+    change = compare_predictions(dataset, *sides).total["AP"]
     assert change.delta == pytest.approx(theirs["deltas"]["AP"], abs=1e-12)
     scenes = [make_scene(dataset, c.predictions) for c in sides]
     draws = draw_images(len(dataset), 500, seed=0)
@@ -100,11 +100,11 @@ def test_a_better_detector_is_called_better() -> None:
     a, b = contestants(dataset, (0, 0))
     rng = np.random.default_rng(0)
     worse = np.where(rng.uniform(size=len(a.predictions.scores)) < 0.7, 0.001, a.predictions.scores)
-    result = compare(dataset, replace(a, predictions=replace(a.predictions, scores=worse)), b)
+    result = compare_predictions(dataset, replace(a, predictions=replace(a.predictions, scores=worse)), b)
     assert result.total["AP"].low > 0.01
     assert result.total["AP"].better == 1
     assert result.total["AP"].worse == 0
-    other = compare(dataset, b, replace(a, predictions=replace(a.predictions, scores=worse)))
+    other = compare_predictions(dataset, b, replace(a, predictions=replace(a.predictions, scores=worse)))
     assert other.total["AP"].delta == pytest.approx(-result.total["AP"].delta, abs=1e-15)
     assert other.total["AP"].high == pytest.approx(-result.total["AP"].low, abs=1e-15)
 
@@ -113,7 +113,7 @@ def test_numbers_are_those_of_an_evaluation_of_each() -> None:
     dataset = random_truth(4)
     result = compared(dataset)
     for side, contestant in enumerate(contestants(dataset)):
-        alone = evaluate(dataset, contestant.predictions)
+        alone = coco_metrics(dataset, contestant.predictions)
         assert result.metrics[side] == alone
         for name in ("AP", "AP50"):
             assert [result.total[name].a, result.total[name].b][side] == pytest.approx(alone.summary[name], abs=1e-12)
@@ -131,28 +131,28 @@ def test_classes_are_matched_by_name_and_those_of_one_alone_left_out() -> None:
     few = replace(
         a, classes=("cat", "fox", "owl"), predictions=relabelled(a.predictions, CLASSES, ("cat", "fox", "owl"))
     )
-    result = compare(dataset, few, renamed)
+    result = compare_predictions(dataset, few, renamed)
     assert result.dataset.classes == ("cat", "fox")
     assert result.only == ((), ("dog",), ())
     assert set(result.per_class) == {"cat", "fox"}
-    everything = compare(dataset, a, b)
+    everything = compare_predictions(dataset, a, b)
     for name in ("cat", "fox"):
         assert result.per_class[name] == everything.per_class[name]
     mean = np.mean([result.per_class[name]["AP"].delta for name in ("cat", "fox")])
     assert result.total["AP"].delta == pytest.approx(mean, abs=1e-12)
     neither = replace(renamed, classes=("zebra", "fox", "wolf", "cat"))
-    assert compare(dataset, few, neither).only == ((), (), ("dog",))
-    assert compare(dataset, a, neither).only == (("dog",), (), ())
+    assert compare_predictions(dataset, few, neither).only == ((), (), ("dog",))
+    assert compare_predictions(dataset, a, neither).only == (("dog",), (), ())
 
 
 def test_no_class_in_common() -> None:
     a, b = contestants(random_truth(5))
     with pytest.raises(
-        DataError, match=r"no class here \(cat, dog, fox\) is known to both 0.json \(cat, dog, fox, owl\)"
+        DataError, match=r"no class here \(cat, dog, fox\) is a class of both 0.json \(cat, dog, fox, owl\)"
     ):
-        compare(random_truth(5), a, replace(b, classes=("w", "x", "y", "z")))
+        compare_predictions(random_truth(5), a, replace(b, classes=("w", "x", "y", "z")))
     with pytest.raises(DataError, match="no class here"):
-        compare(random_truth(5), a, replace(b, classes=("w", "x", "y", "owl")))
+        compare_predictions(random_truth(5), a, replace(b, classes=("w", "x", "y", "owl")))
 
 
 def test_left_out_classes_take_their_regions_along() -> None:
@@ -188,12 +188,12 @@ def test_nothing_found() -> None:
     dataset = random_truth(6)
     a, b = contestants(dataset)
     empty = replace(a, predictions=nothing())
-    result = compare(dataset, empty, b)
+    result = compare_predictions(dataset, empty, b)
     assert result.total["AP"].a == 0
     assert result.total["AP"].better == 1
     assert result.mistakes[0].score == 1
-    assert result.mistakes[0].missed.sum() == (~dataset.ignore).sum()
-    both = compare(dataset, empty, empty)
+    assert result.mistakes[0].fn.sum() == (~dataset.ignore).sum()
+    both = compare_predictions(dataset, empty, empty)
     assert (both.total["AP"].delta, both.total["AP"].low, both.total["AP"].high) == (0, 0, 0)
 
 
@@ -208,8 +208,8 @@ def best_f1(dataset: Dataset, predictions: Predictions) -> tuple[float, list[int
             hits = fails = 0
             for d in range(len(scene.scores)):
                 if scene.images[d] == image and scene.scores[d] >= score:
-                    hits += bool(matching.right[0, d])
-                    fails += bool(matching.wrong[0, d])
+                    hits += bool(matching.tp[0, d])
+                    fails += bool(matching.fp[0, d])
             missed.append(int((~dataset.ignore[dataset.rows(image)]).sum()) - hits)
             wrong.append(fails)
         hits = int((~dataset.ignore).sum()) - sum(missed)
@@ -227,15 +227,15 @@ def test_mistakes_at_the_best_score() -> None:
     result = mistakes(scene, match(scene))
     score, missed, wrong = best_f1(dataset, predictions)
     assert result.score == pytest.approx(score)
-    assert result.missed.tolist() == missed
-    assert result.wrong.tolist() == wrong
+    assert result.fn.tolist() == missed
+    assert result.fp.tolist() == wrong
 
 
 def test_most_different_images() -> None:
     result = compared(random_truth(1))
 
     def errors(side: int) -> npt.NDArray[np.int64]:
-        return result.mistakes[side].missed + result.mistakes[side].wrong
+        return result.mistakes[side].fn + result.mistakes[side].fp
 
     gain = errors(0) - errors(1)
     better, worse = most_different(result, 3)

@@ -106,7 +106,7 @@ def test_large_sets_are_resampled_less(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = make_scene(dataset, random_detections(dataset, 0))
     matching = match(scene)
     assert len(bootstrap(scene, matching).values) == 1000
-    monkeypatch.setattr("retinanet.evaluation.curves._EFFORT", matching.right.size * 321)
+    monkeypatch.setattr("retinanet.evaluation.curves._EFFORT", matching.tp.size * 321)
     assert len(bootstrap(scene, matching).values) == 321
     monkeypatch.setattr("retinanet.evaluation.curves._EFFORT", 1)
     assert len(bootstrap(scene, matching).values) == 100
@@ -132,10 +132,10 @@ def test_counts_above_thresholds(seed: int) -> None:
             mine = [
                 k for k in range(len(scene.scores)) if scene.labels[k] == label and scene.scores[k] >= SCORES[place]
             ]
-            right = sum(bool(matching.right[0, k]) for k in mine)
-            wrong = sum(bool(matching.wrong[0, k]) for k in mine)
-            assert counts.right[label, place] == right
-            assert counts.wrong[label, place] == wrong
+            right = sum(bool(matching.tp[0, k]) for k in mine)
+            wrong = sum(bool(matching.fp[0, k]) for k in mine)
+            assert counts.tp[label, place] == right
+            assert counts.fp[label, place] == wrong
             if total:
                 assert counts.recall[label, place] == pytest.approx(right / total)
                 assert counts.f1[label, place] == pytest.approx(2 * right / (2 * right + wrong + total - right))
@@ -155,7 +155,7 @@ def test_scores_of_two_decimals_reach_their_thresholds() -> None:
     predictions = Predictions(np.zeros(101, np.int64), boxes, scores, np.zeros(101, np.int64))
     scene = make_scene(builder.build(), predictions, limit=101)
     counts = against_thresholds(scene, match(scene), scene.totals())
-    assert counts.wrong[0].tolist() == list(range(101, 0, -1))
+    assert counts.fp[0].tolist() == list(range(101, 0, -1))
 
 
 def test_the_middle_of_equally_good_thresholds() -> None:

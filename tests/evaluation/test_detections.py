@@ -9,7 +9,7 @@ import pytest
 
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.errors import DataError
-from retinanet.evaluation.coco_ap import Predictions, evaluate
+from retinanet.evaluation.coco_ap import Predictions, coco_metrics
 from retinanet.evaluation.detections import read_detections
 from scenes import random_detections, random_truth, reference
 
@@ -86,7 +86,7 @@ def test_numbers_are_those_of_pycocotools(tmp_path: Path) -> None:
     found, _ = read(tmp_path, rows, data)
     stats, _ = reference(data, many)
     assert 0.05 < stats[0] < 0.95
-    assert list(evaluate(data, found).summary.values()) == pytest.approx(stats, abs=1e-12)
+    assert list(coco_metrics(data, found).summary.values()) == pytest.approx(stats, abs=1e-12)
 
 
 def test_images_and_classes_by_name(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_nothing_found(tmp_path: Path) -> None:
     assert len(found.scores) == 0
     assert found.boxes.shape == (0, 4)
     assert "holds no detection" in note
-    assert evaluate(dataset(), found).summary["AP"] == 0
+    assert coco_metrics(dataset(), found).summary["AP"] == 0
 
 
 def test_odd_detections_are_counted_and_kept(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_box_without_area_is_as_wrong_as_for_pycocotools(tmp_path: Path) -> No
     boxes = made.boxes.copy()
     boxes[::7, 2] = boxes[::7, 0]
     flat = Predictions(made.images, boxes, made.scores, made.labels)
-    assert list(evaluate(data, flat).summary.values()) == pytest.approx(reference(data, flat)[0], abs=1e-12)
+    assert list(coco_metrics(data, flat).summary.values()) == pytest.approx(reference(data, flat)[0], abs=1e-12)
 
 
 def test_signs_of_a_misunderstanding(tmp_path: Path) -> None:

@@ -131,9 +131,9 @@ def test_lists_are_complete(seed: int) -> None:
     errors = find_errors(scene, matching)
     shown = scene.scores >= 0.4
     missed = missed_objects(scene, matching, 0.4)
-    assert missed.total == (~dataset.ignore).sum() - (matching.right[0] & shown).sum()
+    assert missed.total == (~dataset.ignore).sum() - (matching.tp[0] & shown).sum()
     wrong = false_positives(scene, errors, 0.4)
-    assert wrong.total == (matching.wrong[0] & shown).sum()
+    assert wrong.total == (matching.fp[0] & shown).sum()
     assert [each.score for each in wrong.shown] == sorted((each.score or 0 for each in wrong.shown), reverse=True)
     assert len(wrong.shown) == min(60, wrong.total)
     assert {each.kind for each in wrong.shown} <= set(KINDS)

@@ -49,11 +49,11 @@ def test_each_detection_is_judged_as_pycocotools_judges_it(seed: int, everywhere
     evaluation = pycoco(dataset, predictions)
     scene = make_scene(dataset, predictions)
     matching = match(scene)
-    assert matching.right.any()
-    assert (~matching.right & ~matching.wrong).any()
+    assert matching.tp.any()
+    assert (~matching.tp & ~matching.fp).any()
     assert len(np.unique(scene.scores)) < len(scene.scores) / 2  # many are equal
     for level in range(len(THRESHOLDS)):
-        ours = said_by_us(scene, matching.right[level], matching.wrong[level])
+        ours = said_by_us(scene, matching.tp[level], matching.fp[level])
         assert ours == said_by_pycocotools(evaluation, level, 0)
     np.testing.assert_allclose(
         average_precisions(scene, matching, scene.totals()), class_aps(evaluation, dataset), atol=1e-12
@@ -78,7 +78,7 @@ def test_what_is_left_out_is_as_if_it_were_of_another_size(seed: int) -> None:
         outside[k] = leave[row]
     matching = match(scene, out=out, outside=outside)
     for level in (0, 4, 9):
-        ours = said_by_us(scene, matching.right[level], matching.wrong[level])
+        ours = said_by_us(scene, matching.tp[level], matching.fp[level])
         assert ours == said_by_pycocotools(evaluation, level, 0)
     totals = scene.totals(out)
     assert totals.sum() == (~out & ~dataset.ignore).sum()
@@ -107,9 +107,9 @@ def test_objects_say_who_found_what() -> None:
     assert scene.totals().tolist() == [1, 1]
     matching = match(scene)
     assert matching.objects[0].tolist() == [0, 2, -1, -1, 1]
-    assert matching.right[0].tolist() == [False, True, False, False, True]
-    assert matching.wrong[0].tolist() == [False, False, True, True, False]
-    assert matching.right[9].tolist() == [False, True, False, False, True]  # 20 × 20 in 20 × 21: 0.952
+    assert matching.tp[0].tolist() == [False, True, False, False, True]
+    assert matching.fp[0].tolist() == [False, False, True, True, False]
+    assert matching.tp[9].tolist() == [False, True, False, False, True]  # 20 × 20 in 20 × 21: 0.952
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -126,7 +126,7 @@ def test_any_class_is_greedy(seed: int) -> None:
         expected = best if best is not None and overlaps[best] >= 0.5 else -1
         assert matching.objects[0, k] == expected
         taken.add(expected)
-    assert (dataset.labels[matching.objects[0][matching.right[0]]] != scene.labels[matching.right[0]]).any()
+    assert (dataset.labels[matching.objects[0][matching.tp[0]]] != scene.labels[matching.tp[0]]).any()
 
 
 def test_only_the_best_hundred_of_an_image_and_class_count() -> None:
@@ -159,7 +159,7 @@ def test_neighbours(seed: int) -> None:
         return value if value >= LEAST_OVERLAP else 0.0
 
     counted = np.flatnonzero(~dataset.ignore)
-    np.testing.assert_allclose(objects[counted], [second(truth[r], int(scene.owner[r])) for r in counted])
+    np.testing.assert_allclose(objects[counted], [second(truth[r], int(scene.object_images[r])) for r in counted])
     expected = [second(box, int(image)) for box, image in zip(scene.boxes, scene.images, strict=True)]
     np.testing.assert_allclose(detections, expected)
     assert (objects[counted] > 0).any()
@@ -167,11 +167,11 @@ def test_neighbours(seed: int) -> None:
 
 def test_nothing_to_match() -> None:
     dataset = random_truth(0)
-    assert match(make_scene(dataset, nothing())).right.shape == (10, 0)
+    assert match(make_scene(dataset, nothing())).tp.shape == (10, 0)
     empty: Dataset = dataset.with_boxes(np.zeros(len(dataset.labels), dtype=np.bool_))
     predictions = random_detections(dataset, 0)
-    assert match(make_scene(empty, predictions)).wrong.all()
+    assert match(make_scene(empty, predictions)).fp.all()
     crowds = replace(dataset, ignore=np.ones_like(dataset.ignore))
     matching = match(make_scene(crowds, predictions))
-    assert not matching.right.any()
+    assert not matching.tp.any()
     assert (matching.objects >= 0).any()

@@ -29,7 +29,7 @@ def test_calibration_equals_hotcoco(seed: int) -> None:
         assert ours.counts[k] == each["count"]
         if each["count"]:
             assert ours.scores[k] == pytest.approx(each["avg_confidence"])
-            assert ours.right[k] == pytest.approx(each["avg_accuracy"])
+            assert ours.precision[k] == pytest.approx(each["avg_accuracy"])
         else:
             assert np.isnan(ours.scores[k])
     for label, name in enumerate(dataset.classes):
@@ -52,12 +52,12 @@ def test_histogram(seed: int) -> None:
     scene = make_scene(dataset, predictions)
     matching = match(scene)
     right, wrong = score_histogram(scene, matching)
-    assert right.sum() == matching.right[0].sum()
+    assert right.sum() == matching.tp[0].sum()
     for k in range(20):
         low, high = k / 20, (k + 1) / 20
         inside = [low <= s < high or (k == 19 and s == 1) for s in scene.scores]
-        assert wrong[k] == (np.array(inside) & matching.wrong[0]).sum()
-        assert right[k] == (np.array(inside) & matching.right[0]).sum()
+        assert wrong[k] == (np.array(inside) & matching.fp[0]).sum()
+        assert right[k] == (np.array(inside) & matching.tp[0]).sum()
 
 
 def test_confusion_equals_hotcoco_without_ignore_regions() -> None:
@@ -84,8 +84,8 @@ def test_confusion_adds_up_with_ignore_regions(seed: int) -> None:
     shown = scene.scores >= 0.4
     assert matrix[:4].sum() == (~dataset.ignore).sum()
     assert matrix[:4].sum(axis=1).tolist() == scene.totals().tolist()
-    assert matrix[:, :4].sum() == (shown & (matching.right[0] | matching.wrong[0])).sum()
-    ignored = shown & ~matching.right[0] & ~matching.wrong[0]
+    assert matrix[:, :4].sum() == (shown & (matching.tp[0] | matching.fp[0])).sum()
+    ignored = shown & ~matching.tp[0] & ~matching.fp[0]
     assert ignored.any()
     regions = dataset.labels[matching.objects[0][ignored]]
     assert all(region in (NO_CLASS, own) for region, own in zip(regions, scene.labels[ignored], strict=True))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retinanet.data.dataset import Dataset
-from retinanet.evaluation.coco_ap import evaluate
+from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.matching import make_scene
 from retinanet.evaluation.slices import slice_by_everything
 from scenes import class_aps, naive_iou, pycoco, random_detections, random_truth
@@ -89,7 +89,7 @@ def test_each_part_equals_pycocotools(seed: int) -> None:
             ignored = np.concatenate([e["dtIgnore"][0] for e in images]).astype(bool)
             hits = np.concatenate([e["dtMatches"][0] for e in images]) > 0
             assert each.detections == (~ignored).sum()
-            assert each.found == pytest.approx((hits & ~ignored & (scores >= 0.5)).sum() / each.objects)
+            assert each.recall == pytest.approx((hits & ~ignored & (scores >= 0.5)).sum() / each.objects)
             checked += 1
     assert checked >= 12
 
@@ -99,7 +99,7 @@ def test_sizes_are_those_of_coco(seed: int) -> None:
     dataset = random_truth(seed, images=40)
     predictions = random_detections(dataset, seed)
     dataset.areas[np.flatnonzero(~dataset.ignore)[:6]] = [32.0**2] * 2 + [96.0**2 + 1] * 4  # on a border, and large
-    metrics = evaluate(dataset, predictions).summary
+    metrics = coco_metrics(dataset, predictions).summary
     usual = class_aps(pycoco(dataset, predictions), dataset).mean(axis=0)
     slices = slice_by_everything(make_scene(dataset, predictions), 0.5, usual)
     sizes = [each for each in slices if each.group == "size"]

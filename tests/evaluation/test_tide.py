@@ -57,7 +57,7 @@ def naive_errors(scene: Scene, right: npt.NDArray[np.bool_], wrong: npt.NDArray[
         near = {
             r: naive_iou(scene.boxes[k], dataset.boxes[r].astype(float))
             for r in objects
-            if scene.owner[r] == scene.images[k]
+            if scene.object_images[r] == scene.images[k]
         }
         own = {r: v for r, v in near.items() if dataset.labels[r] == scene.labels[k]}
         other = {r: v for r, v in near.items() if dataset.labels[r] != scene.labels[k]}
@@ -100,13 +100,13 @@ def test_equals_plain_python_with_ignore_regions(seed: int) -> None:
     scene = make_scene(dataset, random_detections(dataset, seed))
     matching = match(scene)
     errors = find_errors(scene, matching)
-    found = set(matching.objects[0][matching.right[0]].tolist())
-    kinds, about, missed, costs = naive_errors(scene, matching.right[0], matching.wrong[0], found)
+    found = set(matching.objects[0][matching.tp[0]].tolist())
+    kinds, about, missed, costs = naive_errors(scene, matching.tp[0], matching.fp[0], found)
     assert {k: KINDS[kind] for k, kind in enumerate(errors.kinds) if kind >= 0} == kinds
     assert {k: row for k, row in enumerate(errors.objects.tolist()) if row >= 0} == about
     assert np.flatnonzero(errors.missed).tolist() == missed
     assert errors.costs == pytest.approx(costs, abs=1e-9)
-    assert errors.counts["FP"] == sum(errors.counts[kind] for kind in KINDS) == matching.wrong[0].sum()
+    assert errors.counts["FP"] == sum(errors.counts[kind] for kind in KINDS) == matching.fp[0].sum()
 
 
 def test_missing_everything_costs_everything() -> None:

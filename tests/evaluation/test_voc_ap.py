@@ -8,7 +8,7 @@ import pytest
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.evaluation.coco_ap import Predictions
-from retinanet.evaluation.voc_ap import evaluate_voc
+from retinanet.evaluation.voc_ap import voc_metrics
 from scenes import CLASSES, random_detections, random_truth
 
 
@@ -83,7 +83,7 @@ def test_equals_the_devkit_in_plain_python(seed: int) -> None:
     assert set(expected) == {"cat", "dog", "fox"}
     assert all(0.05 < value < 0.95 for pair in expected.values() for value in pair)
     assert dataset.ignore.any()
-    assert_equal(evaluate_voc(dataset, predictions), expected)
+    assert_equal(voc_metrics(dataset, predictions), expected)
 
 
 def test_half_open_boxes_need_no_pixel_added() -> None:
@@ -104,7 +104,7 @@ def test_half_open_boxes_need_no_pixel_added() -> None:
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
     scores = rng.permutation(len(boxes)) / len(boxes)
     predictions = Predictions(loose.images, boxes, scores, loose.labels)
-    assert_equal(evaluate_voc(dataset, predictions), devkit(dataset, predictions, plus_one=True))
+    assert_equal(voc_metrics(dataset, predictions), devkit(dataset, predictions, plus_one=True))
 
 
 def one_image(boxes: list[tuple[float, float, float, float]], difficult: tuple[int, ...] = ()) -> Dataset:
@@ -126,7 +126,7 @@ LEFT, RIGHT = (0.0, 0.0, 10.0, 10.0), (100.0, 0.0, 110.0, 10.0)
 
 def test_worked_example() -> None:
     """Right, wrong, right of two objects: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1."""
-    result = evaluate_voc(one_image([LEFT, RIGHT]), found([(*LEFT, 0.9), (300, 300, 310, 310, 0.8), (*RIGHT, 0.7)]))
+    result = voc_metrics(one_image([LEFT, RIGHT]), found([(*LEFT, 0.9), (300, 300, 310, 310, 0.8), (*RIGHT, 0.7)]))
     assert result["per_class"]["cat"]["AP11"] == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
     assert result["per_class"]["cat"]["AP"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
     assert (result["mAP11"], result["mAP"]) == tuple(result["per_class"]["cat"].values())
@@ -135,34 +135,34 @@ def test_worked_example() -> None:
 def test_found_twice_is_wrong_even_beside_a_free_object() -> None:
     """COCO would give the second detection the other object, which it overlaps enough, too; VOC does not."""
     dataset = one_image([(0, 0, 10, 10), (3, 0, 13, 10)])
-    result = evaluate_voc(dataset, found([(0, 0, 10, 10, 0.9), (1, 0, 11, 10, 0.8)]))
+    result = voc_metrics(dataset, found([(0, 0, 10, 10, 0.9), (1, 0, 11, 10, 0.8)]))
     assert result["mAP"] == pytest.approx(0.5)
     assert result["mAP11"] == pytest.approx(6 / 11)
 
 
 def test_difficult_objects_count_neither_way() -> None:
     dataset = one_image([LEFT, RIGHT], difficult=(0,))
-    assert evaluate_voc(dataset, found([(*LEFT, 0.9), (*LEFT, 0.8), (*RIGHT, 0.7)]))["mAP"] == pytest.approx(1)
+    assert voc_metrics(dataset, found([(*LEFT, 0.9), (*LEFT, 0.8), (*RIGHT, 0.7)]))["mAP"] == pytest.approx(1)
     # A small box inside a difficult object is wrong: it overlaps it too little.
-    assert evaluate_voc(dataset, found([(0, 0, 4, 4, 0.9), (*RIGHT, 0.7)]))["mAP"] == pytest.approx(0.5)
+    assert voc_metrics(dataset, found([(0, 0, 4, 4, 0.9), (*RIGHT, 0.7)]))["mAP"] == pytest.approx(0.5)
 
 
 def test_an_overlap_of_exactly_half_is_enough() -> None:
     dataset = one_image([LEFT])
-    assert evaluate_voc(dataset, found([(0, 0, 10, 5, 0.9)]))["mAP"] == 1
-    assert evaluate_voc(dataset, found([(0, 0, 10, 4.99, 0.9)]))["mAP"] == 0
+    assert voc_metrics(dataset, found([(0, 0, 10, 5, 0.9)]))["mAP"] == 1
+    assert voc_metrics(dataset, found([(0, 0, 10, 4.99, 0.9)]))["mAP"] == 0
 
 
 def test_three_of_ten_reach_a_recall_of_three_tenths() -> None:
     boxes = [(20.0 * i, 0.0, 20.0 * i + 10, 10.0) for i in range(10)]
-    result = evaluate_voc(one_image(boxes), found([(*box, 0.9) for box in boxes[:3]]))
+    result = voc_metrics(one_image(boxes), found([(*box, 0.9) for box in boxes[:3]]))
     assert result["mAP11"] == pytest.approx(4 / 11)
     assert result["mAP"] == pytest.approx(0.3)
 
 
 def test_more_than_a_hundred_detections_of_an_image_count() -> None:
     boxes = [(4.0 * (i % 150), 4.0 * (i // 150), 4.0 * (i % 150) + 3, 4.0 * (i // 150) + 3) for i in range(300)]
-    result = evaluate_voc(one_image(boxes), found([(*box, 0.9) for box in boxes]))
+    result = voc_metrics(one_image(boxes), found([(*box, 0.9) for box in boxes]))
     assert result["mAP"] == pytest.approx(1)
 
 
@@ -174,13 +174,13 @@ def test_a_region_of_no_class_forgives_every_class() -> None:
     predictions = Predictions(
         np.zeros(2, np.int64), np.array([LEFT, RIGHT]), np.array([0.9, 0.8]), np.array([1, 1], dtype=np.int64)
     )
-    result = evaluate_voc(builder.build(), predictions)
+    result = voc_metrics(builder.build(), predictions)
     assert result == {"mAP11": pytest.approx(1), "mAP": 1, "per_class": {"dog": {"AP11": pytest.approx(1), "AP": 1}}}
 
 
 def test_nothing_found_and_nothing_to_find() -> None:
     nothing = found([])
-    assert evaluate_voc(one_image([LEFT]), nothing)["mAP"] == 0
+    assert voc_metrics(one_image([LEFT]), nothing)["mAP"] == 0
     for dataset in (one_image([]), one_image([LEFT], difficult=(0,))):
         for predictions in (nothing, found([(*LEFT, 0.9)])):
-            assert evaluate_voc(dataset, predictions) == {"mAP11": -1.0, "mAP": -1.0, "per_class": {}}
+            assert voc_metrics(dataset, predictions) == {"mAP11": -1.0, "mAP": -1.0, "per_class": {}}

@@ -12,7 +12,7 @@ from html_pages import Page
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.detect import read_split
 from retinanet.evaluation.coco_ap import Predictions
-from retinanet.evaluation.compare import Change, Comparison, Contestant, compare
+from retinanet.evaluation.compare import Change, Comparison, Contestant, compare_predictions
 from retinanet.report.comparison_page import number, signed, verdict, write_comparison
 from scenes import perfect
 
@@ -40,7 +40,7 @@ def half(dataset: Dataset) -> Predictions:
 
 
 def comparison(dataset: Dataset, a: Predictions, b: Predictions, name: str = "a.json") -> Comparison:
-    return compare(dataset, Contestant(name, a, dataset.classes), Contestant("b.json", b, dataset.classes))
+    return compare_predictions(dataset, Contestant(name, a, dataset.classes), Contestant("b.json", b, dataset.classes))
 
 
 def written(folder: Path, result: Comparison, pictures: int = 6) -> str:
@@ -125,7 +125,7 @@ def test_nothing_to_measure(tmp_path: Path, dataset: Dataset) -> None:
 def test_classes_that_one_does_not_know(tmp_path: Path, dataset: Dataset) -> None:
     a = Contestant("a", perfect(dataset), dataset.classes)
     names = ("<b>other</b>", *dataset.classes[1:])
-    text = written(tmp_path, compare(dataset, a, Contestant("b", perfect(dataset), names)))
+    text = written(tmp_path, compare_predictions(dataset, a, Contestant("b", perfect(dataset), names)))
     assert f"Not compared: {dataset.classes[0]} (known to A alone)." in text
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 from html_pages import Page
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.detect import read_split
-from retinanet.evaluation.coco_ap import SUMMARY, Predictions, evaluate
-from retinanet.evaluation.diagnose import Diagnosis, diagnose
-from retinanet.evaluation.voc_ap import evaluate_voc
+from retinanet.evaluation.analysis import Analysis, analyze
+from retinanet.evaluation.coco_ap import SUMMARY, Predictions, coco_metrics
+from retinanet.evaluation.voc_ap import voc_metrics
 from retinanet.report.evaluation_page import write_report
 from scenes import nothing, perfect, random_detections, random_truth
 
@@ -25,13 +25,13 @@ def dataset(parts: Path) -> Dataset:
     return read_split(parts, "val")
 
 
-def diagnosed(dataset: Dataset, predictions: Predictions) -> Diagnosis:
-    return diagnose(dataset, predictions, resamples=20)
+def analyzed(dataset: Dataset, predictions: Predictions) -> Analysis:
+    return analyze(dataset, predictions, resamples=20)
 
 
 def report(path: Path, dataset: Dataset, predictions: Predictions, weights: str = "best.safetensors") -> str:
-    metrics, diagnosis = evaluate(dataset, predictions), diagnosed(dataset, predictions)
-    write_report(path / "report.html", dataset, predictions, metrics, diagnosis, Path(weights))
+    metrics, analysis = coco_metrics(dataset, predictions), analyzed(dataset, predictions)
+    write_report(path / "report.html", dataset, predictions, metrics, analysis, Path(weights))
     return (path / "report.html").read_text(encoding="utf-8")
 
 
@@ -84,8 +84,8 @@ def test_voc_is_shown_if_it_was_measured(tmp_path: Path, dataset: Dataset) -> No
     predictions = perfect(dataset)
     assert "VOC" not in report(tmp_path, dataset, predictions)
     empty = replace(dataset, ignore=np.ones_like(dataset.ignore))
-    metrics = replace(evaluate(empty, predictions), voc=evaluate_voc(empty, predictions))
-    write_report(tmp_path / "report.html", empty, predictions, metrics, diagnosed(empty, predictions), "w")
+    metrics = replace(coco_metrics(empty, predictions), voc=voc_metrics(empty, predictions))
+    write_report(tmp_path / "report.html", empty, predictions, metrics, analyzed(empty, predictions), "w")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     for name in ("VOC mAP", "11 points"):
         assert f"<small>{name}</small><b>–</b>" in text
@@ -93,10 +93,10 @@ def test_voc_is_shown_if_it_was_measured(tmp_path: Path, dataset: Dataset) -> No
 
 def test_number_of_pictures_is_limited(tmp_path: Path, dataset: Dataset) -> None:
     predictions = perfect(dataset)
-    metrics = evaluate(dataset, predictions)
+    metrics = coco_metrics(dataset, predictions)
     for limit, expected in ((2, 2), (50, len(dataset)), (1, 1)):
-        diagnosis = diagnosed(dataset, predictions)
-        write_report(tmp_path / "r.html", dataset, predictions, metrics, diagnosis, Path("w"), pictures=limit)
+        analysis = analyzed(dataset, predictions)
+        write_report(tmp_path / "r.html", dataset, predictions, metrics, analysis, Path("w"), pictures=limit)
         assert Page((tmp_path / "r.html").read_text(encoding="utf-8")).images == expected
 
 
@@ -118,11 +118,11 @@ def random_report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str, 
     folder = tmp_path_factory.mktemp("random")
     dataset = drawable(random_truth(3, images=40, everywhere=0.3), folder)
     predictions = random_detections(dataset, 3)
-    metrics = replace(evaluate(dataset, predictions), voc=evaluate_voc(dataset, predictions))
-    diagnosis = diagnosed(dataset, predictions)
-    write_report(folder / "report.html", dataset, predictions, metrics, diagnosis, "any detector")
+    metrics = replace(coco_metrics(dataset, predictions), voc=voc_metrics(dataset, predictions))
+    analysis = analyzed(dataset, predictions)
+    write_report(folder / "report.html", dataset, predictions, metrics, analysis, "any detector")
     text = (folder / "report.html").read_text(encoding="utf-8")
-    return Page(text), text, {**metrics.to_dict(), "diagnosis": diagnosis.to_dict()}
+    return Page(text), text, {**metrics.to_dict(), "diagnosis": analysis.to_dict()}
 
 
 def test_summary_is_that_of_the_json(random_report: tuple[Page, str, dict[str, Any]]) -> None:
@@ -267,4 +267,4 @@ def test_pathological_input_gives_a_page(tmp_path: Path, kind: str) -> None:
     assert Page(text).open == []
     assert not re.search(r"\bnan\b", re.sub(r'src="[^"]*"', "", text))
     assert "What to do next" in text
-    json.dumps(diagnosed(dataset, predictions).to_dict(), allow_nan=False)
+    json.dumps(analyzed(dataset, predictions).to_dict(), allow_nan=False)

@@ -19,7 +19,7 @@ def run(arguments: Arguments) -> int:
     from retinanet.config import DataConfig
     from retinanet.data.formats.detect import read_eval
     from retinanet.detect.detector import load
-    from retinanet.evaluation.compare import Contestant, compare, shared_classes
+    from retinanet.evaluation.compare import Contestant, compare_predictions, shared_classes
     from retinanet.evaluation.detections import read_detections
     from retinanet.evaluation.predict import predict
     from retinanet.files import write_json
@@ -56,7 +56,7 @@ def run(arguments: Arguments) -> int:
     a, b = [*detected, *read]
     counts = dataset.class_counts()
     with progress_bar(console, "resampling, classes", 2 * sum(counts[name] > 0 for name in shared)) as bar:
-        comparison = compare(dataset, a, b, progress=bar.advance)
+        comparison = compare_predictions(dataset, a, b, progress=bar.advance)
     write_json(out / "compare.json", comparison.to_dict(), indent=2)
     remark = write_comparison(out / "compare.html", comparison)
     _table(comparison)

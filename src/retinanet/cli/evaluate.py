@@ -24,8 +24,8 @@ from retinanet.errors import ConfigError
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset
+    from retinanet.evaluation.analysis import Analysis
     from retinanet.evaluation.coco_ap import Metrics, Predictions
-    from retinanet.evaluation.diagnose import Diagnosis
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,22 @@ def run(argv: Sequence[str]) -> int:
         )
 
     from retinanet.evaluation import coco_ap as ap
-    from retinanet.evaluation.diagnose import diagnose
-    from retinanet.evaluation.voc_ap import evaluate_voc
+    from retinanet.evaluation.analysis import analyze
+    from retinanet.evaluation.voc_ap import voc_metrics
     from retinanet.files import write_json
     from retinanet.report.evaluation_page import write_report
 
     [source] = sources
     out = arguments.out or source.parent / "eval"
     dataset, predictions = (_read if arguments.detections else _detect)(arguments, source, out)
-    metrics = replace(ap.evaluate(dataset, predictions), voc=evaluate_voc(dataset, predictions))
-    diagnosis = diagnose(dataset, predictions)
-    write_json(out / "metrics.json", {**metrics.to_dict(), "diagnosis": diagnosis.to_dict()}, indent=2)
+    metrics = replace(ap.coco_metrics(dataset, predictions), voc=voc_metrics(dataset, predictions))
+    analysis = analyze(dataset, predictions)
+    write_json(out / "metrics.json", {**metrics.to_dict(), "diagnosis": analysis.to_dict()}, indent=2)
     if not arguments.detections:
         write_json(out / "detections.json", predictions.to_coco(dataset))
     _table(metrics)
-    _diagnosis(diagnosis)
-    remark = write_report(out / "report.html", dataset, predictions, metrics, diagnosis, source)
+    _diagnosis(analysis)
+    remark = write_report(out / "report.html", dataset, predictions, metrics, analysis, source)
     print_notes([remark] if remark else [])
     if arguments.detections:
         console.print(f"wrote {out}/metrics.json and report.html")
@@ -156,12 +156,12 @@ def _table(metrics: Metrics) -> None:
             console.print(f"… and {len(metrics.per_class) - 20} more classes in metrics.json")
 
 
-def _diagnosis(diagnosis: Diagnosis) -> None:
+def _diagnosis(analysis: Analysis) -> None:
     from retinanet.report.advice import costliest, describe_error
 
-    kind = costliest(diagnosis)
-    said = [describe_error(diagnosis, kind)] if kind else []
-    if diagnosis.f1 > 0:
-        said.append(f"best threshold: {diagnosis.threshold:.2f} (F1 {diagnosis.f1:.3f})")
+    kind = costliest(analysis)
+    said = [describe_error(analysis, kind)] if kind else []
+    if analysis.f1 > 0:
+        said.append(f"best threshold: {analysis.threshold:.2f} (F1 {analysis.f1:.3f})")
     if said:
         console.print("; ".join(said))

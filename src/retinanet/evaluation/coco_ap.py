@@ -1,4 +1,4 @@
-"""COCO average precision of detections, computed by hotcoco behind an interface of our own."""
+"""COCO average precision, computed by hotcoco."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 
 @dataclass(frozen=True)
 class Predictions:
-    """Detections on a dataset, as flat arrays.
+    """The N detections on all images of a dataset, as flat arrays.
 
     Attributes:
         images: int64 ``(N,)``, positions of the images in the dataset.
@@ -35,7 +35,7 @@ class Predictions:
     labels: npt.NDArray[np.int64]
 
     def to_coco(self, dataset: Dataset) -> list[dict[str, Any]]:
-        """The list a COCO results file holds, with the ids of ``dataset``."""
+        """Convert to the content of a COCO results file, with the ids of ``dataset``."""
         return [
             {
                 "image_id": int(image),
@@ -56,12 +56,12 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What an evaluation measured.
+    """COCO's and Pascal VOC's metrics.
 
     Attributes:
-        summary: the 12 COCO numbers by name (``SUMMARY``), 0–1; −1 where there is nothing to measure.
-        per_class: for each class with ground truth: ``AP``, ``AP50`` and ``boxes``, how many there are.
-        voc: the result of :func:`retinanet.evaluation.voc_ap.evaluate_voc`; empty if it was not computed.
+        summary: the 12 COCO metrics by name (``SUMMARY``), 0–1; −1 where there is nothing to measure.
+        per_class: ``AP``, ``AP50`` and the number of ``boxes`` of each class with objects.
+        voc: the result of :func:`retinanet.evaluation.voc_ap.voc_metrics`; empty if it was not computed.
     """
 
     summary: dict[str, float]
@@ -69,17 +69,18 @@ class Metrics:
     voc: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``metrics.json`` holds it."""
+        """Convert to the form of ``metrics.json``."""
         return {**self.summary, "per_class": self.per_class} | ({"voc": self.voc} if self.voc else {})
 
 
-def evaluate(dataset: Dataset, predictions: Predictions) -> Metrics:
-    """COCO box metrics of ``predictions`` against the ground truth of ``dataset``.
+def coco_metrics(dataset: Dataset, predictions: Predictions) -> Metrics:
+    """Compute the COCO box metrics of ``predictions`` on ``dataset``.
 
-    Ignore regions count as COCO counts crowds: a detection mostly inside one is neither right nor wrong.
+    Ignore regions are treated as COCO treats crowds: a detection mostly inside one is neither a true nor a false
+    positive.
     """
     evaluation = coco_evaluation(dataset, predictions)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its table
+    with contextlib.redirect_stdout(io.StringIO()):  # hotcoco prints a table
         evaluation.summarize()
     summary = {name: float(value) for name, value in zip(SUMMARY, evaluation.stats, strict=True)}
     # precision: (IoU thresholds, recall thresholds, classes, areas, detection limits); area "all", 100 detections
@@ -96,7 +97,7 @@ def evaluate(dataset: Dataset, predictions: Predictions) -> Metrics:
 
 
 def coco_evaluation(dataset: Dataset, predictions: Predictions) -> COCOeval:
-    """hotcoco's evaluation of ``predictions``, matched and accumulated."""
+    """Run hotcoco's evaluation of ``predictions`` on ``dataset``, up to ``accumulate``."""
     from hotcoco import COCO, COCOeval
 
     images = [
@@ -104,7 +105,7 @@ def coco_evaluation(dataset: Dataset, predictions: Predictions) -> COCOeval:
         for i, (w, h) in zip(dataset.image_ids, dataset.sizes, strict=True)
     ]
     categories = [{"id": k, "name": name} for k, name in zip(dataset.category_ids, dataset.classes, strict=True)]
-    # A region of no class in particular is one of every class.
+    # An ignore region without a class is given to every class.
     copies = np.where(dataset.labels == NO_CLASS, len(categories), 1)
     rows = np.repeat(np.arange(len(dataset.labels)), copies)
     labels = np.where(dataset.labels[rows] == NO_CLASS, _count_up(copies), dataset.labels[rows])
@@ -127,5 +128,5 @@ def coco_evaluation(dataset: Dataset, predictions: Predictions) -> COCOeval:
 
 
 def _count_up(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """0 … n − 1 for each n of ``lengths``, in a row."""
+    """Concatenate 0 … n − 1 for each n of ``lengths``."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

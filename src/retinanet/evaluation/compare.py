@@ -14,24 +14,31 @@ import numpy as np
 
 from retinanet.data.dataset import NO_CLASS, Dataset
 from retinanet.errors import DataError
-from retinanet.evaluation.coco_ap import Metrics, Predictions, evaluate
-from retinanet.evaluation.curves import CONFIDENCE, Resampled, average_precisions, bootstrap, mean, middle
+from retinanet.evaluation.coco_ap import Metrics, Predictions, coco_metrics
+from retinanet.evaluation.curves import (
+    CONFIDENCE,
+    Resampled,
+    average_precisions,
+    bootstrap,
+    mean,
+    percentile_interval,
+)
 from retinanet.evaluation.matching import Floats, Ints, Matching, Scene, make_scene, match
 
 RESAMPLES = 1000
 
-# Which of the IoU thresholds each number is the mean over.
+# The IoU thresholds that each metric averages over.
 _LEVELS = {"AP": slice(None), "AP50": slice(0, 1)}
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One of the two detectors.
+    """One of the two detectors of a comparison.
 
     Attributes:
-        name: what to call it: its file or bundled name.
-        predictions: what it found on the dataset; labels index ``classes``.
-        classes: the classes it knows.
+        name: its file or bundled name.
+        predictions: its detections on the dataset; labels index ``classes``.
+        classes: its classes.
     """
 
     name: str
@@ -41,15 +48,15 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Change:
-    """A number of A and of B, and how sure their difference is.
+    """A metric of A and of B, with an interval of the difference.
 
     Attributes:
-        a: of A, 0–1; NaN if there is nothing to measure.
-        b: of B.
-        low: where the interval of b − a starts that holds 95 of 100 resamples.
-        high: where it ends.
-        better: share of the resamples in which B is better.
-        worse: share of the resamples in which A is better; in the rest, they are equal.
+        a: the metric of A, 0–1; NaN if it cannot be measured.
+        b: the metric of B.
+        low: lower bound of the 95 % interval of b − a.
+        high: upper bound.
+        better: fraction of the resamples in which B is better.
+        worse: fraction of the resamples in which A is better; in the others they are equal.
     """
 
     a: float
@@ -61,11 +68,11 @@ class Change:
 
     @property
     def delta(self) -> float:
-        """B's minus A's."""
+        """The difference b − a."""
         return self.b - self.a
 
     def to_dict(self) -> dict[str, float | None]:
-        """As ``compare.json`` holds it; ``null`` for what cannot be measured."""
+        """Convert to the form of ``compare.json``; ``None`` replaces NaN."""
         values = {"a": self.a, "b": self.b, "delta": self.delta, "low": self.low, "high": self.high}
         values |= {"b_better": self.better, "a_better": self.worse}
         return {name: None if np.isnan(value) else value for name, value in values.items()}
@@ -73,34 +80,34 @@ class Change:
 
 @dataclass(frozen=True)
 class Mistakes:
-    """What a detector misses and makes up in each image, at the score where its F1 at IoU 0.5 is best.
+    """A detector's errors in each of N images, at the score threshold with the best F1 at IoU 0.5.
 
     Attributes:
-        score: lowest score counted.
-        missed: int64 ``(N,)``.
-        wrong: int64 ``(N,)``.
+        score: the score threshold.
+        fn: int64 ``(N,)``, missed objects.
+        fp: int64 ``(N,)``, false positives.
     """
 
     score: float
-    missed: Ints
-    wrong: Ints
+    fn: Ints
+    fp: Ints
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two detectors, A and B, do on the same images.
+    """The results of two detectors, A and B, on the same images. Pairs hold A's value, then B's.
 
     Attributes:
-        dataset: the images, with the objects of the classes that both know.
-        names: of A and B.
-        detections: how many A and B have.
-        scenes: those of A and B that count, with labels that index ``dataset.classes``.
-        matchings: what becomes of them.
-        metrics: the COCO numbers of A and B.
+        dataset: the images, with the objects of the classes that both detectors have.
+        names: names of the detectors.
+        detections: numbers of detections.
+        scenes: the detections that are matched, with labels that index ``dataset.classes``.
+        matchings: their true and false positives.
+        metrics: COCO metrics.
         total: ``AP`` and ``AP50`` over all classes.
-        per_class: the same for each class with objects.
-        only: the classes with objects that only A knows, that only B knows, and that neither knows; not compared.
-        mistakes: of A and B.
+        per_class: ``AP`` and ``AP50`` of each class with objects.
+        only: classes with objects that are not compared: those of A only, those of B only, those of neither.
+        mistakes: missed objects and false positives per image.
     """
 
     dataset: Dataset
@@ -115,7 +122,7 @@ class Comparison:
     mistakes: tuple[Mistakes, Mistakes]
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``compare.json`` holds it."""
+        """Convert to the form of ``compare.json``."""
         boxes = self.dataset.class_counts()
         return {
             "a": self.names[0],
@@ -135,7 +142,7 @@ class Comparison:
         }
 
 
-def compare(
+def compare_predictions(
     dataset: Dataset,
     a: Contestant,
     b: Contestant,
@@ -144,18 +151,18 @@ def compare(
 ) -> Comparison:
     """Compare two detectors by a paired bootstrap over the images.
 
-    The images of the dataset are drawn anew, with replacement, 1000 times; A and B are measured on each draw. Classes
-    are matched by name, and those compared that both know. A draw without an object of a class does not count for it.
+    A and B are measured on 1,000 bootstrap resamples of the images. Classes are matched by name; those that both
+    detectors have are compared. A resample without an object of a class does not count for that class.
 
     Args:
         dataset: images and objects, with the dataset's own classes.
-        a: a detector.
-        b: another.
-        seed: of the draws.
-        progress: called with 1 when a class with objects is done for a detector.
+        a: the first detector.
+        b: the second detector.
+        seed: seed of the resamples.
+        progress: called with 1 after each class with objects of each detector.
 
     Raises:
-        DataError: no class of the dataset is known to both.
+        DataError: the dataset has no class that both detectors have.
     """
     shared = shared_classes(dataset, (a.name, b.name), (a.classes, b.classes))
     used = [name for name, count in dataset.class_counts().items() if count]
@@ -165,7 +172,7 @@ def compare(
         tuple(name for name in used if name not in a.classes and name not in b.classes),
     )
     common = restricted(dataset, shared)
-    sides = [_measure(common, relabelled(c.predictions, c.classes, shared), seed, progress) for c in (a, b)]
+    sides = [_side(common, relabelled(c.predictions, c.classes, shared), seed, progress) for c in (a, b)]
     first, second = sides
     return Comparison(
         dataset=common,
@@ -188,26 +195,26 @@ def compare(
 
 
 def shared_classes(dataset: Dataset, names: tuple[str, str], classes: tuple[Sequence[str], Sequence[str]]) -> list[str]:
-    """The classes of ``dataset`` that two detectors of these ``names`` both know.
+    """List the classes of ``dataset`` that two detectors with these ``names`` both have.
 
     Raises:
-        DataError: there are none, or none with objects.
+        DataError: there is no such class, or none with objects.
     """
     shared = [name for name in dataset.classes if name in classes[0] and name in classes[1]]
     used = [name for name, count in dataset.class_counts().items() if count]
     if not shared or (used and not set(used) & set(shared)):
         raise DataError(
-            f"{dataset.name}: no class here ({_some(used or dataset.classes)}) is known to both {names[0]} "
+            f"{dataset.name}: no class here ({_some(used or dataset.classes)}) is a class of both {names[0]} "
             f"({_some(classes[0])}) and {names[1]} ({_some(classes[1])}); compare detectors with a class in common"
         )
     return shared
 
 
 def restricted(dataset: Dataset, classes: Sequence[str]) -> Dataset:
-    """``dataset`` with ``classes`` alone, and without the objects and ignore regions of classes left out.
+    """Reduce ``dataset`` to ``classes``, without the objects and ignore regions of other classes.
 
-    A class that only has ignore regions here is left out as :meth:`Dataset.with_classes` leaves it out: they stay, as
-    regions of no class in particular, so that the numbers are those of an evaluation of one model.
+    Ignore regions of a class that has no objects stay, for all classes, as in :meth:`Dataset.with_classes`. The metrics
+    are then the same as in an evaluation of a single model.
     """
     counts = dataset.class_counts()
     dropped = [k for k, name in enumerate(dataset.classes) if name not in classes and counts[name]]
@@ -215,7 +222,7 @@ def restricted(dataset: Dataset, classes: Sequence[str]) -> Dataset:
 
 
 def relabelled(predictions: Predictions, own: Sequence[str], classes: Sequence[str]) -> Predictions:
-    """``predictions`` of the classes ``own`` with labels that index ``classes``; detections of others are left out."""
+    """Change labels that index ``own`` to labels that index ``classes``, and drop detections of other classes."""
     position = {name: k for k, name in enumerate(classes)}
     labels = np.array([position.get(name, NO_CLASS) for name in own], dtype=np.int64)[predictions.labels]
     keep = labels != NO_CLASS
@@ -223,21 +230,21 @@ def relabelled(predictions: Predictions, own: Sequence[str], classes: Sequence[s
 
 
 def mistakes(scene: Scene, matching: Matching) -> Mistakes:
-    """Missed objects and wrong detections of each image, at the score with the best F1 over all classes."""
-    counted = matching.right[0] | matching.wrong[0]
-    falling, right, images = scene.scores[counted], matching.right[0][counted], scene.images[counted]
-    objects = np.bincount(scene.owner[~scene.dataset.ignore], minlength=len(scene.dataset))
-    f1 = 2 * np.cumsum(right) / (np.arange(1, len(falling) + 1) + objects.sum())
-    f1[np.append(falling[1:] == falling[:-1], False)[: len(f1)]] = -1  # one score, one side of the threshold
+    """Count missed objects and false positives in each image, at the score with the best F1 over all classes."""
+    counted = matching.tp[0] | matching.fp[0]
+    falling, tp, images = scene.scores[counted], matching.tp[0][counted], scene.images[counted]
+    objects = np.bincount(scene.object_images[~scene.dataset.ignore], minlength=len(scene.dataset))
+    f1 = 2 * np.cumsum(tp) / (np.arange(1, len(falling) + 1) + objects.sum())
+    f1[np.append(falling[1:] == falling[:-1], False)[: len(f1)]] = -1  # a threshold cannot divide equal scores
     score = float(falling[f1.argmax()]) if len(falling) else 1.0
     shown = falling >= score
-    hits, wrong = (np.bincount(images[shown & verdict], minlength=len(objects)) for verdict in (right, ~right))
-    return Mistakes(score, objects - hits, wrong)
+    hits, fp = (np.bincount(images[shown & kind], minlength=len(objects)) for kind in (tp, ~tp))
+    return Mistakes(score, objects - hits, fp)
 
 
 def most_different(comparison: Comparison, count: int) -> tuple[list[int], list[int]]:
-    """Images where B makes fewer mistakes than A, and where A makes fewer: at most ``count`` each, most first."""
-    a, b = (m.missed + m.wrong for m in comparison.mistakes)
+    """List images where B makes fewer mistakes, and where A does: at most ``count`` each, largest difference first."""
+    a, b = (m.fn + m.fp for m in comparison.mistakes)
     gain = a - b
     order = np.argsort(-gain, kind="stable")
     return [int(i) for i in order[:count] if gain[i] > 0], [int(i) for i in order[::-1][:count] if gain[i] < 0]
@@ -245,7 +252,7 @@ def most_different(comparison: Comparison, count: int) -> tuple[list[int], list[
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """A detector on the images as they are, and on the draws."""
+    """A detector's results on the dataset and on the resamples."""
 
     detections: int
     scene: Scene
@@ -255,32 +262,32 @@ class _Side:
     resampled: Resampled
 
     def total(self, levels: slice) -> tuple[float, Floats]:
-        """The mean over the classes, and that of each draw, ``(R,)``."""
+        """The mean over the classes on the dataset, and on each resample, ``(R,)``."""
         return mean(self.values[levels].mean(axis=0)), self.resampled.means(levels)
 
     def of_class(self, label: int, levels: slice) -> tuple[float, Floats]:
-        """The same of one class."""
+        """The same for one class."""
         return float(self.values[levels, label].mean()), self.resampled.values[:, levels, label].mean(axis=1)
 
 
-def _measure(dataset: Dataset, predictions: Predictions, seed: int, progress: Callable[[int], object]) -> _Side:
+def _side(dataset: Dataset, predictions: Predictions, seed: int, progress: Callable[[int], object]) -> _Side:
     scene = make_scene(dataset, predictions)
     matching = match(scene)
     return _Side(
         detections=len(predictions.scores),
         scene=scene,
         matching=matching,
-        metrics=evaluate(dataset, predictions),
+        metrics=coco_metrics(dataset, predictions),
         values=average_precisions(scene, matching, scene.totals()),
         resampled=bootstrap(scene, matching, seed, RESAMPLES, progress),
     )
 
 
 def _change(a: tuple[float, Floats], b: tuple[float, Floats]) -> Change:
-    """From the numbers of A and of B: of the images as they are, and of the draws, ``(R,)``."""
+    """Compare a metric of A and of B: each on the dataset, and on the resamples, ``(R,)``."""
     difference = b[1] - a[1]
     difference = difference[~np.isnan(difference)]
-    interval = middle(difference)
+    interval = percentile_interval(difference)
     if interval is None:
         return Change(*[np.nan] * 6)
     better, worse = float((difference > 0).mean()), float((difference < 0).mean())

@@ -1,4 +1,4 @@
-"""Average precision, its interval, and precision and recall against the threshold, from what became of detections."""
+"""Average precision with bootstrap intervals, and precision and recall at each score threshold."""
 
 from __future__ import annotations
 
@@ -9,48 +9,52 @@ import numpy as np
 
 from retinanet.evaluation.matching import Bools, Floats, Ints, Matching, Scene
 
-# Recalls at which COCO looks at the precision.
+# The recalls at which COCO samples the precision.
 RECALLS = np.linspace(0, 1, 101)
 
-# Score thresholds that are tried: people choose thresholds like 0.42. Divided, because linspace has
-# 0.7000000000000001, which a score of 0.7 does not reach.
+# The score thresholds that are tried, in steps of 0.01. np.linspace would give 0.7000000000000001, which is above a
+# score of 0.7.
 SCORES = np.arange(101) / 100
 
-# Of an interval. Fewer pictures than this cannot tell how an AP varies.
+# Confidence level of an interval, and the number of images below which none is given.
 CONFIDENCE = 0.95
 FEWEST_IMAGES = 5
 
-# Resamples at most and at least, and detections × thresholds × resamples that take a few seconds.
+# Default number of resamples: at most and at least, and so many (detections × thresholds × resamples) in between,
+# which take a few seconds.
 _MOST, _FEWEST = 1000, 100
 _EFFORT = 6e8
 
-# Elements of the arrays held at a time.
+# Elements of the largest array held at a time.
 _CHUNK = 4_000_000
 
 
-def precisions(right: Bools, wrong: Bools, total: int) -> Floats:
-    """COCO's precision at each of ``RECALLS``, ``(101,)``, of one class.
+def precisions(tp: Bools, fp: Bools, total: int) -> Floats:
+    """Compute COCO's precision at each of ``RECALLS``, ``(101,)``, for one class.
 
     Args:
-        right: ``(D,)``, the detections of the class, best score first.
-        wrong: ``(D,)``.
-        total: objects of the class, at least one.
+        tp: ``(D,)``, which detections of the class are true positives, highest score first.
+        fp: ``(D,)``, which are false positives.
+        total: number of objects of the class, at least one.
     """
-    result: Floats = _precisions(right, wrong, np.ones((1, len(right))), np.array([total]))[0]
+    result: Floats = _precisions(tp, fp, np.ones((1, len(tp))), np.array([total]))[0]
     return result
 
 
 def average_precisions(scene: Scene, matching: Matching, totals: Ints) -> Floats:
-    """AP ``(T, K)`` at each threshold, of each class; NaN for a class without objects, of which ``totals`` tells."""
-    result = np.full((len(matching.right), len(totals)), np.nan)
+    """Compute the AP at each IoU threshold of each class, ``(T, K)``.
+
+    ``totals`` ``(K,)`` is the number of objects of each class; the AP of a class without objects is NaN.
+    """
+    result = np.full((len(matching.tp), len(totals)), np.nan)
     for label, mine in by_class(scene.labels, totals):
-        for level, (right, wrong) in enumerate(zip(matching.right[:, mine], matching.wrong[:, mine], strict=True)):
-            result[level, label] = precisions(right, wrong, int(totals[label])).mean()
+        for level, (tp, fp) in enumerate(zip(matching.tp[:, mine], matching.fp[:, mine], strict=True)):
+            result[level, label] = precisions(tp, fp, int(totals[label])).mean()
     return result
 
 
 def mean(values: Floats) -> float:
-    """The mean of those values that are not NaN; NaN if none is."""
+    """Compute the mean of the values that are not NaN; NaN if there are none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
 
@@ -68,13 +72,13 @@ class Resampled:
     images: Ints
 
     def interval(self, label: int, levels: slice = slice(None)) -> tuple[float, float] | None:
-        """The middle 95 % of a class's AP, averaged over the thresholds ``levels``; ``None`` if too few images tell."""
+        """Give the 95 % interval of a class's AP, the mean over the IoUs ``levels``; ``None`` with too few images."""
         if self.images[label] < FEWEST_IMAGES:
             return None
-        return middle(self.values[:, levels, label].mean(axis=1))
+        return percentile_interval(self.values[:, levels, label].mean(axis=1))
 
     def means(self, levels: slice = slice(None)) -> Floats:
-        """The mean over thresholds and classes of each resample, ``(R,)``; NaN for one without objects."""
+        """Give the mean AP over IoUs and classes of each resample, ``(R,)``; NaN without objects."""
         per_class = self.values[:, levels].mean(axis=1)  # (R, K)
         known = ~np.isnan(per_class)
         counts = known.sum(axis=1)
@@ -83,12 +87,12 @@ class Resampled:
         return result
 
     def mean_interval(self, images: int, levels: slice = slice(None)) -> tuple[float, float] | None:
-        """The middle 95 % of the mean over the classes; ``images`` with objects there are."""
-        return None if images < FEWEST_IMAGES else middle(self.means(levels))
+        """Give the 95 % interval of the mean AP; ``images`` is the number of images with objects."""
+        return None if images < FEWEST_IMAGES else percentile_interval(self.means(levels))
 
 
-def middle(values: Floats) -> tuple[float, float] | None:
-    """Where the middle 95 % of the values that are not NaN begin and end; ``None`` if all are."""
+def percentile_interval(values: Floats) -> tuple[float, float] | None:
+    """Give the bounds of the middle 95 % of the values that are not NaN; ``None`` if all are NaN."""
     known = values[~np.isnan(values)]
     if len(known) == 0:
         return None
@@ -97,7 +101,7 @@ def middle(values: Floats) -> tuple[float, float] | None:
 
 
 def draw_images(images: int, resamples: int, seed: int) -> Ints:
-    """How often each of ``images`` is there when as many are drawn with repetition: ``(resamples, images)``."""
+    """Draw ``images`` images with replacement; returns how often each was drawn, ``(resamples, images)``."""
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
 
 
@@ -108,72 +112,73 @@ def bootstrap(
     resamples: int | None = None,
     progress: Callable[[int], object] = lambda steps: None,
 ) -> Resampled:
-    """Draw as many images as there are, with repetition, again and again, and compute the APs of each draw.
+    """Compute the APs on bootstrap resamples of the images.
 
-    The matching of an image does not depend on the others, so a draw only changes how often its detections and objects
-    count. The draws depend on the number of images, ``resamples`` and ``seed`` alone: two detectors on the same images
-    get the same ones, and their resamples are pairs.
+    The matching of an image does not depend on the other images, so a resample only changes how often the detections
+    and objects of an image count. The resamples depend on the number of images, ``resamples`` and ``seed`` alone: two
+    detectors on the same images get the same resamples, which makes a comparison of them a paired one.
 
     Args:
         scene: objects and detections.
-        matching: what becomes of the detections.
-        seed: of the draws.
-        resamples: how many; unset: 1000, or fewer if that would take long.
-        progress: called with 1 when a class that has objects is done.
+        matching: true and false positives.
+        seed: seed of the random draws.
+        resamples: number of resamples; default: 1000, or fewer if that would take long.
+        progress: called with 1 after each class with objects.
     """
     dataset = scene.dataset
     if resamples is None:
-        resamples = int(np.clip(_EFFORT / max(1, matching.right.size), _FEWEST, _MOST))
+        resamples = int(np.clip(_EFFORT / max(1, matching.tp.size), _FEWEST, _MOST))
     draws = draw_images(len(dataset), resamples, seed)  # (R, N)
     counts = np.zeros((len(dataset), len(dataset.classes)), dtype=np.int64)
-    np.add.at(counts, (scene.owner[~dataset.ignore], dataset.labels[~dataset.ignore]), 1)
-    values = np.full((resamples, len(matching.right), len(dataset.classes)), np.nan)
+    objects = ~dataset.ignore
+    np.add.at(counts, (scene.object_images[objects], dataset.labels[objects]), 1)
+    values = np.full((resamples, len(matching.tp), len(dataset.classes)), np.nan)
     for label, mine in by_class(scene.labels, counts.sum(axis=0)):
         totals = draws @ counts[:, label]
         step = max(1, _CHUNK // max(1, len(mine)))
         for start in range(0, resamples, step):
             part = slice(start, start + step)
             weights = draws[part][:, scene.images[mine]].astype(np.float64)
-            for level, (right, wrong) in enumerate(zip(matching.right[:, mine], matching.wrong[:, mine], strict=True)):
-                values[part, level, label] = _precisions(right, wrong, weights, totals[part]).mean(axis=1)
+            for level, (tp, fp) in enumerate(zip(matching.tp[:, mine], matching.fp[:, mine], strict=True)):
+                values[part, level, label] = _precisions(tp, fp, weights, totals[part]).mean(axis=1)
         progress(1)
     return Resampled(values, (counts > 0).sum(axis=0))
 
 
 @dataclass(frozen=True, eq=False)
 class Thresholds:
-    """Precision, recall and F1 at each of ``SCORES``, of each class, at one IoU.
+    """Precision, recall and F1 of each class at each of the S score thresholds ``SCORES``, at one IoU.
 
     Attributes:
-        right: int64 ``(K, S)``, detections of at least that score that find an object.
-        wrong: int64 ``(K, S)``, those that find none.
-        totals: int64 ``(K,)``, objects.
+        tp: int64 ``(K, S)``, true positives with at least that score.
+        fp: int64 ``(K, S)``, false positives with at least that score.
+        totals: int64 ``(K,)``, objects of each class.
     """
 
-    right: Ints
-    wrong: Ints
+    tp: Ints
+    fp: Ints
     totals: Ints
 
     @property
     def precision(self) -> Floats:
         """``(K, S)``; NaN where nothing is detected."""
-        return _ratio(self.right, self.right + self.wrong)
+        return _ratio(self.tp, self.tp + self.fp)
 
     @property
     def recall(self) -> Floats:
         """``(K, S)``; NaN without objects."""
-        return _ratio(self.right, np.broadcast_to(self.totals[:, None], self.right.shape))
+        return _ratio(self.tp, np.broadcast_to(self.totals[:, None], self.tp.shape))
 
     @property
     def f1(self) -> Floats:
         """``(K, S)``: the harmonic mean of precision and recall; NaN without objects."""
-        values = _ratio(2 * self.right, self.right + self.wrong + self.totals[:, None])
+        values = _ratio(2 * self.tp, self.tp + self.fp + self.totals[:, None])
         return np.where(self.totals[:, None] > 0, values, np.nan)
 
 
 def against_thresholds(scene: Scene, matching: Matching, totals: Ints, level: int = 0) -> Thresholds:
-    """Count right and wrong detections of each class above each of ``SCORES``, at the IoU threshold ``level``."""
-    # The highest tried score that a detection reaches; above all of them the detection still counts at each.
+    """Count the true and false positives of each class at each score of ``SCORES``, at the IoU threshold ``level``."""
+    # The highest threshold that each detection reaches.
     place = np.clip(np.searchsorted(SCORES, scene.scores, side="right") - 1, 0, None)
 
     def count(chosen: Bools) -> Ints:
@@ -181,48 +186,58 @@ def against_thresholds(scene: Scene, matching: Matching, totals: Ints, level: in
         np.add.at(table, (scene.labels[chosen], place[chosen]), 1)
         return table[:, ::-1].cumsum(axis=1)[:, ::-1]
 
-    return Thresholds(count(matching.right[level]), count(matching.wrong[level]), totals)
+    return Thresholds(count(matching.tp[level]), count(matching.fp[level]), totals)
 
 
 def best_score(f1: Floats) -> float:
-    """The score of ``SCORES`` with the highest F1; the middle one of equals."""
+    """Find the score threshold with the highest F1; of several, the middle one."""
     places = np.flatnonzero(f1 == f1.max())
     return float(SCORES[places[len(places) // 2]])
 
 
-def _precisions(right: Bools, wrong: Bools, weights: Floats, totals: Ints) -> Floats:
-    """Precision at ``RECALLS``, ``(R, 101)``, if detections count ``weights`` ``(R, D)`` times and ``totals`` ``(R,)``
-    objects are there; NaN where there are none.
+def _precisions(tp: Bools, fp: Bools, weights: Floats, totals: Ints) -> Floats:
+    """Compute the precision at ``RECALLS`` in R resamples, ``(R, 101)``; NaN in a resample without objects.
+
+    Args:
+        tp: ``(D,)``, true positives, highest score first.
+        fp: ``(D,)``, false positives.
+        weights: ``(R, D)``, how often each detection counts.
+        totals: ``(R,)``, number of objects.
     """
-    hits = np.flatnonzero(right)
+    hits = np.flatnonzero(tp)
     result = np.zeros((len(totals), len(RECALLS)))
     if len(hits):
-        # Recall rises and precision peaks only where a detection is right; after the last of these nothing matters.
+        # Recall rises and precision peaks only at true positives; nothing after the last one matters.
         last = hits[-1] + 1
         between = np.append(0, hits[:-1] + 1)
-        wrongs = np.cumsum(np.add.reduceat(weights[:, :last] * wrong[:last], between, axis=1), axis=1)
-        rights = np.cumsum(weights[:, hits], axis=1)
-        precision = rights / (wrongs + rights + np.spacing(1))
+        fp_counts = np.cumsum(np.add.reduceat(weights[:, :last] * fp[:last], between, axis=1), axis=1)
+        tp_counts = np.cumsum(weights[:, hits], axis=1)
+        precision = tp_counts / (fp_counts + tp_counts + np.spacing(1))
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        place = _first_reaching(rights, np.maximum(totals, 1))
+        place = _first_reaching(tp_counts, np.maximum(totals, 1))
         result = np.take_along_axis(np.pad(envelope, ((0, 0), (0, 1))), place, axis=1)
     result[totals == 0] = np.nan
     return result
 
 
-def _first_reaching(rights: Floats, totals: Ints) -> Ints:
-    """The place in each row of ``rights`` ``(R, H)`` where each recall is reached, ``(R, 101)``; H for never."""
-    # As whole numbers of objects, so that all rows can be searched at once without rounding.
+def _first_reaching(tp_counts: Floats, totals: Ints) -> Ints:
+    """Find where each row of ``tp_counts`` ``(R, H)`` reaches each recall, ``(R, 101)``; H where it never does."""
+    # In whole numbers of objects, so that all rows can be searched at once without rounding.
     needed = np.ceil(RECALLS * totals[:, None] - 1e-9)
     needed += needed / totals[:, None] < RECALLS
-    rows = np.arange(len(rights))[:, None]
+    rows = np.arange(len(tp_counts))[:, None]
     apart = rows * (totals.max() + 2.0)
-    places: Ints = np.searchsorted((rights + apart).ravel(), needed + apart) - rows * rights.shape[1]
+    places: Ints = np.searchsorted((tp_counts + apart).ravel(), needed + apart) - rows * tp_counts.shape[1]
     return places
 
 
 def by_class(labels: Ints, totals: Ints) -> list[tuple[int, Ints]]:
-    """Each class that has objects, by ``totals`` ``(K,)``, and which detections of ``labels`` ``(D,)`` are of it."""
+    """List each class with objects and the positions of its detections.
+
+    Args:
+        labels: ``(D,)``, the class of each detection.
+        totals: ``(K,)``, the number of objects of each class.
+    """
     order = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels[order], np.arange(len(totals) + 1))
     return [(int(k), order[bounds[k] : bounds[k + 1]]) for k in np.flatnonzero(totals)]

@@ -1,4 +1,4 @@
-"""Objects and detections worth looking at: missed objects, false positives, and likely errors of the annotations."""
+"""Example objects and detections to look at: missed objects, false positives and likely annotation errors."""
 
 from __future__ import annotations
 
@@ -9,33 +9,26 @@ from typing import Any
 import numpy as np
 
 from retinanet.data.dataset import Dataset
+from retinanet.evaluation.error_kinds import ERROR_KINDS
 from retinanet.evaluation.matching import Bools, Floats, Ints, Matching, Scene
 from retinanet.evaluation.tide import KINDS, MATCH, Errors
 
-# Examples of a kind that are kept.
+# Examples of each kind that are kept.
 _KEPT = 60
 
-# A score is sure if of a class's detections with that score or more this share is right.
-SURE = 0.9
-
-_EXPLAINED = {
-    "Cls": "it lies on an object of another class",
-    "Loc": "its box fits an object of the class too badly",
-    "Both": "another class, and the box fits badly",
-    "Dupe": "a better detection has found the object already",
-    "Bkg": "nothing is annotated there",
-}
+# A detection is confident if, of the detections of its class with that score or more, this fraction are true positives.
+CONFIDENT = 0.9
 
 
 @dataclass(frozen=True)
 class Example:
-    """Something at a place of an image.
+    """An object or a detection in an image.
 
     Attributes:
         image: position of the image in the dataset.
         box: ``xyxy`` pixels.
         label: class of the object or detection.
-        score: of the detection; ``None`` for an object that has none.
+        score: score of the detection; ``None`` for an object.
         kind: what it is an example of.
         text: a sentence about it.
         other: the box of the object or detection that it is compared with, if there is one.
@@ -50,7 +43,7 @@ class Example:
     other: tuple[float, ...] | None = None
 
     def to_dict(self, dataset: Dataset) -> dict[str, Any]:
-        """Plain values, with names instead of positions."""
+        """Convert to plain values, with names instead of positions."""
         return {
             "image_id": int(dataset.image_ids[self.image]),
             "file": dataset.files[self.image],
@@ -64,95 +57,94 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """The first of some ordered list, and how long the list is."""
+    """The first entries of a sorted list of examples, and the length of the whole list."""
 
     total: int
     shown: tuple[Example, ...]
 
 
 def missed_objects(scene: Scene, matching: Matching, score: float) -> Examples:
-    """Objects that no detection with at least ``score`` finds: the largest first, the classes in turn."""
+    """List the objects without a true positive of at least ``score``, the largest first, the classes in turn."""
     dataset, shown = scene.dataset, scene.scores >= score
-    found = _marked(matching.objects[0][matching.right[0] & shown], len(dataset.boxes))
+    found = _marked(matching.objects[0][matching.tp[0] & shown], len(dataset.boxes))
     rows = np.flatnonzero(~found & ~dataset.ignore)
     rows = rows[np.argsort(-dataset.areas[rows], kind="stable")]
     chosen = rows[_in_turn(dataset.labels[rows].astype(np.int64))][:_KEPT]
-    return Examples(len(rows), tuple(_missed(scene, matching, int(row), score) for row in chosen))
+    return Examples(len(rows), tuple(_missed_object(scene, matching, int(row), score) for row in chosen))
 
 
 def false_positives(scene: Scene, errors: Errors, score: float) -> Examples:
-    """Wrong detections with at least ``score``, the best scores first."""
+    """List the false positives with at least ``score``, the highest scores first."""
     rows = np.flatnonzero((errors.kinds >= 0) & (scene.scores >= score))
-    names = [KINDS[kind] for kind in errors.kinds[rows[:_KEPT]]]
+    codes = [KINDS[kind] for kind in errors.kinds[rows[:_KEPT]]]
     shown = (
-        _detection(scene, int(row), name, f"{name}: {_EXPLAINED[name]}", int(errors.objects[row]))
-        for row, name in zip(rows, names, strict=False)
+        _detection(scene, int(row), code, f"{code}: {ERROR_KINDS[code].detection}", int(errors.objects[row]))
+        for row, code in zip(rows, codes, strict=False)
     )
     return Examples(len(rows), tuple(shown))
 
 
 def label_errors(scene: Scene, matching: Matching, errors: Errors) -> dict[str, Examples]:
-    """Likely errors of the annotations by kind: ``"class"``, ``"missing"`` and ``"unfindable"``.
+    """List likely annotation errors by kind: ``"class"``, ``"missing"`` and ``"unfindable"``.
 
-    A detection is sure if at least nine of ten detections of its class with that score or more are right. A sure one
-    of another class on an object, or where nothing is annotated, is as likely an error of the annotations as of the
-    detector. So is an object that no detection of any class and score overlaps.
+    A confident detection of another class than the annotated one, or where nothing is annotated, is as likely an error
+    of the annotations as of the detector. So is an object that no detection overlaps, whatever its class and score.
     """
-    sure = _sure(scene, matching)
-    found = _marked(matching.objects[0][matching.right[0] & sure], len(scene.dataset.boxes))
+    confident = _confident(scene, matching)
+    found = _marked(matching.objects[0][matching.tp[0] & confident], len(scene.dataset.boxes))
     kinds, classes = errors.kinds, scene.dataset.classes
-    other = np.flatnonzero(sure & (kinds == KINDS.index("Cls")))
-    other = other[~found[errors.objects[other]]]  # else the class that is annotated is seen there as well
+    other = np.flatnonzero(confident & (kinds == KINDS.index("Cls")))
+    other = other[~found[errors.objects[other]]]  # otherwise the annotated class is detected there as well
     labels = scene.dataset.labels[errors.objects[other[:_KEPT]]]
-    wrong = (
+    wrong_class = (
         _detection(
             scene, int(row), "class", f"annotated as {classes[label]}, detected as {classes[scene.labels[row]]}", thing
         )
         for row, label, thing in zip(other, labels, errors.objects[other].tolist(), strict=False)
     )
-    empty = np.flatnonzero(sure & (kinds == KINDS.index("Bkg")))
-    missing = (_detection(scene, int(row), "missing", "nothing is annotated there") for row in empty[:_KEPT])
-    seen = _marked(scene.objects, len(scene.owner))
+    empty = np.flatnonzero(confident & (kinds == KINDS.index("Bkg")))
+    missing = (_detection(scene, int(row), "missing", ERROR_KINDS["Bkg"].detection) for row in empty[:_KEPT])
+    seen = _marked(scene.pair_objects, len(scene.object_images))
     unseen = np.flatnonzero(~seen & ~scene.dataset.ignore)
     unseen = unseen[np.argsort(-scene.dataset.areas[unseen], kind="stable")]
     sentence = "no detection of any class and score overlaps it"
     unfindable = (_object(scene, int(row), "unfindable", sentence) for row in unseen[:_KEPT])
     return {
-        "class": Examples(len(other), tuple(wrong)),
+        "class": Examples(len(other), tuple(wrong_class)),
         "missing": Examples(len(empty), tuple(missing)),
         "unfindable": Examples(len(unseen), tuple(unfindable)),
     }
 
 
-def _sure(scene: Scene, matching: Matching) -> Bools:
-    """Detections with a score at which ``SURE`` of their class are right."""
-    sure = np.zeros(len(scene.scores), dtype=np.bool_)
+def _confident(scene: Scene, matching: Matching) -> Bools:
+    """Mark the confident detections, bool ``(D,)``; see ``CONFIDENT``."""
+    confident = np.zeros(len(scene.scores), dtype=np.bool_)
     for label in range(len(scene.dataset.classes)):
         mine = np.flatnonzero(scene.labels == label)
-        right, wrong = np.cumsum(matching.right[0][mine]), np.cumsum(matching.wrong[0][mine])
-        enough = np.flatnonzero(right >= SURE * np.maximum(right + wrong, 1))
+        tp, fp = np.cumsum(matching.tp[0][mine]), np.cumsum(matching.fp[0][mine])
+        enough = np.flatnonzero(tp >= CONFIDENT * np.maximum(tp + fp, 1))
         if len(enough):
-            sure[mine[: enough[-1] + 1]] = True
-    return sure
+            confident[mine[: enough[-1] + 1]] = True
+    return confident
 
 
-def _missed(scene: Scene, matching: Matching, row: int, score: float) -> Example:
-    """The missed object, with the best detection of its class near it."""
+def _missed_object(scene: Scene, matching: Matching, row: int, score: float) -> Example:
+    """The missed object, with the best detection near it."""
     label = int(scene.dataset.labels[row])
-    near = scene.objects == row
-    found, overlaps = scene.found[near], scene.overlaps[near]
-    own = scene.labels[found] == label
-    finders = np.flatnonzero(matching.right[0] & (matching.objects[0] == row))
+    near = scene.pair_objects == row
+    detections, ious = scene.pair_detections[near], scene.pair_ious[near]
+    own = scene.labels[detections] == label
+    finders = np.flatnonzero(matching.tp[0] & (matching.objects[0] == row))
     if len(finders):
         best = int(finders[0])
         return _object(scene, row, "missed", f"found with a score of only {scene.scores[best]:.2f}", best)
     if own.any():
-        best = int(np.argmax(np.where(own, overlaps, -1)))
-        text = f"the best box of its class has an IoU of {overlaps[best]:.2f}, score {scene.scores[found[best]]:.2f}"
-        if overlaps[best] >= MATCH:
+        best = int(np.argmax(np.where(own, ious, -1)))
+        text = f"the best box of its class has an IoU of {ious[best]:.2f}, score {scene.scores[detections[best]]:.2f}"
+        if ious[best] >= MATCH:
             text += ", and finds another object"
-        return _object(scene, row, "missed", text, int(found[best]))
-    other = found[scene.scores[found] >= score]
+        return _object(scene, row, "missed", text, int(detections[best]))
+    other = detections[scene.scores[detections] >= score]
     if len(other):
         best = int(other.min())  # the highest score
         name = scene.dataset.classes[scene.labels[best]]
@@ -163,7 +155,7 @@ def _missed(scene: Scene, matching: Matching, row: int, score: float) -> Example
 def _object(scene: Scene, row: int, kind: str, text: str, detection: int | None = None) -> Example:
     other = None if detection is None else _corners(scene.boxes[detection])
     box = _corners(scene.dataset.boxes[row].astype(np.float64))
-    return Example(int(scene.owner[row]), box, int(scene.dataset.labels[row]), None, kind, text, other)
+    return Example(int(scene.object_images[row]), box, int(scene.dataset.labels[row]), None, kind, text, other)
 
 
 def _detection(scene: Scene, row: int, kind: str, text: str, thing: int = -1) -> Example:

@@ -20,66 +20,68 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-# COCO's: IoUs to match at, and detections that count in an image and class.
+# COCO's IoU thresholds, and its limit on detections per image and class.
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 LIMIT = 100
 
-# Two boxes that overlap less have nothing to do with each other (TIDE's threshold of background).
+# Pairs with a lower IoU are not kept (TIDE's background threshold).
 LEAST_OVERLAP = 0.1
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """The objects of a dataset, the detections that count, and how they overlap.
+    """The M objects of a dataset, D detections, and the P pairs of them that overlap.
 
-    D detections lie in the order in which COCO looks at them: best score first, equal scores by image id, then as
-    given.
+    The detections are in COCO's matching order: highest score first, equal scores by image id, then as given. The pairs
+    are those with an IoU of at least ``LEAST_OVERLAP``.
 
     Attributes:
-        dataset: its M boxes are the objects and ignore regions.
-        owner: int64 ``(M,)``, the image of each.
+        dataset: its M boxes are the objects and the ignore regions.
+        object_images: int64 ``(M,)``, the image of each object.
         images: int64 ``(D,)``, the image of each detection.
         boxes: float64 ``(D, 4)``, ``xyxy``.
         scores: float64 ``(D,)``.
         labels: int64 ``(D,)``.
-        found: int64 ``(P,)``, the detection of each pair whose IoU is at least ``LEAST_OVERLAP``.
-        objects: int64 ``(P,)``, the object of each pair.
-        overlaps: float64 ``(P,)``, IoU; for an ignore region, the share of the detection inside it.
+        pair_detections: int64 ``(P,)``, the detection of each pair.
+        pair_objects: int64 ``(P,)``, the object of each pair.
+        pair_ious: float64 ``(P,)``; for an ignore region, the fraction of the detection inside it.
     """
 
     dataset: Dataset
-    owner: Ints
+    object_images: Ints
     images: Ints
     boxes: Floats
     scores: Floats
     labels: Ints
-    found: Ints
-    objects: Ints
-    overlaps: Floats
+    pair_detections: Ints
+    pair_objects: Ints
+    pair_ious: Floats
 
     def totals(self, out: Bools | None = None) -> Ints:
-        """Objects of each class, ``(K,)``: those that are neither ignored nor ``out`` ``(M,)``."""
+        """Count the objects of each class, ``(K,)``, without ignore regions and without ``out`` ``(M,)``."""
         counted = ~self.dataset.ignore if out is None else ~(self.dataset.ignore | out)
         return np.bincount(self.dataset.labels[counted], minlength=len(self.dataset.classes))
 
 
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """What becomes of D detections at T IoU thresholds.
+    """True and false positives among D detections, at T IoU thresholds.
+
+    A detection that is matched with an ignore region is neither.
 
     Attributes:
-        objects: int64 ``(T, D)``, the object or ignore region that each is matched to, −1 for none.
-        right: bool ``(T, D)``, it finds an object.
-        wrong: bool ``(T, D)``, it finds none. A detection that is neither does not count.
+        objects: int64 ``(T, D)``, the object or ignore region that each detection is matched with; −1 for none.
+        tp: bool ``(T, D)``, true positives.
+        fp: bool ``(T, D)``, false positives.
     """
 
     objects: Ints
-    right: Bools
-    wrong: Bools
+    tp: Bools
+    fp: Bools
 
 
 def make_scene(dataset: Dataset, predictions: Predictions, limit: int = LIMIT) -> Scene:
-    """Order the detections, keep the best ``limit`` of each image and class, and compute the overlaps."""
+    """Sort the detections, keep the ``limit`` highest scores of each image and class, and compute the IoUs."""
     by_id = np.empty(len(dataset), dtype=np.int64)
     by_id[np.argsort(dataset.image_ids)] = np.arange(len(dataset))
     scores = predictions.scores.astype(np.float64)
@@ -87,17 +89,17 @@ def make_scene(dataset: Dataset, predictions: Predictions, limit: int = LIMIT) -
     group = predictions.images[order] * len(dataset.classes) + predictions.labels[order]
     order = order[_ranks(group) < limit]
     images, boxes = predictions.images[order], predictions.boxes[order].astype(np.float64)
-    found, objects, overlaps = _overlapping(dataset, images, boxes)
+    pair_detections, pair_objects, pair_ious = _overlapping_pairs(dataset, images, boxes)
     return Scene(
         dataset=dataset,
-        owner=np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets)),
+        object_images=np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets)),
         images=images,
         boxes=boxes,
         scores=scores[order],
         labels=predictions.labels[order],
-        found=found,
-        objects=objects,
-        overlaps=overlaps,
+        pair_detections=pair_detections,
+        pair_objects=pair_objects,
+        pair_ious=pair_ious,
     )
 
 
@@ -108,30 +110,30 @@ def match(
     outside: Bools | None = None,
     any_class: bool = False,
 ) -> Matching:
-    """Give each detection, best score first, the free object that it overlaps most, as COCO does.
+    """Match each detection, highest score first, with the unmatched object of highest IoU, as COCO does.
 
-    With ``any_class``, of objects that it overlaps equally, it takes one of its class.
+    With ``any_class``, an object of the detection's class wins over another object with the same IoU.
 
     Args:
         scene: objects and detections.
-        thresholds: ``(T,)``, the least IoU of a match.
-        out: bool ``(M,)``, objects that do not count; a detection prefers one that does.
-        outside: bool ``(D,)``, detections that do not count if they find nothing.
-        any_class: let a detection find objects of other classes, too.
+        thresholds: ``(T,)``, the lowest IoU of a match.
+        out: bool ``(M,)``, objects that do not count; detections are matched with them only if no other object fits.
+        outside: bool ``(D,)``, detections that are not false positives if they match nothing.
+        any_class: allow matches with objects of other classes.
     """
     crowd = scene.dataset.ignore
     ignored = crowd if out is None else crowd | out
-    labels = scene.dataset.labels[scene.objects]
-    own = labels == scene.labels[scene.found]
+    labels = scene.dataset.labels[scene.pair_objects]
+    own = labels == scene.labels[scene.pair_detections]
     use = own | (labels == NO_CLASS)
-    if any_class:  # ignore regions forgive only their class, as they do elsewhere
-        use |= ~crowd[scene.objects]
-    use &= scene.overlaps >= min(thresholds)
-    found, objects, overlaps, own = scene.found[use], scene.objects[use], scene.overlaps[use], own[use]
+    if any_class:  # ignore regions still match detections of their own class only
+        use |= ~crowd[scene.pair_objects]
+    use &= scene.pair_ious >= min(thresholds)
+    found, objects, overlaps, own = scene.pair_detections[use], scene.pair_objects[use], scene.pair_ious[use], own[use]
     groups = scene.images if any_class else scene.images * len(scene.dataset.classes) + scene.labels
     rank = _ranks(groups)[found]
-    # The pairs of a detection lie together, the most wanted last: objects that count, then IoU, then (where
-    # two classes are annotated with the same box) the own class, then the later one.
+    # The pairs of a detection are adjacent, the preferred object last: objects that count, then IoU, then (where two
+    # classes are annotated with the same box) the detection's own class, then the later object.
     order = np.lexsort((objects, own & any_class, overlaps, ~ignored[objects], found, rank))
     found, objects, rank = found[order], objects[order], rank[order]
     enough = overlaps[order] >= np.minimum(thresholds, 1 - 1e-10)[:, None]  # (T, P)
@@ -139,7 +141,7 @@ def match(
     matched = np.full((len(thresholds), len(scene.scores)), -1, dtype=np.int64)
     taken = np.zeros((len(thresholds), len(crowd)), dtype=np.bool_)
     starts = np.flatnonzero(np.diff(rank, prepend=-1))
-    # Detections of one rank compete for nothing: each is of another image or class.
+    # Detections of one rank never compete: each is of another image or class.
     for start, end in pairwise([*starts.tolist(), len(rank)]):
         mine = objects[start:end]
         free = enough[:, start:end] & (crowd[mine] | ~taken[:, mine])
@@ -156,16 +158,17 @@ def match(
 
 
 def neighbour_overlaps(scene: Scene) -> tuple[Floats, Floats]:
-    """The second highest IoU that each object ``(M,)`` and each detection ``(D,)`` has with the objects of its image.
+    """Compute the second highest IoU of each object ``(M,)`` and each detection ``(D,)`` with the objects of its image.
 
-    The highest is the object itself, or what a detection is about. IoUs below ``LEAST_OVERLAP`` are given as 0.
+    The highest IoU is that of the object itself, or of the object that a detection belongs to. IoUs below
+    ``LEAST_OVERLAP`` are returned as 0.
     """
-    keep = ~scene.dataset.ignore[scene.objects]
-    detections = _second(scene.found[keep], scene.overlaps[keep], len(scene.scores))
+    keep = ~scene.dataset.ignore[scene.pair_objects]
+    detections = _second_highest(scene.pair_detections[keep], scene.pair_ious[keep], len(scene.scores))
     rows = np.flatnonzero(~scene.dataset.ignore)
     boxes = scene.dataset.boxes.astype(np.float64)
     objects = np.zeros(len(boxes))
-    for group in np.split(rows, np.flatnonzero(np.diff(scene.owner[rows])) + 1):
+    for group in np.split(rows, np.flatnonzero(np.diff(scene.object_images[rows])) + 1):
         if len(group) > 1:
             overlaps = iou(boxes[group], boxes[group], np.zeros(len(group), dtype=np.bool_))
             np.fill_diagonal(overlaps, 0)
@@ -174,7 +177,10 @@ def neighbour_overlaps(scene: Scene) -> tuple[Floats, Floats]:
 
 
 def iou(boxes: Floats, others: Floats, crowd: Bools) -> Floats:
-    """IoU ``(D, G)`` of ``boxes`` ``(D, 4)`` and ``others`` ``(G, 4)``; for a crowd, the share of the box inside it."""
+    """Compute the IoU ``(D, G)`` of ``boxes`` ``(D, 4)`` and ``others`` ``(G, 4)``.
+
+    For a crowd region, this is the fraction of the box inside the region.
+    """
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     shared = np.clip(high - low, 0, None).prod(axis=2)
@@ -184,8 +190,8 @@ def iou(boxes: Floats, others: Floats, crowd: Bools) -> Floats:
     return result
 
 
-def _overlapping(dataset: Dataset, images: Ints, boxes: Floats) -> tuple[Ints, Ints, Floats]:
-    """Detection, object and IoU of each pair that overlaps enough."""
+def _overlapping_pairs(dataset: Dataset, images: Ints, boxes: Floats) -> tuple[Ints, Ints, Floats]:
+    """Find the detection, object and IoU of each pair with an IoU of at least ``LEAST_OVERLAP``."""
     order = np.argsort(images, kind="stable")
     bounds = np.searchsorted(images[order], np.arange(len(dataset) + 1))
     truth = dataset.boxes.astype(np.float64)
@@ -201,7 +207,7 @@ def _overlapping(dataset: Dataset, images: Ints, boxes: Floats) -> tuple[Ints, I
 
 
 def _ranks(groups: Ints) -> Ints:
-    """The place of each element among those of its group, from 0, in the order given."""
+    """Number the elements of each group from 0, in the order given."""
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     ranks = np.empty(len(groups), dtype=np.int64)
@@ -209,8 +215,8 @@ def _ranks(groups: Ints) -> Ints:
     return ranks
 
 
-def _second(groups: Ints, values: Floats, count: int) -> Floats:
-    """The second highest of the values of each of ``count`` groups; 0 where there is none."""
+def _second_highest(groups: Ints, values: Floats, count: int) -> Floats:
+    """Find the second highest value of each of ``count`` groups; 0 where there is none."""
     order = np.lexsort((-values, groups))
     second = order[_ranks(groups[order]) == 1]
     result = np.zeros(count)

@@ -1,4 +1,4 @@
-"""Average precision as the Pascal VOC challenges measured it: at IoU 0.5, in both of their versions."""
+"""Average precision as in the Pascal VOC challenges, at IoU 0.5: the version of VOC2007 and that of VOC2010."""
 
 from __future__ import annotations
 
@@ -6,66 +6,65 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torchvision.ops import box_iou
 
 from retinanet.data.dataset import NO_CLASS, Dataset
 from retinanet.evaluation.coco_ap import Predictions
+from retinanet.evaluation.matching import iou
 
 _IOU = 0.5
 
 
-def evaluate_voc(dataset: Dataset, predictions: Predictions) -> dict[str, Any]:
-    """Pascal VOC's average precision of ``predictions``, by the rule of its development kit.
+def voc_metrics(dataset: Dataset, predictions: Predictions) -> dict[str, Any]:
+    """Compute Pascal VOC's average precision of ``predictions``, by the rules of the VOC development kit.
 
-    Best score first, each detection goes to the object of its class that it overlaps most. At an IoU of 0.5 or more it
-    is right if it is the first there, and wrong if another was; at less it is wrong. One that goes to an ignore region
-    (a difficult object) counts neither way. All detections count, not the best 100 of an image.
+    Each detection, highest score first, is assigned to the object of its class with the highest IoU. If that IoU is at
+    least 0.5, the first detection assigned to an object is a true positive, and later ones are false positives.
+    Detections with a lower IoU are false positives. A detection assigned to an ignore region (a difficult object) does
+    not count. There is no limit on the detections per image.
 
-    The kit's boxes include their last pixel, so it adds 1 to widths and heights. Boxes here are half-open, which the
-    reader makes of the challenge's own files: the same sides without adding anything.
+    The kit's boxes include their last pixel, so it adds 1 to widths and heights. Boxes here are half-open, and the
+    reader of VOC files converts them, so that the sides are the same.
 
     Returns:
-        ``mAP11``, the mean over the classes with objects of the 11-point version (VOC2007), ``mAP`` of the area under
-        the curve (VOC2010 and later), and both for each class in ``per_class``: ``{name: {"AP11": …, "AP": …}}``;
-        the means are −1 if there is no object.
+        ``mAP11`` (11 points, VOC2007) and ``mAP`` (area under the curve, VOC2010 and later), the means over the classes
+        with objects, −1 without objects; and ``per_class``, ``{name: {"AP11": …, "AP": …}}``.
     """
-    overlaps, targets = _best(dataset, predictions)
+    overlaps, targets = _best_objects(dataset, predictions)
     per_class = {}
     for label, name in enumerate(dataset.classes):
         objects = int(((dataset.labels == label) & ~dataset.ignore).sum())
         if objects:
             mine = np.flatnonzero(predictions.labels == label)
             mine = mine[np.argsort(-predictions.scores[mine], kind="stable")]
-            right, counted = _verdicts(overlaps[mine], targets[mine], dataset.ignore)
-            found, wrong = np.cumsum(right[counted], dtype=np.int64), np.cumsum(~right[counted], dtype=np.int64)
-            per_class[name] = {"AP11": eleven_points(found, wrong, objects), "AP": area(found, wrong, objects)}
+            hits, counted = _true_positives(overlaps[mine], targets[mine], dataset.ignore)
+            tp, fp = np.cumsum(hits[counted], dtype=np.int64), np.cumsum(~hits[counted], dtype=np.int64)
+            per_class[name] = {"AP11": eleven_points(tp, fp, objects), "AP": area(tp, fp, objects)}
     means = {f"m{key}": float(np.mean([row[key] for row in per_class.values()] or [-1])) for key in ("AP11", "AP")}
     return {**means, "per_class": per_class}
 
 
-def eleven_points(found: npt.NDArray[np.int64], wrong: npt.NDArray[np.int64], objects: int) -> float:
-    """Mean over the recalls 0, 0.1, … 1 of the best precision at that recall or more.
+def eleven_points(tp: npt.NDArray[np.int64], fp: npt.NDArray[np.int64], objects: int) -> float:
+    """Average the highest precision at or above each of the recalls 0, 0.1, … 1.
 
     Args:
-        found: ``(D,)``, objects found by the best 1, 2, … D detections.
-        wrong: ``(D,)``, how many of those are wrong.
-        objects: how many there are.
+        tp: ``(D,)``, true positives among the 1, 2, … D detections with the highest scores.
+        fp: ``(D,)``, false positives among them.
+        objects: number of objects.
     """
-    precision = found / np.maximum(found + wrong, 1)
-    # In whole numbers: 3 of 10 reach the recall 0.3, whatever floating point makes of 0.3.
-    return float(np.mean([precision[found * 10 >= tenth * objects].max(initial=0) for tenth in range(11)]))
+    precision = tp / np.maximum(tp + fp, 1)
+    # In whole numbers, because 0.3 has no exact floating-point value: 3 of 10 objects must reach the recall 0.3.
+    return float(np.mean([precision[tp * 10 >= tenth * objects].max(initial=0) for tenth in range(11)]))
 
 
-def area(found: npt.NDArray[np.int64], wrong: npt.NDArray[np.int64], objects: int) -> float:
-    """Area under the precision–recall curve, with precision made to fall; arguments as of :func:`eleven_points`."""
-    precision = found / np.maximum(found + wrong, 1)
+def area(tp: npt.NDArray[np.int64], fp: npt.NDArray[np.int64], objects: int) -> float:
+    """Compute the area under the monotone precision–recall curve; arguments as of :func:`eleven_points`."""
+    precision = tp / np.maximum(tp + fp, 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float((envelope * np.diff(found, prepend=0)).sum() / objects)
+    return float((envelope * np.diff(tp, prepend=0)).sum() / objects)
 
 
-def _best(dataset: Dataset, predictions: Predictions) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """For each detection its largest IoU with a box of its class, and that box's row in the dataset; else 0 and −1."""
+def _best_objects(dataset: Dataset, predictions: Predictions) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Find the highest IoU of each detection with a box of its class, and the row of that box; 0 and −1 without one."""
     overlaps = np.zeros(len(predictions.labels))
     targets = np.full(len(predictions.labels), -1, dtype=np.int64)
     order = np.argsort(predictions.images, kind="stable")
@@ -75,25 +74,25 @@ def _best(dataset: Dataset, predictions: Predictions) -> tuple[npt.NDArray[np.fl
         labels = dataset.labels[rows]
         if not len(mine) or not len(labels):
             continue
-        found, boxes = (torch.from_numpy(b.astype(np.float64)) for b in (predictions.boxes[mine], dataset.boxes[rows]))
-        iou = box_iou(found, boxes).numpy()  # (D, G)
-        iou[(labels != predictions.labels[mine][:, None]) & (labels != NO_CLASS)] = 0
-        best = iou.argmax(axis=1)
-        overlaps[mine] = iou[np.arange(len(mine)), best]
+        detected, boxes = (b.astype(np.float64) for b in (predictions.boxes[mine], dataset.boxes[rows]))
+        ious = iou(detected, boxes, np.zeros(len(boxes), dtype=np.bool_))  # (D, G)
+        ious[(labels != predictions.labels[mine][:, None]) & (labels != NO_CLASS)] = 0
+        best = ious.argmax(axis=1)
+        overlaps[mine] = ious[np.arange(len(mine)), best]
         targets[mine] = np.where(overlaps[mine] > 0, rows.start + best, -1)
     return overlaps, targets
 
 
-def _verdicts(
+def _true_positives(
     overlaps: npt.NDArray[np.float64], targets: npt.NDArray[np.int64], ignore: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Which detections of a class, best score first, are right, and which count at all."""
+    """Mark the true positives among the detections of a class, highest score first, and the detections that count."""
     reached = np.flatnonzero(overlaps >= _IOU)
     to_ignore = ignore[targets[reached]]
     counted = np.ones(len(overlaps), dtype=np.bool_)
     counted[reached[to_ignore]] = False
     claims = reached[~to_ignore]
     _, first = np.unique(targets[claims], return_index=True)
-    right = np.zeros(len(overlaps), dtype=np.bool_)
-    right[claims[first]] = True
-    return right, counted
+    hits = np.zeros(len(overlaps), dtype=np.bool_)
+    hits[claims[first]] = True
+    return hits, counted

@@ -176,7 +176,7 @@ class _Seen:
     def of(cls, comparison: Comparison, side: int, image: int) -> _Seen:
         dataset, scene, matching = comparison.dataset, comparison.scenes[side], comparison.matchings[side]
         here = (scene.images == image) & (scene.scores >= comparison.mistakes[side].score)
-        right, wrong = (np.flatnonzero(here & verdict[0]) for verdict in (matching.right, matching.wrong))
+        right, wrong = (np.flatnonzero(here & verdict[0]) for verdict in (matching.tp, matching.fp))
         found = matching.objects[0, right]
         objects = np.arange(dataset.offsets[image], dataset.offsets[image + 1])
         missed = objects[~dataset.ignore[objects] & np.isin(objects, found, invert=True)]

@@ -11,9 +11,9 @@ import supervision
 from retinanet.data.dataset import Dataset
 from retinanet.detect.draw import closeup
 from retinanet.detect.example_images import Album, draw_example, spread
+from retinanet.evaluation.analysis import Analysis
 from retinanet.evaluation.coco_ap import Metrics, Predictions
 from retinanet.evaluation.curves import CONFIDENCE
-from retinanet.evaluation.diagnose import Diagnosis
 from retinanet.evaluation.examples import Example, Examples
 from retinanet.files import write_text
 from retinanet.report import evaluation_sections as sections
@@ -51,7 +51,7 @@ def write_report(
     dataset: Dataset,
     predictions: Predictions,
     metrics: Metrics,
-    diagnosis: Diagnosis,
+    analysis: Analysis,
     weights: Path | str,
     pictures: int = 12,
 ) -> str | None:
@@ -62,7 +62,7 @@ def write_report(
         dataset: what was evaluated on.
         predictions: what was found.
         metrics: how good that is.
-        diagnosis: what lies behind the metrics.
+        analysis: what lies behind the metrics.
         weights: the model's file, for the title.
         pictures: how many pictures to show of each kind.
 
@@ -79,20 +79,20 @@ def write_report(
         f"{len(predictions.scores)} detections",
     ]
     parts = [
-        ("next", "What to do next", _steps(diagnosis)),
-        ("summary", "Average precision and recall", _numbers(metrics, diagnosis)),
-        ("classes-section", "Classes", sections.classes(diagnosis)),
-        ("errors-section", "What errors cost", sections.errors(diagnosis)),
-        ("precision-recall", "Precision and recall", sections.precision_recall(diagnosis)),
-        ("thresholds-section", "Thresholds", sections.thresholds(diagnosis)),
-        ("scores-section", "Scores", sections.scores(diagnosis)),
-        ("calibration-section", "Calibration", sections.calibration(diagnosis)),
-        ("confusion-section", "Confusion", sections.confusion(diagnosis)),
-        ("slices-section", "Kinds of objects", sections.slices(diagnosis)),
-        ("missed", "Missed objects", _missed(album, diagnosis, pictures)),
-        ("false-positives", "False positives", _false_positives(album, diagnosis, pictures)),
-        ("label-errors", "Likely errors of the annotations", _label_errors(album, diagnosis, pictures)),
-        ("pictures", "Pictures", _spread(album, predictions, pictures, diagnosis.threshold)),
+        ("next", "What to do next", _steps(analysis)),
+        ("summary", "Average precision and recall", _numbers(metrics, analysis)),
+        ("classes-section", "Classes", sections.classes(analysis)),
+        ("errors-section", "What errors cost", sections.errors(analysis)),
+        ("precision-recall", "Precision and recall", sections.precision_recall(analysis)),
+        ("thresholds-section", "Thresholds", sections.thresholds(analysis)),
+        ("scores-section", "Scores", sections.scores(analysis)),
+        ("calibration-section", "Calibration", sections.calibration(analysis)),
+        ("confusion-section", "Confusion", sections.confusion(analysis)),
+        ("slices-section", "Kinds of objects", sections.slices(analysis)),
+        ("missed", "Missed objects", _missed(album, analysis, pictures)),
+        ("false-positives", "False positives", _false_positives(album, analysis, pictures)),
+        ("label-errors", "Likely errors of the annotations", _label_errors(album, analysis, pictures)),
+        ("pictures", "Pictures", _spread(album, predictions, pictures, analysis.threshold)),
     ]
     links = " · ".join(f'<a href="#{name}">{title}</a>' for name, title, _ in parts[1:])
     body = "\n".join(f'<section id="{name}"><h2>{title}</h2>\n{content}</section>' for name, title, content in parts)
@@ -104,12 +104,12 @@ def write_report(
     return remark
 
 
-def _steps(diagnosis: Diagnosis) -> str:
-    return "<ol>" + "".join(f"<li>{html.escape(step)}</li>" for step in next_steps(diagnosis)) + "</ol>"
+def _steps(analysis: Analysis) -> str:
+    return "<ol>" + "".join(f"<li>{html.escape(step)}</li>" for step in next_steps(analysis)) + "</ol>"
 
 
-def _numbers(metrics: Metrics, diagnosis: Diagnosis) -> str:
-    intervals = {"AP": diagnosis.AP_interval, "AP50": diagnosis.AP50_interval}
+def _numbers(metrics: Metrics, analysis: Analysis) -> str:
+    intervals = {"AP": analysis.AP_interval, "AP50": analysis.AP50_interval}
     cards = []
     for name, value in metrics.summary.items():
         bounds = intervals.get(name)
@@ -125,29 +125,29 @@ def _card(name: str, value: float, explained: str) -> str:
     return page.number_card(name, f"{value:.3f}" if value >= 0 else "–", explained)
 
 
-def _missed(album: Album, diagnosis: Diagnosis, pictures: int) -> str:
+def _missed(album: Album, analysis: Analysis, pictures: int) -> str:
     text = (
-        f"{diagnosis.missed.total} objects have no detection of their class with a score of at least "
-        f"{diagnosis.threshold:.2f} and an IoU of at least 0.5. The largest first, the classes in turn; the object in "
+        f"{analysis.missed.total} objects have no detection of their class with a score of at least "
+        f"{analysis.threshold:.2f} and an IoU of at least 0.5. The largest first, the classes in turn; the object in "
         "orange, the detection that is nearest in white."
     )
-    return f"<p>{text}</p>{_gallery(album, diagnosis.missed, pictures)}"
+    return f"<p>{text}</p>{_gallery(album, analysis.missed, pictures)}"
 
 
-def _false_positives(album: Album, diagnosis: Diagnosis, pictures: int) -> str:
+def _false_positives(album: Album, analysis: Analysis, pictures: int) -> str:
     text = (
-        f"{diagnosis.false_positives.total} detections with a score of at least {diagnosis.threshold:.2f} are wrong at "
+        f"{analysis.false_positives.total} detections with a score of at least {analysis.threshold:.2f} are wrong at "
         "an IoU of 0.5. The surest first; the detection in orange, the object it may be about in white."
     )
-    return f"<p>{text}</p>{_gallery(album, diagnosis.false_positives, pictures)}"
+    return f"<p>{text}</p>{_gallery(album, analysis.false_positives, pictures)}"
 
 
-def _label_errors(album: Album, diagnosis: Diagnosis, pictures: int) -> str:
+def _label_errors(album: Album, analysis: Analysis, pictures: int) -> str:
     parts = [
         "<p>Where a detector is sure and the annotation says otherwise, either may be wrong. A detection is sure if at "
         "least nine of ten detections of its class with that score or more are right.</p>"
     ]
-    for kind, found in diagnosis.label_errors.items():
+    for kind, found in analysis.label_errors.items():
         title, text = _LABEL_ERRORS[kind]
         gallery = _gallery(album, found, pictures)
         parts.append(

@@ -12,7 +12,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.detect.detector import Detector
 from retinanet.detect.example_images import prediction_images, save_images
 from retinanet.errors import DataError
-from retinanet.evaluation.coco_ap import Predictions, evaluate
+from retinanet.evaluation.coco_ap import Predictions, coco_metrics
 from retinanet.evaluation.predict import predict
 from retinanet.model import RetinaNet
 from retinanet.train.distributed import Processes
@@ -52,7 +52,7 @@ def validate(
         rows[:, 6].astype(np.int64),
     )
     read = val_set if len(kept) == len(val_set) else val_set.subset(kept)
-    return evaluate(read, predictions).to_dict(), list(failed.values())
+    return coco_metrics(read, predictions).to_dict(), list(failed.values())
 
 
 def draw_predictions(model: RetinaNet, config: Config, val_set: Dataset, folder: Path) -> dict[str, Image]:

@@ -12,9 +12,9 @@ import pytest
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.data.formats.detect import read_split
-from retinanet.evaluation.coco_ap import Predictions, evaluate
+from retinanet.evaluation.analysis import analyze
+from retinanet.evaluation.coco_ap import Predictions, coco_metrics
 from retinanet.evaluation.curves import RECALLS, SCORES
-from retinanet.evaluation.diagnose import diagnose
 from retinanet.report.advice import costliest, next_steps
 from scenes import class_aps, nothing, pycoco, random_detections, random_truth
 
@@ -23,13 +23,13 @@ from scenes import class_aps, nothing, pycoco, random_detections, random_truth
 def test_numbers_equal_pycocotools(seed: int) -> None:
     dataset = random_truth(seed, everywhere=0.3)
     predictions = random_detections(dataset, seed)
-    diagnosis = diagnose(dataset, predictions, resamples=20)
+    analysis = analyze(dataset, predictions, resamples=20)
     evaluation = pycoco(dataset, predictions)
     values = class_aps(evaluation, dataset)
-    metrics = evaluate(dataset, predictions)
-    assert pytest.approx(metrics.summary["AP"], abs=1e-9) == diagnosis.AP
-    assert pytest.approx(metrics.summary["AP50"], abs=1e-9) == diagnosis.AP50
-    for k, each in enumerate(diagnosis.classes):
+    metrics = coco_metrics(dataset, predictions)
+    assert pytest.approx(metrics.summary["AP"], abs=1e-9) == analysis.AP
+    assert pytest.approx(metrics.summary["AP50"], abs=1e-9) == analysis.AP50
+    for k, each in enumerate(analysis.classes):
         if each.name == "owl":
             assert each.objects == 0
             assert all(map(math.isnan, (each.AP, each.AP50, each.AP75, each.threshold, each.f1)))
@@ -43,15 +43,15 @@ def test_numbers_equal_pycocotools(seed: int) -> None:
     for iou, level in (("0.50", 0), ("0.75", 5)):
         for k in range(3):
             column = sorted(dataset.category_ids).index(dataset.category_ids[k])
-            np.testing.assert_allclose(diagnosis.curves[iou][k], precision[level, :, column, 0, -1], atol=1e-9)
+            np.testing.assert_allclose(analysis.curves[iou][k], precision[level, :, column, 0, -1], atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_thresholds_are_the_best(seed: int) -> None:
     dataset = random_truth(seed)
     predictions = random_detections(dataset, seed)
-    diagnosis = diagnose(dataset, predictions, resamples=20)
-    content = diagnosis.to_dict()
+    analysis = analyze(dataset, predictions, resamples=20)
+    content = analysis.to_dict()
     tables = content["thresholds"]["classes"]
     assert content["thresholds"]["score"] == pytest.approx(SCORES)
     assert set(tables) == {"cat", "dog", "fox"}
@@ -78,7 +78,7 @@ def test_thresholds_are_the_best(seed: int) -> None:
 def test_json_holds_everything_and_no_nan() -> None:
     dataset = random_truth(0, everywhere=0.3)
     content = json.loads(
-        json.dumps(diagnose(dataset, random_detections(dataset, 0), resamples=20).to_dict(), allow_nan=False)
+        json.dumps(analyze(dataset, random_detections(dataset, 0), resamples=20).to_dict(), allow_nan=False)
     )
     assert content["resamples"] == 20
     assert content["confidence"] == 0.95
@@ -138,11 +138,11 @@ def pathological() -> dict[str, tuple[Dataset, Predictions]]:
 @pytest.mark.parametrize("name", pathological())
 def test_pathological_input(name: str) -> None:
     dataset, predictions = pathological()[name]
-    diagnosis = diagnose(dataset, predictions, resamples=20)
-    content: dict[str, Any] = json.loads(json.dumps(diagnosis.to_dict(), allow_nan=False))
-    summary = evaluate(dataset, predictions).summary
+    analysis = analyze(dataset, predictions, resamples=20)
+    content: dict[str, Any] = json.loads(json.dumps(analysis.to_dict(), allow_nan=False))
+    summary = coco_metrics(dataset, predictions).summary
     assert (content["AP"] if content["AP"] is not None else -1) == pytest.approx(summary["AP"], abs=1e-6)
-    steps = next_steps(diagnosis)
+    steps = next_steps(analysis)
     assert steps
     assert not re.search(r"\bnan\b", " ".join(steps))
     if name in ("no objects", "nothing at all", "crowds only", "crowds and nothing"):
@@ -177,16 +177,16 @@ def test_pathological_input(name: str) -> None:
 def test_advice_names_the_costliest_error() -> None:
     dataset = random_truth(1)
     predictions = random_detections(dataset, 1)
-    diagnosis = diagnose(dataset, predictions, resamples=20)
-    costs = {kind: diagnosis.errors.costs[kind] for kind in ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")}
+    analysis = analyze(dataset, predictions, resamples=20)
+    costs = {kind: analysis.errors.costs[kind] for kind in ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")}
     worst = max(costs, key=lambda kind: costs[kind])
-    assert costliest(diagnosis) == worst
-    steps = next_steps(diagnosis)
+    assert costliest(analysis) == worst
+    steps = next_steps(analysis)
     assert f"({worst})" in steps[0]
     assert f"{costs[worst]:.3f} AP50" in steps[0]
-    assert f"threshold of {diagnosis.threshold:.2f}" in steps[1]
+    assert f"threshold of {analysis.threshold:.2f}" in steps[1]
     assert 2 <= len(steps) <= 4
-    assert costliest(diagnose(*one_cat(), resamples=5)) is None
+    assert costliest(analyze(*one_cat(), resamples=5)) is None
 
 
 def two_sizes(small_found: bool) -> tuple[Dataset, Predictions]:
@@ -210,12 +210,12 @@ def two_sizes(small_found: bool) -> tuple[Dataset, Predictions]:
 
 
 def test_advice_blames_no_part_for_one_object_of_a_rare_class() -> None:
-    diagnosis = diagnose(*two_sizes(small_found=True), resamples=5)
-    [large] = [each for each in diagnosis.slices if each.name.startswith("large")]
+    analysis = analyze(*two_sizes(small_found=True), resamples=5)
+    [large] = [each for each in analysis.slices if each.name.startswith("large")]
     assert pytest.approx(0.5) == large.AP  # as COCO counts: perfect for 20 cats, nothing for one dog
-    assert not any("weakest" in step for step in next_steps(diagnosis))
-    diagnosis = diagnose(*two_sizes(small_found=False), resamples=5)
-    [step] = [step for step in next_steps(diagnosis) if "weakest" in step]
+    assert not any("weakest" in step for step in next_steps(analysis))
+    analysis = analyze(*two_sizes(small_found=False), resamples=5)
+    [step] = [step for step in next_steps(analysis) if "weakest" in step]
     assert step.startswith("The weakest part is “size: small, under 32² px” (39 of 60 objects): AP 0.")
 
 
@@ -227,9 +227,9 @@ def test_equals_hotcoco_on_real_truth(shared_data: Path) -> None:
     labels = np.where(rng.uniform(size=len(owner)) < 0.9, dataset.labels, rng.integers(0, 3, len(owner)))
     scores = rng.uniform(0, 1, len(owner)).astype(np.float32)
     predictions = Predictions(owner, boxes, scores, labels.astype(np.int64))
-    diagnosis, metrics = diagnose(dataset, predictions, resamples=20), evaluate(dataset, predictions)
-    assert 0.1 < diagnosis.AP < 0.9
-    assert pytest.approx(metrics.summary["AP"], abs=1e-9) == diagnosis.AP
-    assert {c.name: c.AP for c in diagnosis.classes} == pytest.approx(
+    analysis, metrics = analyze(dataset, predictions, resamples=20), coco_metrics(dataset, predictions)
+    assert 0.1 < analysis.AP < 0.9
+    assert pytest.approx(metrics.summary["AP"], abs=1e-9) == analysis.AP
+    assert {c.name: c.AP for c in analysis.classes} == pytest.approx(
         {name: row["AP"] for name, row in metrics.per_class.items()}, abs=1e-9
     )

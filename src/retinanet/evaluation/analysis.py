@@ -1,4 +1,4 @@
-"""Everything the report says about a detector beyond the COCO numbers, from one matching of its detections."""
+"""Error analysis of a detector on a dataset: everything the report shows beyond the COCO metrics."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from retinanet.evaluation.scores import Calibration, calibrate, confusion_matrix
 from retinanet.evaluation.slices import Slice, slice_by_everything
 from retinanet.evaluation.tide import Errors, find_errors
 
-# Where 0.5 and 0.75 are in THRESHOLDS.
+# Positions of the IoUs 0.5 and 0.75 in THRESHOLDS.
 _LEVELS = {"0.50": 0, "0.75": 5}
 
-# Decimals of numbers in JSON.
+# Decimals of the numbers in JSON.
 _DECIMALS = 6
 
 Interval = tuple[float, float] | None
@@ -42,23 +42,23 @@ Interval = tuple[float, float] | None
 
 @dataclass(frozen=True)
 class ClassResult:
-    """A class.
+    """A detector's results on one class.
 
     Attributes:
-        name: of the class.
-        objects: how many there are.
-        images: how many images have any.
-        detections: how many count, right or wrong at an IoU of 0.5.
+        name: name of the class.
+        objects: number of objects.
+        images: number of images with objects of the class.
+        detections: number of true and false positives at an IoU of 0.5.
         AP: mean over the IoUs 0.50–0.95; NaN without objects, as are ``AP50`` and ``AP75``.
-        AP50: at an IoU of 0.5.
-        AP75: at an IoU of 0.75.
-        AP_interval: the middle 95 % of the AP over resamples of the images; ``None`` with too few images.
-        AP50_interval: the same of AP50.
-        threshold: the score with the best F1 at an IoU of 0.5; NaN without objects, as what follows.
-        f1: there.
-        precision: there; NaN if nothing is detected.
-        recall: there.
-        calibration_error: expected calibration error of the class; NaN without detections.
+        AP50: AP at an IoU of 0.5.
+        AP75: AP at an IoU of 0.75.
+        AP_interval: 95 % bootstrap interval of the AP; ``None`` with too few images.
+        AP50_interval: 95 % bootstrap interval of AP50.
+        threshold: the score threshold with the best F1 at an IoU of 0.5; NaN without objects.
+        f1: F1 at that threshold; NaN without objects.
+        precision: precision at that threshold; NaN without detections.
+        recall: recall at that threshold; NaN without objects.
+        calibration_error: expected calibration error; NaN without detections.
     """
 
     name: str
@@ -78,31 +78,31 @@ class ClassResult:
 
 
 @dataclass(frozen=True, eq=False)
-class Diagnosis:
-    """What is known about a detector on a dataset. IoUs are at least 0.5 where nothing else is said.
+class Analysis:
+    """A detector's results on a dataset in detail. Detections are matched at an IoU of 0.5 unless stated otherwise.
 
     Attributes:
-        dataset: what it was measured on.
+        dataset: the images and objects.
         AP: mean over IoUs and classes; NaN without objects.
-        AP50: at an IoU of 0.5.
-        AP_interval: the middle 95 % of the AP over resamples of the images.
-        AP50_interval: the same of AP50.
-        resamples: how many.
-        classes: each class.
+        AP50: AP at an IoU of 0.5.
+        AP_interval: 95 % bootstrap interval of the AP.
+        AP50_interval: 95 % bootstrap interval of AP50.
+        resamples: number of bootstrap resamples.
+        classes: results on each class.
         curves: precision at the recalls 0, 0.01 … 1, ``(K, 101)``, by IoU ``"0.50"`` and ``"0.75"``; NaN for classes
             without objects.
-        thresholds: right and wrong detections above each score, of each class.
-        threshold: the score with the best mean F1 over the classes with objects; 0.5 if nothing can be said.
-        f1: that mean; NaN without objects.
-        histogram: right and wrong detections by score, ``(20,)`` each.
-        calibration: of all detections.
-        class_calibration: of those of each class.
-        confusion: objects by detections with at least ``threshold``, ``(K + 1, K + 1)``; background is last.
+        thresholds: precision and recall of each class at each score threshold.
+        threshold: the score threshold with the best mean F1 over the classes with objects; 0.5 if there is none.
+        f1: that mean F1; NaN without objects.
+        histogram: true and false positives by score, ``(20,)`` each.
+        calibration: calibration of all detections.
+        class_calibration: calibration of the detections of each class.
+        confusion: objects by class of their detection, at ``threshold``, ``(K + 1, K + 1)``; background is last.
         errors: kinds of errors and their costs.
-        slices: AP of parts of the dataset.
-        missed: objects not found with at least ``threshold``.
-        false_positives: wrong detections with at least ``threshold``.
-        label_errors: likely errors of the annotations, by kind.
+        slices: results on groups of objects.
+        missed: objects without a true positive at ``threshold``.
+        false_positives: false positives at ``threshold``.
+        label_errors: likely annotation errors, by kind.
     """
 
     dataset: Dataset
@@ -127,7 +127,7 @@ class Diagnosis:
     label_errors: dict[str, Examples]
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``metrics.json`` holds it: plain values, ``None`` for what cannot be measured."""
+        """Convert to the form of ``metrics.json``: plain values, ``None`` instead of NaN."""
         names = self.dataset.classes
         shown = [k for k, each in enumerate(self.classes) if each.objects]
         known: dict[str, Any] = {
@@ -157,12 +157,12 @@ class Diagnosis:
             },
             "score_histogram": {"right": self.histogram[0], "wrong": self.histogram[1]},
             "calibration": {
-                **asdict(self.calibration),
-                "classes": {n: asdict(c) for n, c in zip(names, self.class_calibration, strict=True)},
+                **self.calibration.to_dict(),
+                "classes": {n: c.to_dict() for n, c in zip(names, self.class_calibration, strict=True)},
             },
             "confusion": _cells(self.confusion, (*names, None)),
             "errors": {"counts": self.errors.counts, "costs": self.errors.costs},
-            "slices": [asdict(each) for each in self.slices],
+            "slices": [each.to_dict() for each in self.slices],
             "missed": self._listed(self.missed),
             "false_positives": self._listed(self.false_positives),
             "label_errors": {kind: self._listed(each) for kind, each in self.label_errors.items()},
@@ -174,14 +174,14 @@ class Diagnosis:
         return {"total": listed.total, "first": [example.to_dict(self.dataset) for example in listed.shown]}
 
 
-def diagnose(dataset: Dataset, predictions: Predictions, seed: int = 0, resamples: int | None = None) -> Diagnosis:
-    """Find out what a detector does well and badly.
+def analyze(dataset: Dataset, predictions: Predictions, seed: int = 0, resamples: int | None = None) -> Analysis:
+    """Analyse the detections of a detector on a dataset.
 
     Args:
-        dataset: the truth.
-        predictions: what was found; scores are 0–1.
-        seed: of the resampling.
-        resamples: how many; unset: 1000, or fewer for very large datasets.
+        dataset: images and objects.
+        predictions: detections with scores from 0 to 1.
+        seed: seed of the bootstrap resamples.
+        resamples: number of resamples; default: 1000, or fewer for very large datasets.
     """
     scene = make_scene(dataset, predictions)
     matching = match(scene, THRESHOLDS)
@@ -193,8 +193,8 @@ def diagnose(dataset: Dataset, predictions: Predictions, seed: int = 0, resample
     mean_f1 = thresholds.f1[totals > 0].mean(axis=0) if totals.any() else np.full(len(SCORES), np.nan)
     threshold = best_score(mean_f1) if np.nan_to_num(mean_f1).any() else 0.5
     errors = find_errors(scene, matching)
-    images = len(np.unique(scene.owner[~dataset.ignore]))
-    return Diagnosis(
+    images = len(np.unique(scene.object_images[~dataset.ignore]))
+    return Analysis(
         dataset=dataset,
         AP=mean(values.mean(axis=0)),
         AP50=mean(values[0]),
@@ -226,7 +226,7 @@ def _classes(
     thresholds: Thresholds,
     calibrations: tuple[Calibration, ...],
 ) -> tuple[ClassResult, ...]:
-    counted = np.bincount(scene.labels[matching.right[0] | matching.wrong[0]], minlength=len(thresholds.totals))
+    counted = np.bincount(scene.labels[matching.tp[0] | matching.fp[0]], minlength=len(thresholds.totals))
     precision, recall, f1 = thresholds.precision, thresholds.recall, thresholds.f1
     results = []
     for k, name in enumerate(scene.dataset.classes):
@@ -257,7 +257,7 @@ def _classes(
 def _curves(scene: Scene, matching: Matching, totals: Ints, level: int) -> Floats:
     curves = np.full((len(totals), len(RECALLS)), np.nan)
     for label, mine in by_class(scene.labels, totals):
-        curves[label] = precisions(matching.right[level, mine], matching.wrong[level, mine], int(totals[label]))
+        curves[label] = precisions(matching.tp[level, mine], matching.fp[level, mine], int(totals[label]))
     return curves
 
 
@@ -266,7 +266,7 @@ def _without_name(each: ClassResult) -> dict[str, Any]:
 
 
 def _cells(matrix: Ints, names: tuple[str | None, ...]) -> list[dict[str, Any]]:
-    """The filled cells; ``None`` is background."""
+    """List the cells that are not zero; ``None`` stands for background."""
     rows, columns = np.nonzero(matrix)
     return [
         {"object": names[row], "detected": names[column], "count": int(matrix[row, column])}
@@ -275,7 +275,7 @@ def _cells(matrix: Ints, names: tuple[str | None, ...]) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Lists, dictionaries and rounded numbers that JSON knows; NaN becomes ``None``."""
+    """Convert to the types of JSON, with rounded numbers; NaN becomes ``None``."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, np.ndarray | list | tuple):
