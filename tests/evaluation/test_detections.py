@@ -101,7 +101,7 @@ def test_images_and_classes_by_name(tmp_path: Path) -> None:
     assert found.images.tolist() == [0, 1, 1, 2, 2]
     assert found.labels.tolist() == [1, 1, 1, 0, 0]
     line = refused(tmp_path, [{"file_name": "one.jpg", "category_id": 7, "bbox": [1, 2, 3, 4], "score": 0.5}])
-    assert "detection 1 is of 'one.jpg', which several images are called" in line
+    assert "detection 1 is of 'one.jpg', the name of several images" in line
 
 
 def test_a_file_that_lists_its_own_images_and_categories(tmp_path: Path) -> None:
@@ -118,11 +118,13 @@ def test_a_file_that_lists_its_own_images_and_categories(tmp_path: Path) -> None
     found, notes = read(tmp_path, content)
     assert found.images.tolist() == [1, 2]
     assert found.labels.tolist() == [0, 1]
-    assert any("1 × detection of a class that animals [val] does not have, left out: 'owl' 1" in note for note in notes)
+    assert any("detections left out: 1, of classes that animals [val] does not have: 'owl' 1" in note for note in notes)
     content["annotations"] = [entry(image_id=1, category_id=4)]
     assert "not in the file's 'categories'" in refused(tmp_path, content)
     content["annotations"] = [entry(image_id=1, category_id=3)]
-    assert "no detection is of a class of animals [val] (7 cat, 3 dog) but of 'owl' 1" in refused(tmp_path, content)
+    assert "no detection is of a class of animals [val] (7 cat, 3 dog); the classes in the file are 'owl' 1" in refused(
+        tmp_path, content
+    )
     content["images"] = [{"id": 1, "file_name": "fox.jpg"}]
     assert "1 of 1 detections are of images" in refused(tmp_path, content)
 
@@ -226,8 +228,8 @@ def test_odd_detections_are_counted_and_kept(tmp_path: Path) -> None:
     found, notes = read(tmp_path, [*everywhere, entry(), entry(score=0.4), entry(bbox=[5, 5, 0, 9])])
     assert len(found.scores) == 6
     assert notes == [
-        "1 × box without area: counts as wrong, as in COCO's own evaluation",
-        "1 × detection that repeats another exactly: of several on one object, all but one are wrong",
+        "boxes without area: 1; they count as false positives, as in COCO's own evaluation",
+        "exact copies of another detection: 1; of several on one object, all but one are false positives",
     ]
 
 
@@ -245,10 +247,10 @@ def test_signs_of_a_misunderstanding(tmp_path: Path) -> None:
         return " | ".join(read(tmp_path, rows)[1])
 
     corners = [entry(image_id=i, bbox=[50, 40, 90, 70]) for i in (10, 20, 40)]
-    assert "100% of the boxes reach far out of their pictures" in notes(corners)
+    assert "100% of the boxes extend far beyond their images" in notes(corners)
     parts = [entry(image_id=i, bbox=[0.1, 0.2, 0.5, 0.6]) for i in (10, 20, 40)]
-    assert "not in parts of the picture" in notes(parts)
-    assert "2 of the 3 images have no detection" in notes([entry()])
+    assert "not in fractions of the image" in notes(parts)
+    assert "2 of 3 images have no detections" in notes([entry()])
 
 
 def test_a_score_that_rounding_put_above_one(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Detections → how good they are."""
+"""Measure detections against ground truth."""

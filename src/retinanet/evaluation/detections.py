@@ -1,4 +1,4 @@
-"""A file of detections that any detector wrote, in COCO's result format → ``Predictions``."""
+"""Read the detections of any detector from a file in COCO's results format."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from retinanet.data.formats.files import read_json, short
 from retinanet.errors import DataError
 from retinanet.evaluation.coco_ap import Predictions
 
-# A probability that was computed in 32 bits may end a little above 1.
+# A probability computed in float32 may be slightly above 1.
 _ROUNDING = 1e-6
 
-# Pixels; no picture has as many.
+# Pixels: no image is this large.
 _FAR = 1e9
 
 _EXPECTED = "a list of detections, each with image_id, category_id, bbox and score"
@@ -31,20 +31,20 @@ def read_detections(path: Path, dataset: Dataset) -> tuple[Predictions, list[str
 
     The file holds a list of objects with ``image_id``, ``category_id``, ``bbox`` (``[x, y, width, height]`` in pixels)
     and ``score``, or an object with that list as ``annotations``. Ids are those of ``dataset``. An image may also be
-    named, by ``file_name`` or a text as ``image_id``, with or without folder and suffix; and a class by
-    ``category_name``. Ids are those of the file itself where it lists ``images`` or ``categories``; they are then
-    matched by name.
+    given by name, as ``file_name`` or as a string ``image_id``, with or without folder and suffix. A class may be given
+    as ``category_name``. If the file lists ``images`` or ``categories`` itself, ids refer to those lists, and images
+    and classes are matched with ``dataset`` by name.
 
     Args:
         path: the JSON file.
-        dataset: what was detected on.
+        dataset: the images that the detections are on.
 
     Returns:
-        The detections, image after image, otherwise in the order of the file, in float64; and remarks for the user.
+        The detections in float64, sorted by image, otherwise in the order of the file; and notes for the user.
 
     Raises:
-        DataError: the file is not of this form, or a detection in it cannot be what the detector meant: of an image or
-            category that ``dataset`` does not have, a score that is no probability, a box that is none.
+        DataError: the file does not have this form, or a detection in it is invalid: an unknown image or category, a
+            score outside 0 to 1, or an invalid box.
     """
     entries, listed = _sections(path, read_json(path, _EXPECTED))
     images, classes = _Images(dataset, listed, path), _Classes(dataset, listed, path)
@@ -74,7 +74,7 @@ def read_detections(path: Path, dataset: Dataset) -> tuple[Predictions, list[str
 
 
 def _sections(path: Path, content: Any) -> tuple[list[Any], dict[str, Any]]:
-    """The detections, and what else the file lists."""
+    """Split the file's content into its detections and its lists of images and categories."""
     if isinstance(content, list):
         return content, {}
     if not isinstance(content, dict):
@@ -105,7 +105,7 @@ class _Images:
         self._unknown: list[tuple[int, object]] = []
 
     def find(self, entry: dict[str, Any], number: int) -> int | None:
-        """The position, or ``None`` for an image that the dataset does not have."""
+        """Find the position of the image; ``None`` if the dataset does not have it."""
         where = f"{self._path}: detection {number}"
         name, image = entry.get("file_name"), _key(entry.get("image_id"))
         if name is None and image is None:
@@ -129,20 +129,20 @@ class _Images:
         file = name.replace("\\", "/")
         for candidate in (file, *_without_folder(file)):
             if (found := self._names.get(candidate)) == _AMBIGUOUS:
-                raise DataError(f"{where} is of {short(name)}, which several images are called; add the folder")
+                raise DataError(f"{where} is of {short(name)}, the name of several images; add the folder")
             if found is not None:
                 return found
         return None
 
     def refuse_unknown(self, total: int) -> None:
-        """Raise DataError if an image was not found."""
+        """Raise DataError if the dataset lacks any image."""
         if self._unknown:
             number, image = self._unknown[0]
             example = f"{self._dataset.files[0]!r} (id {self._dataset.image_ids[0]})"
             raise DataError(
                 f"{self._path}: {len(self._unknown)} of {total} detections are of images that are not in "
-                f"{self._dataset.name}, first detection {number} of {short(image)}; choose their --split, name images "
-                f"as there (the first is {example}), or remove them"
+                f"{self._dataset.name}, first detection {number} of {short(image)}; choose another --split, name images "
+                f"as in the dataset (its first image is {example}), or remove these detections"
             )
 
 
@@ -162,7 +162,7 @@ class _Classes:
         self._left_out: Counter[str] = Counter()
 
     def find(self, entry: dict[str, Any], number: int) -> int | None:
-        """The label, or ``None`` for a class that the dataset does not have."""
+        """Find the label of the class; ``None`` if the dataset does not have it."""
         where = f"{self._path}: detection {number}"
         name, category = entry.get("category_name"), _key(entry.get("category_id"))
         if name is not None and not isinstance(name, str):
@@ -181,7 +181,7 @@ class _Classes:
         return found
 
     def refuse_unknown(self, total: int) -> None:
-        """Raise DataError if an id was not found, or none of the names."""
+        """Raise DataError if any category id is unknown, or all category names are."""
         names = self._dataset.classes
         known = ", ".join(f"{i} {name}" for i, name in list(zip(self._dataset.category_ids, names, strict=True))[:8])
         known += " …" if len(names) > 8 else ""
@@ -195,15 +195,15 @@ class _Classes:
             )
         if total and self._left_out.total() == total:
             raise DataError(
-                f"{self._path}: no detection is of a class of {self._dataset.name} ({known}) but of "
-                f"{_some(self._left_out)}; use its names"
+                f"{self._path}: no detection is of a class of {self._dataset.name} ({known}); the classes in the file "
+                f"are {_some(self._left_out)}; use the dataset's names"
             )
 
     def notes(self) -> Iterator[str]:
-        """What was left out."""
+        """Say which detections were left out."""
         if self._left_out.total():
             yield (
-                f"{self._left_out.total()} × detection of a class that {self._dataset.name} does not have, left out: "
+                f"detections left out: {self._left_out.total()}, of classes that {self._dataset.name} does not have: "
                 f"{_some(self._left_out)}"
             )
 
@@ -232,35 +232,35 @@ def _score(entry: dict[str, Any], where: str) -> float:
 
 
 def _notes(path: Path, dataset: Dataset, found: Predictions) -> Iterator[str]:
-    """What is odd about the detections as a whole, and often a mistake."""
+    """Say what is unusual about the detections as a whole and often a mistake."""
     count = len(found.scores)
     if not count:
-        yield f"{path} holds no detection: everything counts as missed"
+        yield f"{path} holds no detections: all objects count as missed"
         return
     flat = int((found.boxes[:, 2:] <= found.boxes[:, :2]).any(axis=1).sum())
     if flat:
-        yield f"{flat} × box without area: counts as wrong, as in COCO's own evaluation"
+        yield f"boxes without area: {flat}; they count as false positives, as in COCO's own evaluation"
     rows = np.column_stack([found.images, found.labels, found.boxes, found.scores])
     rows = rows[np.lexsort(rows.T)]
     twice = int((rows[1:] == rows[:-1]).all(axis=1).sum())
     if twice:
-        yield f"{twice} × detection that repeats another exactly: of several on one object, all but one are wrong"
+        yield f"exact copies of another detection: {twice}; of several on one object, all but one are false positives"
     sizes = dataset.sizes[found.images]
     outside = (found.boxes[:, 2:] > 1.1 * sizes).any(axis=1) | (found.boxes[:, :2] < -0.1 * sizes).any(axis=1)
     if outside.mean() > 0.1:
         yield (
-            f"{outside.mean():.0%} of the boxes reach far out of their pictures; is 'bbox' [x, y, width, height] in "
-            "pixels of the original pictures, and does 'image_id' name the right ones?"
+            f"{outside.mean():.0%} of the boxes extend far beyond their images; is 'bbox' [x, y, width, height] in "
+            "pixels of the original images, and is 'image_id' right?"
         )
     elif found.boxes.max() <= 2:
-        yield "all boxes lie within 2 pixels of the corner; 'bbox' is in pixels, not in parts of the picture"
+        yield "all boxes lie within 2 pixels of the corner; 'bbox' must be in pixels, not in fractions of the image"
     empty = len(dataset) - len(np.unique(found.images))
     if 2 * empty > len(dataset):
-        yield f"{empty} of the {len(dataset)} images have no detection; does the file belong to this split?"
+        yield f"{empty} of {len(dataset)} images have no detections; does the file belong to this split?"
 
 
 def _without_folder(file: str) -> tuple[str, str]:
-    """Name and stem of a file."""
+    """The name and the stem of a file."""
     name = file.rsplit("/", 1)[-1]
     return name, os.path.splitext(name)[0]
 
@@ -272,7 +272,7 @@ def _objects(section: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _key(value: Any) -> Any:
-    """An id as a whole number (also of one written with a point) or text; ``None`` for anything else."""
+    """Convert an id to an int (also from a float like 3.0) or a string; ``None`` for anything else."""
     if type(value) is float and value.is_integer():
         return int(value)
     return value if type(value) in (int, str) else None

@@ -19,16 +19,16 @@ def predict(
     progress: Callable[[int], object] = lambda images: None,
     unreadable: dict[int, str] | None = None,
 ) -> Predictions:
-    """Detections on every image of ``dataset``, with boxes in pixels of the original images.
+    """Detect objects in every image of ``dataset``, with boxes in pixels of the original images.
 
     Args:
-        detector: its classes must be the dataset's, see :meth:`Dataset.with_classes`.
+        detector: its classes must be those of the dataset, see :meth:`Dataset.with_classes`.
         dataset: the images.
         progress: called with the number of images just finished.
-        unreadable: where given, gets position and message of each image that cannot be read.
+        unreadable: if given, collects the position and the error message of each image that cannot be read.
 
     Raises:
-        DataError: an image cannot be read, and ``unreadable`` is not given.
+        DataError: an image cannot be read and ``unreadable`` is not given.
     """
     images, boxes, scores, labels = [], [], [], []
     for samples in evaluation_loader(dataset, detector.info.config.data, unreadable=unreadable):
