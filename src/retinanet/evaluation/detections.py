@@ -141,8 +141,8 @@ class _Images:
             example = f"{self._dataset.files[0]!r} (id {self._dataset.image_ids[0]})"
             raise DataError(
                 f"{self._path}: {len(self._unknown)} of {total} detections are of images that are not in "
-                f"{self._dataset.name}, first detection {number} of {short(image)}; choose another --split, use the names "
-                f"of the dataset's images (the first is {example}), or remove these detections"
+                f"{self._dataset.name}, first detection {number} of {short(image)}; choose another --split, use the "
+                f"names of the dataset's images (the first is {example}), or remove these detections"
             )
 
 
