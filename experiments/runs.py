@@ -40,7 +40,7 @@ SIZE, MAX_SIZE = 320, 426
 
 def load_sets(data: Path, name: str, screening: bool) -> tuple[Any, Any]:
     """Training and evaluation part; for screening, a fixed subset of train divided 3:1: held-out data stay unseen."""
-    from retinanet.data.formats.detect import read_split
+    from retinanet.data.formats.open_dataset import read_split
 
     spec = SETS[name]
     train = read_split(data / spec.path, "train")
@@ -53,8 +53,8 @@ def load_sets(data: Path, name: str, screening: bool) -> tuple[Any, Any]:
 
 def fitted_anchors(config: Any, train_set: Any) -> dict[str, Any]:
     """What ``retinanet data anchors`` writes."""
-    from retinanet.anchors.fit import ScaledBoxes
-    from retinanet.anchors.search import class_weights, fit_anchors
+    from retinanet.inspection.anchor_coverage import ScaledBoxes
+    from retinanet.inspection.anchor_search import class_weights, fit_anchors
 
     objects = ~train_set.ignore
     boxes: Any = ScaledBoxes.of(train_set, config.data)[objects]

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from torchvision.ops import box_iou
 
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.detect.detector import load
 from retinanet.evaluation.coco_ap import Predictions, coco_metrics
 from retinanet.evaluation.matching import make_scene, match

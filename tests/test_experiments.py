@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from retinanet.anchors import AnchorSpec
-from retinanet.anchors.fit import best_overlaps
 from retinanet.config import Config
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.synthetic import write_sample
 from retinanet.evaluation.coco_ap import Predictions
+from retinanet.inspection.anchor_coverage import best_overlaps
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 

@@ -38,7 +38,7 @@ from fuzz_datasets import WRITERS, Content, Said, box_of, pictures, said_by
 from retinanet.anchors import assign_batch
 from retinanet.config import Config, load_recipe
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.detect import read_train_val
+from retinanet.data.formats.open_dataset import read_train_val
 from retinanet.data.loader import training_loader
 from retinanet.data.sampling import TrainingOrder
 from retinanet.data.transforms import normalized_batch

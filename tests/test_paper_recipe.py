@@ -19,7 +19,7 @@ from retinanet import cli
 from retinanet.anchors import BACKGROUND, IGNORE, assign, assign_batch
 from retinanet.config import Config, load_recipe
 from retinanet.data.dataset import Dataset, DatasetBuilder
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.sampling import TrainingOrder
 from retinanet.data.transforms import PAD_TO, scaled_size
 from retinanet.losses import detection_losses, focal_loss

@@ -17,9 +17,9 @@ from PIL import Image
 
 from retinanet import cli
 from retinanet.anchors import assign_batch
-from retinanet.anchors.fit import best_overlaps
 from retinanet.config import AnchorSpec, DataConfig, load_recipe
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
+from retinanet.inspection.anchor_coverage import best_overlaps
 from retinanet.losses.detection import detection_losses
 from retinanet.model import RetinaNet
 

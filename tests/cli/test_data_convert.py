@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from retinanet.cli import main
-from retinanet.data.formats.detect import read_all
+from retinanet.data.formats.open_dataset import read_all
 
 
 @pytest.mark.parametrize("to", ["coco", "voc", "yolo", "csv"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from retinanet.cli import main
-from retinanet.data.formats.detect import read_all
+from retinanet.data.formats.open_dataset import read_all
 
 
 class Page(HTMLParser):

@@ -22,7 +22,7 @@ from PIL import Image
 
 from retinanet.data.convert import Format, write
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder, FileList
-from retinanet.data.formats.detect import read_all, read_split
+from retinanet.data.formats.open_dataset import read_all, read_split
 from retinanet.errors import DataError, RetinaNetError
 
 FORMATS: tuple[Format, ...] = ("coco", "voc", "yolo", "csv")

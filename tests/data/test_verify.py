@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.verify import verify_images
 from retinanet.errors import DataError
 

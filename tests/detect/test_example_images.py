@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from retinanet.data.dataset import Dataset, DatasetBuilder, FileList
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.detect.detector import Detector, load
 from retinanet.detect.example_images import (
     Album,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.evaluation.analysis import analyze
 from retinanet.evaluation.coco_ap import Predictions, coco_metrics
 from retinanet.evaluation.curves import RECALLS, SCORES

@@ -10,7 +10,7 @@ import pytest
 
 from html_pages import Page
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.evaluation.coco_ap import Predictions
 from retinanet.evaluation.compare import Change, Comparison, Contestant, compare_predictions
 from retinanet.report.comparison_page import number, signed, verdict, write_comparison

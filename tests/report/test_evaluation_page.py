@@ -12,7 +12,7 @@ from PIL import Image
 
 from html_pages import Page
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.evaluation.analysis import Analysis, analyze
 from retinanet.evaluation.coco_ap import SUMMARY, Predictions, coco_metrics
 from retinanet.evaluation.voc_ap import voc_metrics

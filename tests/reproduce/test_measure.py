@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from retinanet.anchors import BACKGROUND, assign
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.loader import evaluation_loader
 from retinanet.errors import DataError
 from retinanet.reproduce import measure

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from retinanet import cli
 from retinanet.config import Config, load_recipe
 from retinanet.data.dataset import Dataset, DatasetBuilder
-from retinanet.data.formats.detect import read_train_val
+from retinanet.data.formats.open_dataset import read_train_val
 from retinanet.data.loader import load_sample
 from retinanet.data.sampling import TrainingOrder
 from retinanet.data.synthetic import write_sample

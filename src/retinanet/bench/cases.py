@@ -30,7 +30,7 @@ from torchvision.transforms.functional import to_tensor
 from retinanet.anchors import BACKGROUND, AnchorSpec, assign, assign_batch
 from retinanet.bench.measure import Case
 from retinanet.config import Config, DataConfig, DecodeConfig, load_recipe
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.images import to_rgb
 from retinanet.data.loader import Batch, training_loader
 from retinanet.data.sampling import TrainingOrder

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def run(arguments: Arguments) -> int:
     """Compare the two detectors that ``arguments`` names: weights come before files of detections."""
     from retinanet.config import DataConfig
-    from retinanet.data.formats.detect import read_eval
+    from retinanet.data.formats.open_dataset import read_eval
     from retinanet.detect.detector import load
     from retinanet.evaluation.compare import Contestant, compare_predictions, shared_classes
     from retinanet.evaluation.detections import read_detections

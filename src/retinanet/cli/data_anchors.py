@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from retinanet.anchors.fit import Floats
     from retinanet.data.dataset import Dataset
+    from retinanet.inspection.anchor_coverage import Floats
 
 # More boxes than this are not searched with: a share of so many is known to half a percent.
 _ENOUGH = 10_000
@@ -61,10 +61,10 @@ def run(argv: Sequence[str]) -> int:
     config = replace(base, data=arguments.data, anchors=arguments.anchors, assign=arguments.assign)
     _check(arguments)
 
-    from retinanet.anchors.fit import best_overlaps
-    from retinanet.anchors.search import AS_GOOD, Coverage, fit_anchors
-    from retinanet.data.formats.detect import read_train_val
+    from retinanet.data.formats.open_dataset import read_train_val
     from retinanet.files import write_text
+    from retinanet.inspection.anchor_coverage import best_overlaps
+    from retinanet.inspection.anchor_search import AS_GOOD, Coverage, fit_anchors
     from retinanet.progress import progress_bar
     from retinanet.report.anchor_plot import draw_fit
 
@@ -140,20 +140,20 @@ def _sample(dataset: Dataset, seed: int) -> Dataset:
 
 
 def _objects(dataset: Dataset, data: DataConfig) -> Any:
-    from retinanet.anchors.fit import ScaledBoxes
+    from retinanet.inspection.anchor_coverage import ScaledBoxes
 
     return ScaledBoxes.of(dataset, data)[~dataset.ignore]
 
 
 def _weights(dataset: Dataset) -> Floats:
     """Of the boxes that are no ignore regions: each class counts alike, as it does in AP."""
-    from retinanet.anchors.search import class_weights
+    from retinanet.inspection.anchor_search import class_weights
 
     return class_weights(dataset.labels[~dataset.ignore])
 
 
 def _coverage(dataset: Dataset, overlaps: Floats, threshold: float) -> Any:
-    from retinanet.anchors.search import Coverage
+    from retinanet.inspection.anchor_search import Coverage
 
     return Coverage.of(overlaps[~dataset.ignore], threshold, _weights(dataset))
 
@@ -162,9 +162,9 @@ def _print_coverage(dataset: Dataset, config: Config, spec: AnchorSpec, before: 
     """Coverage before and after; returns the boxes' width and height for the network, ``(M, 2)``."""
     import numpy as np
 
-    from retinanet.anchors.fit import ScaledBoxes
-    from retinanet.anchors.search import closer
     from retinanet.data.sample import MIN_SIDE
+    from retinanet.inspection.anchor_coverage import ScaledBoxes
+    from retinanet.inspection.anchor_search import closer
 
     scaled = ScaledBoxes.of(dataset, config.data)
     size = scaled.boxes[:, 2:] - scaled.boxes[:, :2]  # (M, 2)
@@ -230,7 +230,7 @@ def _print_assignment(sample: Dataset, config: Config, spec: AnchorSpec) -> None
     """What the rule of the training makes of both."""
     import numpy as np
 
-    from retinanet.anchors.fit import positives
+    from retinanet.inspection.anchor_coverage import positives
     from retinanet.progress import progress_bar
 
     said = []
@@ -248,7 +248,7 @@ def _print_resolution(sample: Dataset, config: Config, spec: AnchorSpec, after: 
     """Whether boxes are left that no anchors on this network's pyramid cover, and what would."""
     import numpy as np
 
-    from retinanet.anchors.search import refit
+    from retinanet.inspection.anchor_search import refit
 
     known = ~np.isnan(after)
     missed = known & (after < config.assign.foreground)

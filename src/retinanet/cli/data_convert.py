@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     arguments = parse(Arguments, argv, "retinanet data convert")
 
     from retinanet.data.convert import TITLES, write
-    from retinanet.data.formats.detect import read_all
+    from retinanet.data.formats.open_dataset import read_all
     from retinanet.files import refuse_filled
     from retinanet.progress import progress_bar
 

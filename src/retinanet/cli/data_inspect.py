@@ -16,9 +16,9 @@ from retinanet.errors import ConfigError
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset
-    from retinanet.data.doctor import Diagnosis
-    from retinanet.data.findings import Finding
-    from retinanet.data.survey import Survey
+    from retinanet.inspection.checks import Diagnosis
+    from retinanet.inspection.findings import Finding
+    from retinanet.inspection.survey import Survey
 
 # Settings that what is found depends on.
 _GROUPS = ("data", "anchors", "assign")
@@ -51,11 +51,11 @@ def run(argv: Sequence[str]) -> int:
     arguments = parse(Arguments, argv, "retinanet data inspect", default=default)
     config = arguments.config
 
-    from retinanet.data.doctor import diagnose, without_unions
-    from retinanet.data.findings import by_kind
-    from retinanet.data.formats.detect import read_tolerantly, with_shared_classes
-    from retinanet.data.survey import Balance, Survey, coverage_findings
+    from retinanet.data.formats.open_dataset import read_tolerantly, with_shared_classes
     from retinanet.files import refuse_filled, write_json
+    from retinanet.inspection.checks import diagnose, without_unions
+    from retinanet.inspection.findings import by_kind
+    from retinanet.inspection.survey import Balance, Survey, coverage_findings
     from retinanet.progress import progress_bar
     from retinanet.report.inspection_page import write_page
 
@@ -117,7 +117,7 @@ def _print_surveys(surveys: Mapping[str, Survey]) -> None:
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
-    from retinanet.data.findings import by_kind
+    from retinanet.inspection.findings import by_kind
 
     groups = list(by_kind(findings).items())
     if not groups:
@@ -134,10 +134,10 @@ def _print_findings(findings: Sequence[Finding]) -> None:
 
 
 def _fix(splits: Mapping[str, Dataset], diagnosis: Diagnosis, out: Path, unions: Mapping[str, object]) -> None:
-    from retinanet.data.clean import clean
     from retinanet.data.formats import write_coco
     from retinanet.errors import DataError
     from retinanet.files import write_text
+    from retinanet.inspection.repair import clean
     from retinanet.progress import progress_bar
 
     repaired, changes = clean(splits, diagnosis)

@@ -107,7 +107,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _detect(arguments: Arguments, weights: Path, out: Path) -> tuple[Dataset, Predictions]:
     """Run the detector on the dataset."""
-    from retinanet.data.formats.detect import read_eval
+    from retinanet.data.formats.open_dataset import read_eval
     from retinanet.detect.detector import load
     from retinanet.evaluation.predict import predict
     from retinanet.progress import progress_bar
@@ -124,7 +124,7 @@ def _detect(arguments: Arguments, weights: Path, out: Path) -> tuple[Dataset, Pr
 
 def _read(arguments: Arguments, file: Path, out: Path) -> tuple[Dataset, Predictions]:
     """Read what another program detected on the dataset."""
-    from retinanet.data.formats.detect import read_eval
+    from retinanet.data.formats.open_dataset import read_eval
     from retinanet.evaluation.detections import read_detections
 
     dataset, notes = read_eval(arguments.dataset, arguments.split)

@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
 def _train(arguments: Arguments, processes: Processes) -> int:
     from rich.console import Console
 
-    from retinanet.data.formats.detect import read_train_val
+    from retinanet.data.formats.open_dataset import read_train_val
     from retinanet.data.verify import verify_images
     from retinanet.files import claimed
     from retinanet.model.backbone import require_backbone

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.files import read_json, short
+from retinanet.data.formats.reading import read_json, short
 from retinanet.errors import DataError
 from retinanet.evaluation.coco_ap import Predictions
 

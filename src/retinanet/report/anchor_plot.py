@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from retinanet.anchors.fit import Floats
 from retinanet.anchors.grid import base_anchors
 from retinanet.config import AnchorSpec
 from retinanet.files import write_atomically
+from retinanet.inspection.anchor_coverage import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,13 +17,13 @@ from torchvision.ops import box_iou
 from retinanet.anchors.grid import base_anchors
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
-from retinanet.data.findings import Finding, Kind, Sight, by_kind
 from retinanet.data.images import read_image
-from retinanet.data.survey import REACHED, Survey
 from retinanet.data.transforms import PAD_TO, scaled_size
 from retinanet.detect.draw import closeup
 from retinanet.errors import DataError
 from retinanet.files import write_text
+from retinanet.inspection.findings import Finding, Kind, Sight, by_kind
+from retinanet.inspection.survey import REACHED, Survey
 from retinanet.report import html as page
 
 # Longer side of a shown picture, in pixels.

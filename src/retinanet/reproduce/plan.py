@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from retinanet.config import Config, load_recipe
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.detect import read_train_val
+from retinanet.data.formats.open_dataset import read_train_val
 from retinanet.errors import DataError
 from retinanet.reproduce.rows import Changes, Row
 from retinanet.train.checkpoint import describe_data

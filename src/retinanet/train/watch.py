@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from retinanet.anchors.fit import positives
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
+from retinanet.inspection.anchor_coverage import positives
 
 # Images whose anchors are assigned before a training, and the share of objects without one that is too large.
 _LOOKED_AT = 100

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from retinanet.data.formats import coco
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.errors import DataError
 
 

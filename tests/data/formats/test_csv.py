@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from retinanet.data.formats import csv
-from retinanet.data.formats.detect import read_split, read_train_val
+from retinanet.data.formats.open_dataset import read_split, read_train_val
 from retinanet.errors import DataError
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from retinanet.data.formats import voc
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.errors import DataError
 
 BOX = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>10.5</xmax><ymax>20</ymax></bndbox>"

@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
-from retinanet.data.formats.detect import read_split
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.formats.write_coco import write
 from retinanet.errors import DataError, RetinaNetError
 

@@ -1,1 +1,1 @@
-"""Readers of the dataset formats; :mod:`retinanet.data.formats.detect` chooses among them."""
+"""Readers of the dataset formats; :mod:`retinanet.data.formats.open_dataset` chooses among them."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
-from retinanet.data.formats.files import (
+from retinanet.data.formats.reading import (
     SPLIT_ALIASES,
     SizeReader,
     by_split,

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
-from retinanet.data.formats.files import (
+from retinanet.data.formats.reading import (
     SizeReader,
     UnlistedClasses,
     by_split,

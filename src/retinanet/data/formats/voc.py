@@ -11,7 +11,7 @@ from pathlib import Path
 from xml.parsers import expat
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
-from retinanet.data.formats.files import (
+from retinanet.data.formats.reading import (
     SizeReader,
     UnlistedClasses,
     class_list,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.files import split_of
+from retinanet.data.formats.reading import split_of
 from retinanet.data.formats.writing import (
     Images,
     Pictures,

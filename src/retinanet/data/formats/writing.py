@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retinanet.data.dataset import IGNORE_CLASS, Dataset
-from retinanet.data.formats.files import CLASS_LIST, is_image
+from retinanet.data.formats.reading import CLASS_LIST, is_image
 from retinanet.errors import DataError
 
 Images = Literal["copy", "link", "none"]

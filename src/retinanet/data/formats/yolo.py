@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
-from retinanet.data.formats.files import (
+from retinanet.data.formats.reading import (
     SizeReader,
     clean_path,
     is_ignore,

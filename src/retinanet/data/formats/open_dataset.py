@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats import coco, csv, voc, yolo
-from retinanet.data.formats.files import SPLIT_ALIASES
+from retinanet.data.formats.reading import SPLIT_ALIASES
 from retinanet.errors import ConfigError, DataError
 
 _UNDERSTOOD = """\

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from retinanet.anchors.fit import ScaledBoxes, best_overlaps, positives
 from retinanet.config import AssignConfig, Config
 from retinanet.data.dataset import Dataset
-from retinanet.data.findings import Finding
 from retinanet.data.transforms import PAD_TO, scaled_size
+from retinanet.inspection.anchor_coverage import ScaledBoxes, best_overlaps, positives
+from retinanet.inspection.findings import Finding
 from retinanet.losses.terms import Focal
 
 # IoU from which the paper gives a box an anchor.

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retinanet.anchors.fit import Floats, ScaledBoxes
 from retinanet.anchors.grid import base_anchors
 from retinanet.config import AnchorSpec
+from retinanet.inspection.anchor_coverage import Floats, ScaledBoxes
 
 # Differences of ``Coverage.close`` below this are not worth other anchors.
 AS_GOOD = 0.005

@@ -12,10 +12,10 @@ from torchvision.ops import box_iou
 
 from retinanet.config import DataConfig
 from retinanet.data.dataset import NO_CLASS, REFUSED, Dataset, Problem
-from retinanet.data.duplicates import Pair, Scan, find_pairs, scan
-from retinanet.data.findings import Finding, Sight
-from retinanet.data.formats.files import BROKEN, SPLIT_ALIASES, is_image
+from retinanet.data.formats.reading import BROKEN, SPLIT_ALIASES, is_image
 from retinanet.data.transforms import scaled_size
+from retinanet.inspection.duplicates import Pair, Scan, find_pairs, scan
+from retinanet.inspection.findings import Finding, Sight
 
 SAME_BOX = 0.95
 
@@ -41,7 +41,7 @@ class Diagnosis:
     """What was found.
 
     Attributes:
-        findings: in no order, see :func:`retinanet.data.findings.by_kind`.
+        findings: in no order, see :func:`retinanet.inspection.findings.by_kind`.
         scans: of the pictures of all splits, one after the other.
         pairs: of pictures that are the same or nearly so, numbered like the scans.
     """
@@ -62,7 +62,7 @@ def diagnose(
     """Look for everything that is wrong.
 
     Args:
-        splits: what :func:`retinanet.data.formats.detect.read_tolerantly` gave, with one list of classes.
+        splits: what :func:`retinanet.data.formats.open_dataset.read_tolerantly` gave, with one list of classes.
         failures: the splits that could not be read, and why.
         own_classes: the classes that each split lists itself.
         data: size of the network's input.

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from retinanet.data.dataset import Dataset, DatasetBuilder
-from retinanet.data.duplicates import Pair, difference_hash, find_pairs, scan
 from retinanet.data.images import read_image, read_thumbnail
 from retinanet.errors import DataError
+from retinanet.inspection.duplicates import Pair, difference_hash, find_pairs, scan
 
 
 def picture(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:

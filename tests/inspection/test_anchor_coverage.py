@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
 from retinanet.anchors import AnchorSpec, assign
-from retinanet.anchors.fit import best_overlaps, positives
 from retinanet.config import AssignConfig, Config, DataConfig
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.sample import Sample
 from retinanet.data.transforms import normalized_batch, resize
+from retinanet.inspection.anchor_coverage import best_overlaps, positives
 
 SPECS = [
     AnchorSpec(),

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from retinanet.config import DataConfig
-from retinanet.data.clean import clean
 from retinanet.data.dataset import Dataset
-from retinanet.data.doctor import diagnose
-from retinanet.data.formats.detect import read_tolerantly, with_shared_classes
+from retinanet.data.formats.open_dataset import read_tolerantly, with_shared_classes
+from retinanet.inspection.checks import diagnose
+from retinanet.inspection.repair import clean
 
 
 def read(folder: Path) -> dict[str, Dataset]:

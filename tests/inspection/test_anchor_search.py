@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retinanet.anchors import AnchorSpec
-from retinanet.anchors.fit import ScaledBoxes
-from retinanet.anchors.search import Coverage, class_weights, fit_anchors, refit
+from retinanet.inspection.anchor_coverage import ScaledBoxes
+from retinanet.inspection.anchor_search import Coverage, class_weights, fit_anchors, refit
 
 
 def boxes_of(width: tuple[float, float], ratio: tuple[float, float], count: int = 400, seed: int = 0) -> ScaledBoxes:

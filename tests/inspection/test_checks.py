@@ -13,10 +13,10 @@ from PIL import Image
 
 from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset, DatasetBuilder
-from retinanet.data.doctor import Diagnosis, diagnose, same_boxes, without_unions
-from retinanet.data.findings import Finding, by_kind
-from retinanet.data.formats.detect import read_tolerantly, with_shared_classes
+from retinanet.data.formats.open_dataset import read_tolerantly, with_shared_classes
 from retinanet.errors import DataError
+from retinanet.inspection.checks import Diagnosis, diagnose, same_boxes, without_unions
+from retinanet.inspection.findings import Finding, by_kind
 
 # Of each kind of finding: what its places must contain, in any order.
 PLANTED: dict[str, list[str]] = {

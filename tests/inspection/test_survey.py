@@ -13,8 +13,8 @@ from torchvision.ops import sigmoid_focal_loss
 from retinanet.anchors.assign import assign
 from retinanet.config import AssignConfig, Config, DataConfig
 from retinanet.data.dataset import Dataset, DatasetBuilder
-from retinanet.data.formats.detect import read_split
-from retinanet.data.survey import Balance, Survey, coverage_findings
+from retinanet.data.formats.open_dataset import read_split
+from retinanet.inspection.survey import Balance, Survey, coverage_findings
 
 CONFIG = Config(data=DataConfig(size=128))
 
@@ -93,7 +93,7 @@ def test_low_coverage_is_a_finding_only_where_iou_decides() -> None:
 
 
 def test_large_data_is_sampled(monkeypatch: pytest.MonkeyPatch, sound: Path) -> None:
-    monkeypatch.setattr("retinanet.data.survey._ASSIGNED", 10)
+    monkeypatch.setattr("retinanet.inspection.survey._ASSIGNED", 10)
     data = read_split(sound, "train")
     counted: list[int] = []
     survey = Survey.of(data, CONFIG, counted.append)

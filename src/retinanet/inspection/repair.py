@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from retinanet.data.dataset import NO_CLASS, Dataset
-from retinanet.data.doctor import Diagnosis, role, same_boxes
-from retinanet.data.duplicates import Pair
+from retinanet.inspection.checks import Diagnosis, role, same_boxes
+from retinanet.inspection.duplicates import Pair
 
 # Of pictures that two splits share, the held-out one stays: scores stay comparable, and train loses little.
 _STAYS = {"test": 0, "val": 1, "train": 2}

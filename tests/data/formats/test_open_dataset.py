@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from retinanet.data.formats.detect import read_eval, read_split, read_train_val
+from retinanet.data.formats.open_dataset import read_eval, read_split, read_train_val
 from retinanet.errors import ConfigError, DataError
 
 

@@ -1,0 +1,1 @@
+"""What is wrong or hard to learn in a dataset, and how well anchors cover its boxes."""
