@@ -253,9 +253,12 @@ def _judge_refusal(case: Case, root: Path, error: RetinaNetError) -> None:
     named |= case.kind[:5] != "image" and _NOT_THERE in message  # under the path that the spoilt file says
     for wrong, what in (
         (not named, "UNNAMED"),
-        ("\n" in message.partition("understood are")[0] and "images cannot be read" not in message, "MANY LINES"),
+        (
+            "\n" in message.partition("supported layouts")[0] and "images cannot be read" not in message,
+            "MANY LINES",
+        ),
         (not re.search(r"; \w+", message), "NO REMEDY"),
-        (len(message.partition("understood are")[0]) > 700 and "images cannot be read" not in message, "LONG"),
+        (len(message.partition("supported layouts")[0]) > 700 and "images cannot be read" not in message, "LONG"),
     ):
         if wrong:
             case.failure = f"{what}: {message}"

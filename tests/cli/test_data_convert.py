@@ -29,7 +29,7 @@ def test_what_the_reader_dropped_is_said(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["data", "convert", str(tmp_path), str(tmp_path / "out"), "--to", "voc"]) == 0
     said = capsys.readouterr().out
     assert "1 × zero-area box, dropped" in said
-    assert "1 × box, clipped" in said
+    assert "1 × box that reaches over the edge of its image, clipped" in said
     assert list(read_all(tmp_path / "out")) == ["train"]
 
 

@@ -44,7 +44,7 @@ def test_planted_defects(planted: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert said[-1] == f"next: retinanet train {fixed} --data.size 256"
     assert len(said) <= 45
     first = next(line for line in said if line.startswith(("error", "warning", "note")))
-    assert first.startswith("error: 1 × picture that cannot be read: training stops")
+    assert first.startswith("error: 1 × image that cannot be read. Effect: training stops")
     assert digests(planted) == before
 
     content = json.loads((out / "findings.json").read_text())
@@ -64,8 +64,8 @@ def test_planted_defects(planted: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert f"{len(changes)} changes" in said[-2]
     assert main(["data", "inspect", str(fixed), "--out", str(tmp_path / "again"), "--data.size", "256"]) == 0
     left = {f["code"] for f in json.loads((tmp_path / "again" / "findings.json").read_text())["findings"]}
-    repaired = {"broken-picture", "leak", "duplicate-picture", "bad-box", "bad-line", "clipped-box", "duplicate-box"}
-    assert not left & (repaired | {"similar-classes", "broken-annotation", "unknown-class", "unlisted-picture"})
+    repaired = {"broken-image", "leak", "duplicate-image", "bad-box", "bad-line", "clipped-box", "duplicate-box"}
+    assert not left & (repaired | {"similar-classes", "broken-annotation", "unknown-class", "unlisted-image"})
     assert list(read_all(fixed)) == ["train", "val"]
 
 
@@ -74,7 +74,7 @@ def test_low_coverage_leads_to_anchors(sound: Path, tmp_path: Path, capsys: pyte
     assert main(words) == 0
     said = capsys.readouterr().out
     assert said.splitlines()[-1] == f"next: retinanet data anchors {sound} --recipe paper --data.size 96"
-    assert "warning: 1 × split with over 10 % of boxes that no anchor reaches" in said
+    assert "warning: 1 × split with more than 10 % of its boxes below IoU 0.5 with every anchor" in said
     page = (tmp_path / "out" / "inspect.html").read_text()
     [missed] = re.findall(r"(\d+) boxes are not reached", page)
     [coverage] = [c for c in json.loads((tmp_path / "out" / "findings.json").read_text())["splits"]["train"]["coverage"]
@@ -82,7 +82,7 @@ def test_low_coverage_leads_to_anchors(sound: Path, tmp_path: Path, capsys: pyte
     assert int(missed) == round((1 - coverage["reached"]) * coverage["boxes"])
 
 
-def test_only_unreadable_pictures(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_unreadable_images(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data" / "images").mkdir(parents=True)
     for split in ("train", "val"):
         name = f"instances_{split}.json"
@@ -91,9 +91,9 @@ def test_only_unreadable_pictures(sound: Path, tmp_path: Path, capsys: pytest.Ca
         (tmp_path / "data" / "images" / picture.name).write_bytes(b"")
     words = ["data", "inspect", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     assert main(words) == 0
-    assert "error: 60 × picture that cannot be read" in capsys.readouterr().out
+    assert "error: 60 × image that cannot be read" in capsys.readouterr().out
     assert main([*words, "--fix", str(tmp_path / "fixed")]) == 1
-    assert "no picture is left to write" in capsys.readouterr().err
+    assert "no image is left to write" in capsys.readouterr().err
     assert not (tmp_path / "fixed").exists()
 
 

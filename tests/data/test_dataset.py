@@ -51,7 +51,7 @@ def test_boxes_nothing_can_be_learnt_from_are_dropped(box: Box, kind: str) -> No
     data = build((1, 1, 2, 2), box)
     assert data.boxes.tolist() == [[1, 1, 2, 2]]
     (problem,) = data.problems
-    assert kind in problem.kind
+    assert kind in problem.message
     assert problem.where == "file:1"
     assert str(problem).startswith("file:1: ")
     assert problem.action == "dropped"

@@ -14,17 +14,18 @@ from PIL import Image
 from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.formats.open_dataset import read_tolerantly, with_shared_classes
+from retinanet.data.problems import PROBLEM_KINDS
 from retinanet.errors import DataError
-from retinanet.inspection.checks import Diagnosis, diagnose, same_boxes, without_unions
-from retinanet.inspection.findings import Finding, by_kind
+from retinanet.inspection.checks import FINDING_OF_PROBLEM, CheckResult, run_checks, same_boxes, without_unions
+from retinanet.inspection.findings import KINDS, Finding, by_kind
 
 # Of each kind of finding: what its places must contain, in any order.
 PLANTED: dict[str, list[str]] = {
-    "broken-picture": ["images/000000.jpg"],
-    "picture-size": ["images/000002.jpg"],
+    "broken-image": ["images/000000.jpg"],
+    "image-size": ["images/000002.jpg"],
     "leak": ["images/000006.jpg"],
     "near-leak": ["images/000011.jpg"],
-    "duplicate-picture": ["images/000007.jpg"],
+    "duplicate-image": ["images/000007.jpg"],
     "near-duplicate": ["images/000010.jpg"],
     "bad-box": ["annotation 9001 ", "annotation 9002 ", "annotation 9003 ", "annotation 9004 "],
     "bad-line": ["annotation 9005 "],
@@ -35,7 +36,7 @@ PLANTED: dict[str, list[str]] = {
     "huge-box": ["annotation 9012 "],
     "unflagged-crowd": ["annotation 9020 "],
     "broken-annotation": ["annotation 9030", "annotation 9031 "],
-    "unlisted-picture": ["images/zzz.jpg"],
+    "unlisted-image": ["images/zzz.jpg"],
     "rare-class": ["'bolt': 3 boxes"],
     "never-learnt": ["'pin'"],
     "unknown-class": ["'spring'"],
@@ -46,11 +47,11 @@ PLANTED: dict[str, list[str]] = {
 }
 
 
-def look(folder: Path, size: int = 256) -> tuple[dict[str, Dataset], Diagnosis]:
+def look(folder: Path, size: int = 256) -> tuple[dict[str, Dataset], CheckResult]:
     read, failures = read_tolerantly(folder)
     read, _ = without_unions(read)
     splits = with_shared_classes(read)
-    return splits, diagnose(splits, failures, {s: d.classes for s, d in read.items()}, DataConfig(size=size))
+    return splits, run_checks(splits, failures, {s: d.classes for s, d in read.items()}, DataConfig(size=size))
 
 
 def found(folder: Path, code: str) -> list[Finding]:
@@ -58,7 +59,7 @@ def found(folder: Path, code: str) -> list[Finding]:
 
 
 @pytest.fixture(scope="module")
-def diagnosis(planted: Path) -> Diagnosis:
+def checked(planted: Path) -> CheckResult:
     return look(planted)[1]
 
 
@@ -69,21 +70,21 @@ def test_sound_data_has_no_errors_or_warnings(sound: Path) -> None:
 
 
 @pytest.mark.parametrize("code", PLANTED)
-def test_each_defect_is_found_once_with_its_place(diagnosis: Diagnosis, code: str) -> None:
-    lines = [f"{f.where} | {f.what}" for f in diagnosis.findings if f.code == code]
+def test_each_defect_is_found_once_with_its_place(checked: CheckResult, code: str) -> None:
+    lines = [f"{f.where} | {f.what}" for f in checked.findings if f.code == code]
     assert len(lines) == len(PLANTED[code]), lines
     for place in PLANTED[code]:
         assert sum(place in line for line in lines) == 1, (place, lines)
 
 
-def test_nothing_else_is_found(diagnosis: Diagnosis) -> None:
-    assert {finding.code for finding in diagnosis.findings} == set(PLANTED)
+def test_nothing_else_is_found(checked: CheckResult) -> None:
+    assert {finding.code for finding in checked.findings} == set(PLANTED)
 
 
-def test_worst_comes_first(diagnosis: Diagnosis) -> None:
-    severities = [kind.severity for kind in by_kind(diagnosis.findings)]
+def test_worst_comes_first(checked: CheckResult) -> None:
+    severities = [kind.severity for kind in by_kind(checked.findings)]
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
-    assert sum(len(found) for found in by_kind(diagnosis.findings).values()) == len(diagnosis.findings)
+    assert sum(len(found) for found in by_kind(checked.findings).values()) == len(checked.findings)
 
 
 def test_duplicates_are_those_hotcoco_finds(planted: Path, tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_duplicates_are_those_hotcoco_finds(planted: Path, tmp_path: Path) -> No
 
 
 def dataset(folder: Path, counts: list[int], classes: tuple[str, ...] = ("cell",)) -> Dataset:
-    """Pictures with so many separate boxes each."""
+    """Images with so many separate boxes each."""
     builder = DatasetBuilder("cells [train]", folder, classes)
     for number, count in enumerate(counts):
         small = np.random.default_rng(number).integers(0, 255, (8, 8), dtype=np.uint8)
@@ -115,15 +116,15 @@ def dataset(folder: Path, counts: list[int], classes: tuple[str, ...] = ("cell",
     return builder.build()
 
 
-def test_pictures_with_far_fewer_boxes(tmp_path: Path) -> None:
+def test_images_with_far_fewer_boxes(tmp_path: Path) -> None:
     data = dataset(tmp_path, [12, 12, 2, 13, 4, 0, 11])
-    result = diagnose({"train": data}, {}, {"train": data.classes}, DataConfig(size=64))
+    result = run_checks({"train": data}, {}, {"train": data.classes}, DataConfig(size=64))
     assert [f.where for f in result.findings if f.code == "few-boxes"] == [str(tmp_path / "2.png")]
 
 
 def test_split_without_objects(tmp_path: Path) -> None:
     data = dataset(tmp_path, [0, 0])
-    result = diagnose({"train": data}, {}, {"train": data.classes}, DataConfig(size=64))
+    result = run_checks({"train": data}, {}, {"train": data.classes}, DataConfig(size=64))
     assert "no-objects" in {f.code for f in result.findings}
 
 
@@ -136,7 +137,7 @@ def test_split_that_cannot_be_read_does_not_hide_the_other(sound: Path, tmp_path
     [failure] = [f for f in result.findings if f.code == "unreadable-split"]
     assert failure.split == "val"
     assert "instances_val.json:1:" in failure.where
-    assert "unlisted-picture" not in {f.code for f in result.findings}  # they are val's
+    assert "unlisted-image" not in {f.code for f in result.findings}  # they are val's
 
 
 @pytest.mark.parametrize("kind", ["csv", "yolo", "voc"])
@@ -155,7 +156,7 @@ def test_other_formats_go_on_after_broken_files(tmp_path: Path, kind: str) -> No
         expected = "broken-annotation"
     else:
         (images / "bad.png").write_bytes(b"no picture")
-        expected = "broken-picture"
+        expected = "broken-image"
     if kind == "csv":
         (tmp_path / "train.csv").write_text("good.png,1,2,9,9,cat\nbad.png,1,2,9,9,cat\n")
     if kind == "yolo":
@@ -168,15 +169,15 @@ def test_other_formats_go_on_after_broken_files(tmp_path: Path, kind: str) -> No
     [failure] = [f for f in result.findings if f.kind.severity == "error"]
     assert failure.code == expected
     assert "bad." in failure.where
-    assert not {"unlisted-picture", "bad-box", "clipped-box"} & {f.code for f in result.findings}
+    assert not {"unlisted-image", "bad-box", "clipped-box"} & {f.code for f in result.findings}
 
 
-def test_pictures_of_other_splits_are_not_called_unlisted(sound: Path) -> None:
+def test_images_of_other_splits_are_not_called_unlisted(sound: Path) -> None:
     for named in ({"path": sound / "instances_val.json"}, {"path": sound, "train": "val", "val": "val"}):
         read, failures = read_tolerantly(**named)
         own = {split: data.classes for split, data in read.items()}
-        result = diagnose(read, failures, own, DataConfig(size=256), whole=False)
-        assert "unlisted-picture" not in {f.code for f in result.findings}
+        result = run_checks(read, failures, own, DataConfig(size=256), whole=False)
+        assert "unlisted-image" not in {f.code for f in result.findings}
     with pytest.raises(DataError, match="no split 'nothing'"):
         read_tolerantly(sound, val="nothing")
 
@@ -194,9 +195,9 @@ def test_class_that_only_a_test_split_has_does_not_stop_training(tmp_path: Path)
     data = dataset(tmp_path, [12], ("cell", "other"))
     other = replace(data, labels=np.ones_like(data.labels))
     own = {"train": ("cell",), "test": ("cell", "other")}
-    result = diagnose({"train": data, "test": other}, {}, own, DataConfig(size=64))
+    result = run_checks({"train": data, "test": other}, {}, own, DataConfig(size=64))
     [finding] = [f for f in result.findings if f.code == "unknown-class"]
-    assert finding.effect == "evaluation on it stops"
+    assert finding.effect == "evaluation on this split stops"
 
 
 corners = arrays(np.float32, st.tuples(st.integers(0, 8), st.just(4)), elements=st.integers(0, 12).map(float))
@@ -225,3 +226,8 @@ def test_zero_area_boxes_of_bccd(shared_data: Path) -> None:
     boxes = found(shared_data / "bccd" / "BCCD", "bad-box")
     assert sorted(Path(f.where.split(":")[0]).stem for f in boxes) == ["BloodImage_00338", "BloodImage_00343"]
     assert all("zero-area" in f.what for f in boxes)
+
+
+def test_every_kind_of_problem_has_a_finding() -> None:
+    assert set(FINDING_OF_PROBLEM) == set(PROBLEM_KINDS)
+    assert set(FINDING_OF_PROBLEM.values()) <= set(KINDS)

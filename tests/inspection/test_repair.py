@@ -9,8 +9,8 @@ import pytest
 from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_tolerantly, with_shared_classes
-from retinanet.inspection.checks import diagnose
-from retinanet.inspection.repair import clean
+from retinanet.inspection.checks import run_checks
+from retinanet.inspection.repair import repair
 
 
 def read(folder: Path) -> dict[str, Dataset]:
@@ -18,7 +18,7 @@ def read(folder: Path) -> dict[str, Dataset]:
 
 
 def cleaned(splits: dict[str, Dataset]) -> tuple[dict[str, Dataset], list[str]]:
-    return clean(splits, diagnose(splits, {}, {s: d.classes for s, d in splits.items()}, DataConfig(size=256)))
+    return repair(splits, run_checks(splits, {}, {s: d.classes for s, d in splits.items()}, DataConfig(size=256)))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_sound_data_stays_as_it_is(sound: Path) -> None:
         assert names(data) == names(before[split])
 
 
-def test_pictures(planted: Path, repaired: tuple[dict[str, Dataset], list[str]]) -> None:
+def test_images(planted: Path, repaired: tuple[dict[str, Dataset], list[str]]) -> None:
     before, (after, changes) = read(planted), repaired
     # broken; also in val; the same pixels as 000005.jpg, which has more or as many boxes or comes first
     gone = names(before["train"]) - names(after["train"])
@@ -55,8 +55,13 @@ def test_boxes(planted: Path, repaired: tuple[dict[str, Dataset], list[str]]) ->
     index = next(i for i in data if data.files[i] == "000019.jpg")
     rows = data.boxes[data.rows(index)]
     assert (np.abs(rows - (5, 60, 27, 84)).max(axis=1) < 0.1).sum() == 1  # of 9008 and 9009
-    assert sum("is there twice; dropped" in line for line in changes) == 1
-    for number, action in ((9001, "dropped"), (9002, "dropped"), (9006, "clipped"), (9030, "training stops")):
+    assert sum("is a duplicate; dropped" in line for line in changes) == 1
+    for number, action in (
+        (9001, "dropped"),
+        (9002, "dropped"),
+        (9006, "clipped"),
+        (9030, "left out (training would stop)"),
+    ):
         assert sum(f"annotation {number}" in line and line.endswith(action) for line in changes) == 1
     assert (data.boxes[:, 2:] <= data.sizes[np.repeat(np.arange(len(data)), np.diff(data.offsets))]).all()
 
@@ -65,7 +70,7 @@ def test_classes_that_differ_by_case_become_the_commonest(
     planted: Path, repaired: tuple[dict[str, Dataset], list[str]]
 ) -> None:
     before, (after, changes) = read(planted), repaired
-    assert "class 'Gear' (12 boxes): now 'gear'" in changes
+    assert "class 'Gear' (12 boxes): renamed to 'gear'" in changes
     assert [c for c in before["train"].classes if c not in after["train"].classes] == ["Gear"]
     counts = after["train"].class_counts()
     gone = names(before["train"]) - names(after["train"])
@@ -76,7 +81,7 @@ def test_classes_that_differ_by_case_become_the_commonest(
 
 
 @pytest.mark.parametrize(("splits", "stays"), [(("train", "val"), "val"), (("val2017", "test"), "test")])
-def test_shared_pictures_stay_where_they_are_measured(sound: Path, splits: tuple[str, str], stays: str) -> None:
+def test_shared_images_stay_where_they_are_measured(sound: Path, splits: tuple[str, str], stays: str) -> None:
     data = read(sound)["train"]
     after, changes = cleaned({splits[0]: data.subset(range(6)), splits[1]: data.subset(range(4, 9))})
     assert {split: len(d) for split, d in after.items()} == {splits[0]: 4, splits[1]: 5}
@@ -99,4 +104,4 @@ def test_emptied_split_is_left_out(sound: Path) -> None:
     data = read(sound)["train"].subset(range(3))
     after, changes = cleaned({"train": data, "val": data})
     assert list(after) == ["val"]
-    assert changes[-1] == "train: no picture is left; left out"
+    assert changes[-1] == "train: no image is left; removed"

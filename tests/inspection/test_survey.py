@@ -16,11 +16,12 @@ from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.inspection.survey import Balance, Survey, coverage_findings
 
+NO_ANCHOR = "No anchor gets an object, so there is nothing to learn."
 CONFIG = Config(data=DataConfig(size=128))
 
 
 def dataset(boxes: list[tuple[float, float, float, float, int]], ignored: int | None = None) -> Dataset:
-    """One picture of 128 × 128 pixels."""
+    """One image of 128 × 128 pixels."""
     builder = DatasetBuilder("one [train]", Path(), ["cat", "dog", "cow"])
     builder.add_image("0.png", 128, 128)
     for number, (*corners, label) in enumerate(boxes):
@@ -79,7 +80,9 @@ def test_data_without_boxes() -> None:
     survey = Survey.of(dataset([]), CONFIG)
     assert list(survey.coverage()) == []
     assert math.isnan(survey.imbalance)
-    assert Balance.of(survey, 0.01, 0.25, 2.0).sentences(0.01, 0.25, 2.0) == ["no anchor gets an object"]
+    assert Balance.of(survey, 0.01, 0.25, 2.0).sentences(0.01, 0.25, 2.0) == [
+        "No anchor gets an object, so there is nothing to learn."
+    ]
     assert json.loads(json.dumps(survey.to_dict(), allow_nan=False))["imbalance"] is None
 
 

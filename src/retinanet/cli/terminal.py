@@ -18,6 +18,7 @@ from retinanet.errors import RetinaNetError
 if TYPE_CHECKING:
     from retinanet.config import Config
     from retinanet.data.dataset import Dataset
+    from retinanet.data.problems import ProblemKind
 
 Arguments = TypeVar("Arguments")
 
@@ -88,12 +89,11 @@ def describe(dataset: Dataset) -> None:
     names = ", ".join(f"{name} {count}" for name, count in counts[:6]) + (" …" if len(counts) > 6 else "")
     regions = f", {ignored} ignore region{'s' * (ignored != 1)}" if ignored else ""
     console.print(f"{dataset.name}: {len(dataset)} images, {boxes} boxes ({names}){regions}")
-    kinds: dict[tuple[str, str], list[str]] = {}
+    kinds: dict[ProblemKind, list[str]] = {}
     for problem in dataset.problems:
-        # the kind's first words say what it is; coordinates differ from box to box
-        kinds.setdefault((problem.kind.split(" (")[0], problem.action), []).append(str(problem))
-    for (kind, action), found in kinds.items():
-        console.print(f"  {len(found)} × {kind}, {action}:")
+        kinds.setdefault(problem.kind, []).append(str(problem))
+    for kind, found in kinds.items():
+        console.print(f"  {len(found)} × {kind.title}, {kind.action}:")
         for line in found[:3]:
             console.print(f"    {line}")
         if len(found) > 3:

@@ -1,8 +1,8 @@
-"""A dataset as a handful of flat arrays, and the one place where ground-truth boxes are checked.
+"""Datasets as flat arrays, and the only place where ground-truth boxes are checked.
 
-A million annotations are four numpy arrays here, not a million Python objects, so that forked or spawned workers share
-or copy a few megabytes. Readers in ``formats/`` fill a :class:`DatasetBuilder`; everything after that sees a
-:class:`Dataset`.
+A million annotations are stored in four NumPy arrays instead of a million Python objects, so that worker processes
+share or copy only a few megabytes. The readers in ``formats/`` fill a :class:`DatasetBuilder`; all other code uses the
+:class:`Dataset` that it builds.
 """
 
 from __future__ import annotations
@@ -18,44 +18,24 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from retinanet.data.problems import Problem
 from retinanet.errors import DataError
 
-# Readers of formats without a flag of their own (YOLO, CSV) mark ignore regions by this class name.
+# Formats without a flag for ignore regions (YOLO, CSV) mark them with this class name.
 IGNORE_CLASS = "ignore"
 
-# What a tolerant reader does with that at which training stops.
-REFUSED = "left out, where training stops"
-
-# Label of an ignore region that belongs to no class in particular.
+# Label of an ignore region without a class.
 NO_CLASS = -1
 
-# Corners this close to the border are rounding in an xywh file, not a mistake worth a line in the report.
+# Corners that lie outside the image by at most this many pixels are rounding errors of an xywh file; not reported.
 _EDGE_TOLERANCE = 0.05
 
-# An ``area`` beyond this is no area of an image; float32 could not hold it for long.
+# An ``area`` above this cannot be that of an object; width × height is used instead.
 _LARGEST_AREA = 1e18
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Something found wrong in the annotations.
-
-    Attributes:
-        kind: what is wrong.
-        where: file and line, or file and annotation id.
-        action: what was done about it.
-    """
-
-    kind: str
-    where: str
-    action: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.kind}, {self.action}"
-
-
 class FileList(Sequence[str]):
-    """An immutable list of paths kept as one block of bytes and an offset array."""
+    """Immutable list of paths, stored as one block of bytes and an array of offsets."""
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
@@ -76,21 +56,21 @@ class Dataset:
     """Images and boxes of one split.
 
     Attributes:
-        name: what to call it in messages, e.g. ``"bccd/BCCD [train]"``.
-        root: folder that relative ``files`` start from.
+        name: used in messages, e.g. ``"bccd/BCCD [train]"``.
+        root: folder of relative ``files``.
         classes: class names; ``labels`` index them.
-        category_ids: the id each class has in the source (COCO ``category_id``; elsewhere 1..K).
+        category_ids: id of each class in the source (COCO ``category_id``; 1..K in other formats).
         files: image paths relative to ``root``, or absolute.
         image_ids: int64 ``(N,)``.
-        sizes: int32 ``(N, 2)``, width and height the annotations refer to.
+        sizes: int32 ``(N, 2)``, width and height that the annotations refer to.
         offsets: int64 ``(N + 1,)``; the boxes of image ``i`` are rows ``offsets[i]:offsets[i+1]``.
         boxes: float32 ``(M, 4)`` ``xyxy``, half-open, pixels.
-        labels: int32 ``(M,)``; ``NO_CLASS`` for an ignore region of no class in particular.
+        labels: int32 ``(M,)``; ``NO_CLASS`` for an ignore region without a class.
         ignore: bool ``(M,)``; crowd, difficult or user-marked regions.
-        areas: float32 ``(M,)``; the area COCO sorts objects into small, medium and large by.
-        problems: what the reader clipped, dropped or doubted.
-        places: file and line (or annotation id) of each of the M boxes, where a reader was asked to remember them; a
-            dataset made from this one has none.
+        areas: float32 ``(M,)``; COCO's small, medium and large objects are told apart by it.
+        problems: problems in the annotations.
+        places: file and line (or annotation id) of each of the M boxes. Only a tolerant reader records them, and
+            datasets derived from this one lose them.
     """
 
     name: str
@@ -112,7 +92,7 @@ class Dataset:
         return len(self.image_ids)
 
     def path(self, index: int) -> Path:
-        """Where the image ``index`` lies."""
+        """Path of image ``index``."""
         return self.root / self.files[index]
 
     def rows(self, index: int) -> slice:
@@ -120,7 +100,7 @@ class Dataset:
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
     def subset(self, indices: Sequence[int] | npt.NDArray[np.int64], name: str | None = None) -> Dataset:
-        """The images at ``indices``, in that order; classes and problems are kept."""
+        """Select the images at ``indices``, in that order; classes and problems are kept."""
         chosen = np.asarray(indices, dtype=np.int64)
         rows = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in chosen]
         take = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
@@ -139,7 +119,7 @@ class Dataset:
         )
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-        """Divide at random but reproducibly: the second part holds ``fraction`` of the images, at least one."""
+        """Divide at random: the second dataset holds ``fraction`` of the images, at least one. ``seed`` fixes it."""
         if len(self) < 2:
             raise DataError(f"{self.name}: {len(self)} image cannot be divided into train and val; name both splits")
         order = np.random.default_rng(seed).permutation(len(self))
@@ -147,10 +127,10 @@ class Dataset:
         return self.subset(np.sort(order[held_out:])), self.subset(np.sort(order[:held_out]))
 
     def with_classes(self, classes: Sequence[str]) -> Dataset:
-        """The same boxes with ``labels`` re-indexed, by name, into ``classes``.
+        """Re-index ``labels`` into ``classes``, by name.
 
         Raises:
-            DataError: a box carries a class that ``classes`` does not have.
+            DataError: a box has a class that ``classes`` lacks.
         """
         if tuple(classes) == self.classes:
             return self
@@ -165,7 +145,7 @@ class Dataset:
                 "use data with the same class names, train a model on these, or name a converted model's outputs "
                 "('retinanet convert --classes')"
             )
-        # Classes only ignore regions carry need no index. The last entry is where label NO_CLASS (−1) looks.
+        # Classes that only ignore regions have get NO_CLASS. The last entry is for label NO_CLASS itself (index −1).
         table = np.array([*(position.get(name, NO_CLASS) for name in self.classes), NO_CLASS], dtype=np.int32)
         own = dict(zip(self.classes, self.category_ids, strict=True))
         fresh = iter(range(max((0, *self.category_ids)) + 1, 1 << 31))
@@ -173,9 +153,9 @@ class Dataset:
         return replace(self, classes=tuple(classes), category_ids=ids, labels=table[self.labels])
 
     def with_crowds(self, policy: Literal["ignore", "drop", "object"]) -> Dataset:
-        """The same images with crowd and difficult boxes kept as ignore regions, left out, or as ordinary objects.
+        """Keep crowd and difficult boxes as ignore regions, drop them, or turn them into ordinary objects.
 
-        A region of no class in particular cannot be an object; ``object`` leaves it an ignore region.
+        A region without a class cannot be an object; ``object`` leaves it an ignore region.
         """
         if policy == "object":
             return replace(self, ignore=self.ignore & (self.labels == NO_CLASS))
@@ -184,7 +164,7 @@ class Dataset:
         return self.with_boxes(~self.ignore)
 
     def with_boxes(self, keep: npt.NDArray[np.bool_]) -> Dataset:
-        """The same images with those of the boxes that the mask ``keep`` ``(M,)`` marks."""
+        """Keep all images, and the boxes that the mask ``keep`` ``(M,)`` marks."""
         before = np.concatenate([[0], np.cumsum(keep)])  # boxes kept among the first i
         return replace(
             self,
@@ -197,7 +177,7 @@ class Dataset:
         )
 
     def class_counts(self) -> dict[str, int]:
-        """Boxes of each class, ignore regions not counted."""
+        """Count the boxes of each class, without ignore regions."""
         counts = np.bincount(self.labels[~self.ignore], minlength=len(self.classes))
         return dict(zip(self.classes, counts.tolist(), strict=True))
 
@@ -206,11 +186,11 @@ class Dataset:
 
 
 class DatasetBuilder:
-    """Collects images and boxes, checks every box, and makes a :class:`Dataset`.
+    """Collect images and boxes, check every box, and build a :class:`Dataset`.
 
-    Call :meth:`add_image`, then :meth:`add_box` for each of its boxes, image after image; then :meth:`build`.
+    For each image, call :meth:`add_image`, then :meth:`add_box` for each of its boxes. Call :meth:`build` at the end.
 
-    A ``tolerant`` reader reports and leaves out what would otherwise end the reading, as far as that can be done, and
+    A ``tolerant`` builder records problems that would otherwise abort the reading, leaves out the annotation, and
     remembers the place of each box.
     """
 
@@ -240,7 +220,7 @@ class DatasetBuilder:
         return len(self._files)
 
     def add_image(self, file: str, width: int, height: int, image_id: int | None = None) -> None:
-        """Begin an image; ``image_id`` defaults to its number, from 1."""
+        """Add an image; ``image_id`` defaults to its number, counted from 1."""
         self._files.append(file)
         self._ids.append(len(self._files) if image_id is None else image_id)
         self._sizes.extend((width, height))
@@ -255,39 +235,41 @@ class DatasetBuilder:
         ignore: bool = False,
         area: float | None = None,
     ) -> None:
-        """Add a box to the newest image, clipped to it; a box nothing can be learnt from is dropped and reported.
+        """Add a box to the latest image, clipped to it. A degenerate box is dropped and recorded as a problem.
 
         Args:
             xyxy: corners in pixels, half-open.
             label: index into ``classes``.
-            where: file and line (or annotation id), for the report.
+            where: file and line (or annotation id).
             ignore: the box is an ignore region.
-            area: COCO's ``area`` if the source has one, else width × height.
+            area: COCO's ``area``; unset: width × height.
         """
         width, height = self._sizes[-2], self._sizes[-1]
         if not all(map(math.isfinite, xyxy)):
-            self._report("coordinate is not a number", where, "dropped")
+            self.report("non-finite-box", where, "coordinate is not a number")
             return
         x1, y1, x2, y2 = xyxy
-        if x2 <= x1 or y2 <= y1:
-            kind = "zero-area box" if x2 == x1 or y2 == y1 else "corners in the wrong order"
-            self._report(f"{kind} {_corners(xyxy)}", where, "dropped")
+        if x2 == x1 or y2 == y1:
+            self.report("zero-area-box", where, f"zero-area box {_corners(xyxy)}")
+            return
+        if x2 < x1 or y2 < y1:
+            self.report("inverted-box", where, f"corners in the wrong order {_corners(xyxy)}")
             return
         clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
         if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-            self._report(f"box {_corners(xyxy)} outside the {width}×{height} image", where, "dropped")
+            self.report("outside-box", where, f"box {_corners(xyxy)} outside the {width}×{height} image")
             return
         stored = array("f", clipped)
-        if stored[2] <= stored[0] or stored[3] <= stored[1]:  # a sliver thinner than float32 can tell
-            self._report(f"zero-area box {_corners(xyxy)}", where, "dropped")
+        if stored[2] <= stored[0] or stored[3] <= stored[1]:  # thinner than float32 resolves
+            self.report("zero-area-box", where, f"zero-area box {_corners(xyxy)}")
             return
         moved = max(abs(a - b) for a, b in zip(xyxy, clipped, strict=True)) > _EDGE_TOLERANCE
         if moved:
-            self._report(f"box {_corners(xyxy)} reaches over the {width}×{height} image", where, "clipped")
+            self.report("clipped-box", where, f"box {_corners(xyxy)} reaches over the {width}×{height} image")
         inside = (clipped[2] - clipped[0]) * (clipped[3] - clipped[1])
         if area is None or not 0 < area < _LARGEST_AREA:
             area = inside
-        elif moved:  # an area of its own, such as a mask's, loses the share that its box loses
+        elif moved:  # the area of a mask shrinks in proportion to its box
             area *= inside / ((x2 - x1) * (y2 - y1))
         self._boxes.extend(stored)
         self._labels.append(label)
@@ -297,28 +279,31 @@ class DatasetBuilder:
         if self.tolerant:
             self._places.append(where)
 
-    def report(self, kind: str, where: str, action: str) -> None:
-        """Note something the reader itself found and dealt with."""
-        self._report(kind, where, action)
+    def report(self, code: str, where: str, message: str) -> None:
+        """Record a problem that the reader dealt with.
 
-    def refuse(self, problem: str, where: str, message: str) -> None:
-        """End the reading with ``message``; or, if tolerant, report ``problem`` as left out.
+        Args:
+            code: of a :class:`retinanet.data.problems.ProblemKind`.
+            where: file and line, or file and annotation id.
+            message: this case in words.
+        """
+        self.problems.append(Problem(code, where, message))
+
+    def refuse(self, code: str, where: str, message: str, error: str) -> None:
+        """Abort with ``error``; a tolerant builder records the problem instead.
 
         Raises:
-            DataError: unless tolerant.
+            DataError: the builder is not tolerant.
         """
         if not self.tolerant:
-            raise DataError(message)
-        self._report(problem, where, REFUSED)
-
-    def _report(self, kind: str, where: str, action: str) -> None:
-        self.problems.append(Problem(kind, where, action))
+            raise DataError(error)
+        self.report(code, where, message)
 
     def build(self) -> Dataset:
-        """The finished dataset.
+        """Build the dataset.
 
         Raises:
-            DataError: there is no image.
+            DataError: there is no image, or two images have one id.
         """
         if not self._files:
             raise DataError(f"{self.name}: no images listed; add some, or choose another split")

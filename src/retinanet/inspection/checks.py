@@ -1,4 +1,4 @@
-"""What is wrong in a dataset, found before a training spends hours on it."""
+"""Checks of a dataset: files, boxes, classes, duplicates and leaks between splits."""
 
 from __future__ import annotations
 
@@ -11,39 +11,76 @@ import numpy.typing as npt
 from torchvision.ops import box_iou
 
 from retinanet.config import DataConfig
-from retinanet.data.dataset import NO_CLASS, REFUSED, Dataset, Problem
-from retinanet.data.formats.reading import BROKEN, SPLIT_ALIASES, is_image
+from retinanet.data.dataset import NO_CLASS, Dataset
+from retinanet.data.formats.reading import SPLIT_ALIASES, is_image
+from retinanet.data.problems import Problem
 from retinanet.data.transforms import scaled_size
 from retinanet.inspection.duplicates import Pair, Scan, find_pairs, scan
 from retinanet.inspection.findings import Finding, Sight
 
+# IoU above which two boxes are in the same place.
 SAME_BOX = 0.95
 
-_FEW = 10
+# A class with fewer boxes than this in train is rare.
+_RARE_CLASS = 10
+
+# Side in pixels of the network's input below which a box is tiny.
 _TINY = 2.0
-_HUGE, _RARE = 0.9, 0.05
+
+# A huge box covers more than this fraction of its image. It is reported only if such boxes are at most this rare.
+_HUGE, _RARE_HUGE = 0.9, 0.05
+
+# A box around at least this many boxes of its class may be an unflagged crowd.
 _CROWD = 5
 
-# A picture has far fewer boxes than the others if it has at most this share of the median, where that is at least this.
-_FEWER, _MANY = 0.25, 8
+# An image has few boxes if it has at most this fraction of the median, and the median is at least this large.
+_FEW_BOXES, _MANY_BOXES = 0.25, 8
+
+# Finding that each kind of problem of the readers becomes.
+FINDING_OF_PROBLEM = {
+    "unreadable-image": "broken-image",
+    "unreadable-annotations": "broken-annotation",
+    "missing-annotations": "broken-annotation",
+    "annotation-without-image": "broken-annotation",
+    "unknown-class-id": "broken-annotation",
+    "zero-area-box": "bad-box",
+    "inverted-box": "bad-box",
+    "outside-box": "bad-box",
+    "non-finite-box": "bad-box",
+    "malformed-box": "bad-line",
+    "malformed-line": "bad-line",
+    "unnamed-object": "bad-line",
+    "repeated-element": "bad-line",
+    "label-without-image": "bad-line",
+    "image-without-annotations": "unlisted-image",
+    "clipped-box": "clipped-box",
+    "invalid-flag": "remark",
+    "heading-category": "remark",
+    "image-ids": "remark",
+    "listed-twice": "remark",
+    "unlabelled-image": "remark",
+    "unlabelled-split": "remark",
+    "unnamed-classes": "remark",
+    "unlisted-class": "remark",
+}
 
 _CROWD_POLICY = {
-    "ignore": "neither object nor background (--data.crowd ignore)",
-    "drop": "learnt as background (--data.crowd drop)",
-    "object": "learnt as ordinary objects (--data.crowd object)",
+    "ignore": "these regions are neither object nor background (--data.crowd ignore)",
+    "drop": "these regions are learnt as background (--data.crowd drop)",
+    "object": "these regions are learnt as ordinary objects (--data.crowd object)",
 }
 
 Splits = Mapping[str, Dataset]
 
 
 @dataclass(frozen=True)
-class Diagnosis:
-    """What was found.
+class CheckResult:
+    """Findings of all checks, and the intermediate results that a repair needs.
 
     Attributes:
         findings: in no order, see :func:`retinanet.inspection.findings.by_kind`.
-        scans: of the pictures of all splits, one after the other.
-        pairs: of pictures that are the same or nearly so, numbered like the scans.
+        scans: of the images of all splits, one split after the other.
+        pairs: of equal or nearly equal images; the images are numbered as in ``scans``.
     """
 
     findings: list[Finding]
@@ -51,22 +88,22 @@ class Diagnosis:
     pairs: list[Pair]
 
 
-def diagnose(
+def run_checks(
     splits: Splits,
     failures: Mapping[str, str],
     own_classes: Mapping[str, Sequence[str]],
     data: DataConfig,
     whole: bool = True,
     progress: Callable[[int], object] = lambda images: None,
-) -> Diagnosis:
-    """Look for everything that is wrong.
+) -> CheckResult:
+    """Run all checks on a dataset.
 
     Args:
-        splits: what :func:`retinanet.data.formats.open_dataset.read_tolerantly` gave, with one list of classes.
-        failures: the splits that could not be read, and why.
+        splits: from :func:`retinanet.data.formats.open_dataset.read_tolerantly`, with one list of classes.
+        failures: for each split that cannot be read, the reason.
         own_classes: the classes that each split lists itself.
         data: size of the network's input.
-        whole: these are all splits, so a picture that none of them lists is used nowhere.
+        whole: ``splits`` are all splits of the dataset, so an image that none of them lists is not used.
         progress: called with the number of images just decoded.
     """
     scans = scan(list(splits.values()), progress)
@@ -74,70 +111,63 @@ def diagnose(
     findings = [Finding("unreadable-split", split, reason, "cannot be used") for split, reason in failures.items()]
     first = 0
     for split, dataset in splits.items():
-        findings += [_reported(split, problem) for problem in dataset.problems]
-        findings += _pictures(split, dataset, scans[first : first + len(dataset)])
+        findings += [_of_problem(split, problem) for problem in dataset.problems]
+        findings += _image_files(split, dataset, scans[first : first + len(dataset)])
         findings += _boxes(split, dataset, data)
-        findings += _images(split, dataset, data)
+        findings += _box_counts(split, dataset, data)
         first += len(dataset)
     findings += _classes(splits, own_classes)
-    findings += _twins(splits, pairs)
-    if whole and not failures:  # else it may be listed there
-        findings += _unlisted(splits)
-    return Diagnosis(findings, scans, pairs)
+    findings += _duplicate_images(splits, pairs)
+    if whole and not failures:  # an unreadable split may list them
+        findings += _unlisted_images(splits)
+    return CheckResult(findings, scans, pairs)
 
 
 def without_unions(splits: Splits) -> tuple[dict[str, Dataset], dict[str, list[str]]]:
-    """The splits, train first, without those that only put others together (VOC's ``trainval``), and their parts."""
+    """Remove splits that are the union of others, such as VOC's ``trainval``.
+
+    Returns:
+        The remaining splits, train first; and for each removed split the splits that it is the union of.
+    """
     files = {split: {str(dataset.path(i)) for i in dataset} for split, dataset in splits.items()}
     unions = {}
     for split, own in files.items():
-        parts = [other for other, theirs in files.items() if other != split and theirs < own]
-        if len(parts) > 1 and set().union(*(files[part] for part in parts)) == own:
-            unions[split] = parts
+        subsets = [other for other, theirs in files.items() if other != split and theirs < own]
+        if len(subsets) > 1 and set().union(*(files[subset] for subset in subsets)) == own:
+            unions[split] = subsets
     return _in_order({split: dataset for split, dataset in splits.items() if split not in unions}), unions
 
 
 def _in_order(splits: Splits) -> dict[str, Dataset]:
-    """The splits with train first, then val, then test, then others."""
+    """Sort the splits: train, val, test, others."""
     order = list(SPLIT_ALIASES)
     return dict(sorted(splits.items(), key=lambda s: order.index(role(s[0])) if role(s[0]) in order else len(order)))
 
 
 def role(split: str) -> str:
-    """``train``, ``val`` or ``test`` for every name they go by, else the split's own name."""
+    """Return ``train``, ``val`` or ``test`` for all names of these splits, else the split's own name."""
     return next((name for name, aliases in SPLIT_ALIASES.items() if split.lower() in aliases), split)
 
 
-def _reported(split: str, problem: Problem) -> Finding:
-    """What the reader said, as a finding."""
-    kind, action = problem.kind, problem.action
-    if action == REFUSED and kind.startswith(BROKEN):
-        return Finding("broken-picture", split, problem.where, kind.removeprefix(BROKEN).strip(" ()") or kind)
-    if action == REFUSED:
-        return Finding("broken-annotation", split, problem.where, kind)
-    if kind.startswith("image without"):
-        return Finding("unlisted-picture", split, problem.where, kind)
-    if kind.startswith("label file without"):
-        return Finding("bad-line", split, problem.where, kind, effect=action)
-    if action == "clipped":
-        return Finding("clipped-box", split, problem.where, kind)
-    if action == "dropped":
-        is_box = kind.startswith(("zero-area", "corners in", "box (", "coordinate"))
-        return Finding("bad-box" if is_box else "bad-line", split, problem.where, kind)
-    return Finding("remark", split, problem.where, kind, effect=action)
+def _of_problem(split: str, problem: Problem) -> Finding:
+    """Turn a problem that the reader found into a finding."""
+    code = FINDING_OF_PROBLEM[problem.code]
+    effect = problem.action if code == "remark" or problem.code == "label-without-image" else ""
+    return Finding(code, split, problem.where, problem.message, effect=effect)
 
 
-def _pictures(split: str, dataset: Dataset, scans: Sequence[Scan]) -> Iterator[Finding]:
+def _image_files(split: str, dataset: Dataset, scans: Sequence[Scan]) -> Iterator[Finding]:
+    """Findings about the image files."""
     for index, found in enumerate(scans):
         path, size = str(dataset.path(index)), tuple(dataset.sizes[index].tolist())
         if found.error is not None:
-            yield Finding("broken-picture", split, path, found.error.removeprefix(f"{path}: "))
+            yield Finding("broken-image", split, path, found.error.removeprefix(f"{path}: "))
         elif found.size != size:
             yield Finding(
-                "picture-size",
+                "image-size",
                 split,
                 path,
-                f"{found.size[0]}×{found.size[1]} pixels, its annotations say {size[0]}×{size[1]}",
+                f"the image has {found.size[0]}×{found.size[1]} pixels, its annotations say {size[0]}×{size[1]}",
                 (Sight(split, index, _corners(dataset.boxes[dataset.rows(index)])),),
             )
 
@@ -152,7 +182,7 @@ def _boxes(split: str, dataset: Dataset, data: DataConfig) -> Iterator[Finding]:
         what = f"{_named(dataset, row)}: {width:.3g}×{height:.3g} pixels at data.size {data.size}"
         yield _at("tiny-box", split, dataset, int(image[row]), [row], what)
     huge = ~dataset.ignore & (sides.prod(axis=1) > _HUGE * dataset.sizes.prod(axis=1, dtype=np.int64)[image])
-    if 0 < huge.sum() <= _RARE * max(1, (~dataset.ignore).sum()):
+    if 0 < huge.sum() <= _RARE_HUGE * max(1, (~dataset.ignore).sum()):
         for row in _where(huge):
             yield _at("huge-box", split, dataset, int(image[row]), [row], _named(dataset, row))
     for index in dataset:
@@ -161,6 +191,7 @@ def _boxes(split: str, dataset: Dataset, data: DataConfig) -> Iterator[Finding]:
 
 
 def _box_pairs(split: str, dataset: Dataset, index: int, rows: npt.NDArray[np.int64]) -> Iterator[Finding]:
+    """Findings about pairs and groups of boxes of one image."""
     if len(rows) < 2:
         return
     boxes, labels = dataset.boxes[rows], dataset.labels[rows]
@@ -173,39 +204,41 @@ def _box_pairs(split: str, dataset: Dataset, index: int, rows: npt.NDArray[np.in
             (boxes[:, None, :2] <= boxes[None, :, :2]).all(-1)
             & (boxes[:, None, 2:] >= boxes[None, :, 2:]).all(-1)
             & (labels[:, None] == labels[None])
-        )  # (n, n) the first around the second
-        for a in _where(inside.sum(axis=1) > _CROWD):  # itself is one more
-            what = f"{_named(dataset, rows[a])} around {inside[a].sum() - 1} others"
+        )  # (n, n) whether the first box contains the second
+        for a in _where(inside.sum(axis=1) > _CROWD):  # every box contains itself
+            what = f"{_named(dataset, rows[a])} around {inside[a].sum() - 1} boxes of its class"
             yield _at("unflagged-crowd", split, dataset, index, [rows[a]], what)
 
 
 def same_boxes(boxes: npt.NDArray[np.float32]) -> list[tuple[int, int]]:
-    """Of boxes ``(n, 4)``: pairs of one and the first earlier one of nearly the same place, ``(earlier, later)``."""
+    """Pair each of the boxes ``(n, 4)`` with the first earlier box in the same place: ``(earlier, later)``."""
     import torch
 
     same = np.tril(box_iou(*[torch.from_numpy(np.ascontiguousarray(boxes))] * 2).numpy() > SAME_BOX, -1)
     return [(int(same[b].argmax()), b) for b in _where(same.any(axis=1))]
 
 
-def _images(split: str, dataset: Dataset, data: DataConfig) -> Iterator[Finding]:
-    """Findings about how many boxes there are."""
+def _box_counts(split: str, dataset: Dataset, data: DataConfig) -> Iterator[Finding]:
+    """Findings about the number of boxes."""
     objects = np.concatenate([[0], np.cumsum(~dataset.ignore)])
     counts = np.diff(objects[dataset.offsets])
     if not counts.any():
-        yield Finding("no-objects", split, dataset.name, f"no box besides ignore regions; pictures: {len(dataset)}")
+        yield Finding(
+            "no-objects", split, dataset.name, f"none of its {len(dataset)} images has a box, apart from ignore regions"
+        )
         return
     empty = np.flatnonzero(counts == 0)
     if len(empty):
         names = ", ".join(dataset.files[int(i)] for i in empty[:3]) + (" …" if len(empty) > 3 else "")
         sights = tuple(Sight(split, int(i)) for i in empty[:4])
-        yield Finding("no-boxes", split, dataset.name, f"{len(empty)} of {len(dataset)} pictures: {names}", sights)
+        yield Finding("no-boxes", split, dataset.name, f"{len(empty)} of {len(dataset)} images: {names}", sights)
     if dataset.ignore.any():
         images = int((np.diff(dataset.offsets) > counts).sum())
-        what = f"{int(dataset.ignore.sum())} in {images} of {len(dataset)} pictures"
+        what = f"{int(dataset.ignore.sum())} regions in {images} of {len(dataset)} images"
         yield Finding("crowd", split, dataset.name, what, effect=_CROWD_POLICY[data.crowd])
     median = float(np.median(counts[counts > 0]))
-    if median >= _MANY:
-        for index in _where((counts > 0) & (counts <= _FEWER * median)):
+    if median >= _MANY_BOXES:
+        for index in _where((counts > 0) & (counts <= _FEW_BOXES * median)):
             path = str(dataset.path(index))
             boxes = _corners(dataset.boxes[dataset.rows(index)])
             what = f"{counts[index]} box{'es' if counts[index] > 1 else ''}, the median is {median:g}"
@@ -213,59 +246,81 @@ def _images(split: str, dataset: Dataset, data: DataConfig) -> Iterator[Finding]
 
 
 def _classes(splits: Splits, own_classes: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+    """Findings about class names and the number of boxes of each class."""
     counts = {split: dataset.class_counts() for split, dataset in splits.items()}
-    classes = next(iter(splits.values())).classes
-    similar: dict[str, list[str]] = {}
-    for name in classes:
-        similar.setdefault("".join(c for c in name.casefold() if not c.isspace() and c not in "-_"), []).append(name)
-    for names in similar.values():
-        if len(names) > 1:
-            boxes = ", ".join(f"{name!r} ({sum(c[name] for c in counts.values())} boxes)" for name in names)
-            where = ", ".join(s for s, c in counts.items() if any(c[name] for name in names)) or next(iter(splits))
-            yield Finding("similar-classes", where, next(iter(splits.values())).name.split(" [")[0], boxes)
+    yield from _similar_classes(splits, counts)
     train = next((split for split in splits if role(split) == "train"), None)
     if train is None:
         return
-    listed = set(own_classes[train])
-    for name in classes:
-        number = counts[train][name]
-        others = [split for split in splits if split != train]
-        shown = [split for split in others if counts[split][name]]
-        if number == 0 and shown:
-            places = ", ".join(f"{counts[split][name]} in {split}" for split in shown)
-            code = "never-learnt" if name in listed else "unknown-class"
-            stops = "evaluation on it stops" if code == "unknown-class" and "val" not in map(role, shown) else ""
-            yield Finding(code, shown[0], splits[shown[0]].name, f"{name!r}: no box in {train}, {places}", effect=stops)
-        elif number == 0:
-            yield Finding("never-learnt", train, splits[train].name, f"{name!r}: no box in any split")
-        elif number < _FEW:
+    held_out = [split for split in splits if split != train]
+    for name, number in counts[train].items():
+        others = {split: counts[split][name] for split in held_out if counts[split][name]}
+        if number == 0:
+            yield _not_in_train(name, splits, train, others, name in own_classes[train])
+        elif number < _RARE_CLASS:
             yield Finding("rare-class", train, splits[train].name, f"{name!r}: {number} box{'es' * (number != 1)}")
         if number:
-            for split in (s for s in others if s not in shown and any(counts[s].values())):
-                yield Finding("never-measured", split, splits[split].name, f"{name!r}: {number} in {train}, none here")
+            for split in held_out:
+                if split not in others and any(counts[split].values()):
+                    what = f"{name!r}: {number} in {train}, none here"
+                    yield Finding("never-measured", split, splits[split].name, what)
 
 
-def _twins(splits: Splits, pairs: Sequence[Pair]) -> Iterator[Finding]:
-    """Findings about pictures that are the same or nearly so."""
+def _similar_classes(splits: Splits, counts: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
+    """Findings about class names that differ only by case, space, hyphen or underscore."""
+    first = next(iter(splits))
+    groups: dict[str, list[str]] = {}
+    for name in splits[first].classes:
+        groups.setdefault("".join(c for c in name.casefold() if not c.isspace() and c not in "-_"), []).append(name)
+    for names in groups.values():
+        if len(names) > 1:
+            boxes = ", ".join(f"{name!r} ({sum(c[name] for c in counts.values())} boxes)" for name in names)
+            used = ", ".join(split for split, count in counts.items() if any(count[name] for name in names))
+            yield Finding("similar-classes", used or first, splits[first].name.split(" [")[0], boxes)
+
+
+def _not_in_train(name: str, splits: Splits, train: str, others: Mapping[str, int], listed: bool) -> Finding:
+    """Finding about a class without a box in train.
+
+    Args:
+        name: the class.
+        splits: all splits.
+        train: name of the training split.
+        others: number of its boxes in each other split that has any.
+        listed: train lists the class.
+    """
+    if not others:
+        return Finding("never-learnt", train, splits[train].name, f"{name!r}: no box in any split")
+    places = ", ".join(f"{number} in {split}" for split, number in others.items())
+    first, what = next(iter(others)), f"{name!r}: no box in {train}, {places}"
+    if listed:
+        return Finding("never-learnt", first, splits[first].name, what)
+    # Training reads train and val only; other splits are first read by an evaluation.
+    effect = "" if "val" in map(role, others) else "evaluation on this split stops"
+    return Finding("unknown-class", first, splits[first].name, what, effect=effect)
+
+
+def _duplicate_images(splits: Splits, pairs: Sequence[Pair]) -> Iterator[Finding]:
+    """Findings about images that are equal or nearly equal."""
     places = [(split, index) for split, dataset in splits.items() for index in dataset]
     for pair in pairs:
         (split, index), (other, twin) = places[pair.second], places[pair.first]
-        code = ("duplicate-picture" if pair.exact else "near-duplicate") if split == other else "leak"
-        if code == "leak" and not pair.exact:
-            code = "near-leak"
+        if split == other:
+            code = "duplicate-image" if pair.exact else "near-duplicate"
+        else:
+            code = "leak" if pair.exact else "near-leak"
         where = str(splits[split].path(index))
-        what = f"in {split}; the same as {splits[other].path(twin)} in {other}"
-        if "near" in code:
-            what = what.replace("the same as", "nearly the same as")
+        same = "the same as" if pair.exact else "nearly the same as"
+        what = f"in {split}; {same} {splits[other].path(twin)} in {other}"
         yield Finding(code, split, where, what, (Sight(split, index), Sight(other, twin)))
 
 
-def _unlisted(splits: Splits) -> Iterator[Finding]:
-    """Pictures beside those that are listed, but listed in no split."""
+def _unlisted_images(splits: Splits) -> Iterator[Finding]:
+    """Findings about images that lie beside listed images but that no split lists."""
     listed = {os.path.abspath(dataset.path(index)) for dataset in splits.values() for index in dataset}
     split_of = {os.path.dirname(os.path.abspath(d.path(index))): split for split, d in splits.items() for index in d}
-    # A picture that was left out, or whose annotation file was, is listed, and named already.
-    left_out = (p.where for d in splits.values() for p in d.problems if p.action in (REFUSED, "left out"))
+    # An image that the reader left out, or whose annotation file it left out, has a finding of its own.
+    left_out = (p.where for d in splits.values() for p in d.problems if p.kind.left_out)
     reported = {os.path.splitext(os.path.basename(where))[0] for where in left_out}
     for folder in sorted(split_of):
         if os.path.isdir(folder):
@@ -273,11 +328,11 @@ def _unlisted(splits: Splits) -> Iterator[Finding]:
                 path = os.path.join(folder, name)
                 known = path in listed or os.path.splitext(name)[0] in reported
                 if not known and not name.startswith("."):
-                    yield Finding("unlisted-picture", split_of[folder], path, "in no annotation file")
+                    yield Finding("unlisted-image", split_of[folder], path, "in no annotation file")
 
 
 def _at(code: str, split: str, dataset: Dataset, index: int, rows: Sequence[int], what: str) -> Finding:
-    """A finding about boxes, placed where the first of them stands."""
+    """Finding about boxes, with the place of the first box."""
     where = dataset.places[int(rows[0])] if dataset.places is not None else str(dataset.path(index))
     if dataset.files[index] not in where:
         what = f"{dataset.files[index]}: {what}"

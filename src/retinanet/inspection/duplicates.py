@@ -1,7 +1,7 @@
-"""Pictures that are there twice: the same file, the same pixels, or nearly the same picture.
+"""Duplicate images: the same file, the same pixels, or nearly the same image.
 
-Nearly the same is decided twice: by a difference hash (which of two neighbours is brighter, 64 times), which finds
-candidates quickly, and by the pixels of a thumbnail, which pictures that only have the layout in common do not share.
+Nearly equal images are found in two steps. A difference hash (64 comparisons of neighbouring pixels) finds candidates
+quickly. The correlation of thumbnails then rejects images that only share their layout.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image, read_thumbnail
 from retinanet.errors import DataError
 
-# Side of the thumbnails that are compared.
+# Side of the thumbnails in pixels.
 _SIDE = 32
 
-# Bits of 64 in which the hashes of nearly the same picture may differ.
+# Number of the 64 bits in which the hashes of nearly equal images may differ.
 _BITS = 6
 
-# Correlation of the thumbnails from which two pictures are nearly the same.
-_ALIKE = 0.98
+# Smallest correlation of the thumbnails of nearly equal images.
+_SIMILAR = 0.98
 
-# A thumbnail with less contrast (standard deviation, of 255) shows nothing that could be recognised.
+# Images with a lower contrast (standard deviation of the thumbnail, values 0–255) are not compared.
 _FLAT = 4.0
 
+# Hashes compared with all others at a time, and pairs of thumbnails compared at a time; they bound the memory.
 _ROWS, _PAIRS = 256, 20_000
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What is known of a picture after it was decoded once.
+    """Result of decoding an image once.
 
     Attributes:
-        error: why it cannot be read, or ``None``.
-        size: ``(width, height)`` as training sees it.
-        digest: of the file's bytes.
+        error: the reason why it cannot be read, or ``None``.
+        size: ``(width, height)`` in training.
+        digest: hash of the file's bytes.
         thumbnail: uint8 ``(32, 32)``, grey.
     """
 
@@ -53,7 +54,7 @@ class Scan:
 
 
 class Pair(NamedTuple):
-    """Two pictures that are the same (``exact``) or nearly so; numbers of pictures, ``first < second``."""
+    """Numbers of two images that are equal (``exact``) or nearly equal; ``first < second``."""
 
     first: int
     second: int
@@ -61,7 +62,7 @@ class Pair(NamedTuple):
 
 
 def scan(datasets: Sequence[Dataset], progress: Callable[[int], object] = lambda images: None) -> list[Scan]:
-    """Decode every picture once, in the order of the datasets; ``progress`` is told the number just done."""
+    """Decode every image once, in the order of the datasets; ``progress`` is called with the number just done."""
     found = []
     with ThreadPoolExecutor(max_workers=4) as pool:  # Pillow decodes outside the interpreter's lock
         for each in pool.map(lambda item: _scan(*item), ((d, i) for d in datasets for i in d)):
@@ -85,18 +86,18 @@ def _scan(dataset: Dataset, index: int) -> Scan:
 
 
 def find_pairs(datasets: Sequence[Dataset], scans: Sequence[Scan]) -> list[Pair]:
-    """Of each picture, the most similar earlier one of its own dataset and of each dataset before it, if any is alike.
+    """Pair each image with its most similar earlier image in its own dataset and in each earlier dataset.
 
     Args:
-        datasets: what was scanned.
-        scans: what :func:`scan` gave for all of their pictures.
+        datasets: the datasets.
+        scans: of all their images, from :func:`scan`.
     """
     owner = np.repeat(np.arange(len(datasets)), [len(d) for d in datasets])
-    links: dict[tuple[int, int], tuple[float, Pair]] = {}  # (picture, dataset of the other): likeness
-    for first, second, likeness in (*_same_files(owner, scans), *_alike(scans)):
+    links: dict[tuple[int, int], tuple[float, Pair]] = {}  # (second image, dataset of the first): similarity
+    for first, second, similarity in (*_same_files(owner, scans), *_similar(scans)):
         key = (second, int(owner[first]))
-        if key not in links or likeness > links[key][0]:
-            links[key] = (likeness, Pair(first, second, likeness > 1))
+        if key not in links or similarity > links[key][0]:
+            links[key] = (similarity, Pair(first, second, similarity > 1))
     starts = np.cumsum([0, *(len(d) for d in datasets)])
 
     def same_pixels(pair: Pair) -> bool:
@@ -113,7 +114,7 @@ def find_pairs(datasets: Sequence[Dataset], scans: Sequence[Scan]) -> list[Pair]
 
 
 def _same_files(owner: npt.NDArray[np.int64], scans: Sequence[Scan]) -> Iterator[tuple[int, int, float]]:
-    seen: dict[tuple[bytes, int], int] = {}  # the first picture of each dataset with that content
+    seen: dict[tuple[bytes, int], int] = {}  # first image of each dataset with that content
     for number, each in enumerate(scans):
         if each.error is None:
             for dataset in range(int(owner[number]) + 1):
@@ -122,8 +123,8 @@ def _same_files(owner: npt.NDArray[np.int64], scans: Sequence[Scan]) -> Iterator
             seen.setdefault((each.digest, int(owner[number])), number)
 
 
-def _alike(scans: Sequence[Scan]) -> Iterator[tuple[int, int, float]]:
-    """Pairs of pictures and the correlation of their thumbnails, where it is high."""
+def _similar(scans: Sequence[Scan]) -> Iterator[tuple[int, int, float]]:
+    """Yield pairs of images with highly correlated thumbnails, and the correlation."""
     known = np.array([i for i, s in enumerate(scans) if s.error is None and s.thumbnail.std() >= _FLAT], dtype=np.int64)
     thumbnails = np.array([scans[i].thumbnail for i in known]).reshape(len(known), _SIDE * _SIDE)
     hashes = np.array([difference_hash(scans[i].thumbnail) for i in known], dtype=np.uint64)
@@ -133,21 +134,21 @@ def _alike(scans: Sequence[Scan]) -> Iterator[tuple[int, int, float]]:
         second, first = np.nonzero(near)
         second += start
         first, second = first[first < second], second[first < second]
-        for part in range(0, len(first), _PAIRS):
-            a, b = first[part : part + _PAIRS], second[part : part + _PAIRS]
-            likeness = _correlation(thumbnails[a], thumbnails[b])
-            for i in np.flatnonzero(likeness >= _ALIKE).tolist():
-                yield int(known[a[i]]), int(known[b[i]]), float(likeness[i])
+        for begin in range(0, len(first), _PAIRS):
+            a, b = first[begin : begin + _PAIRS], second[begin : begin + _PAIRS]
+            similarity = _correlation(thumbnails[a], thumbnails[b])
+            for i in np.flatnonzero(similarity >= _SIMILAR).tolist():
+                yield int(known[a[i]]), int(known[b[i]]), float(similarity[i])
 
 
 def difference_hash(thumbnail: npt.NDArray[np.uint8]) -> int:
-    """Whether each pixel of a 9 × 8 version is darker than the next in its row, as 64 bits."""
+    """64 bits: whether each pixel of a 9 × 8 version is darker than its right neighbour."""
     small = np.asarray(Image.fromarray(thumbnail).resize((9, 8), Image.Resampling.BOX))
     return int.from_bytes(np.packbits(small[:, :-1] < small[:, 1:]).tobytes(), "big")
 
 
 def _correlation(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Of each row of ``a`` with the same row of ``b``."""
+    """Correlation of each row of ``a`` with the same row of ``b``."""
     x, y = (v.astype(np.float32) - v.mean(axis=1, keepdims=True, dtype=np.float32) for v in (a, b))
     result: npt.NDArray[np.float32] = (x * y).sum(axis=1) / np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
     return np.minimum(result, 1)

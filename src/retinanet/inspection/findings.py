@@ -1,24 +1,24 @@
-"""What can be wrong in a dataset: each kind of finding, how bad it is, and what training does about it."""
+"""Kinds of findings in a dataset: the severity of each kind and its effect on training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-Severity = Literal["error", "warning", "note"]
+from retinanet.data.problems import Severity
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of finding.
+    """A kind of finding.
 
     Attributes:
-        code: for machines.
-        severity: error: training would stop or go wrong; warning: it learns or measures something wrong; note: worth
-            knowing.
-        title: what it is, in words.
-        effect: what training does about it.
+        code: identifies the kind; decisions use this.
+        severity: ``error``: training stops or goes wrong. ``warning``: training learns or measures something wrong.
+            ``note``: worth knowing.
+        title: the kind as a noun phrase.
+        effect: its effect on training.
     """
 
     code: str
@@ -27,122 +27,128 @@ class Kind:
     effect: str
 
 
-# In the order in which they matter.
+# The most important kinds come first.
 _KINDS = (
     Kind("unreadable-split", "error", "split that cannot be read", "training stops"),
-    Kind("no-objects", "error", "split without a single object", "training stops, or cannot be measured"),
+    Kind("no-objects", "error", "split without any object", "training stops, or the split cannot be evaluated"),
     Kind(
-        "broken-picture",
+        "broken-image",
         "error",
-        "picture that cannot be read",
-        "training stops before its first step; with --data.skip-broken it goes on without the picture",
+        "image that cannot be read",
+        "training stops before its first step; with --data.skip-broken it leaves out the image",
     ),
     Kind(
         "broken-annotation",
         "error",
-        "annotation that belongs to nothing or cannot be read",
+        "annotation that cannot be read, or whose image or class is not defined",
         "training stops before its first step",
     ),
     Kind(
         "unknown-class",
         "error",
         "class that train does not list",
-        "training stops: the model would have no output for it",
+        "training stops, because the model has no output for this class",
     ),
     Kind(
         "leak",
         "error",
-        "same picture in two splits",
-        "the model is tested on what it has learnt by heart: scores are too high",
+        "same image in two splits",
+        "the model is evaluated on an image that it was trained on, so scores are too high",
     ),
     Kind(
-        "picture-size",
+        "image-size",
         "error",
-        "picture of another size than its annotations say",
-        "boxes are taken as they are and lie in the wrong place",
+        "image whose size differs from its annotations",
+        "the boxes are used as they are and lie in the wrong place",
     ),
     Kind(
         "near-leak",
         "warning",
-        "nearly the same picture in two splits",
-        "the model is tested on what it has almost seen: scores are too high",
+        "nearly the same image in two splits",
+        "the model is evaluated on an image close to one that it was trained on, so scores are too high",
     ),
-    Kind("bad-box", "warning", "box that is none", "dropped"),
-    Kind("bad-line", "warning", "annotation that is not understood", "dropped"),
+    Kind("bad-box", "warning", "degenerate box", "the box is dropped"),
+    Kind("bad-line", "warning", "annotation with a wrong format", "the annotation is dropped"),
     Kind(
         "two-classes",
         "warning",
-        "same box with two classes (IoU above 0.95)",
-        "an anchor learns only one of the two, the one that fits it better",
+        "two boxes of different classes in the same place (IoU above 0.95)",
+        "each anchor learns only the class of the box that fits it better",
     ),
     Kind(
         "duplicate-box",
         "warning",
-        "box that is there twice (same class, IoU above 0.95)",
-        "the anchors are divided between the two; in evaluation, one of them is always missed",
+        "duplicate box (same class, IoU above 0.95)",
+        "the two boxes share their anchors, and evaluation always counts one of them as a false negative",
     ),
     Kind(
-        "duplicate-picture",
+        "duplicate-image",
         "warning",
-        "same picture twice in a split",
-        "counts twice; where annotations differ, training learns both",
+        "same image twice in a split",
+        "the image counts twice; if its annotations differ, training learns both",
     ),
     Kind(
         "similar-classes",
         "warning",
         "class names that differ only by case, space, hyphen or underscore",
-        "learnt as different classes that compete for the same objects",
+        "they are learnt as different classes that compete for the same objects",
     ),
-    Kind("never-learnt", "warning", "class without a box in train", "the model never finds it: its AP is 0"),
-    Kind("rare-class", "warning", "class with fewer than 10 boxes in train", "too few examples to learn from"),
+    Kind("never-learnt", "warning", "class without a box in train", "the model never detects it: its AP is 0"),
+    Kind("rare-class", "warning", "class with fewer than 10 boxes in train", "too few examples to learn the class"),
     Kind(
         "low-coverage",
         "warning",
-        "split with over 10 % of boxes that no anchor reaches",
-        "matching by IoU gives them no positive anchor: they are learnt as background",
+        "split with more than 10 % of its boxes below IoU 0.5 with every anchor",
+        "matching by IoU gives these boxes no positive anchor, so they are learnt as background",
     ),
     Kind(
         "no-anchor",
         "note",
-        "split with boxes that get no anchor",
-        "they count as background in training, and as misses in evaluation",
+        "split with boxes that get no positive anchor",
+        "training treats these boxes as background, so evaluation is likely to miss them",
     ),
     Kind(
         "tiny-box",
         "warning",
         "box with a side under 2 pixels of the network's input",
-        "left out of training below 1 pixel, hardly learnt below 2; raise --data.size or cut the pictures into tiles",
+        "training leaves out boxes under 1 pixel and hardly learns those under 2; "
+        "raise --data.size or cut the images into tiles",
     ),
-    Kind("never-measured", "note", "class of train that a held-out split does not show", "learnt, but never measured"),
-    Kind("clipped-box", "note", "box that reaches over the edge of its picture", "clipped to the picture"),
+    Kind(
+        "never-measured",
+        "note",
+        "class of train without a box in a held-out split",
+        "the class is learnt, but its AP cannot be measured on that split",
+    ),
+    Kind("clipped-box", "note", "box that reaches over the edge of its image", "the box is clipped to the image"),
     Kind(
         "huge-box",
         "note",
-        "box over 90 % of its picture, where that is rare",
-        "learnt like any other; often a picture's label that was made a box",
+        "box over 90 % of its image, in a dataset where such boxes are rare",
+        "the box is learnt like any other; often it is an image label that was turned into a box",
     ),
     Kind(
         "near-duplicate",
         "note",
-        "nearly the same picture in a split",
-        "counts more than once; a part of train set aside at random for val would not be independent of the rest",
+        "nearly the same image twice in a split",
+        "the image counts more than once; a val split drawn at random from train would not be independent of it",
     ),
     Kind(
         "few-boxes",
         "note",
-        "picture with far fewer boxes than the others",
-        "if objects were forgotten, they are learnt as background",
+        "image with far fewer boxes than the other images",
+        "if objects were not annotated, they are learnt as background",
     ),
     Kind(
         "unflagged-crowd",
         "note",
         "box around five or more boxes of its class",
-        "learnt as one large object; if it is a group, flag it as crowd (COCO iscrowd, VOC difficult)",
+        "the box is learnt as one large object; if it is a group, flag it as crowd (COCO iscrowd, VOC difficult)",
     ),
-    Kind("no-boxes", "note", "split with pictures without objects", "learnt as background"),
-    Kind("crowd", "note", "split with crowd, difficult or ignore regions", "depends on --data.crowd"),
-    Kind("unlisted-picture", "note", "picture that no annotation file lists", "not used"),
-    Kind("remark", "note", "remark of the reader", "see there"),
+    Kind("no-boxes", "note", "split with images without objects", "these images are learnt as background"),
+    Kind("crowd", "note", "split with crowd, difficult or ignore regions", "the effect depends on --data.crowd"),
+    Kind("unlisted-image", "note", "image that no annotation file lists", "the image is not used"),
+    Kind("remark", "note", "remark of the reader", "see the remark"),
 )
 KINDS = {kind.code: kind for kind in _KINDS}
 _ORDER = {kind.code: number for number, kind in enumerate(_KINDS)}
@@ -151,7 +157,14 @@ _SEVERITIES = {"error": 0, "warning": 1, "note": 2}
 
 @dataclass(frozen=True)
 class Sight:
-    """What to show of a finding: a picture, by split and number, and boxes in its pixels; all of it, or the boxes."""
+    """Image and boxes that illustrate a finding.
+
+    Attributes:
+        split: name of the split.
+        image: index of the image in the split.
+        boxes: boxes to draw, in pixels of the image.
+        closely: show only the surroundings of the boxes, not the whole image.
+    """
 
     split: str
     image: int
@@ -161,15 +174,15 @@ class Sight:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found.
+    """One finding in a dataset.
 
     Attributes:
         code: of its :class:`Kind`.
-        split: where.
+        split: name of the split.
         where: file and line, or file and annotation id.
         what: this case in words.
-        sights: pictures of it.
-        effect: what training does, if that is not the same for the whole kind.
+        sights: images that show it.
+        effect: its effect on training, where it differs from that of the kind.
     """
 
     code: str
@@ -181,13 +194,18 @@ class Finding:
 
     @property
     def kind(self) -> Kind:
-        """The kind it is of."""
+        """The kind of the finding."""
         return KINDS[self.code]
 
+    @property
+    def severity(self) -> Severity:
+        """How bad it is."""
+        return self.kind.severity
+
     def to_dict(self) -> dict[str, Any]:
-        """For ``findings.json``."""
+        """Return the entry of the finding in ``findings.json``."""
         return {
-            "severity": self.kind.severity,
+            "severity": self.severity,
             "code": self.code,
             "split": self.split,
             "where": self.where,
@@ -197,7 +215,7 @@ class Finding:
 
 
 def by_kind(findings: Iterable[Finding]) -> dict[Kind, list[Finding]]:
-    """The findings of each kind, what matters most first."""
+    """Group the findings by kind, the most important kind first."""
     groups: dict[Kind, list[Finding]] = {}
     for finding in findings:
         groups.setdefault(finding.kind, []).append(finding)

@@ -1,4 +1,4 @@
-"""A dataset without what is surely wrong in it, and a line for each change."""
+"""Repair the defects of a dataset that need no decision, and list the changes."""
 
 from __future__ import annotations
 
@@ -8,55 +8,57 @@ from dataclasses import replace
 import numpy as np
 
 from retinanet.data.dataset import NO_CLASS, Dataset
-from retinanet.inspection.checks import Diagnosis, role, same_boxes
+from retinanet.inspection.checks import CheckResult, role, same_boxes
 from retinanet.inspection.duplicates import Pair
 
-# Of pictures that two splits share, the held-out one stays: scores stay comparable, and train loses little.
-_STAYS = {"test": 0, "val": 1, "train": 2}
+# An image that two splits share stays in the held-out one: scores stay comparable, and train loses little.
+_PRIORITY = {"test": 0, "val": 1, "train": 2}
 
 
-def clean(splits: Mapping[str, Dataset], diagnosis: Diagnosis) -> tuple[dict[str, Dataset], list[str]]:
-    """Repair what can be repaired without asking.
+def repair(splits: Mapping[str, Dataset], checked: CheckResult) -> tuple[dict[str, Dataset], list[str]]:
+    """Repair the defects that need no decision of the user.
 
-    What the readers dropped and clipped stays dropped and clipped. Broken pictures are left out, pictures that are
-    exactly the same are kept once (in test rather than val, in val rather than train), boxes that are there twice are
-    kept once, and classes whose names differ only by case or space become one.
+    Boxes that the readers dropped or clipped stay so. Broken images are removed. Equal images are kept once, in test
+    rather than val and in val rather than train. Duplicate boxes are kept once. Classes whose names differ only by case
+    or space are merged.
 
     Args:
-        splits: what was diagnosed.
-        diagnosis: what was found in it.
+        splits: the dataset.
+        checked: the result of its checks.
 
     Returns:
-        The repaired splits, and a line for each change. A split of which nothing is left is left out.
+        The repaired splits without those that are empty now, and one line for each change.
     """
     changes = [f"{split}: {problem}" for split, dataset in splits.items() for problem in dataset.problems]
     places = [(split, index) for split, dataset in splits.items() for index in dataset]
     paths = [str(splits[split].path(index)) for split, index in places]
-    gone = _surplus(splits, diagnosis.pairs, places)
-    for number, keeper in gone.items():
-        split, stays = places[number][0], places[keeper][0]
-        changes.append(f"{split}: {paths[number]}: same picture as {paths[keeper]}, which stays in {stays}; left out")
-    for number, found in enumerate(diagnosis.scans):
+    removed = _extra_copies(splits, checked.pairs, places)
+    for number, keeper in removed.items():
+        split, kept_in = places[number][0], places[keeper][0]
+        changes.append(f"{split}: {paths[number]}: same image as {paths[keeper]}, which stays in {kept_in}; removed")
+    for number, found in enumerate(checked.scans):
         if found.error is not None:
-            gone[number] = number
-            changes.append(f"{places[number][0]}: {found.error}; left out")
-    merged, said = _merged_classes(splits)
-    changes += said
+            removed[number] = number
+            changes.append(f"{places[number][0]}: {found.error}; removed")
+    merged, class_changes = _merged_classes(splits)
+    changes += class_changes
     result, first = {}, 0
     for split, dataset in merged.items():
-        kept = [index for index in dataset if first + index not in gone]
+        kept = [index for index in dataset if first + index not in removed]
         first += len(dataset)
         if kept:
-            result[split], said = _boxes_once(split, dataset.subset(kept))
-            changes += said
+            result[split], box_changes = _without_duplicate_boxes(split, dataset.subset(kept))
+            changes += box_changes
         else:
-            changes.append(f"{split}: no picture is left; left out")
+            changes.append(f"{split}: no image is left; removed")
     return result, changes
 
 
-def _surplus(splits: Mapping[str, Dataset], pairs: Sequence[Pair], places: Sequence[tuple[str, int]]) -> dict[int, int]:
-    """Pictures to leave out, and for each the one of the same content that stays."""
-    group = list(range(len(places)))  # of each picture, the first one of its content
+def _extra_copies(
+    splits: Mapping[str, Dataset], pairs: Sequence[Pair], places: Sequence[tuple[str, int]]
+) -> dict[int, int]:
+    """Map each image to remove to the equal image that stays."""
+    group = list(range(len(places)))  # for each image, the first image with its content
 
     def root(number: int) -> int:
         while group[number] != number:
@@ -71,7 +73,7 @@ def _surplus(splits: Mapping[str, Dataset], pairs: Sequence[Pair], places: Seque
     def rank(number: int) -> tuple[int, int, int]:
         split, index = places[number]
         boxes = splits[split].rows(index)
-        return _STAYS.get(role(split), 3), boxes.start - boxes.stop, number
+        return _PRIORITY.get(role(split), 3), boxes.start - boxes.stop, number
 
     same: dict[int, list[int]] = {}
     for number in {n for pair in pairs if pair.exact for n in (pair.first, pair.second)}:
@@ -81,14 +83,16 @@ def _surplus(splits: Mapping[str, Dataset], pairs: Sequence[Pair], places: Seque
 
 
 def _merged_classes(splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], list[str]]:
-    """The splits with one class for those whose names differ only by case or space: the commonest of the names."""
+    """Merge classes whose names differ only by case or space, under the name with the most boxes."""
     first = next(iter(splits.values()))
     totals = {name: sum(d.class_counts()[name] for d in splits.values()) for name in first.classes}
     groups: dict[str, list[str]] = {}
     for name in first.classes:
         groups.setdefault("".join(name.casefold().split()), []).append(name)
     chosen = {name: max(names, key=totals.__getitem__) for names in groups.values() for name in names}
-    changes = [f"class {name!r} ({totals[name]} boxes): now {new!r}" for name, new in chosen.items() if name != new]
+    changes = [
+        f"class {name!r} ({totals[name]} boxes): renamed to {new!r}" for name, new in chosen.items() if name != new
+    ]
     if not changes:
         return dict(splits), []
     kept = [name for name in first.classes if chosen[name] == name]
@@ -100,21 +104,21 @@ def _merged_classes(splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], 
     }, changes
 
 
-def _boxes_once(split: str, dataset: Dataset) -> tuple[Dataset, list[str]]:
-    """Without the later of two boxes of one class in the same place."""
+def _without_duplicate_boxes(split: str, dataset: Dataset) -> tuple[Dataset, list[str]]:
+    """Remove the later of two boxes of one class in the same place."""
     keep = np.ones(len(dataset.boxes), dtype=np.bool_)
     changes = []
     for index in dataset:
         rows = np.arange(dataset.offsets[index], dataset.offsets[index + 1])
-        for row in _later_twins(dataset, rows[~dataset.ignore[rows]].tolist()):
+        for row in _duplicate_rows(dataset, rows[~dataset.ignore[rows]].tolist()):
             keep[row] = False
             corners = ", ".join(f"{v:g}" for v in dataset.boxes[row].tolist())
             name = dataset.classes[dataset.labels[row]]
-            changes.append(f"{split}: {dataset.path(index)}: {name} ({corners}) is there twice; dropped")
+            changes.append(f"{split}: {dataset.path(index)}: {name} ({corners}) is a duplicate; dropped")
     return (dataset if keep.all() else dataset.with_boxes(keep)), changes
 
 
-def _later_twins(dataset: Dataset, rows: Sequence[int]) -> Iterable[int]:
+def _duplicate_rows(dataset: Dataset, rows: Sequence[int]) -> Iterable[int]:
     for label in set(dataset.labels[rows].tolist()):
         of_class = [row for row in rows if dataset.labels[row] == label]
         if len(of_class) > 1:

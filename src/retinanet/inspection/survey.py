@@ -1,4 +1,4 @@
-"""What a dataset offers to learn from: boxes, sizes, how anchors cover them, and how rare foreground is."""
+"""Statistics of a split: boxes, their sizes, how well anchors cover them, and how rare positive anchors are."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from retinanet.inspection.anchor_coverage import ScaledBoxes, best_overlaps, pos
 from retinanet.inspection.findings import Finding
 from retinanet.losses.terms import Focal
 
-# IoU from which the paper gives a box an anchor.
+# IoU with a box from which the paper makes an anchor positive.
 REACHED = 0.5
 
-# Share of boxes out of reach from which that is worth a warning.
-_FEW_MISSED = 0.1
+# Fraction of boxes without such an anchor above which there is a warning.
+_FEW_UNREACHED = 0.1
 
-# More images than this tell no more about how many anchors a box gets.
+# Number of images whose anchors are assigned; more do not change the result much.
 _ASSIGNED = 1000
 
 _SIZES = (("small (under 32×32)", 0, 32**2), ("medium", 32**2, 96**2), ("large (96×96 and more)", 96**2, math.inf))
 
 
-class Coverage(NamedTuple):
-    """How anchors cover a group of boxes.
+class GroupCoverage(NamedTuple):
+    """How well the anchors cover a group of boxes.
 
     Attributes:
-        by: what makes it a group: ``all``, ``size`` or ``class``.
+        by: kind of the group: ``all``, ``size`` or ``class``.
         name: of the group.
-        boxes: how many.
-        reached: share with an anchor of IoU 0.5.
-        assigned: share that gets an anchor under the settings; NaN if none of them was looked at.
+        boxes: number of boxes.
+        reached: fraction of the boxes with an anchor of IoU ≥ 0.5.
+        assigned: fraction of the boxes that get a positive anchor with the current settings; NaN if none was looked at.
     """
 
     by: str
@@ -50,16 +50,16 @@ class Coverage(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """A split in numbers.
+    """Statistics of a split.
 
     Attributes:
-        dataset: the split, crowds treated as in training.
+        dataset: the split, with crowds treated as in training.
         size: float32 ``(M, 2)``, width and height of the boxes in pixels of the network's input.
         overlaps: float32 ``(M,)``, IoU of each box with its best anchor; NaN for ignore regions.
-        positives: int64 ``(M,)``, anchors that each box gets under the recipe's assignment; −1 for ignore regions and
-            boxes of images that were not looked at.
-        anchors: mean number of anchors of an image.
-        foreground: mean number of those that get an object.
+        positives: int64 ``(M,)``, number of positive anchors of each box with the recipe's assignment; −1 for ignore
+            regions and for boxes of images that were not looked at.
+        anchors: mean number of anchors per image.
+        foreground: mean number of positive anchors per image.
     """
 
     dataset: Dataset
@@ -71,7 +71,7 @@ class Survey:
 
     @classmethod
     def of(cls, dataset: Dataset, config: Config, progress: Callable[[int], object] = lambda images: None) -> Survey:
-        """Survey a split; ``progress`` is told the number of images whose anchors were just assigned."""
+        """Survey a split; ``progress`` is called with the number of images whose anchors were just assigned."""
         dataset = dataset.with_crowds(config.data.crowd)
         scaled = ScaledBoxes.of(dataset, config.data)
         chosen = np.arange(len(dataset))
@@ -92,27 +92,27 @@ class Survey:
 
     @property
     def objects(self) -> npt.NDArray[np.bool_]:
-        """Which boxes are objects: bool ``(M,)``."""
+        """Whether each box is an object, not an ignore region: bool ``(M,)``."""
         return ~self.dataset.ignore
 
     @property
     def per_image(self) -> npt.NDArray[np.int64]:
-        """Objects of each image: int64 ``(N,)``."""
+        """Number of objects of each image: int64 ``(N,)``."""
         return np.diff(np.concatenate([[0], np.cumsum(self.objects)])[self.dataset.offsets])
 
     @property
     def imbalance(self) -> float:
-        """Boxes of the commonest class per box of the rarest that has any; NaN without boxes."""
+        """Boxes of the most frequent class divided by those of the rarest class with boxes; NaN without boxes."""
         counts = [count for count in self.dataset.class_counts().values() if count]
         return max(counts) / min(counts) if counts else math.nan
 
     @property
     def reached(self) -> float:
-        """Share of the boxes with an anchor of IoU 0.5; NaN without boxes."""
+        """Fraction of the boxes with an anchor of IoU ≥ 0.5; NaN without boxes."""
         return next((each.reached for each in self.coverage()), math.nan)
 
-    def coverage(self) -> Iterator[Coverage]:
-        """Of all boxes, of those of each size, and of each class, where there are any."""
+    def coverage(self) -> Iterator[GroupCoverage]:
+        """Yield the coverage of all boxes, of each size, and of each class. Empty groups are left out."""
         area = self.size.prod(axis=1)
         groups = [("all", "all", self.objects)]
         groups += [("size", name, self.objects & (area >= low) & (area < high)) for name, low, high in _SIZES]
@@ -122,10 +122,10 @@ class Survey:
             if rows.any():
                 looked_at = self.positives[rows & (self.positives >= 0)]
                 assigned = float((looked_at > 0).mean()) if len(looked_at) else math.nan
-                yield Coverage(by, name, int(rows.sum()), float((self.overlaps[rows] >= REACHED).mean()), assigned)
+                yield GroupCoverage(by, name, int(rows.sum()), float((self.overlaps[rows] >= REACHED).mean()), assigned)
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``findings.json``; NaN as ``None``."""
+        """Return the entry of the split in ``findings.json``, with ``None`` for NaN."""
         counts = self.per_image
         return {
             "images": len(self.dataset),
@@ -150,13 +150,13 @@ class Survey:
 
 @dataclass(frozen=True)
 class Balance:
-    """The classification loss of an average picture before the first step, when every score is π.
+    """Classification loss of an average image before the first step, when every score is π.
 
     Attributes:
-        foreground: anchors with an object.
-        background: all others.
-        cross_entropy: summed loss of the foreground's own classes, and of everything else.
-        focal: the same under the focal loss.
+        foreground: number of positive anchors.
+        background: number of all other anchors.
+        cross_entropy: cross entropy, summed over the positive targets and over the negative targets.
+        focal: the same for the focal loss.
     """
 
     foreground: float
@@ -166,53 +166,54 @@ class Balance:
 
     @classmethod
     def of(cls, survey: Survey, prior: float, alpha: float, gamma: float) -> Balance:
-        """The balance for scores of ``prior`` (π) and a focal loss of ``alpha`` and ``gamma``."""
+        """Compute the balance for scores of ``prior`` (π) and a focal loss with ``alpha`` and ``gamma``."""
         background, classes = survey.anchors - survey.foreground, len(survey.dataset.classes)
-        wrong = background * classes + survey.foreground * (classes - 1)  # logits whose class is wrong
+        negatives = background * classes + survey.foreground * (classes - 1)
         logit = torch.tensor(math.log(prior / (1 - prior)), dtype=torch.float64)
 
         def totals(loss: Focal) -> tuple[float, float]:
-            return survey.foreground * float(loss.foreground(logit, None)), wrong * float(loss.background(logit))
+            positive, negative = loss.foreground(logit, None), loss.background(logit)
+            return survey.foreground * float(positive), negatives * float(negative)
 
         return cls(survey.foreground, background, totals(Focal(None, 0.0)), totals(Focal(alpha, gamma)))
 
     def sentences(self, prior: float, alpha: float, gamma: float) -> list[str]:
-        """What that means, in plain words."""
+        """Describe the balance in plain words."""
         if self.foreground == 0:
-            return ["no anchor gets an object"]
-        ratio = self.background / self.foreground
-        fg, bg = self.cross_entropy
-        focal_fg, focal_bg = self.focal
+            return ["No anchor gets an object, so there is nothing to learn."]
         return [
-            f"an average picture has {self.foreground:.0f} foreground anchors and {self.background:.0f} others, "
-            f"1 : {ratio:.0f}",
-            f"at the start, with every score at π = {prior:g}, cross entropy sums to {bg:.3g} over the background and "
-            f"{fg:.3g} over the foreground: the background makes {bg / (bg + fg):.0%} of the loss",
-            f"the focal loss (γ = {gamma:g}, α = {alpha:g}) sums to {focal_bg:.3g} and {focal_fg:.3g}: the background "
-            f"makes {_percent(focal_bg / (focal_bg + focal_fg))}",
+            f"An average image has {self.foreground:,.0f} positive anchors, which learn an object, and "
+            f"{self.background:,.0f} others, which learn background: 1 : {self.background / self.foreground:.0f}.",
+            f"Before the first step every score is π = {prior:g}. With cross entropy, background then causes "
+            f"{_background_share(self.cross_entropy)}.",
+            f"With the focal loss (γ = {gamma:g}, α = {alpha:g}), background causes {_background_share(self.focal)}.",
         ]
 
 
 def coverage_findings(split: str, survey: Survey, assign: AssignConfig) -> Iterator[Finding]:
-    """What the anchors do not cover, as findings about the split."""
+    """Findings about boxes that the anchors do not cover."""
     objects = survey.objects
-    missed = objects & (survey.overlaps < REACHED)
-    if assign.method == "iou" and missed.sum() > _FEW_MISSED * objects.sum():
-        what = f"{missed.sum()} of {objects.sum()} boxes have no anchor of IoU ≥ {REACHED:g}"
+    unreached = objects & (survey.overlaps < REACHED)
+    if assign.method == "iou" and unreached.sum() > _FEW_UNREACHED * objects.sum():
+        what = f"{unreached.sum()} of {objects.sum()} boxes have no anchor with IoU ≥ {REACHED:g}"
         yield Finding("low-coverage", split, survey.dataset.name, what)
     looked_at = survey.positives >= 0
     none = survey.positives == 0
     if none.any():
-        what = f"{none.sum()} of {looked_at.sum()} boxes under --assign.method {assign.method}"
+        what = f"{none.sum()} of {looked_at.sum()} boxes with --assign.method {assign.method}"
         yield Finding("no-anchor", split, survey.dataset.name, what)
 
 
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.01 else f"{share:.2%}" if share >= 0.0001 else "under 0.01%"
+def _background_share(loss: tuple[float, float]) -> str:
+    """Share of the background in a loss, given as its sums over foreground and background."""
+    total = sum(loss)
+    share = loss[1] / total
+    percent = f"{share:.0%}" if share >= 0.01 else f"{share:.2%}" if share >= 0.0001 else "less than 0.01%"
+    return f"{percent} of the loss ({loss[1]:.3g} of {total:.3g})"
 
 
 def _anchors(dataset: Dataset, config: Config) -> float:
-    """Mean number of anchors of an image."""
+    """Mean number of anchors per image."""
     total = 0
     for (width, height), images in zip(*np.unique(dataset.sizes, axis=0, return_counts=True), strict=True):
         sides = [-(-side // PAD_TO) * PAD_TO for side in scaled_size(int(height), int(width), config.data)]

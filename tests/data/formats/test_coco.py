@@ -107,7 +107,7 @@ def test_text_image_ids_are_numbered(tmp_path: Path) -> None:
     )
     assert data.image_ids.tolist() == [1, 2]
     assert data.offsets.tolist() == [0, 0, 1]
-    assert "not whole numbers" in data.problems[0].kind
+    assert "not whole numbers" in data.problems[0].message
 
 
 def test_unusable_annotations_are_dropped_and_reported(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_roboflow_heading_category_is_left_out(tmp_path: Path) -> None:
     ]
     data = coco.read(write(tmp_path, content(categories=categories)), "toy")
     assert data.classes == ("cat", "dog")
-    assert "pets" in data.problems[0].kind
+    assert "pets" in data.problems[0].message
 
 
 def test_backslashes_in_file_names(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_crowd_flag_that_is_neither_0_nor_1_is_reported(tmp_path: Path) -> Non
     odd = [content()["annotations"][0] | {"iscrowd": 7}]
     data = coco.read(write(tmp_path, content(annotations=odd)), "toy")
     assert data.ignore.tolist() == [False]
-    assert data.problems[0].kind == "iscrowd is 7, neither 0 nor 1"
+    assert data.problems[0].message == "iscrowd is 7, neither 0 nor 1"
 
 
 def test_a_val_file_cut_short_is_refused_and_not_forgotten(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_val_is_set_aside_and_never_test(tmp_path: Path) -> None:
     root = coco(tmp_path, {"train": names("t", 20), "test": names("x", 9)})
     train, val, notes = read_train_val(root, val_fraction=0.25, seed=3)
     assert (len(train), len(val)) == (15, 5)
-    assert notes == [f"no val split in {root}: 5 of 20 images were set aside at random (seed 3)"]
+    assert notes == [f"no val split in {root}: 5 of 20 images are held out at random (seed 3)"]
     assert not set(train.files) & set(val.files)
     assert set(train.files) | set(val.files) == set(names("t", 20))
     again, more = read_eval(root, "val", val_fraction=0.25, seed=3)
@@ -79,7 +79,7 @@ def test_overrides(tmp_path: Path) -> None:
 
 def test_images_in_both_are_remarked(tmp_path: Path) -> None:
     root = coco(tmp_path, {"train": names("t", 4), "val": names("t", 2)})
-    assert read_train_val(root)[2] == ["2 of the 2 val images are also in train: scores on val will flatter"]
+    assert read_train_val(root)[2] == ["2 of the 2 val images are also in train: scores on val will be too high"]
 
 
 def test_classes_are_mapped_by_name(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     (tmp_path / "some.json").write_text("{}")
     with pytest.raises(DataError, match=r"found notes\.md, some\.json(?s:.*)Pascal VOC"):
         read_split(tmp_path, "train")
-    with pytest.raises(DataError, match="not a file of annotations"):
+    with pytest.raises(DataError, match="not an annotation file"):
         read_split(tmp_path / "notes.md", "train")
     coco(tmp_path / "inner", {"train": ["a.png"]})
     with pytest.raises(DataError, match=r"did you mean .*inner\?"):
@@ -154,7 +154,7 @@ def test_real_boards_without_val(shared_data: Path) -> None:
     train, val, notes = read_train_val(shared_data / "deeppcb")
     assert (len(train), len(val)) == (900, 100)
     assert len(notes) == 1
-    assert "100 of 1000 images were set aside at random (seed 0)" in notes[0]
+    assert "100 of 1000 images are held out at random (seed 0)" in notes[0]
     assert train.classes == ("open", "short", "mousebite", "spur", "copper", "pin-hole")
     again, _ = read_eval(shared_data / "deeppcb", "val")
     assert again.image_ids.tolist() == val.image_ids.tolist()

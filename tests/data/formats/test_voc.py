@@ -61,7 +61,7 @@ def test_splits_and_common_classes(tmp_path: Path) -> None:
         assert list(data.files) == names
         assert data.classes == ("cat", "dog")
         assert data.labels.tolist() == labels
-    assert "listed twice" in read_split(root, "trainval").problems[0].kind
+    assert "listed twice" in read_split(root, "trainval").problems[0].message
 
 
 def test_folder_per_split(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_unusable_objects_are_reported_with_their_line(tmp_path: Path) -> None:
     assert len(data.boxes) == 0
     file = root / "Annotations" / "a.xml"
     assert [p.where for p in data.problems] == [f"{file}:{line}" for line in (4, 6, 8, 10)]
-    assert "zero-area" in data.problems[3].kind
+    assert "zero-area" in data.problems[3].message
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_real_blood_cells(shared_data: Path) -> None:
     assert [len(s) for s in splits] == [205, 87, 72]
     assert all(s.classes == ("Platelets", "RBC", "WBC") for s in splits)
     assert splits[0].name == "BCCD [train]"
-    degenerate = [p for s in splits for p in s.problems if "zero-area" in p.kind]
+    degenerate = [p for s in splits for p in s.problems if "zero-area" in p.message]
     assert sorted(Path(p.where.rpartition(":")[0]).name for p in degenerate) == [
         "BloodImage_00338.xml",
         "BloodImage_00343.xml",
@@ -186,7 +186,7 @@ def test_a_class_list_gives_the_order_and_classes_without_boxes(tmp_path: Path) 
     assert data.labels.tolist() == [1, 2, -1]
     [problem] = data.problems
     assert "a.xml:" in problem.where
-    assert (problem.kind, problem.action) == ("class 'cat' is not in classes.txt", "put after the listed ones")
+    assert (problem.message, problem.action) == ("class 'cat' is not in classes.txt", "put after the listed ones")
 
 
 def test_folders_below_annotations(tmp_path: Path) -> None:
@@ -230,20 +230,20 @@ def test_an_object_with_two_names_or_boxes_is_dropped(tmp_path: Path, twice: str
     root = write(tmp_path, {"a": xml(f"<name>cat</name>{BOX}{twice}", f"<name>cat</name>{BOX}")})
     data = read_split(root, "train")
     assert len(data.boxes) == 1
-    assert data.problems[0].kind.startswith("object with two <")
+    assert data.problems[0].message.startswith("object with two <")
 
 
 def test_a_difficult_flag_that_is_neither_0_nor_1_is_reported(tmp_path: Path) -> None:
     text = xml(*(f"<name>cat</name><difficult>{flag}</difficult>{BOX}" for flag in ("0", "1", "7")))
     data = read_split(write(tmp_path, {"a": text}), "train")
     assert data.ignore.tolist() == [False, True, False]
-    assert [problem.kind for problem in data.problems] == ["<difficult> is '7', neither 0 nor 1"]
+    assert [problem.message for problem in data.problems] == ["<difficult> is '7', neither 0 nor 1"]
 
 
 def test_elements_inside_of_a_number_are_refused(tmp_path: Path) -> None:
     """Only the text after them would be left: 1<a/>0 is not 0."""
     text = xml(f"<name>cat</name>{BOX}").replace("10.5", "1<a/>0.5")
-    with pytest.raises(DataError, match="<a> in the middle of a text; repair"):
+    with pytest.raises(DataError, match="<a> inside a text element; repair"):
         read_split(write(tmp_path, {"a": text}), "train")
 
 

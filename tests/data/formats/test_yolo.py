@@ -144,7 +144,7 @@ def test_no_label_file_at_all_is_said(tmp_path: Path) -> None:
     (root / "train" / "labels" / "a.txt").unlink()
     data = read_split(root, "train")
     assert len(data.boxes) == 0
-    assert "no image has a label file" in data.problems[0].kind
+    assert "no image has a label file" in data.problems[0].message
 
 
 def test_broken_images_are_named_together(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Readers of the dataset formats; :mod:`retinanet.data.formats.open_dataset` chooses among them."""
+"""Readers and writers of dataset formats; :mod:`retinanet.data.formats.open_dataset` recognises the format."""

@@ -33,7 +33,7 @@ _PROBED_IMAGES = 8
 
 
 def find(root: Path) -> dict[str, Path]:
-    """The annotation file of each split of a COCO dataset; nothing if ``root`` is none.
+    """Find the annotation file of each split of a COCO dataset. Empty if ``root`` is not one.
 
     Args:
         root: the dataset's folder, or one JSON file.
@@ -50,7 +50,7 @@ def find(root: Path) -> dict[str, Path]:
     files = [f for f in files if f.suffix.lower() == ".json" and not f.name.startswith(_OTHER_TASKS)]
     instances = [f for f in files if f.name.startswith("instances_")]
     coco = [f for f in files if _looks_like_coco(f)]
-    # Beside a train.json, a val.json that does not look right is broken: it is refused when it is read.
+    # A val.json beside a train.json belongs to the dataset even if it is broken; reading it raises the error.
     if found := by_split(instances or [f for f in files if coco and (f in coco or is_split_name(f.stem))]):
         return found
     for folder in filter(lambda f: is_split_name(f.name), folders):
@@ -65,11 +65,11 @@ def read(source: Path, name: str, tolerant: bool = False) -> Dataset:
 
     Args:
         source: the JSON file.
-        name: what to call the dataset in messages.
+        name: name of the dataset in messages.
         tolerant: see :class:`DatasetBuilder`.
 
     Raises:
-        DataError: the file is not COCO instances, or its images are not where COCO datasets keep them.
+        DataError: the file does not hold COCO instances, or its images are in none of the usual folders.
     """
     content = _load(source)
     images, annotations = _section(content, "images", source), _section(content, "annotations", source)
@@ -79,19 +79,19 @@ def read(source: Path, name: str, tolerant: bool = False) -> Dataset:
         if position.setdefault(str(image.get("id")), i) != i or image.get("id") is None:
             raise DataError(
                 f"{source}: image {files[i]} has id {short(image.get('id'))}, which is missing or used twice; "
-                "give each image another one"
+                "give each image its own id"
             )
 
     classes = _Classes.of(_section(content, "categories", source), annotations, source)
     folder = _image_folder(source, files) if files else source.parent
     builder = DatasetBuilder(name, folder, classes.names, classes.ids, tolerant)
     for note in classes.notes:
-        builder.report(note, str(source), "left out")
+        builder.report("heading-category", str(source), note)
     numbered = all(type(image["id"]) is int and abs(image["id"]) < 2**63 for image in images)
     if not numbered:
-        builder.report("image ids are not whole numbers", str(source), "images numbered from 1")
+        builder.report("image-ids", str(source), "image ids are not whole numbers")
 
-    # A million annotations in any order: sort them by image once, then walk both lists side by side.
+    # Annotations come in any order. Sort them by image once, then walk through images and annotations together.
     owner = np.array([_owner(a, position, source, i) for i, a in enumerate(annotations)], dtype=np.int64)
     orphans = np.flatnonzero(owner < 0).tolist()
     if orphans and images:
@@ -117,7 +117,7 @@ def read(source: Path, name: str, tolerant: bool = False) -> Dataset:
 
 @dataclass(frozen=True)
 class _Classes:
-    """Categories in the order of their ids: the label of each id, ``None`` for a category of ignore regions."""
+    """Categories in the order of their ids. ``labels`` maps each id to its label, ``None`` for ignore regions."""
 
     names: list[str]
     ids: list[int]
@@ -149,7 +149,7 @@ class _Classes:
 
 
 def _is_heading(category: dict[str, Any], categories: list[dict[str, Any]]) -> bool:
-    # Roboflow writes the dataset's own name as category 0 and as supercategory of the real ones.
+    # Roboflow writes the dataset's name as category 0 and as the supercategory of the real categories.
     others = [c for c in categories if c is not category]
     return category["id"] == 0 and bool(others) and all(c.get("supercategory") == category["name"] for c in others)
 
@@ -158,18 +158,19 @@ def _add(builder: DatasetBuilder, annotation: dict[str, Any], classes: _Classes,
     category = str(annotation.get("category_id"))
     if category not in classes.labels:
         problem = f"category_id {short(annotation.get('category_id'))} is not among the categories"
-        builder.refuse(problem, where, f'{where}: {problem}; add it to "categories" or remove the annotation')
+        error = f'{where}: {problem}; add it to "categories" or remove the annotation'
+        builder.refuse("unknown-class-id", where, problem, error)
         return
     bbox = annotation.get("bbox")
     if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))):
-        builder.report("bbox is missing" if bbox is None else "bbox is not 4 numbers", where, "dropped")
+        builder.report("malformed-box", where, "bbox is missing" if bbox is None else "bbox is not 4 numbers")
         return
     x, y, width, height = (_to_float(v) for v in bbox)
     area = annotation.get("area")
     label = classes.labels[category]
     for flag in ("iscrowd", "ignore"):
         if annotation.get(flag, 0) not in (0, 1, "0", "1", None):
-            builder.report(f"{flag} is {short(annotation[flag])}, neither 0 nor 1", where, "taken as 0")
+            builder.report("invalid-flag", where, f"{flag} is {short(annotation[flag])}, neither 0 nor 1")
     builder.add_box(
         (x, y, x + width, y + height),
         NO_CLASS if label is None else label,
@@ -186,7 +187,7 @@ def _is_number(value: Any) -> bool:
 def _to_float(value: float) -> float:
     try:
         return float(value)
-    except OverflowError:  # an integer of hundreds of digits
+    except OverflowError:  # an integer with hundreds of digits
         return math.inf
 
 
@@ -199,14 +200,14 @@ def _refuse_orphans(
     builder: DatasetBuilder, orphans: list[tuple[int, dict[str, Any]]], total: int, source: Path
 ) -> None:
     row, first = orphans[0]
-    message = (
+    error = (
         f"{source}: {len(orphans)} of {total} annotations belong to images that are not listed, first "
         f"annotation {_id(first, row)} with image_id {short(first.get('image_id'))}; add those images to "
         '"images" or remove the annotations'
     )
     for row, orphan in orphans:
         problem = f"annotation of an image that is not listed (image_id {short(orphan.get('image_id'))})"
-        builder.refuse(problem, f"{source}: annotation {_id(orphan, row)}", message)
+        builder.refuse("annotation-without-image", f"{source}: annotation {_id(orphan, row)}", problem, error)
 
 
 def _side(value: Any) -> int:
@@ -226,7 +227,7 @@ def _file_name(image: Any, where: str) -> str:
 
 
 def _image_folder(source: Path, files: list[str]) -> Path:
-    """The folder most of a sample of the images is found in."""
+    """Folder that contains most of a sample of the images."""
     here = source.parent
     bases = [here, here.parent] if here.name.lower().startswith("annotation") else [here]
     split = split_of(source)
@@ -244,7 +245,7 @@ def _image_folder(source: Path, files: list[str]) -> Path:
 
 
 def _looks_like_coco(file: Path) -> bool:
-    # Keys come in any order and a file may hold hundreds of megabytes: search the bytes, do not parse.
+    # Keys come in any order and the file may be large, so search its bytes instead of parsing it.
     try:
         with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return all(content.find(key) >= 0 for key in (b'"images"', b'"annotations"', b'"categories"'))
@@ -256,7 +257,7 @@ def _load(source: Path) -> dict[str, Any]:
     content = read_json(source, "COCO annotations")
     if isinstance(content, list):
         raise DataError(
-            f"{source}: a list at the top is a file of results (detections), not of annotations; "
+            f"{source}: the file is a list, as files of detections are; "
             "give the file with 'images', 'annotations' and 'categories'"
         )
     if not isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""CSV: a row ``path,x1,y1,x2,y2,class`` per box, a row with the path alone for an image that shows nothing."""
+"""CSV: a row ``path,x1,y1,x2,y2,class`` per box; a row with only the path for an image without objects."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SUFFIXES = (".csv", ".tsv")
 _ROBOFLOW_FILE = "_annotations.csv"
 _EXPECTED = "expected path,x1,y1,x2,y2,class"
 
-# What each column is called by one tool or another; without a header row they come in this order.
+# Names of each column in the files of common tools. Without a header row the columns have this order.
 _HEADERS = (
     {"path", "image", "file", "filename", "file_name", "image_path", "img"},
     {"x1", "xmin", "x_min"},
@@ -45,21 +45,21 @@ _Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Tables:
-    """The files of all splits together, which decide the class list, and the names a ``classes.txt`` gives it."""
+    """Files of all splits, which share one class list, and the class names of ``classes.txt``."""
 
     files: tuple[Path, ...]
     listed: tuple[str, ...] = ()
 
     @cached_property
     def classes(self) -> list[str]:
-        """The listed class names, then others of any file, sorted."""
+        """The listed class names, then those of all files, sorted."""
         names = {row.name for file in self.files for row in _rows(file) if row.box}
         return [*self.listed, *sorted(name for name in names - {*self.listed} if not is_ignore(name))]
 
 
 @dataclass(frozen=True)
-class Source:
-    """The file of one split."""
+class CsvSplit:
+    """File of one split."""
 
     file: Path
     shared: Tables
@@ -74,44 +74,44 @@ class _Row:
     problem: str = ""
 
 
-def find(root: Path) -> dict[str, Source]:
-    """The splits of a CSV dataset; nothing if ``root`` is none.
+def find(root: Path) -> dict[str, CsvSplit]:
+    """Find the splits of a CSV dataset. Empty if ``root`` is not one.
 
     Args:
         root: the dataset's folder, or one CSV file.
     """
     if not root.is_dir():
         shared = Tables((root,), tuple(class_list(root.parent)))
-        return {split_of(root): Source(root, shared)} if root.suffix.lower() in _SUFFIXES else {}
+        return {split_of(root): CsvSplit(root, shared)} if root.suffix.lower() in _SUFFIXES else {}
     folders, files = listing(root)
     files = [file for file in files if file.suffix.lower() in _SUFFIXES]
     right = [file for file in files if _looks_right(file)]
-    # Beside a train.csv, a val.csv that does not look right is broken: it is refused when it is read.
+    # A val.csv beside a train.csv belongs to the dataset even if it is broken; reading it raises the error.
     found = by_split(file for file in files if right and (file in right or is_split_name(file.stem)))
     if not found:
         found = {folder.name: folder / _ROBOFLOW_FILE for folder in folders if (folder / _ROBOFLOW_FILE).is_file()}
     shared = Tables(tuple(found.values()), tuple(class_list(root)))
-    return {split: Source(file, shared) for split, file in found.items()}
+    return {split: CsvSplit(file, shared) for split, file in found.items()}
 
 
-def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
+def read(source: CsvSplit, name: str, tolerant: bool = False) -> Dataset:
     """Read one split.
 
     Args:
-        source: what :func:`find` gave for it.
-        name: what to call the dataset in messages.
+        source: the split, from :func:`find`.
+        name: name of the dataset in messages.
         tolerant: see :class:`DatasetBuilder`.
 
     Raises:
         DataError: no row of the file can be used, or images cannot be read.
     """
     builder = DatasetBuilder(name, source.file.parent, source.shared.classes, tolerant=tolerant)
-    images: dict[str, list[_Row]] = {}  # rows of an image need not be neighbours
-    lines: dict[str, int] = {}  # that name an image first
+    images: dict[str, list[_Row]] = {}  # rows of an image may be apart
+    lines: dict[str, int] = {}  # first line of each image
     for row in _rows(source.file):
         if row.problem:
             image = f" (image {row.path})" if row.path else ""
-            builder.report(row.problem, f"{source.file}:{row.line}{image}", "dropped")
+            builder.report("malformed-line", f"{source.file}:{row.line}{image}", row.problem)
         else:
             rows = images.setdefault(row.path, [])
             lines.setdefault(row.path, row.line)
@@ -153,7 +153,7 @@ def _rows(file: Path) -> Iterator[_Row]:
                 picked = [cells[c] if c < len(cells) else "" for c in columns]
                 yield _row(picked, reader.line_num, f"{file}:{reader.line_num}", decimal_comma=delimiter == ";")
             first = False
-    except csv.Error as error:  # a cell of hundreds of kilobytes, an unclosed quote
+    except csv.Error as error:  # a cell of hundreds of kilobytes, or an unclosed quote
         raise DataError(f"{file}:{reader.line_num}: not a CSV row ({error}); correct its quotes and commas") from error
 
 
@@ -174,7 +174,7 @@ def _row(cells: list[str], line: int, where: str, decimal_comma: bool) -> _Row:
 
 
 def _header(cells: list[str]) -> list[int] | None:
-    """Which column holds what, if this is a header row."""
+    """Index of each column, if this is a header row."""
     names = [cell.lower() for cell in cells]
     columns = [next((i for i, name in enumerate(names) if name in options), -1) for options in _HEADERS]
     return columns if min(columns) >= 0 else None
@@ -189,17 +189,17 @@ def _delimiter(lines: list[str]) -> str:
 
 
 def _looks_right(file: Path) -> bool:
-    """Whether the first rows are ours; a folder may hold other tables."""
+    """Whether the first rows have the expected columns; a folder may hold other tables."""
     try:
         with file.open("rb") as handle:
             lines = handle.read(1 << 16).decode("utf-8-sig", "replace").splitlines()[:20]
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=_delimiter(lines))]
     except (OSError, csv.Error):
         return False
-    return any(_header(row) for row in rows[:1]) or any(_is_ours(row) for row in rows)
+    return any(_header(row) for row in rows[:1]) or any(_is_row(row) for row in rows)
 
 
-def _is_ours(cells: list[str]) -> bool:
+def _is_row(cells: list[str]) -> bool:
     if not cells or not is_image(os.path.basename(cells[0])):
         return False
     return len(cells) == 1 or (len(cells) == len(_HEADERS) and all(_is_number(c) for c in cells[1:5] if c))

@@ -1,4 +1,4 @@
-"""Which format a dataset is in, which splits it has, and which of them are train and val."""
+"""Open a dataset: recognise its format, list its splits, and read the splits that are asked for."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from retinanet.data.formats import coco, csv, voc, yolo
 from retinanet.data.formats.reading import SPLIT_ALIASES
 from retinanet.errors import ConfigError, DataError
 
-_UNDERSTOOD = """\
+_FORMATS = """\
   COCO        instances_train.json, instances_val.json and images/; or train/_annotations.coco.json (Roboflow)
   Pascal VOC  Annotations/*.xml, JPEGImages/ and ImageSets/Main/train.txt, val.txt; or train/*.xml, val/*.xml
   YOLO        data.yaml; or images/train, labels/train, images/val, labels/val and classes.txt
   CSV         train.csv, val.csv with rows path,x1,y1,x2,y2,class"""
 
-_Source = TypeVar("_Source")
+_Split = TypeVar("_Split")
 
 
 class _Reader(Protocol):
@@ -28,22 +28,22 @@ class _Reader(Protocol):
 
 
 def read_split(path: str | Path, split: str) -> Dataset:
-    """Read one split of a dataset in any format this package knows.
+    """Read one split of a dataset in any supported format.
 
     Args:
         path: the dataset's folder, or its JSON, CSV or YAML file.
-        split: its name; ``val`` also finds ``valid``, ``val2017`` and the like, ``train`` an only, unnamed split.
+        split: its name. ``val`` also finds ``valid``, ``val2017`` and similar; ``train`` finds a single unnamed split.
 
     Raises:
         DataError: there is no such dataset or split, or it cannot be used.
     """
-    return _open(path).read(split)
+    return open_dataset(path).read(split)
 
 
 def read_all(path: str | Path) -> dict[str, Dataset]:
-    """Read every split of a dataset, by name; an unnamed one is ``train``. All have one list of classes.
+    """Read every split of a dataset, by name; an unnamed split is ``train``.
 
-    Where the splits list different classes, theirs are put together in the order of their category ids.
+    The splits share one list of classes. If they list different classes, their lists are merged by category id.
 
     Args:
         path: the dataset's folder, or its JSON, CSV or YAML file.
@@ -51,26 +51,26 @@ def read_all(path: str | Path) -> dict[str, Dataset]:
     Raises:
         DataError: there is no such dataset, or it cannot be used.
     """
-    return with_shared_classes({split or "train": read() for split, read in _open(path).readers.items()})
+    return with_shared_classes({split or "train": read() for split, read in open_dataset(path).readers.items()})
 
 
 def read_tolerantly(
     path: str | Path, train: str | None = None, val: str | None = None
 ) -> tuple[dict[str, Dataset], dict[str, str]]:
-    """Read every split as far as possible; each with its own classes, and with the place of each box.
+    """Read every split as far as possible, each with its own classes and with the place of each box.
 
     Args:
         path: the dataset's folder, or its JSON, CSV or YAML file.
-        train: another split, file or folder to train on; only ``train`` and ``val`` are read then.
+        train: another split, file or folder to train on. Only ``train`` and ``val`` are read then.
         val: another split, file or folder to validate on.
 
     Returns:
-        The splits by name (an unnamed one is ``train``), and why others cannot be read.
+        The splits by name (an unnamed split is ``train``), and for each unreadable split the reason.
 
     Raises:
-        DataError: there is no such dataset, no split of it can be read, or one that was asked for cannot.
+        DataError: there is no such dataset, none of its splits can be read, or a requested split cannot.
     """
-    data = _open(path)
+    data = open_dataset(path)
     if train or val:
         wanted = {role: name or role for role, name in (("train", train), ("val", val)) if name or data.resolve(role)}
         return {role: data.read_override(name, role, tolerant=True) for role, name in wanted.items()}, {}
@@ -86,7 +86,7 @@ def read_tolerantly(
 
 
 def with_shared_classes(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """The splits with one list of classes, in the order of their category ids."""
+    """Give all splits one list of classes, in the order of the category ids."""
     ids: dict[str, int] = {}
     for dataset in splits.values():
         for name, number in zip(dataset.classes, dataset.category_ids, strict=True):
@@ -99,46 +99,48 @@ def with_shared_classes(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
 def read_train_val(
     path: str | Path, train: str | None = None, val: str | None = None, val_fraction: float = 0.1, seed: int = 0
 ) -> tuple[Dataset, Dataset, list[str]]:
-    """Read what to train on and what to validate on.
+    """Read the datasets for training and validation.
 
-    Without a val split, a seeded part of train is set aside; a test split is never taken for it.
+    Without a val split, a random subset of train is held out. A test split is never used for validation.
 
     Args:
         path: the dataset's folder, or its JSON, CSV or YAML file.
         train: another split, file or folder to train on.
         val: another split, file or folder to validate on.
-        val_fraction: how much of train to set aside where there is no val split.
-        seed: chooses which images are set aside.
+        val_fraction: fraction of train to hold out if there is no val split.
+        seed: selects the images to hold out.
 
     Returns:
-        The two datasets, val with train's classes, and remarks for the user.
+        Train, val with the classes of train, and remarks for the user.
 
     Raises:
         DataError: there is no such dataset or split, or it cannot be used.
     """
-    data = _open(path)
+    data = open_dataset(path)
     train_data = data.read_override(train, "train") if train else data.read("train")
     notes: list[str] = []
     if val or data.resolve("val") is not None:
         val_data = (data.read_override(val, "val") if val else data.read("val")).with_classes(train_data.classes)
         shared = len(_paths(train_data) & _paths(val_data))
         if shared:
-            notes.append(f"{shared} of the {len(val_data)} val images are also in train: scores on val will flatter")
+            notes.append(
+                f"{shared} of the {len(val_data)} val images are also in train: scores on val will be too high"
+            )
     else:
-        train_data, val_data, note = _set_aside(data, train_data, val_fraction, seed)
+        train_data, val_data, note = _held_out(data, train_data, val_fraction, seed)
         notes.append(note)
-        val_data = replace(val_data, problems=())  # train, which they were found in, reports them
+        val_data = replace(val_data, problems=())  # they are reported with train
     return train_data, val_data, notes
 
 
 def read_eval(path: str | Path, split: str, val_fraction: float = 0.1, seed: int = 0) -> tuple[Dataset, list[str]]:
-    """Read what to evaluate on; ``val`` is what :func:`read_train_val` gives for the same fraction and seed.
+    """Read the dataset to evaluate on. ``val`` is that of :func:`read_train_val` for the same fraction and seed.
 
     Args:
         path: the dataset's folder, or its JSON, CSV or YAML file.
         split: name of a split, or a file or folder.
-        val_fraction: how much of train is val where there is no val split.
-        seed: chooses which images those are.
+        val_fraction: fraction of train that is val if there is no val split.
+        seed: selects these images.
 
     Returns:
         The dataset, with its own classes, and remarks for the user.
@@ -146,22 +148,22 @@ def read_eval(path: str | Path, split: str, val_fraction: float = 0.1, seed: int
     Raises:
         DataError: there is no such dataset or split, or it cannot be used.
     """
-    data = _open(path)
+    data = open_dataset(path)
     if split.lower() not in SPLIT_ALIASES["val"] or data.resolve(split) is not None:
         return data.read_override(split, split), []
-    _, val, note = _set_aside(data, data.read("train"), val_fraction, seed)
+    _, val, note = _held_out(data, data.read("train"), val_fraction, seed)
     return val, [note]
 
 
 @dataclass(frozen=True)
-class _Splits:
-    """The splits of a dataset, each as a function that reads it."""
+class OpenedDataset:
+    """The splits of a dataset, each with a function that reads it."""
 
     path: Path
     readers: dict[str, _Reader]
 
     def resolve(self, wanted: str) -> str | None:
-        """The split a name stands for, ``None`` if there is none."""
+        """Split that a name stands for; ``None`` if there is none."""
         by_lower = {split.lower(): split for split in reversed(self.readers)}
         wanted = wanted if wanted in self.readers else wanted.lower()
         if wanted in self.readers or wanted in by_lower:
@@ -172,61 +174,73 @@ class _Splits:
                 return by_lower[alias]
         only = next(iter(self.readers))
         held_out = (*SPLIT_ALIASES["val"], *SPLIT_ALIASES["test"])
-        # A dataset of one part is there to be trained on, unless its name says otherwise.
+        # A single split is for training, unless its name says otherwise.
         if wanted in SPLIT_ALIASES["train"] and len(self.readers) == 1 and only.lower() not in held_out:
             return only
         return None
 
     def read(self, wanted: str, tolerant: bool = False) -> Dataset:
+        """Read the split that a name stands for."""
         split = self.resolve(wanted)
         if split is None:
-            names = ", ".join(name or "one without a name, taken as train" for name in self.readers)
+            names = ", ".join(name or "an unnamed split, used as train" for name in self.readers)
             raise DataError(f"{self.path}: no split {wanted!r}; choose one of the splits here: {names}")
         return self.readers[split](tolerant=tolerant)
 
     def read_override(self, wanted: str, role: str, tolerant: bool = False) -> Dataset:
-        """A split of this dataset, or else a file or folder, whose ``role`` split is taken if it has several."""
+        """Read a split of this dataset; or of the file or folder ``wanted`` its only split, else its ``role`` split."""
         if self.resolve(wanted) is None:
             for path in (Path(wanted).expanduser(), self.path / wanted):
                 if os.path.exists(path):
-                    other = _open(path)
+                    other = open_dataset(path)
                     only = next(iter(other.readers.values())) if len(other.readers) == 1 else None
                     return only(tolerant=tolerant) if only else other.read(role, tolerant)
         return self.read(wanted, tolerant)
 
 
-def _open(path: str | Path) -> _Splits:
+def open_dataset(path: str | Path) -> OpenedDataset:
+    """Recognise the format of a dataset and list its splits.
+
+    Args:
+        path: the dataset's folder, or its JSON, CSV or YAML file.
+
+    Raises:
+        DataError: there is no such file or folder, or its format is not recognised.
+    """
     root = Path(path).expanduser()
     if not os.path.exists(root):
         raise DataError(f"{root}: no such file or folder; correct the path")
-    if readers := _readers(root):
-        return _Splits(root, readers)
+    if readers := recognize(root):
+        return OpenedDataset(root, readers)
     if not root.is_dir():
-        raise DataError(f"{root}: not a file of annotations; give a COCO .json, a .csv, a YOLO .yaml or a folder")
+        raise DataError(f"{root}: not an annotation file; give a COCO .json, a .csv, a YOLO .yaml or a folder")
     found = sorted(entry for entry in os.listdir(root) if not entry.startswith("."))
     listed = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
     inner = next((entry for entry in found[:20] if os.path.isdir(root / entry) and _is_dataset(root / entry)), None)
     advice = f"\ndid you mean {root / inner}?" if inner else ""
     problem = f"no dataset recognised here (found {listed})" if found else "the folder is empty"
-    raise DataError(f"{root}: {problem}; understood are\n{_UNDERSTOOD}{advice}")
+    raise DataError(f"{root}: {problem}; supported layouts:\n{_FORMATS}{advice}")
 
 
-def _readers(root: Path) -> dict[str, _Reader]:
+def recognize(root: Path) -> dict[str, _Reader]:
+    """Return a reader for each split, by the first format that matches; empty if none does."""
     return (
-        _offer(coco.find, coco.read, root)
-        or _offer(voc.find, voc.read, root)
-        or _offer(yolo.find, yolo.read, root)
-        or _offer(csv.find, csv.read, root)
+        _split_readers(coco.find, coco.read, root)
+        or _split_readers(voc.find, voc.read, root)
+        or _split_readers(yolo.find, yolo.read, root)
+        or _split_readers(csv.find, csv.read, root)
     )
 
 
-def _offer(find: Callable[[Path], dict[str, _Source]], read: Callable[..., Dataset], root: Path) -> dict[str, _Reader]:
+def _split_readers(
+    find: Callable[[Path], dict[str, _Split]], read: Callable[..., Dataset], root: Path
+) -> dict[str, _Reader]:
     return {split: partial(read, source, _title(root, split)) for split, source in find(root).items()}
 
 
 def _is_dataset(folder: Path) -> bool:
     try:
-        return bool(_readers(folder))
+        return bool(recognize(folder))
     except DataError:
         return False
 
@@ -238,14 +252,14 @@ def _title(root: Path, split: str) -> str:
     return f"{full.parent.name if root.is_file() else full.name} [{split}]"
 
 
-def _set_aside(data: _Splits, train: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset, str]:
+def _held_out(data: OpenedDataset, train: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset, str]:
     if not 0 < fraction < 1:
-        raise ConfigError(f"the part of train to set aside for val must be between 0 and 1, not {fraction:g}")
+        raise ConfigError(f"the fraction of train to hold out for val must be between 0 and 1, not {fraction:g}")
     kept, held_out = train.split(fraction, seed)
-    note = f"no val split in {data.path}: {len(held_out)} of {len(train)} images were set aside at random (seed {seed})"
+    note = f"no val split in {data.path}: {len(held_out)} of {len(train)} images are held out at random (seed {seed})"
     return (
         kept,
-        replace(held_out, name=f"{train.name.removesuffix(']')}{', ' if ']' in train.name else ' ['}val part]"),
+        replace(held_out, name=f"{train.name.removesuffix(']')}{', ' if ']' in train.name else ' ['}held out as val]"),
         note,
     )
 

@@ -1,4 +1,4 @@
-"""What the readers share: text files, folder listings, split names, image paths and image sizes."""
+"""Helpers of the readers: text files, folder listings, split names, image paths and image sizes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from retinanet.data.dataset import IGNORE_CLASS, REFUSED, DatasetBuilder
+from retinanet.data.dataset import IGNORE_CLASS, DatasetBuilder
 from retinanet.data.images import IMAGE_SUFFIXES, image_size
 from retinanet.errors import DataError
 from retinanet.files import special_file
 
-# Every name a split goes by, the usual one first.
+# All names of a split, the usual one first.
 SPLIT_ALIASES = {
     "train": ("train", "train2017"),
     "val": ("val", "valid", "validation", "dev", "val2017"),
@@ -26,20 +26,17 @@ SPLIT_ALIASES = {
 }
 _KNOWN_SPLITS = frozenset(alias for group in SPLIT_ALIASES.values() for alias in group) | {"trainval"}
 
-# A class name a line, beside the annotations.
+# File beside the annotations with one class name per line.
 CLASS_LIST = "classes.txt"
-
-# How a tolerant reader calls them.
-BROKEN = "picture cannot be read"
 
 _MOST_BROKEN_IMAGES = 5
 
-# Bytes of a path, and of one of its parts, that the usual file systems allow.
-_LONGEST_PATH, _LONGEST_PART = 4095, 255
+# Largest number of bytes of a path and of one of its components on common file systems.
+_LONGEST_PATH, _LONGEST_COMPONENT = 4095, 255
 
 
 def is_split_name(name: str) -> bool:
-    """Whether a folder or file of this name is taken for a split of a dataset."""
+    """Whether a folder or file with this name is a split of a dataset."""
     return name.lower() in _KNOWN_SPLITS
 
 
@@ -49,34 +46,34 @@ def is_ignore(class_name: str) -> bool:
 
 
 def split_of(file: Path) -> str:
-    """The split an annotation file is for by its name (``instances_train2017`` → ``train2017``), or ``""``."""
+    """Split of an annotation file, from its name (``instances_train2017`` → ``train2017``); ``""`` if it has none."""
     if file.stem.lower().startswith("instances_"):
         return file.stem[len("instances_") :]
     return next((word for word in re.split(r"[^A-Za-z0-9]+", file.stem) if is_split_name(word)), "")
 
 
 def by_split(files: Iterable[Path]) -> dict[str, Path]:
-    """Files keyed by the split they are for; those whose split is in doubt are keyed by their own name."""
+    """Map each split to its file. A file whose split is uncertain is keyed by its own name."""
     files = list(files)
     claims = Counter(split_of(file) for file in files)
     found: dict[str, Path] = {}
     for file in files:
         split = split_of(file)
-        # One file of any name is the dataset; beside others, a name tells it apart.
+        # A single file is the dataset, whatever its name; several files are told apart by theirs.
         sure = (claims[split] == 1 and (split != "" or len(files) == 1)) or file.stem in (split, f"instances_{split}")
         found.setdefault(split if sure else file.stem, file)
     return found
 
 
 def class_list(folder: Path) -> list[str]:
-    """The names in the folder's ``classes.txt``, in order, and ``[]`` without one; ``ignore`` is no class."""
+    """Class names in the folder's ``classes.txt``, in order, without ``ignore``; ``[]`` if there is no such file."""
     file = folder / CLASS_LIST
     lines = read_text(file).split("\n") if file.is_file() else []
     return [name for line in lines if (name := line.strip()) and not is_ignore(name)]
 
 
 def listing(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Sub-folders and files of a folder, sorted by name, hidden ones left out."""
+    """Sub-folders and files of a folder, sorted by name, without hidden ones."""
     try:
         entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
     except OSError as error:
@@ -86,22 +83,22 @@ def listing(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def walk(folder: Path) -> Iterable[str]:
-    """Every file below ``folder``, sorted; links to folders are not followed, so a loop of links ends."""
+    """Yield every file below ``folder``, sorted. Links to folders are not followed, so a loop of links ends."""
     for parent, folders, files in os.walk(folder, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.join(parent, name) for name in sorted(files) if not name.startswith("."))
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name ends like an image's."""
+    """Whether a file name has the suffix of an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def read_text(file: Path | str) -> str:
-    """The whole of a UTF-8 text file, without a byte-order mark.
+    """Read a UTF-8 text file, without a byte-order mark.
 
     Raises:
-        DataError: the file is missing, unreadable, no ordinary file or not UTF-8.
+        DataError: the file is missing, unreadable, not a regular file or not UTF-8.
     """
     if special := special_file(file):
         raise DataError(f"{file}: not a text file but {special}; remove it or put the file there")
@@ -116,11 +113,11 @@ def read_text(file: Path | str) -> str:
 
 
 def read_json(file: Path, expected: str) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Args:
-        file: where it is.
-        expected: what should be in it, for the message about an empty one.
+        file: its path.
+        expected: the content in words, for the error about an empty file.
 
     Raises:
         DataError: it cannot be read or is not JSON, or an object has a key twice.
@@ -133,20 +130,20 @@ def read_json(file: Path, expected: str) -> Any:
     except json.JSONDecodeError as error:
         line = f"{file}:{error.lineno}:{error.colno}"
         raise DataError(f"{line}: not valid JSON ({error.msg}); the file may be cut short, export it again") from error
-    except (RecursionError, ValueError) as error:  # nested without end; a number of thousands of digits
+    except (RecursionError, ValueError) as error:  # very deep nesting; a number with thousands of digits
         raise DataError(f"{file}: not usable JSON ({str(error)[:80]}); export it again") from error
 
 
 def _object(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
-    if len(result) < len(pairs):  # JSON lets the last one win, and all boxes of the first would be lost
+    if len(result) < len(pairs):  # JSON would keep the last value only and lose all boxes of the first
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise DataError(f"{file}: an object has two keys {short(twice)}; remove one of them")
     return result
 
 
 def clean_path(name: str, where: str) -> str:
-    """An image path from an annotation file with forward slashes and without ``.`` or inner ``..``.
+    """Normalise an image path from an annotation file: forward slashes, no ``.`` and no inner ``..``.
 
     Raises:
         DataError: no file can have that name.
@@ -154,7 +151,7 @@ def clean_path(name: str, where: str) -> str:
     path = posixpath.normpath(name.replace("\\", "/"))
     try:
         encoded = path.encode("utf-8", "surrogateescape")
-        possible = len(encoded) <= _LONGEST_PATH and max(map(len, encoded.split(b"/"))) <= _LONGEST_PART
+        possible = len(encoded) <= _LONGEST_PATH and max(map(len, encoded.split(b"/"))) <= _LONGEST_COMPONENT
     except UnicodeEncodeError:
         possible = False
     if not possible or "\0" in path or path == ".":
@@ -163,13 +160,13 @@ def clean_path(name: str, where: str) -> str:
 
 
 def short(value: object) -> str:
-    """A value from a file as a message shows it: however large or nested, about a line at most."""
+    """Shorten a value from a file to about one line, however large or nested it is."""
     text = _SHORT.repr(value)
     return text if len(text) <= 120 else f"{text[:116]} …"
 
 
 def inside_path(name: str, where: str) -> str:
-    """As :func:`clean_path`, for files that come from strangers: a path out of the data folder is refused.
+    """Normalise a path as :func:`clean_path` does, and refuse paths that lead out of the data folder.
 
     Raises:
         DataError: no file can have that name, or it is absolute or climbs out with ``..``.
@@ -189,46 +186,46 @@ _SHORT.maxlevel = _SHORT.maxlist = _SHORT.maxdict = 3
 
 
 class UnlistedClasses:
-    """Reports classes that boxes have and ``classes.txt`` has not, each once."""
+    """Records classes that ``classes.txt`` lacks, each once."""
 
     def __init__(self, builder: DatasetBuilder, listed: Collection[str]) -> None:
         self._builder = builder
         self._known = {*listed} if listed else {*builder.classes}
 
     def check(self, name: str, where: str) -> None:
-        """Report ``name`` if it is new and not the class of ignore regions."""
+        """Record ``name`` if it is unknown and not the class of ignore regions."""
         if name not in self._known and not is_ignore(name):
             self._known.add(name)
-            self._builder.report(f"class {name!r} is not in {CLASS_LIST}", where, "put after the listed ones")
+            self._builder.report("unlisted-class", where, f"class {name!r} is not in {CLASS_LIST}")
 
 
 class SizeReader:
-    """Image sizes from file headers; broken files are collected, so that one error can name several."""
+    """Reads image sizes from file headers and collects broken files, so that one error names several of them."""
 
     def __init__(self, builder: DatasetBuilder) -> None:
         self._builder = builder
         self._broken: list[str] = []
 
     def read(self, path: Path | str, where: str = "") -> tuple[int, int] | None:
-        """``(width, height)``; ``None`` for a broken file, which is to be passed over.
+        """Return ``(width, height)``, or ``None`` for a broken file, which the caller skips.
 
         Args:
             path: the image.
-            where: file and line that name it, for the message; unset where images are found by themselves.
+            where: file and line that name the image; unset if the image was found in a folder.
         """
         try:
             return image_size(Path(path))
         except DataError as error:
             if self._builder.tolerant:
                 reason = str(error).removeprefix(f"{path}: ")
-                self._builder.report(f"{BROKEN} ({reason})", str(path), REFUSED)
+                self._builder.report("unreadable-image", str(path), reason)
             self._broken.append(f"{where}: {error}" if where else str(error))
             if len(self._broken) == _MOST_BROKEN_IMAGES and not self._builder.tolerant:
                 self.check()
             return None
 
     def check(self) -> None:
-        """Raise DataError if any image so far was broken; if tolerant, only if all were."""
+        """Raise DataError if an image was broken; with a tolerant builder only if all images were."""
         if self._builder.tolerant and len(self._builder):
             return
         if len(self._broken) == 1:

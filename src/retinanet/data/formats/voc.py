@@ -36,21 +36,21 @@ _CLASS_LIST_LINE = re.compile(r"\S+\s+-?[01]$")
 
 @dataclass(frozen=True)
 class Annotations:
-    """The XML folders of all splits together, which decide the class list, and the names a ``classes.txt`` gives it."""
+    """XML folders of all splits, which share one class list, and the class names of ``classes.txt``."""
 
     folders: tuple[Path, ...]
     listed: tuple[str, ...]
 
     @cached_property
     def classes(self) -> list[str]:
-        """The listed class names, then others of any file, sorted."""
+        """The listed class names, then those of all files, sorted."""
         names = {name for folder in self.folders for xml in _xml_files(folder) for name in _object_names(xml)}
         return [*self.listed, *sorted(name for name in names - {"", *self.listed} if not is_ignore(name))]
 
 
 @dataclass(frozen=True)
-class Source:
-    """One split: its XML folder, its image folder, and the list of names (``None`` for every XML file)."""
+class VocSplit:
+    """One split: its XML folder, its image folder, and the file that lists its names (``None``: every XML file)."""
 
     annotations: Path
     images: Path
@@ -58,30 +58,30 @@ class Source:
     shared: Annotations
 
 
-def find(root: Path) -> dict[str, Source]:
-    """The splits of a Pascal VOC dataset; nothing if ``root`` is none."""
+def find(root: Path) -> dict[str, VocSplit]:
+    """Find the splits of a Pascal VOC dataset. Empty if ``root`` is not one."""
     if not root.is_dir():
         return {}
     listed = tuple(class_list(root))
     if folders := _folders(root):
         shared = Annotations((folders[0],), listed)
         lists = _split_lists(root / "ImageSets" / "Main")
-        return {split: Source(*folders, names, shared) for split, names in (lists or {"": None}).items()}
+        return {split: VocSplit(*folders, names, shared) for split, names in (lists or {"": None}).items()}
     splits = {folder.name: f for folder in listing(root)[0] if is_split_name(folder.name) and (f := _folders(folder))}
     shared = Annotations(tuple(annotations for annotations, _ in splits.values()), listed)
-    return {split: Source(*folders, None, shared) for split, folders in splits.items()}
+    return {split: VocSplit(*folders, None, shared) for split, folders in splits.items()}
 
 
-def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
+def read(source: VocSplit, name: str, tolerant: bool = False) -> Dataset:
     """Read one split.
 
     Args:
-        source: what :func:`find` gave for it.
-        name: what to call the dataset in messages.
+        source: the split, from :func:`find`.
+        name: name of the dataset in messages.
         tolerant: see :class:`DatasetBuilder`.
 
     Raises:
-        DataError: an XML file is missing, broken or hostile, or an image whose size is not given cannot be read.
+        DataError: an XML file is missing, broken or malicious, or an image without a given size cannot be read.
     """
     builder = DatasetBuilder(name, source.images, source.shared.classes, tolerant=tolerant)
     labels = {class_name: i for i, class_name in enumerate(builder.classes)}
@@ -93,7 +93,7 @@ def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
         try:
             content = _parse(xml)
         except DataError as error:
-            builder.refuse("annotation file cannot be read", str(xml), str(error))
+            builder.refuse("unreadable-annotations", str(xml), "annotation file cannot be read", str(error))
             unread.discard(images.file("", xml))
             continue
         file = images.file(content.filename, xml)
@@ -102,33 +102,33 @@ def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
         if (found_size := size if min(size) > 0 else sizes.read(source.images / file, str(xml))) is None:
             continue
         builder.add_image(file, *found_size)
-        # The VOC challenge counts pixels from 1 and includes the last; other tools write what they mean.
+        # The VOC challenge counts pixels from 1 and includes the last one. Other tools write half-open coordinates.
         first = 1 if "The VOC" in content.database else 0
         for found in content.objects:
             where = f"{xml}:{found.line}"
             if found.doubled:
-                builder.report(f"object with two <{found.doubled}>", where, "dropped")
+                builder.report("repeated-element", where, f"object with two <{found.doubled}>")
             elif not found.name:
-                builder.report("object without a name", where, "dropped")
+                builder.report("unnamed-object", where, "object without a name")
             elif (corners := found.corners()) is None:
-                builder.report("object without a box of four numbers", where, "dropped")
+                builder.report("malformed-box", where, "object without a box of four numbers")
             else:
                 x1, y1, x2, y2 = corners
                 unlisted.check(found.name, where)
                 if found.odd:
-                    builder.report(f"<difficult> is {short(found.odd)}, neither 0 nor 1", where, "taken as 0")
+                    builder.report("invalid-flag", where, f"<difficult> is {short(found.odd)}, neither 0 nor 1")
                 ignore = found.ignore or is_ignore(found.name)
                 builder.add_box(
                     (x1 - first, y1 - first, x2, y2), labels.get(found.name, NO_CLASS), where, ignore=ignore
                 )
     sizes.check()
     for file in sorted(unread):
-        builder.report("image without an XML file", str(source.images / file), "left out")
+        builder.report("image-without-annotations", str(source.images / file), "image without an XML file")
     return builder.build()
 
 
 def _folders(root: Path) -> tuple[Path, Path] | None:
-    """The XML and the image folder of a dataset or split; ``None`` if there is no XML."""
+    """XML folder and image folder of a dataset or split; ``None`` if there is no XML file."""
     for name in ("Annotations", "annotations", ""):
         folder = root / name if name else root
         if os.path.isdir(folder) and _holds_voc(folder):
@@ -140,13 +140,13 @@ def _folders(root: Path) -> tuple[Path, Path] | None:
 
 def _holds_voc(folder: Path) -> bool:
     files = _xml_files(folder)[:_PROBED_FILES]
-    # An Annotations folder is believed by its name; elsewhere an XML file can be anything, and one may be broken.
+    # XML files of an Annotations folder are VOC even if they are broken; those of other folders can be anything.
     believed = folder.name.lower() == "annotations"
     return bool(files) and (believed or any(b"<annotation" in _bytes(xml)[:4096] for xml in files))
 
 
 def _xml_files(folder: Path) -> list[Path]:
-    # An Annotations folder may have folders of its own, as the images have; elsewhere they are something else.
+    # Only an Annotations folder is searched with its sub-folders.
     files = map(Path, walk(folder)) if folder.name.lower() == "annotations" else listing(folder)[1]
     return [file for file in files if file.suffix.lower() == ".xml"]
 
@@ -159,13 +159,13 @@ def _split_lists(folder: Path) -> dict[str, Path | None]:
         if file.suffix.lower() != ".txt":
             continue
         lines = read_text(file).split("\n", 1)
-        # "aeroplane_train.txt" says for each image whether it shows an aeroplane; it is not a split.
+        # "aeroplane_train.txt" is not a split: it says for each image whether it shows an aeroplane.
         if not ("_" in file.stem and _CLASS_LIST_LINE.match(lines[0].strip())):
             lists[file.stem] = file
     return lists
 
 
-def _listed_files(source: Source, builder: DatasetBuilder) -> list[Path]:
+def _listed_files(source: VocSplit, builder: DatasetBuilder) -> list[Path]:
     if source.names is None:
         return _xml_files(source.annotations)
     files: dict[Path, None] = {}
@@ -175,14 +175,15 @@ def _listed_files(source: Source, builder: DatasetBuilder) -> list[Path]:
         where = f"{source.names}:{number}"
         for name in (line.strip(), line.split()[0], os.path.splitext(line.strip())[0]):
             xml = source.annotations / (inside_path(name, where) + ".xml")
-            if os.path.exists(xml):  # what is no file is refused when it is read
+            if os.path.exists(xml):  # anything but a file is refused when it is read
                 break
         else:
             problem = f"{short(line.strip())} is listed but there is no {line.strip()}.xml in {source.annotations}"
-            builder.refuse(problem, where, f"{where}: {problem}; remove the line or restore the file")
+            error = f"{where}: {problem}; remove the line or restore the file"
+            builder.refuse("missing-annotations", where, problem, error)
             continue
         if xml in files:
-            builder.report(f"{line.strip()!r} is listed twice", where, "read once")
+            builder.report("listed-twice", where, f"{line.strip()!r} is listed twice")
         files[xml] = None
     return list(files)
 
@@ -196,9 +197,9 @@ class _Images:
         self._folder = folder
 
     def file(self, filename: str, xml: Path) -> str:
-        """Path in the folder, by ``<filename>``, else by the XML file's own name; it need not exist."""
+        """Path in the folder, from ``<filename>`` or else from the XML file's name. The file may not exist."""
         if filename:
-            # Tools also write absolute paths of the computer the labels were made on.
+            # Some tools write absolute paths of the computer on which the labels were made.
             filename = clean_path(filename, str(xml)).lstrip("/")
             if ".." in filename.split("/") or ":" in filename:
                 filename = filename.rsplit("/", 1)[-1]
@@ -237,7 +238,7 @@ class _Content:
 
 
 def _parse(xml: Path) -> _Content:
-    """Read one XML file with expat itself, which knows line numbers and lets entity declarations be refused."""
+    """Parse one XML file. Expat is used directly because it gives line numbers and can refuse entity declarations."""
     content = _Content()
     parser = expat.ParserCreate()
     parser.buffer_text = True
@@ -248,7 +249,7 @@ def _parse(xml: Path) -> _Content:
         path.append(tag)
         if path[1:2] == ["object"] and len(path) > 2 and "".join(text).strip():
             raise DataError(
-                f"{xml}:{parser.CurrentLineNumber}: <{tag}> in the middle of a text; repair or remove the file"
+                f"{xml}:{parser.CurrentLineNumber}: <{tag}> inside a text element; repair or remove the file"
             )
         text.clear()
         if len(path) == 1 and tag != "annotation":
@@ -278,7 +279,7 @@ def _parse(xml: Path) -> _Content:
 def _object_names(xml: Path) -> set[str]:
     try:
         return {found.name for found in _parse(xml).objects}
-    except DataError:  # said by the split that needs the file
+    except DataError:  # reading the split that contains the file raises it again
         return set()
 
 
@@ -288,7 +289,7 @@ def _feed(parse: Callable[[bytes, bool], int], xml: Path) -> None:
     except expat.ExpatError as error:
         reason = expat.ErrorString(error.code)
         raise DataError(f"{xml}:{error.lineno}: broken XML ({reason}); repair or remove the file") from error
-    except (ValueError, LookupError) as error:  # an encoding Python does not know
+    except (ValueError, LookupError) as error:  # an encoding unknown to Python
         raise DataError(f"{xml}: its encoding cannot be read; save it again with UTF-8 encoding") from error
 
 
@@ -302,7 +303,7 @@ def _bytes(xml: Path) -> bytes:
 
 
 def _take(content: _Content, path: list[str], text: str) -> None:
-    # Whole paths, so that the parts of a person (<object><part><name>) are not taken for the person.
+    # Match whole paths, so that <object><part><name> is not taken for the name of the object.
     match path:
         case ["filename"]:
             content.filename = text

@@ -1,4 +1,4 @@
-"""YOLO: a text file of normalised boxes per image, with a ``data.yaml`` or by folder names alone."""
+"""YOLO: one text file of normalised boxes per image; ``data.yaml`` or the folder names define the splits."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _MOST_CLASSES = 10_000
 
 @dataclass(frozen=True)
 class Layout:
-    """What the splits have in common.
+    """Layout of a dataset, common to its splits.
 
     Attributes:
         root: the dataset's folder.
-        splits: folders of images or text files listing images, per split.
-        names: class name of each class number; ``None`` if no file tells them.
-        pose: lines go on with keypoints after the box.
-        unnamed: ``names`` are numbers, of which a YAML file only tells how many there are.
-        file: the YAML file that describes all this, if there is one.
+        splits: folders of images or text files that list images, per split.
+        names: class name of each class number; ``None`` if no file defines them.
+        pose: lines have keypoints after the box.
+        unnamed: ``names`` are numbers, because the YAML file gives only the number of classes.
+        file: the YAML file, if there is one.
     """
 
     root: Path
@@ -54,7 +54,7 @@ class Layout:
 
     @property
     def naming_file(self) -> Path | None:
-        """The file that names the classes, or should; it may be broken."""
+        """The file that should name the classes; it may be broken."""
         if self.file:
             return self.file
         places = (self.root / name for name in ("data.yaml", *_NAME_LISTS))
@@ -62,7 +62,7 @@ class Layout:
 
     @cached_property
     def class_names(self) -> dict[int, str]:
-        """``names``, or the class numbers of all splits where nothing names them."""
+        """``names``; without them, the class numbers found in all splits."""
         if self.names is not None:
             return self.names
         images = (image for entries in self.splits.values() for entry in entries for image in _images(entry, self))
@@ -71,18 +71,18 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Source:
+class YoloSplit:
     """One split of a layout."""
 
     split: str
     layout: Layout
 
 
-def find(root: Path) -> dict[str, Source]:
-    """The splits of a YOLO dataset; nothing if ``root`` is none.
+def find(root: Path) -> dict[str, YoloSplit]:
+    """Find the splits of a YOLO dataset. Empty if ``root`` is not one.
 
     Args:
-        root: the dataset's folder, its YAML file, or a text file listing images.
+        root: the dataset's folder, its YAML file, or a text file that lists images.
     """
     layout: Layout | None
     if root.suffix.lower() in (".yaml", ".yml") and not root.is_dir():
@@ -96,15 +96,15 @@ def find(root: Path) -> dict[str, Source]:
         layout = Layout(root.parent, {split: (root,)}, _names_near(root.parent))
     else:
         return {}
-    return {split: Source(split, layout) for split in layout.splits} if layout else {}
+    return {split: YoloSplit(split, layout) for split in layout.splits} if layout else {}
 
 
-def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
+def read(source: YoloSplit, name: str, tolerant: bool = False) -> Dataset:
     """Read one split.
 
     Args:
-        source: what :func:`find` gave for it.
-        name: what to call the dataset in messages.
+        source: the split, from :func:`find`.
+        name: name of the dataset in messages.
         tolerant: see :class:`DatasetBuilder`.
 
     Raises:
@@ -136,7 +136,7 @@ def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
                 if class_name is None:
                     problem = f"class number {short(number)} has no name, there are {len(classes)} classes"
                     remedy = f"correct the line, or name the class in {layout.naming_file or 'a data.yaml'}"
-                    builder.refuse(problem, where, f"{where}: {problem}; {remedy}")
+                    builder.refuse("unknown-class-id", where, problem, f"{where}: {problem}; {remedy}")
                     continue
                 scaled = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
                 builder.add_box(scaled, labels.get(class_name, NO_CLASS), where, ignore=is_ignore(class_name))
@@ -145,27 +145,27 @@ def read(source: Source, name: str, tolerant: bool = False) -> Dataset:
     sizes.check()
     _report_missing(builder, entries, unlabelled, used)
     if layout.names is None or layout.unnamed:
-        builder.report("no file names the classes", str(layout.naming_file or layout.root), "called by their numbers")
+        builder.report("unnamed-classes", str(layout.naming_file or layout.root), "no file names the classes")
     return builder.build()
 
 
 def _report_missing(builder: DatasetBuilder, entries: tuple[Path, ...], unlabelled: list[str], used: set[str]) -> None:
     """Report images without labels, and labels without images."""
     if not used:
-        builder.report("no image has a label file", str(entries[0]), "all taken as showing no object")
+        builder.report("unlabelled-split", str(entries[0]), "no image has a label file")
         return
     for image in unlabelled:
-        builder.report("no label file", image, "taken as showing no object")
-    # Of a list of images nobody expects that it names all of a folder.
+        builder.report("unlabelled-image", image, "no label file")
+    # A list of images may name only some images of a folder.
     folders = {os.path.dirname(label) for label in used} if all(map(os.path.isdir, entries)) else set()
     for folder in sorted(folders):
         for file in listing(Path(folder))[1]:
             if file.suffix.lower() == ".txt" and str(file) not in used and _is_label(file):
-                builder.report("label file without an image", str(file), "left out")
+                builder.report("label-without-image", str(file), "label file without an image")
 
 
 def _is_label(file: Path) -> bool:
-    """Whether a text file is empty or begins with numbers; notes and class lists lie beside labels as well."""
+    """Whether a text file is empty or starts with numbers. Label folders also hold notes and class lists."""
     words = next(iter(read_text(file).splitlines()), "").split()
     return not words or (len(words) >= 5 and all(word.replace(".", "", 1).isdecimal() for word in words[:5]))
 
@@ -173,24 +173,25 @@ def _is_label(file: Path) -> bool:
 def _boxes(
     file: str, builder: DatasetBuilder, pose: bool
 ) -> Iterator[tuple[int, tuple[float, float, float, float], str]]:
-    """Class number, normalised corners and place of each usable line."""
+    """Yield class number, normalised corners and place of each valid line."""
     for number, line in enumerate(read_text(file).splitlines(), 1):
         where = f"{file}:{number}"
         try:
             values = [float(word) for word in line.split()]
         except ValueError:
-            builder.report(f"not a line of numbers: {short(line.strip())}", where, "dropped")
+            builder.report("malformed-line", where, f"not a line of numbers: {short(line.strip())}")
             continue
         if not values:
             continue
         if not all(map(math.isfinite, values)):
-            builder.report(f"not finite: {short(line.strip())}", where, "dropped")
+            builder.report("malformed-line", where, f"not finite: {short(line.strip())}")
             continue
         if pose:
             values = values[:5]
         coordinates = values[1:]
         if not values[0].is_integer() or len(coordinates) < 4 or len(coordinates) % 2:
-            builder.report(f"expected 'class x y width height', found {short(line.strip())}", where, "dropped")
+            message = f"expected 'class x y width height', found {short(line.strip())}"
+            builder.report("malformed-line", where, message)
         elif len(coordinates) == 4:
             x, y, width, height = coordinates
             yield int(values[0]), (x - width / 2, y - height / 2, x + width / 2, y + height / 2), where
@@ -200,13 +201,13 @@ def _boxes(
 
 
 def _images(entry: Path, layout: Layout) -> Iterator[str]:
-    """The image files of a folder, or of a text file with one path a line."""
+    """Yield the image files of a folder, or of a text file with one path per line."""
     if os.path.isdir(entry):
         yield from filter(is_image, walk(entry))
     elif entry.suffix.lower() == ".txt" and os.path.isfile(entry):
         for number, line in enumerate(read_text(entry).splitlines(), 1):
             if line.strip():
-                # A list is written by the user: absolute paths are as good as those from the list's folder.
+                # The user wrote the list, so absolute paths are allowed. Relative ones start from the list's folder.
                 yield os.path.join(entry.parent, clean_path(line.strip(), f"{entry}:{number}"))
     else:
         raise DataError(
@@ -215,7 +216,7 @@ def _images(entry: Path, layout: Layout) -> Iterator[str]:
 
 
 def label_path(image: str) -> str:
-    """``…/images/a.jpg`` → ``…/labels/a.txt``, by the last ``images``; without one, ``a.txt`` beside the image."""
+    """Replace the last ``/images/`` of an image path by ``/labels/``; without it the label file is beside the image."""
     head, found, tail = f"/{_beside(image)}".replace(os.sep, "/").rpartition("/images/")
     return f"{head}/labels/{tail}"[1:] if found else tail[1:]
 
@@ -225,7 +226,7 @@ def _beside(image: str) -> str:
 
 
 def _label_file(image: str) -> str | None:
-    """The label file of an image, where :func:`label_path` says or beside it; ``None`` if neither exists."""
+    """Label file at :func:`label_path` or beside the image; ``None`` if neither exists."""
     stems = (label_path(image).removesuffix(".txt"), os.path.splitext(image)[0])
     return next((file for stem in stems for end in (".txt", ".TXT") if os.path.isfile(file := stem + end)), None)
 
@@ -233,7 +234,7 @@ def _label_file(image: str) -> str | None:
 def _largest_class(file: str) -> int:
     words = (line.split()[0] for line in read_text(file).splitlines() if line.strip())
     numbers = (word.removesuffix(".0") for word in words)
-    # More digits than this is no class number, and must not become a list of that length.
+    # A number with more digits is not a class number; a list of that length must not be built.
     return max((int(number) for number in numbers if number.isdecimal() and len(number) <= 4), default=-1)
 
 
@@ -269,7 +270,7 @@ def _has_labelled_images(files: list[Path]) -> bool:
 
 
 def _names_near(folder: Path) -> dict[int, str] | None:
-    """Class names from a list or YAML file in the folder, its ``labels`` or a folder above."""
+    """Class names from a list or YAML file in the folder, in its ``labels`` or in one of two folders above."""
     for place in (folder, folder / "labels", folder.absolute().parent, folder.absolute().parent.parent):
         for name in _NAME_LISTS:
             if os.path.isfile(place / name):
@@ -281,7 +282,7 @@ def _names_near(folder: Path) -> dict[int, str] | None:
 
 
 def _from_yaml(file: Path, strict: bool = True) -> Layout | None:
-    """The layout a YAML file describes; ``None`` if it is about something else."""
+    """Layout that a YAML file describes; ``None`` if the file is about something else."""
     try:
         content: Any = yaml.load(read_text(file), _Loader)
     except (DataError, yaml.YAMLError, ValueError, RecursionError) as error:
@@ -302,7 +303,7 @@ def _from_yaml(file: Path, strict: bool = True) -> Layout | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that appears twice, of which YAML would keep the last."""
+    """Refuses a key that appears twice; plain YAML would keep the last value in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -313,7 +314,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _is_split(key: str, value: Any, file: Path) -> bool:
-    """Whether a key of the YAML file is a split: by its name, or by leading to images of that name."""
+    """Whether a key of the YAML file is a split: by its own name, or because its path has that name."""
     return is_split_name(key) or (
         isinstance(value, str) and value in (f"images/{key}", f"{key}.txt") and os.path.exists(file.parent / value)
     )
@@ -340,7 +341,7 @@ def _names(content: dict[str, Any], file: Path) -> dict[int, str]:
 
 
 def _entries(file: Path, base: Any, value: Any) -> tuple[Path, ...]:
-    """Where the paths of one split lead; one that leads nowhere is kept, for the message when it is read."""
+    """Resolve the paths of one split. A path that does not exist is kept; reading it raises the error."""
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(v, str) for v in values):
         raise DataError(f"{file}: paths of a split must be text, found {short(value)}; write a folder's path")
@@ -350,7 +351,7 @@ def _entries(file: Path, base: Any, value: Any) -> tuple[Path, ...]:
         inner = entry
         while inner.startswith("../"):
             inner = inner[3:]
-        # Roboflow writes ../train/images and means the folder beside the YAML file.
+        # Roboflow writes ../train/images for a folder beside the YAML file.
         names = (inner, entry) if base is None else (entry, inner)
         options = [place / name for name in names for place in places]
         found.append(next((option for option in options if os.path.exists(option)), places[0] / entry))

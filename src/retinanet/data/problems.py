@@ -1,0 +1,92 @@
+"""Problems that readers find in annotations: a code for each kind, its severity and the action of the reader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning", "note"]
+
+# How a tolerant reader handles a problem that aborts training.
+_SKIPPED = "left out (training would stop)"
+
+
+@dataclass(frozen=True)
+class ProblemKind:
+    """A kind of problem.
+
+    Attributes:
+        code: identifies the kind; decisions use this.
+        severity: ``error`` aborts training, ``warning`` loses an annotation, ``note`` is only worth knowing.
+        title: the kind as a noun phrase, for a line that counts its cases.
+        action: what the reader does about it.
+        left_out: the reader leaves out a whole image or annotation file.
+    """
+
+    code: str
+    severity: Severity
+    title: str
+    action: str
+    left_out: bool = False
+
+
+_KINDS = (
+    ProblemKind("unreadable-image", "error", "image that cannot be read", _SKIPPED, left_out=True),
+    ProblemKind("unreadable-annotations", "error", "annotation file that cannot be read", _SKIPPED, left_out=True),
+    ProblemKind("missing-annotations", "error", "listed image without an annotation file", _SKIPPED, left_out=True),
+    ProblemKind("annotation-without-image", "error", "annotation of an unlisted image", _SKIPPED, left_out=True),
+    ProblemKind("unknown-class-id", "error", "annotation of an undefined class", _SKIPPED, left_out=True),
+    ProblemKind("zero-area-box", "warning", "zero-area box", "dropped"),
+    ProblemKind("inverted-box", "warning", "box with its corners in the wrong order", "dropped"),
+    ProblemKind("outside-box", "warning", "box outside its image", "dropped"),
+    ProblemKind("non-finite-box", "warning", "box with a coordinate that is not a number", "dropped"),
+    ProblemKind("malformed-box", "warning", "annotation without a box of four numbers", "dropped"),
+    ProblemKind("malformed-line", "warning", "line that is not a valid annotation", "dropped"),
+    ProblemKind("unnamed-object", "warning", "object without a class name", "dropped"),
+    ProblemKind("repeated-element", "warning", "object with the same XML element twice", "dropped"),
+    ProblemKind("label-without-image", "warning", "label file without an image", "left out", left_out=True),
+    ProblemKind("image-without-annotations", "note", "image without an XML file", "left out", left_out=True),
+    ProblemKind("clipped-box", "note", "box that reaches over the edge of its image", "clipped"),
+    ProblemKind("invalid-flag", "note", "flag that is neither 0 nor 1", "taken as 0"),
+    ProblemKind("heading-category", "note", "category that only groups the others", "left out"),
+    ProblemKind("image-ids", "note", "image ids that are not whole numbers", "images numbered from 1"),
+    ProblemKind("listed-twice", "note", "image listed twice", "read once"),
+    ProblemKind("unlabelled-image", "note", "image without a label file", "taken as showing no object"),
+    ProblemKind("unlabelled-split", "note", "split without any label file", "all taken as showing no object"),
+    ProblemKind("unnamed-classes", "note", "classes without names", "called by their numbers"),
+    ProblemKind("unlisted-class", "note", "class that the class list lacks", "put after the listed ones"),
+)
+PROBLEM_KINDS = {kind.code: kind for kind in _KINDS}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem in the annotations.
+
+    Attributes:
+        code: of its :class:`ProblemKind`.
+        where: file and line, or file and annotation id.
+        message: this case in words.
+    """
+
+    code: str
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}, {self.action}"
+
+    @property
+    def kind(self) -> ProblemKind:
+        """The kind of the problem."""
+        return PROBLEM_KINDS[self.code]
+
+    @property
+    def severity(self) -> Severity:
+        """How bad it is."""
+        return self.kind.severity
+
+    @property
+    def action(self) -> str:
+        """What the reader did about it."""
+        return self.kind.action

@@ -1,0 +1,166 @@
+"""Inspect a dataset before a training: findings, statistics of each split, and a repaired copy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from retinanet.config import AssignConfig, Config
+from retinanet.data.dataset import Dataset
+from retinanet.data.formats import write_coco
+from retinanet.data.formats.open_dataset import read_tolerantly, with_shared_classes
+from retinanet.errors import ConfigError, DataError
+from retinanet.files import refuse_filled, write_text
+from retinanet.inspection.checks import CheckResult, run_checks, without_unions
+from retinanet.inspection.findings import Finding, by_kind
+from retinanet.inspection.repair import repair
+from retinanet.inspection.settings import resolve
+from retinanet.inspection.survey import Balance, Survey, coverage_findings
+from retinanet.progress import progress_bar
+
+# Fraction of reached boxes below which fitting the anchors is worth a try.
+_WELL_REACHED = 0.9
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """Result of inspecting a dataset.
+
+    Attributes:
+        name: of the dataset.
+        splits: the inspected splits, train first, with one list of classes.
+        unions: splits that are the union of others, and the names of these; they are not inspected.
+        findings: the most important first.
+        surveys: statistics of each split.
+        loss_balance: sentences about positive anchors and background in the first split, and about their loss.
+        config: the settings that were used.
+        checked: results of the checks that a repair needs.
+    """
+
+    name: str
+    splits: dict[str, Dataset]
+    unions: dict[str, list[str]]
+    findings: list[Finding]
+    surveys: dict[str, Survey]
+    loss_balance: list[str]
+    config: Config
+    checked: CheckResult = field(repr=False)
+
+    @property
+    def train(self) -> Survey:
+        """Statistics of the training split, or of the first split if there is none."""
+        return next(iter(self.surveys.values()))
+
+    @property
+    def needs_anchors(self) -> bool:
+        """Whether anchors are assigned by IoU and leave out more than a tenth of the boxes."""
+        return self.config.assign.method == "iou" and self.train.reached < _WELL_REACHED
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of ``findings.json``."""
+        return {
+            "splits": {split: survey.to_dict() for split, survey in self.surveys.items()},
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+
+def inspect(
+    dataset: str | Path,
+    fix: str | Path | None = None,
+    recipe: str | Config = "modern",
+    console: Console | None = None,
+    **settings: Any,
+) -> Inspection:
+    """Inspect a dataset: find defects, and measure how well the anchors cover its boxes.
+
+    Every image of every split is decoded once. Defects never raise an error; they are findings.
+
+    Args:
+        dataset: folder or annotation file of a COCO, Pascal VOC, YOLO or CSV dataset.
+        fix: also write a repaired copy to this folder, see :func:`write_repaired`.
+        recipe: settings of the training to come: ``modern``, ``paper``, a YAML file, or a :class:`Config`.
+        console: where progress is shown; unset: on the standard output.
+        settings: single settings by the names of their flags, such as ``**{"data.size": 640}``.
+
+    Raises:
+        RetinaNetError: there is no such dataset, none of its splits can be read, a setting is invalid, or ``fix``
+            cannot be written.
+    """
+    config = resolve(recipe, settings)
+    check_fix_folder(fix)
+    console = console or Console()
+    read, failures = read_tolerantly(dataset, config.data.train, config.data.val)
+    read, unions = without_unions(read)
+    splits = with_shared_classes(read)
+    own_classes = {split: data.classes for split, data in read.items()}
+    whole = Path(dataset).is_dir() and not (config.data.train or config.data.val)
+    images = sum(map(len, splits.values()))
+    with progress_bar(console, "checking images", images) as bar:
+        checked = run_checks(splits, failures, own_classes, config.data, whole, bar.advance)
+    with progress_bar(console, "assigning anchors", images) as bar:
+        surveys = {split: Survey.of(data, config, bar.advance) for split, data in splits.items()}
+    findings = [*checked.findings, *_coverage_findings(surveys, config.assign)]
+    result = Inspection(
+        name=next(iter(splits.values())).name.split(" [")[0],
+        splits=splits,
+        unions=unions,
+        findings=[finding for group in by_kind(findings).values() for finding in group],
+        surveys=surveys,
+        loss_balance=_loss_balance(next(iter(surveys.values())), config),
+        config=config,
+        checked=checked,
+    )
+    if fix is not None:
+        write_repaired(result, fix, console)
+    return result
+
+
+def check_fix_folder(fix: str | Path | None, out: Path | None = None) -> None:
+    """Raise an error if the repaired copy cannot go to ``fix``: the folder is filled, or it is that of the report."""
+    if fix is None:
+        return
+    if out is not None and Path(fix).absolute() == out.absolute():
+        raise ConfigError(f"--fix {fix} is the folder of the report; choose another")
+    refuse_filled(Path(fix))
+
+
+def write_repaired(inspection: Inspection, out: str | Path, console: Console | None = None) -> list[str]:
+    """Write a repaired copy of an inspected dataset in COCO format, and list the changes in its ``changes.txt``.
+
+    Args:
+        inspection: result of :func:`inspect`.
+        out: folder to make.
+        console: where progress is shown; unset: on the standard output.
+
+    Returns:
+        The changes, one line each.
+
+    Raises:
+        RetinaNetError: no image is left, or ``out`` is not empty or cannot be written.
+    """
+    out = Path(out)
+    repaired, changes = repair(inspection.splits, inspection.checked)
+    if not repaired:
+        raise DataError(f"{inspection.name}: no image is left to write; restore the images first")
+    with progress_bar(console or Console(), "writing images", sum(map(len, repaired.values()))) as bar:
+        write_coco.write(repaired, out, progress=bar.advance)
+    unions = [f"{split}: its images are also in other splits; split left out" for split in inspection.unions]
+    changes = [*unions, *changes]
+    write_text(out / "changes.txt", "".join(f"{line}\n" for line in changes))
+    return changes
+
+
+def _coverage_findings(surveys: dict[str, Survey], assign: AssignConfig) -> list[Finding]:
+    """Findings about the anchors of the first split, which is train if there is one."""
+    split, survey = next(iter(surveys.items()))
+    return list(coverage_findings(split, survey, assign))
+
+
+def _loss_balance(survey: Survey, config: Config) -> list[str]:
+    """Sentences about the loss at the start of training; the paper's focal loss if the recipe uses another loss."""
+    loss, prior = config.loss, config.model.prior
+    alpha, gamma = (loss.alpha or 0.5, loss.gamma) if loss.classification == "focal" else (0.25, 2.0)
+    return Balance.of(survey, prior, alpha, gamma).sentences(prior, alpha, gamma)
