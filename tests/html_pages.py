@@ -43,7 +43,7 @@ class Page(HTMLParser):
         """Drawings have elements that close themselves."""
 
     def handle_data(self, data: str) -> None:
-        if self._rows and self._rows[-1] and "table" in self.open:
+        if self._rows and self._rows[-1] and {"td", "th"} & set(self.open):
             self._rows[-1][-1] += data
 
     def handle_endtag(self, tag: str) -> None:

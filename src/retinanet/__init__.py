@@ -15,10 +15,19 @@ from retinanet.errors import RetinaNetError
 if TYPE_CHECKING:
     from retinanet.detect.detector import Detector as Detector
     from retinanet.detect.detector import load as load
+    from retinanet.evaluation.model_comparison import compare as compare
+    from retinanet.evaluation.model_evaluation import evaluate as evaluate
 
-__all__ = ["Detector", "RetinaNetError", "__version__", "load"]
+__all__ = ["Detector", "RetinaNetError", "__version__", "compare", "evaluate", "load"]
 
-_LAZY = {"Detector": "retinanet.detect.detector", "load": "retinanet.detect.detector"}
+# The module of each name. No module or folder of the package has one of these names: importing it would replace the
+# function, because Python makes a submodule an attribute of its package.
+_LAZY = {
+    "Detector": "retinanet.detect.detector",
+    "compare": "retinanet.evaluation.model_comparison",
+    "evaluate": "retinanet.evaluation.model_evaluation",
+    "load": "retinanet.detect.detector",
+}
 
 # supervision asks every user to install OpenCV; its own NumPy drawing does all that is needed here.
 warnings.filterwarnings("ignore", message="OpenCV .* is not installed", category=UserWarning)

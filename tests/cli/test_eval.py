@@ -20,7 +20,6 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retinanet.cli import main
-from retinanet.cli.terminal import positionals_first
 from retinanet.evaluation.coco_ap import SUMMARY
 from retinanet.zoo.weights import load_weights, save_weights
 
@@ -219,7 +218,7 @@ def test_crowds_alone(run: Eval, own_parts: Path, peer_file: Path, tmp_path: Pat
     assert [metrics[name] for name in SUMMARY] == [-1] * 12
     assert metrics["voc"] == {"mAP11": -1, "mAP": -1, "per_class": {}}
     said = run("--detections", peer_file, "--detections", peer_file, own_parts, "--out", tmp_path / "both")
-    assert "There is no object to measure with." in said
+    assert "There are no objects, so nothing can be measured." in said
     assert read(tmp_path / "both" / "compare.json")["AP"]["delta"] is None
 
 
@@ -238,7 +237,7 @@ def test_bad_files_take_one_line_and_leave_nothing(run: Eval, parts: Path, tmp_p
         file.write_text(content)
         assert said in run.fails("--detections", file, parts)
         assert said in run.fails("--detections", file, "--detections", file, parts, "--out", tmp_path / "eval")
-    assert not list((tmp_path / "eval").iterdir())
+    assert not (tmp_path / "eval").exists()
     assert "no such file" in run.fails("--detections", tmp_path / "none.json", parts)
 
 
@@ -307,7 +306,7 @@ def test_models_of_different_classes(
     renamed = tmp_path / "renamed.safetensors"
     save_weights(renamed, dict(model.state_dict()), type(info)(**{**vars(info), "classes": others}))
     said = run(weights, renamed, parts, "--split", "train", *CPU)
-    assert f"note: not compared, because A alone knows them: {info.classes[0]}" in said
+    assert f"note: not compared, because only A has these classes: {info.classes[0]}" in said
     written = read(tmp_path / "compare" / "compare.json")
     assert written["not_compared"] == {"only_a": [info.classes[0]], "only_b": [], "neither": []}
     assert set(written["per_class"]) == set(info.classes[1:])
@@ -336,19 +335,24 @@ def test_models_that_set_different_parts_aside(run: Eval, weights: Path, parts: 
 
 def test_what_is_to_be_evaluated_must_be_clear(run: Eval, weights: Path, parts: Path, tmp_path: Path) -> None:
     assert "0 detectors before DATA" in run.fails(parts, code=2)
-    assert "3 detectors before DATA" in run.fails(weights, weights, weights, parts, code=2)
     file = tmp_path / "a.json"
     file.write_text("[]")
+    assert "3 detectors before DATA" in run.fails(weights, weights, "--detections", file, parts, code=2)
     assert f"--detections {file}" in run.fails(file, parts, code=2)
     assert "give WEIGHTS DATA" in run.fails(code=2)
+    with pytest.raises(SystemExit) as stopped:
+        run(weights, weights, weights, parts)
+    assert stopped.value.code == 2
 
 
-def test_positionals_first() -> None:
-    words = ["a", "--split", "val", "b", "--out=x", "c"]
-    assert positionals_first(words) == ["a", "b", "c", "--split", "val", "--out=x"]
-    assert positionals_first(["-h", "a"]) == ["a", "-h"]
-    assert positionals_first(["--split"]) == ["--split"]
-    assert positionals_first([]) == []
+@pytest.mark.parametrize("words", ["A --split train B DATA", "A B --split train DATA", "--split=train A B DATA"])
+def test_flags_may_stand_anywhere(
+    words: str, run: Eval, weights: Path, other_weights: Path, parts: Path, tmp_path: Path
+) -> None:
+    names = {"A": weights, "B": other_weights, "DATA": parts}
+    run(*(names.get(word, word) for word in words.split()), "--out", tmp_path / "out", *CPU)
+    written = read(tmp_path / "out" / "compare.json")
+    assert (written["a"], written["b"], written["data"]) == (str(weights), str(other_weights), "parts [train]")
 
 
 def test_real_data_has_pycocotools_numbers(run: Eval, shared_data: Path, tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_advice_blames_no_part_for_one_object_of_a_rare_class() -> None:
     assert not any("weakest" in step for step in next_steps(analysis))
     analysis = analyze(*two_sizes(small_found=False), resamples=5)
     [step] = [step for step in next_steps(analysis) if "weakest" in step]
-    assert step.startswith("The weakest part is “size: small, under 32² px” (39 of 60 objects): AP 0.")
+    assert step.startswith("The weakest group is “size: small, under 32² px” (39 of 60 objects): its AP is 0.")
 
 
 def test_equals_hotcoco_on_real_truth(shared_data: Path) -> None:

@@ -13,7 +13,8 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.evaluation.coco_ap import Predictions
 from retinanet.evaluation.compare import Change, Comparison, Contestant, compare_predictions
-from retinanet.report.comparison_page import number, signed, verdict, write_comparison
+from retinanet.report.comparison_page import draw_outcome, outcome_of, verdict, write_comparison
+from retinanet.report.html import metric, signed
 from scenes import perfect
 
 
@@ -43,8 +44,8 @@ def comparison(dataset: Dataset, a: Predictions, b: Predictions, name: str = "a.
     return compare_predictions(dataset, Contestant(name, a, dataset.classes), Contestant("b.json", b, dataset.classes))
 
 
-def written(folder: Path, result: Comparison, pictures: int = 6) -> str:
-    write_comparison(folder / "compare.html", result, pictures)
+def written(folder: Path, result: Comparison, images: int = 6) -> str:
+    write_comparison(folder / "compare.html", result, images)
     assert [p.name for p in folder.iterdir()] == ["compare.html"]
     return (folder / "compare.html").read_text(encoding="utf-8")
 
@@ -69,30 +70,28 @@ def test_page_is_self_contained_and_tells_the_numbers(tmp_path: Path, dataset: D
 
 def test_pictures_show_what_each_missed_and_made_up(tmp_path: Path, dataset: Dataset) -> None:
     result = comparison(dataset, half(dataset), perfect(dataset))
-    text = written(tmp_path, result, pictures=2)
+    text = written(tmp_path, result, images=2)
     assert Page(text).images == 4  # two images, each twice
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
     assert [caption[:2] for caption in captions] == ["A:", "B:"] * 2
-    assert captions[1] == captions[3] == "B: missed 0; wrong 0"
-    assert re.fullmatch(r"A: missed \d+ \(.+\); wrong \d+( \(.+\))?", captions[0])
+    assert captions[1] == captions[3] == "B: missed 0; false positives 0"
+    assert re.fullmatch(r"A: missed \d+ \(.+\); false positives \d+( \(.+\))?", captions[0])
     missed = re.match(r"A: missed (\d+) \((.*?)\)", captions[0])
     assert missed is not None
     assert int(missed[1]) == sum(int(part.split()[0]) for part in missed[2].split(", "))
     after = text.split("A makes fewer mistakes")[-1]
-    assert "In no picture." in after
+    assert "In no image." in after
 
 
 def test_lines_have_the_colours_of_the_key(dataset: Dataset) -> None:
-    from retinanet.report.comparison_page import _drawn, _Seen
-
     result = comparison(dataset, half(dataset), perfect(dataset))
-    seen = _Seen.of(result, 0, 0)
+    outcome = outcome_of(result, 0, 0)
     objects = dataset.boxes[dataset.rows(0)]
-    assert len(seen.missed) + len(seen.found) == len(objects) >= 2
+    assert len(outcome.missed) + len(outcome.found) == len(objects) >= 2
     black = np.zeros((96, 96, 3), dtype=np.uint8)
-    image = _drawn(black, result, 0, seen)
-    assert tuple(image[0, 2]) == (0xE6, 0x9F, 0x00)  # the box in the corner is wrong
-    for row in seen.missed:
+    image = draw_outcome(black, result, 0, outcome)
+    assert tuple(image[0, 2]) == (0xE6, 0x9F, 0x00)  # the box in the corner is a false positive
+    for row in outcome.missed:
         x1, y1, x2, y2 = (int(v) for v in dataset.boxes[row])
         outline = image[y1:y2, x1:x2].reshape(-1, 3)
         assert (outline == (0xF0, 0xE4, 0x42)).all(axis=1).any()
@@ -111,13 +110,13 @@ def test_the_same_twice(tmp_path: Path, dataset: Dataset) -> None:
     text = written(tmp_path, comparison(dataset, half(dataset), half(dataset)))
     assert "There is no difference" in text
     assert "<small>ΔAP</small><b>0.000</b><small>0.000 to 0.000</small>" in text
-    assert text.count("In no picture.") == 2
+    assert text.count("In no image.") == 2
 
 
 def test_nothing_to_measure(tmp_path: Path, dataset: Dataset) -> None:
     crowds = replace(dataset, ignore=np.ones_like(dataset.ignore))
     text = written(tmp_path, comparison(crowds, half(crowds), perfect(crowds)))
-    assert "There is no object to measure with." in text
+    assert "There are no objects, so nothing can be measured." in text
     assert "nan" not in re.sub(r"base64,[^\"]*", "", text)
     assert Page(text).open == []
 
@@ -126,20 +125,23 @@ def test_classes_that_one_does_not_know(tmp_path: Path, dataset: Dataset) -> Non
     a = Contestant("a", perfect(dataset), dataset.classes)
     names = ("<b>other</b>", *dataset.classes[1:])
     text = written(tmp_path, compare_predictions(dataset, a, Contestant("b", perfect(dataset), names)))
-    assert f"Not compared: {dataset.classes[0]} (known to A alone)." in text
+    assert f"Not compared: {dataset.classes[0]} (a class of A only)." in text
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (Change(0.5, 0.6, 0.02, 0.2, 0.99, 0.01), "B is better by 0.100 AP: the interval of ΔAP is +0.020 to +0.200"),
+        (
+            Change(0.5, 0.6, 0.02, 0.2, 0.99, 0.01),
+            "B is better by 0.100 AP: the 95 % interval of ΔAP is +0.020 to +0.200",
+        ),
         (Change(0.6, 0.5, -0.2, -0.02, 0.0, 1.0), "A is better by 0.100 AP"),
         (
             Change(0.5, 0.6, -0.01, 0.2, 0.9, 0.1),
-            "do not tell which is better: the interval of ΔAP is −0.010 to +0.200",
+            "do not tell which detector is better: the 95 % interval of ΔAP is −0.010 to +0.200",
         ),
         (Change(0.5, 0.5, 0, 0, 0, 0), "no difference"),
-        (Change(*[float("nan")] * 6), "no object"),
+        (Change(*[float("nan")] * 6), "no objects"),
     ],
 )
 def test_verdict(change: Change, said: str) -> None:
@@ -147,7 +149,7 @@ def test_verdict(change: Change, said: str) -> None:
 
 
 def test_numbers() -> None:
-    assert [number(v) for v in (0.12345, 0.0, -1.0, float("nan"))] == ["0.123", "0.000", "–", "–"]
+    assert [metric(v) for v in (0.12345, 0.0, -1.0, float("nan"))] == ["0.123", "0.000", "–", "–"]
     assert [signed(v) for v in (0.1, -0.1, 0.0001, -0.0001, float("nan"))] == [
         "+0.100",
         "−0.100",

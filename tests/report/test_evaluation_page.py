@@ -15,6 +15,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.evaluation.analysis import Analysis, analyze
 from retinanet.evaluation.coco_ap import SUMMARY, Predictions, coco_metrics
+from retinanet.evaluation.model_evaluation import Evaluation
 from retinanet.evaluation.voc_ap import voc_metrics
 from retinanet.report.evaluation_page import write_report
 from scenes import nothing, perfect, random_detections, random_truth
@@ -29,9 +30,18 @@ def analyzed(dataset: Dataset, predictions: Predictions) -> Analysis:
     return analyze(dataset, predictions, resamples=20)
 
 
-def report(path: Path, dataset: Dataset, predictions: Predictions, weights: str = "best.safetensors") -> str:
+def evaluated(dataset: Dataset, predictions: Predictions, name: str = "w") -> Evaluation:
     metrics, analysis = coco_metrics(dataset, predictions), analyzed(dataset, predictions)
-    write_report(path / "report.html", dataset, predictions, metrics, analysis, Path(weights))
+    return Evaluation(name, dataset, predictions, metrics, analysis)
+
+
+def with_voc(evaluation: Evaluation) -> Evaluation:
+    voc = voc_metrics(evaluation.dataset, evaluation.predictions)
+    return replace(evaluation, metrics=replace(evaluation.metrics, voc=voc))
+
+
+def report(path: Path, dataset: Dataset, predictions: Predictions, weights: str = "best.safetensors") -> str:
+    write_report(path / "report.html", evaluated(dataset, predictions, weights))
     return (path / "report.html").read_text(encoding="utf-8")
 
 
@@ -84,8 +94,7 @@ def test_voc_is_shown_if_it_was_measured(tmp_path: Path, dataset: Dataset) -> No
     predictions = perfect(dataset)
     assert "VOC" not in report(tmp_path, dataset, predictions)
     empty = replace(dataset, ignore=np.ones_like(dataset.ignore))
-    metrics = replace(coco_metrics(empty, predictions), voc=voc_metrics(empty, predictions))
-    write_report(tmp_path / "report.html", empty, predictions, metrics, analyzed(empty, predictions), "w")
+    write_report(tmp_path / "report.html", with_voc(evaluated(empty, predictions)))
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     for name in ("VOC mAP", "11 points"):
         assert f"<small>{name}</small><b>–</b>" in text
@@ -93,10 +102,8 @@ def test_voc_is_shown_if_it_was_measured(tmp_path: Path, dataset: Dataset) -> No
 
 def test_number_of_pictures_is_limited(tmp_path: Path, dataset: Dataset) -> None:
     predictions = perfect(dataset)
-    metrics = coco_metrics(dataset, predictions)
     for limit, expected in ((2, 2), (50, len(dataset)), (1, 1)):
-        analysis = analyzed(dataset, predictions)
-        write_report(tmp_path / "r.html", dataset, predictions, metrics, analysis, Path("w"), pictures=limit)
+        write_report(tmp_path / "r.html", evaluated(dataset, predictions), images=limit)
         assert Page((tmp_path / "r.html").read_text(encoding="utf-8")).images == expected
 
 
@@ -118,11 +125,10 @@ def random_report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str, 
     folder = tmp_path_factory.mktemp("random")
     dataset = drawable(random_truth(3, images=40, everywhere=0.3), folder)
     predictions = random_detections(dataset, 3)
-    metrics = replace(coco_metrics(dataset, predictions), voc=voc_metrics(dataset, predictions))
-    analysis = analyzed(dataset, predictions)
-    write_report(folder / "report.html", dataset, predictions, metrics, analysis, "any detector")
+    evaluation = with_voc(evaluated(dataset, predictions, "any detector"))
+    write_report(folder / "report.html", evaluation)
     text = (folder / "report.html").read_text(encoding="utf-8")
-    return Page(text), text, {**metrics.to_dict(), "diagnosis": analysis.to_dict()}
+    return Page(text), text, evaluation.to_dict()
 
 
 def test_summary_is_that_of_the_json(random_report: tuple[Page, str, dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,16 @@ _FAR = 1e9
 
 _EXPECTED = "a list of detections, each with image_id, category_id, bbox and score"
 _AMBIGUOUS = -1
+
+
+@dataclass(frozen=True)
+class DetectionFile:
+    """A file of detections in COCO's results format, which is evaluated like a detector."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
 
 
 def read_detections(path: Path, dataset: Dataset) -> tuple[Predictions, list[str]]:

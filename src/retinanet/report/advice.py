@@ -1,4 +1,4 @@
-"""What to do next, in a few sentences that follow from the numbers."""
+"""What to do next after an evaluation, in a few sentences that follow from its numbers."""
 
 from __future__ import annotations
 
@@ -6,114 +6,86 @@ import math
 from collections.abc import Iterator
 
 from retinanet.evaluation.analysis import Analysis
-from retinanet.evaluation.tide import KINDS
+from retinanet.evaluation.error_kinds import ERROR_KINDS
 
-ERRORS = {
-    "Cls": "right box, wrong class",
-    "Loc": "right class, box fits badly (IoU 0.1–0.5)",
-    "Both": "wrong class and a badly fitting box",
-    "Dupe": "a second detection of the same object",
-    "Bkg": "nothing is annotated there",
-    "Miss": "objects that nothing finds",
-    "FP": "all wrong detections together",
-    "FN": "all objects not found together",
-}
-_NAMES = {
-    "Cls": "confusing classes",
-    "Loc": "badly fitting boxes",
-    "Both": "wrong classes with badly fitting boxes",
-    "Dupe": "double detections",
-    "Bkg": "detections where nothing is annotated",
-    "Miss": "missed objects",
-}
-_REMEDIES = {
-    "Cls": "Look at the confusion matrix: such classes need more examples, or one name.",
-    "Loc": "Try larger pictures (--data.size), anchors that fit (retinanet data anchors), or a longer training; see "
-    "whether the annotators drew their boxes alike.",
-    "Both": "Train longer, or on more pictures.",
-    "Dupe": "Try a lower decode.nms.",
-    "Bkg": "Look at the false positives first: some may be objects that were not annotated. Pictures without objects "
-    "help against the others.",
-    "Miss": "Look at what is missed: larger pictures (--data.size) help with small objects, retinanet data anchors "
-    "with odd shapes, more pictures with rare kinds.",
-}
-
-# Objects of a part, and differences, that are worth a sentence.
+# Groups with fewer objects, and smaller differences, are not worth a sentence.
 _FEWEST = 10
-_BEHIND, _COST, _CALIBRATION = 0.1, 0.005, 0.1
+_BEHIND, _COST, _CALIBRATION, _SPREAD = 0.1, 0.005, 0.1, 0.15
 
 
 def costliest(analysis: Analysis) -> str | None:
-    """The kind of error, of TIDE's six, that costs the most AP50; ``None`` if none costs anything."""
-    costs = {kind: analysis.errors.costs[kind] for kind in (*KINDS, "Miss")}
-    worst = max(costs, key=lambda kind: costs[kind])
+    """Find the kind of error that costs the most AP50; ``None`` if no kind costs more than 0.005."""
+    costs = {code: analysis.errors.costs[code] for code in ERROR_KINDS}
+    worst = max(costs, key=lambda code: costs[code])
     return worst if costs[worst] > _COST else None
 
 
-def describe_error(analysis: Analysis, kind: str) -> str:
-    """A kind of error and its cost in a few words."""
-    return f"{_NAMES[kind]} ({kind}) cost the most: {analysis.errors.costs[kind]:.3f} AP50"
+def describe_error(analysis: Analysis, code: str) -> str:
+    """Describe a kind of error and its cost in a few words."""
+    return f"{ERROR_KINDS[code].noun} ({code}) cost the most: {analysis.errors.costs[code]:.3f} AP50"
 
 
 def next_steps(analysis: Analysis) -> list[str]:
-    """Up to four sentences, the most useful first."""
+    """Advise in up to four sentences, the most useful first."""
     if not sum(each.objects for each in analysis.classes):
-        return ["There are no annotated objects that count, so nothing can be measured. Choose a split that has some."]
+        return ["There are no annotated objects, so nothing can be measured. Choose a split that has some."]
     if not sum(each.detections for each in analysis.classes):
-        return [
-            "Nothing was detected that counts. Look whether the training has converged, and on what it was trained."
-        ]
+        return ["Nothing was detected. Check whether the training converged, and which data it used."]
     return [*_errors(analysis), *_threshold(analysis), *_weakest(analysis), *_annotations(analysis)][:4]
 
 
 def _errors(analysis: Analysis) -> Iterator[str]:
-    kind = costliest(analysis)
-    if kind is None:
-        yield "No kind of error costs more than 0.005 AP50."
+    code = costliest(analysis)
+    if code is None:
+        yield f"No kind of error costs more than {_COST:g} AP50."
     else:
-        sentence = describe_error(analysis, kind)
-        yield f"{sentence[0].upper()}{sentence[1:]}. {_REMEDIES[kind]}"
+        sentence = describe_error(analysis, code)
+        yield f"{sentence[0].upper()}{sentence[1:]}. {ERROR_KINDS[code].remedy}"
 
 
 def _threshold(analysis: Analysis) -> Iterator[str]:
     if not analysis.f1 > 0:
-        yield "No detection is right at an IoU of 0.5; no threshold helps."
+        yield "No detection is correct at an IoU of 0.5, so no score threshold helps."
         return
-    each = [k for k in analysis.classes if not math.isnan(k.threshold)]
-    low, high = min(k.threshold for k in each), max(k.threshold for k in each)
-    apart = f" The best thresholds of the classes reach from {low:.2f} to {high:.2f}." if high - low > 0.15 else ""
-    yield f"Use a threshold of {analysis.threshold:.2f}: there F1 is best, {analysis.f1:.2f}.{apart}"
+    each = [k.threshold for k in analysis.classes if not math.isnan(k.threshold)]
+    low, high = min(each), max(each)
+    apart = (
+        f" The best thresholds of single classes range from {low:.2f} to {high:.2f}." if high - low > _SPREAD else ""
+    )
+    yield f"Use a score threshold of {analysis.threshold:.2f}: it has the best F1, {analysis.f1:.2f}.{apart}"
 
 
 def _weakest(analysis: Analysis) -> Iterator[str]:
-    """The class or part of the data that is furthest behind, if it has its share of the objects.
+    """Name the class or the group of objects that is furthest behind, if it has enough objects.
 
-    Parts are compared object by object: the mean over classes would blame one for a single object of a rare class.
+    Groups are compared by the AP averaged over objects. In the mean over classes, a single object of a rare class would
+    weigh as much as all objects of a frequent class.
     """
     total = sum(each.objects for each in analysis.classes)
-    parts = [
-        (each.AP_by_object, each.AP_elsewhere, each.objects, f"{each.group}: {each.name}", ", object by object")
+    groups = [
+        (each.AP_by_object, each.AP_elsewhere, each.objects, f"{each.group}: {each.name}", ", averaged over objects")
         for each in analysis.slices
         if each.objects >= total / 20
     ]
-    parts += [(each.AP, analysis.AP, each.objects, f"class {each.name}", "") for each in analysis.classes]
-    parts = [part for part in parts if part[2] >= _FEWEST]
-    if not parts:
+    groups += [(each.AP, analysis.AP, each.objects, f"class {each.name}", "") for each in analysis.classes]
+    groups = [group for group in groups if group[2] >= _FEWEST]
+    if not groups:
         return
-    value, usual, objects, what, how = min(parts, key=lambda part: part[0] - part[1])
+    value, usual, objects, what, how = min(groups, key=lambda group: group[0] - group[1])
     if usual - value > _BEHIND:
         share = f"({objects} of {total} objects)"
-        yield f"The weakest part is “{what}” {share}: AP {value:.3f}, against {usual:.3f} in all{how}."
+        yield f"The weakest group is “{what}” {share}: its AP is {value:.3f}, compared with {usual:.3f} overall{how}."
 
 
 def _annotations(analysis: Analysis) -> Iterator[str]:
     listed = analysis.label_errors
     count = listed["class"].total + listed["missing"].total
     if count:
+        subject = "1 confident detection contradicts" if count == 1 else f"{count} confident detections contradict"
         yield (
-            f"{count} sure detections contradict the annotations; look at them at the end of this page. "
-            "Wrong annotations make a detector look worse than it is."
+            f"{subject} the annotations; see the end of this page. Wrong annotations make a detector look worse than "
+            "it is."
         )
     gap = analysis.calibration.error
     if gap > _CALIBRATION:
-        yield f"Scores are no probabilities: they are off by {gap:.2f} on average (see Calibration)."
+        yield f"Do not read scores as probabilities: on average they are off by {gap:.2f} (see Calibration)."

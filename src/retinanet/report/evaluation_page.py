@@ -1,198 +1,193 @@
-"""One self-contained HTML page about an evaluation: what to do next, the numbers behind it, and pictures."""
+"""The page of ``retinanet eval``: what to do next, the numbers behind it, and example images."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import supervision
-
-from retinanet.data.dataset import Dataset
 from retinanet.detect.draw import closeup
 from retinanet.detect.example_images import Album, draw_example, spread
-from retinanet.evaluation.analysis import Analysis
-from retinanet.evaluation.coco_ap import Metrics, Predictions
-from retinanet.evaluation.curves import CONFIDENCE
+from retinanet.evaluation.coco_ap import Predictions
+from retinanet.evaluation.curves import CONFIDENCE, FEWEST_IMAGES
 from retinanet.evaluation.examples import Example, Examples
+from retinanet.evaluation.model_evaluation import Evaluation
 from retinanet.files import write_text
 from retinanet.report import evaluation_sections as sections
-from retinanet.report import html as page
 from retinanet.report.advice import next_steps
+from retinanet.report.html import Figure, counted, image_figure, metric, render
+from retinanet.report.svg import TRUE_POSITIVE
 
-_EXPLAINED = {
+_METRICS = {
     "AP": "mean over IoU 0.50–0.95",
     "AP50": "at IoU 0.50",
     "AP75": "at IoU 0.75",
     "APs": "objects under 32² px",
-    "APm": "32² to 96² px",
-    "APl": "over 96² px",
-    "AR1": "recall with 1 detection an image",
-    "AR10": "with 10",
-    "AR100": "with 100",
-    "ARs": "with 100, under 32² px",
-    "ARm": "with 100, 32² to 96² px",
-    "ARl": "with 100, over 96² px",
+    "APm": "objects of 32² to 96² px",
+    "APl": "objects over 96² px",
+    "AR1": "1 detection per image",
+    "AR10": "10 detections per image",
+    "AR100": "100 detections per image",
+    "ARs": "AR100, objects under 32² px",
+    "ARm": "AR100, objects of 32² to 96² px",
+    "ARl": "AR100, objects over 96² px",
 }
 
-# Of galleries: longer side of a picture in pixels, and how they are marked.
+_SECTIONS = (
+    ("summary", "Average precision and recall"),
+    ("classes-section", "Classes"),
+    ("errors-section", "Cost of errors"),
+    ("precision-recall", "Precision and recall"),
+    ("thresholds-section", "Thresholds"),
+    ("scores-section", "Scores"),
+    ("calibration-section", "Calibration"),
+    ("confusion-section", "Confusion"),
+    ("slices-section", "Groups of objects"),
+    ("missed", "Missed objects"),
+    ("false-positives", "False positives"),
+    ("label-errors", "Likely annotation errors"),
+    ("images", "Images"),
+)
+
+_LABEL_ERRORS = {
+    "class": ("Annotated as another class", "A confident detection of another class lies on the object."),
+    "missing": ("Not annotated", "A confident detection lies where nothing is annotated."),
+    "unfindable": (
+        "Never found",
+        "No detection of any class and score overlaps these objects; the largest come first.",
+    ),
+}
+
+# Longer side of a close-up in pixels, and the colours of its boxes: what it is about, and what that is compared with.
 _SIDE = 260
 _SUBJECT, _OTHER = "#ffb000", "white"
 
-_LABEL_ERRORS = {
-    "class": ("Annotated as another class", "A sure detection of another class lies on the object."),
-    "missing": ("Not annotated", "A sure detection where nothing is annotated."),
-    "unfindable": ("Never found", "Annotated, but no detection of any class and score overlaps it. The largest first."),
-}
+
+@dataclass(frozen=True)
+class LabelErrors:
+    """Likely annotation errors of one kind, with a heading and a sentence about them."""
+
+    title: str
+    text: str
+    listed: Examples
+    figures: list[Figure]
 
 
-def write_report(
-    path: Path,
-    dataset: Dataset,
-    predictions: Predictions,
-    metrics: Metrics,
-    analysis: Analysis,
-    weights: Path | str,
-    pictures: int = 12,
-) -> str | None:
-    """Write the page; pictures that cannot be shown are left out, and the page says so.
+def write_report(path: Path, evaluation: Evaluation, images: int = 12) -> str | None:
+    """Write the page of an evaluation as one HTML file.
 
     Args:
-        path: where to.
-        dataset: what was evaluated on.
-        predictions: what was found.
-        metrics: how good that is.
-        analysis: what lies behind the metrics.
-        weights: the model's file, for the title.
-        pictures: how many pictures to show of each kind.
+        path: the file to write.
+        evaluation: result of :func:`retinanet.evaluate`.
+        images: number of example images of each kind.
 
     Returns:
-        A remark on the pictures that were left out, if there are any.
+        A remark if some images could not be shown; the page has it as well.
     """
+    analysis, dataset = evaluation.analysis, evaluation.dataset
     album = Album(dataset)
-    boxes = int((~dataset.ignore).sum())
-    ignored = int(dataset.ignore.sum())
-    counts = [
-        f"{len(dataset)} images, {boxes} objects",
-        *([f"{ignored} ignore regions"] if ignored else []),
-        f"{len(dataset.classes)} {'class' if len(dataset.classes) == 1 else 'classes'}",
-        f"{len(predictions.scores)} detections",
-    ]
-    parts = [
-        ("next", "What to do next", _steps(analysis)),
-        ("summary", "Average precision and recall", _numbers(metrics, analysis)),
-        ("classes-section", "Classes", sections.classes(analysis)),
-        ("errors-section", "What errors cost", sections.errors(analysis)),
-        ("precision-recall", "Precision and recall", sections.precision_recall(analysis)),
-        ("thresholds-section", "Thresholds", sections.thresholds(analysis)),
-        ("scores-section", "Scores", sections.scores(analysis)),
-        ("calibration-section", "Calibration", sections.calibration(analysis)),
-        ("confusion-section", "Confusion", sections.confusion(analysis)),
-        ("slices-section", "Kinds of objects", sections.slices(analysis)),
-        ("missed", "Missed objects", _missed(album, analysis, pictures)),
-        ("false-positives", "False positives", _false_positives(album, analysis, pictures)),
-        ("label-errors", "Likely errors of the annotations", _label_errors(album, analysis, pictures)),
-        ("pictures", "Pictures", _spread(album, predictions, pictures, analysis.threshold)),
-    ]
-    links = " · ".join(f'<a href="#{name}">{title}</a>' for name, title, _ in parts[1:])
-    body = "\n".join(f'<section id="{name}"><h2>{title}</h2>\n{content}</section>' for name, title, content in parts)
-    title = html.escape(f"{weights} on {dataset.name}")
+    galleries = {
+        "missed": _closeups(album, analysis.missed, images),
+        "false_positives": _closeups(album, analysis.false_positives, images),
+        "label_errors": [
+            LabelErrors(*_LABEL_ERRORS[kind], listed, _closeups(album, listed, images))
+            for kind, listed in analysis.label_errors.items()
+        ],
+        "spread": _spread_images(album, evaluation.predictions, images, analysis.threshold),
+    }
     remark = album.remark()
-    note = f"\n<p>{html.escape(remark)}</p>" if remark else ""
-    text = f"<h1>{title}</h1>\n<p>{', '.join(counts)}.</p>{note}\n<nav>{links}</nav>\n{body}"
-    write_text(path, page.document(f"Evaluation of {weights}", text))
+    page = render(
+        "evaluation.html",
+        title=f"Evaluation of {evaluation.name}",
+        name=evaluation.name,
+        data=dataset.name,
+        counts=_counts(evaluation),
+        remark=remark,
+        sections=_SECTIONS,
+        steps=next_steps(analysis),
+        cards=_cards(evaluation),
+        analysis=analysis,
+        confidence=CONFIDENCE,
+        fewest_images=FEWEST_IMAGES,
+        shown_limit=sections.SHOWN,
+        known=sum(each.objects > 0 for each in analysis.classes),
+        tp_color=TRUE_POSITIVE,
+        classes=sections.class_rows(analysis),
+        errors=sections.error_rows(analysis),
+        precision_recall=sections.precision_recall_charts(analysis),
+        thresholds=sections.thresholds(analysis),
+        score_charts=sections.score_charts(analysis),
+        score_bins=sections.score_bins(analysis),
+        calibration_chart=sections.calibration_chart(analysis),
+        calibration_bins=sections.calibration_bins(analysis),
+        class_calibration=[each for each in analysis.classes if each.detections],
+        confusion=sections.confusion(analysis),
+        slices=sections.slice_rows(analysis),
+        images=images,
+        **galleries,
+    )
+    write_text(path, page)
     return remark
 
 
-def _steps(analysis: Analysis) -> str:
-    return "<ol>" + "".join(f"<li>{html.escape(step)}</li>" for step in next_steps(analysis)) + "</ol>"
+def _counts(evaluation: Evaluation) -> list[str]:
+    dataset = evaluation.dataset
+    ignored = int(dataset.ignore.sum())
+    return [
+        counted(len(dataset), "image", "images"),
+        counted(int((~dataset.ignore).sum()), "object", "objects"),
+        *([counted(ignored, "ignore region", "ignore regions")] if ignored else []),
+        counted(len(dataset.classes), "class", "classes"),
+        counted(len(evaluation.predictions.scores), "detection", "detections"),
+    ]
 
 
-def _numbers(metrics: Metrics, analysis: Analysis) -> str:
+def _cards(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    """Name, value and explanation of each metric."""
+    metrics, analysis = evaluation.metrics, evaluation.analysis
     intervals = {"AP": analysis.AP_interval, "AP50": analysis.AP50_interval}
     cards = []
     for name, value in metrics.summary.items():
         bounds = intervals.get(name)
-        explained = _EXPLAINED[name] + (f" ({CONFIDENCE:.0%}: {bounds[0]:.3f}–{bounds[1]:.3f})" if bounds else "")
-        cards.append(_card(name, value, explained))
+        explained = _METRICS[name] + (f" ({CONFIDENCE:.0%}: {bounds[0]:.3f}–{bounds[1]:.3f})" if bounds else "")
+        cards.append((name, metric(value), explained))
     if metrics.voc:
-        cards.append(_card("VOC mAP", metrics.voc["mAP"], "Pascal VOC since 2010, at IoU 0.50"))
-        cards.append(_card("11 points", metrics.voc["mAP11"], "the same as in VOC 2007"))
-    return f'<div class="numbers">{"".join(cards)}</div>'
+        cards.append(("VOC mAP", metric(metrics.voc["mAP"]), "Pascal VOC since 2010, at IoU 0.50"))
+        cards.append(("11 points", metric(metrics.voc["mAP11"]), "Pascal VOC 2007, at IoU 0.50"))
+    return cards
 
 
-def _card(name: str, value: float, explained: str) -> str:
-    return page.number_card(name, f"{value:.3f}" if value >= 0 else "–", explained)
+def _closeups(album: Album, listed: Examples, images: int) -> list[Figure]:
+    figures = (_closeup(album, example) for example in listed.shown[:images])
+    return [figure for figure in figures if figure is not None]
 
 
-def _missed(album: Album, analysis: Analysis, pictures: int) -> str:
-    text = (
-        f"{analysis.missed.total} objects have no detection of their class with a score of at least "
-        f"{analysis.threshold:.2f} and an IoU of at least 0.5. The largest first, the classes in turn; the object in "
-        "orange, the detection that is nearest in white."
-    )
-    return f"<p>{text}</p>{_gallery(album, analysis.missed, pictures)}"
+def _closeup(album: Album, example: Example) -> Figure | None:
+    image = album.image(example.image)
+    if image is None:
+        return None
+    others = [] if example.other is None else [example.other]
+    colors = [*([_OTHER] * len(others)), _SUBJECT]
+    shown = closeup(image, [*others, example.box], colors, _SIDE)
+    score = "" if example.score is None else f" {example.score:.2f}"
+    file = Path(album.dataset.files[example.image]).name
+    return image_figure(shown, f"{album.dataset.classes[example.label]}{score}: {example.text} · {file}", _SIDE)
 
 
-def _false_positives(album: Album, analysis: Analysis, pictures: int) -> str:
-    text = (
-        f"{analysis.false_positives.total} detections with a score of at least {analysis.threshold:.2f} are wrong at "
-        "an IoU of 0.5. The surest first; the detection in orange, the object it may be about in white."
-    )
-    return f"<p>{text}</p>{_gallery(album, analysis.false_positives, pictures)}"
+def _spread_images(album: Album, predictions: Predictions, images: int, score: float) -> list[Figure]:
+    figures = (_whole_image(album, predictions, index, score) for index in spread(len(album.dataset), images))
+    return [figure for figure in figures if figure is not None]
 
 
-def _label_errors(album: Album, analysis: Analysis, pictures: int) -> str:
-    parts = [
-        "<p>Where a detector is sure and the annotation says otherwise, either may be wrong. A detection is sure if at "
-        "least nine of ten detections of its class with that score or more are right.</p>"
-    ]
-    for kind, found in analysis.label_errors.items():
-        title, text = _LABEL_ERRORS[kind]
-        gallery = _gallery(album, found, pictures)
-        parts.append(
-            f"<h3>{title}: {found.total}</h3><p>{text}</p>{gallery}" if found.total else f"<h3>{title}: 0</h3>"
-        )
-    return "".join(parts)
+def _whole_image(album: Album, predictions: Predictions, index: int, score: float) -> Figure | None:
+    import supervision  # takes a second to import
 
-
-def _gallery(album: Album, found: Examples, pictures: int) -> str:
-    figures = "".join(_closeups(album, found.shown[:pictures]))
-    more = found.total - len(found.shown[:pictures])
-    rest = f"<p>… and {more} more; metrics.json lists the first {len(found.shown)}.</p>" if more else ""
-    return f'<div class="pictures small">{figures}</div>{rest}' if figures else ""
-
-
-def _closeups(album: Album, shown: tuple[Example, ...]) -> Iterator[str]:
-    dataset = album.dataset
-    for example in shown:
-        picture = album.image(example.image)
-        if picture is None:
-            continue
-        others = [] if example.other is None else [example.other]
-        colors = [*([_OTHER] * len(others)), _SUBJECT]
-        image = closeup(picture, [*others, example.box], colors, _SIDE)
-        score = "" if example.score is None else f" {example.score:.2f}"
-        name = Path(dataset.files[example.image]).name
-        yield page.picture(image, f"{dataset.classes[example.label]}{score}: {example.text} · {name}", _SIDE)
-
-
-def _spread(album: Album, predictions: Predictions, pictures: int, score: float) -> str:
-    chosen = spread(len(album.dataset), pictures)
-    figures = "\n".join(figure for index in chosen if (figure := _figure(album, predictions, index, score)))
-    text = f"Annotated objects in white, detections with a score of at least {score:.2f} in colour."
-    return f'<p>{text}</p><div class="pictures">\n{figures}\n</div>'
-
-
-def _figure(album: Album, predictions: Predictions, index: int, score: float) -> str:
     dataset, image = album.dataset, album.image(index)
     if image is None:
-        return ""
+        return None
     mine = (predictions.images == index) & (predictions.scores >= score)
     found = supervision.Detections(
         xyxy=predictions.boxes[mine], confidence=predictions.scores[mine], class_id=predictions.labels[mine]
     )
-    rows = dataset.rows(index)
-    picture = draw_example(image, dataset, index, found)
-    name = Path(dataset.files[index]).name
-    return page.picture(picture, f"{name} · {int((~dataset.ignore[rows]).sum())} objects, {int(mine.sum())} found")
+    objects = int((~dataset.ignore[dataset.rows(index)]).sum())
+    caption = f"{Path(dataset.files[index]).name} · {objects} objects, {int(mine.sum())} detections"
+    return image_figure(draw_example(image, dataset, index, found), caption)

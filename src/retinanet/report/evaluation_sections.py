@@ -1,306 +1,267 @@
-"""The sections of a report that show numbers: tables and drawings."""
+"""The tables and drawings of an evaluation's page, as values that ``templates/evaluation.html`` writes."""
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from retinanet.evaluation.analysis import Analysis, ClassResult
-from retinanet.evaluation.curves import CONFIDENCE, FEWEST_IMAGES, RECALLS, SCORES
+from retinanet.evaluation.curves import RECALLS, SCORES
+from retinanet.evaluation.error_kinds import ERROR_KINDS, TOTALS
 from retinanet.evaluation.matching import Floats, Ints
-from retinanet.report import svg as plots
-from retinanet.report.advice import ERRORS
-from retinanet.report.svg import Line
+from retinanet.evaluation.slices import Slice
+from retinanet.report import svg
+from retinanet.report.html import number
+from retinanet.report.svg import Drawing, Line
 
-# Classes that are drawn; the others are in tables.
+# Classes that are drawn; the others are only in tables.
 SHOWN = 10
 
-Numbers = Sequence[str]
+# The second histogram shows scores from here on; most detections have lower scores.
+_HIGH_SCORE = 0.3
+
+# Confusions that are listed beside a matrix that leaves out classes.
+_CONFUSIONS = 20
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """A class and its colour in the drawings; ``None`` for a class that is not drawn."""
+
+    result: ClassResult
+    color: str | None
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """A kind of error, how many there are and what they cost, with the width of its bar in rem."""
+
+    code: str
+    meaning: str
+    count: int
+    cost: float
+    bar: float
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Curves against the score threshold, and precision and recall at the best one."""
+
+    charts: list[Drawing]
+    precision: float
+    recall: float
+    classes: list[ClassResult]
+
+
+@dataclass(frozen=True)
+class ScoreBin:
+    """True and false positives with a score between two bounds."""
+
+    low: float
+    high: float
+    tp: int
+    fp: int
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """The detections with a score between two bounds."""
+
+    low: float
+    high: float
+    count: int
+    score: float
+    precision: float
+
+
+@dataclass(frozen=True)
+class SliceRow:
+    """A group of objects; ``first`` if it is the first of its division."""
+
+    result: Slice
+    first: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the confusion matrix, with its share of the row in percent, as the opacity of its shade."""
+
+    count: int
+    share: int
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """The confusion matrix of the largest classes, and the most frequent confusions if classes were left out."""
+
+    titles: list[str]
+    rows: list[list[Cell]]
+    frequent: list[tuple[str, str, int]] | None
 
 
 def shown_classes(analysis: Analysis) -> list[int]:
-    """Up to ten classes with objects, those with the most first."""
-    known = [k for k, each in enumerate(analysis.classes) if each.objects]
-    return sorted(known, key=lambda k: (-analysis.classes[k].objects, k))[:SHOWN]
+    """Choose up to ten classes with objects, those with the most objects first."""
+    return _by_objects(analysis, _known(analysis))[:SHOWN]
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A number, or a dash for what cannot be measured."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+def class_rows(analysis: Analysis) -> list[ClassRow]:
+    """List the classes with objects or detections, those with the most objects first."""
+    colors = _colors(analysis)
+    order = _by_objects(analysis, range(len(analysis.classes)))
+    results = [(k, analysis.classes[k]) for k in order]
+    return [ClassRow(each, colors.get(k)) for k, each in results if each.objects or each.detections]
 
 
-def table(name: str, head: Numbers, rows: Iterable[Numbers], left: Collection[int] = ()) -> str:
-    """A table that can be scrolled sideways; cells are HTML, ``name`` is its id, the columns ``left`` hold text."""
-    kinds = [' class="left"' if column in left else "" for column in range(len(head))]
-    cells = ("".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)) for row in rows)
-    lines = "".join(f"<tr>{row}</tr>" for row in cells)
-    top = "".join(f"<th{kind}>{cell}</th>" for kind, cell in zip(kinds, head, strict=True))
-    return f'<div class="scroll"><table id="{name}"><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
-
-
-def classes(analysis: Analysis) -> str:
-    """Every class with its numbers and intervals."""
-    order = sorted(range(len(analysis.classes)), key=lambda k: (-analysis.classes[k].objects, k))
-    rows = [_class_row(analysis, k) for k in order if analysis.classes[k].objects or analysis.classes[k].detections]
-    head = ["class", "objects", "detections", "AP", "", f"{CONFIDENCE:.0%} interval", "AP50", "interval", "AP75"]
-    first = table("classes", head, rows[:SHOWN])
-    more = table("more-classes", head, rows[SHOWN:])
-    rest = f"<details><summary>{len(rows) - SHOWN} more classes</summary>{more}</details>" if rows[SHOWN:] else ""
-    return f"""<p>Detections are those that count, right or wrong at an IoU of 0.5; no class has more than 100 an image.
-Intervals: {analysis.resamples} times as many images were drawn from these as there are, with repetition; the AP lay in
-the interval in {CONFIDENCE:.0%} of the draws. They say how much hangs on which images were measured. A class in fewer
-than {FEWEST_IMAGES} images has none.</p>{first}{rest}"""
-
-
-def _class_row(analysis: Analysis, label: int) -> Numbers:
-    each = analysis.classes[label]
+def error_rows(analysis: Analysis) -> list[ErrorRow]:
+    """List TIDE's kinds of errors with their counts and costs."""
+    costs, counts = analysis.errors.costs, analysis.errors.counts
+    most = max(0.001, *np.nan_to_num(list(costs.values())).tolist())
+    meanings = {**{code: kind.meaning for code, kind in ERROR_KINDS.items()}, **TOTALS}
     return [
-        _swatch(analysis, label) + html.escape(each.name),
-        str(each.objects),
-        str(each.detections),
-        number(each.AP),
-        plots.interval_bar(each.AP, each.AP_interval) if each.objects else "",
-        _interval(each.AP_interval),
-        number(each.AP50),
-        _interval(each.AP50_interval),
-        number(each.AP75),
+        ErrorRow(code, meaning, counts[code], costs[code], 6 * max(0.0, float(np.nan_to_num(costs[code]))) / most)
+        for code, meaning in meanings.items()
     ]
 
 
-def _interval(bounds: tuple[float, float] | None) -> str:
-    return "–" if bounds is None else _range(*bounds)
-
-
-def _range(low: float, high: float, digits: int = 3) -> str:
-    return f'<span class="range">{low:.{digits}f}–{high:.{digits}f}</span>'
-
-
-def _color(analysis: Analysis, label: int) -> str:
-    """Of up to ten classes the one they have in pictures; of more, one for each that is drawn."""
-    place = label if len(analysis.classes) <= SHOWN else shown_classes(analysis).index(label)
-    return plots.CLASS_COLORS[place]
-
-
-def _swatch(analysis: Analysis, label: int) -> str:
-    if label not in shown_classes(analysis):
-        return ""
-    return f'<i class="swatch" style="background:{_color(analysis, label)}"></i>'
-
-
-def precision_recall(analysis: Analysis) -> str:
-    """Precision against recall, at two IoUs."""
-    shown = shown_classes(analysis)
-    if not shown:
-        return "<p>There are no objects.</p>"
+def precision_recall_charts(analysis: Analysis) -> list[Drawing]:
+    """Draw precision against recall, one chart for each IoU."""
+    shown, colors = shown_classes(analysis), _colors(analysis)
     charts = []
-    for iou, curves in analysis.curves.items():
-        lines = [Line(analysis.classes[k].name, RECALLS, curves[k], _color(analysis, k)) for k in shown]
+    for iou, curves in analysis.curves.items() if shown else ():
+        lines = [Line(analysis.classes[k].name, RECALLS, curves[k], colors[k]) for k in shown]
         areas = [f"{analysis.classes[k].name} {number(float(curves[k].mean()))}" for k in shown]
         if len(_known(analysis)) > 1:
             lines.append(_mean_line(analysis, RECALLS, curves))
-        caption = f"IoU of at least {iou}"
-        told = f"Precision against recall at an IoU of {iou}. Area under the curve: {', '.join(areas)}."
-        charts.append(plots.line_chart(lines, "recall", "precision", caption, told))
-    return (
-        "<p>From left to right the threshold falls: more objects are found, more detections are wrong. A curve that "
-        f"falls to 0 early shows objects that no threshold finds.{_only(analysis)}</p>"
-        f'<div class="charts">{"".join(charts)}</div>'
-    )
+        label = f"Precision against recall at an IoU of {iou}. Area under the curve: {', '.join(areas)}."
+        charts.append(svg.line_chart(lines, "recall", "precision", f"IoU of at least {iou}", label))
+    return charts
 
 
-def thresholds(analysis: Analysis) -> str:
-    """F1, precision and recall against the threshold, and the best one of each class."""
-    shown, known = shown_classes(analysis), _known(analysis)
-    if not shown:
-        return "<p>There are no objects.</p>"
-    each = analysis.thresholds
-    f1, precision, recall = each.f1, each.precision, each.recall
-    charts = []
-    if len(known) > 1:
-        lines = [
-            Line(analysis.classes[k].name, SCORES, f1[k], _color(analysis, k), mark=_mark(analysis.classes[k]))
-            for k in shown
-        ]
-        lines.append(_mean_line(analysis, SCORES, f1, analysis.threshold))
-        told = f"F1 against the score threshold. The mean over the classes is best at {analysis.threshold:.2f}."
-        charts.append(plots.line_chart(lines, "score threshold", "F1", "F1; dots: the best threshold", told))
+def thresholds(analysis: Analysis) -> Thresholds | None:
+    """Draw F1, precision and recall against the score threshold; ``None`` without objects."""
+    known = _known(analysis)
+    if not known:
+        return None
+    best, values = analysis.threshold, analysis.thresholds
+    precision, recall, f1 = (_mean(each, known) for each in (values.precision, values.recall, values.f1))
+    at = int(np.argmin(np.abs(SCORES - best)))
+    charts = [_f1_chart(analysis)] if len(known) > 1 else []
     lines = [
-        Line("precision", SCORES, _mean(precision, known), plots.TEXT, dashes="7 4"),
-        Line("recall", SCORES, _mean(recall, known), plots.TEXT, dashes="2 3"),
-        Line("F1", SCORES, _mean(f1, known), plots.TEXT, thick=True, mark=analysis.threshold),
+        Line("precision", SCORES, precision, svg.TEXT, dashes="7 4"),
+        Line("recall", SCORES, recall, svg.TEXT, dashes="2 3"),
+        Line("F1", SCORES, f1, svg.TEXT, thick=True, mark=best),
     ]
     what = "Mean over the classes" if len(known) > 1 else analysis.classes[known[0]].name
-    at = int(np.argmin(np.abs(SCORES - analysis.threshold)))
-    p, r = (float(_mean(values, known)[at]) for values in (precision, recall))
-    told = f"{what} against the threshold. At {analysis.threshold:.2f}: precision {number(p)}, recall {number(r)}."
-    charts.append(plots.line_chart(lines, "score threshold", "", what, told))
-    rows = [
-        [html.escape(c.name), number(c.threshold, 2), number(c.f1), number(c.precision), number(c.recall)]
-        for c in (analysis.classes[k] for k in sorted(known, key=lambda k: (-analysis.classes[k].objects, k)))
-    ]
-    head = ["class", "best threshold", "F1", "precision", "recall"]
-    listed = table("thresholds", head, rows)
-    if len(rows) > SHOWN:
-        listed = f"<details><summary>The best threshold of each class</summary>{listed}</details>"
-    return (
-        "<p>Precision: the share of detections that are right. Recall: the share of objects that are found. F1: their "
-        "harmonic mean. At an IoU of 0.5. The single threshold with the best "
-        f'{"mean " if len(known) > 1 else ""}F1 is <b id="best-threshold">{analysis.threshold:.2f}</b> (F1 '
-        f'<b id="best-f1">{number(analysis.f1)}</b>, precision {number(p)}, recall {number(r)}).{_only(analysis)}</p>'
-        f'<div class="charts">{"".join(charts)}</div>{listed}'
-    )
+    at_best = f"At {best:.2f}: precision {number(float(precision[at]))}, recall {number(float(recall[at]))}."
+    charts.append(svg.line_chart(lines, "score threshold", "", what, f"{what} against the score threshold. {at_best}"))
+    classes = [analysis.classes[k] for k in _by_objects(analysis, known)]
+    return Thresholds(charts, float(precision[at]), float(recall[at]), classes)
 
 
-def scores(analysis: Analysis) -> str:
-    """Histograms of right and wrong detections."""
-    right, wrong = (part.tolist() for part in analysis.histogram)
-    edges = np.linspace(0, 1, len(right) + 1)
-    parts = [("right", right, plots.RIGHT), ("wrong", wrong, plots.WRONG)]
-    told = f"Detections by score: {sum(right)} right, {sum(wrong)} wrong."
-    charts = [plots.stacked_bars(edges, parts, "score", "detections", "all", told)]
-    first = int(np.searchsorted(edges, 0.3))
-    if sum(right[first:]) + sum(wrong[first:]):
+def score_charts(analysis: Analysis) -> list[Drawing]:
+    """Draw histograms of the scores of true and false positives: all scores, then only high ones."""
+    tp, fp = (part.tolist() for part in analysis.histogram)
+    edges = np.linspace(0, 1, len(tp) + 1)
+    parts = [("true positives", tp, svg.TRUE_POSITIVE), ("false positives", fp, svg.FALSE_POSITIVE)]
+    label = f"Detections by score: {sum(tp)} true positives, {sum(fp)} false positives."
+    charts = [svg.stacked_bars(edges, parts, "score", "detections", "all scores", label)]
+    first = int(np.searchsorted(edges, _HIGH_SCORE))
+    if sum(tp[first:]) + sum(fp[first:]):
         high = [(name, [0] * first + counts[first:], color) for name, counts, color in parts]
-        told = f"Detections with a score from 0.3: {sum(right[first:])} right, {sum(wrong[first:])} wrong."
-        charts.append(plots.stacked_bars(edges, high, "score", "detections", "only scores from 0.3", told))
-    rows = [
-        [_range(edges[k], edges[k + 1], 2), str(right[k]), str(wrong[k])]
-        for k in range(len(right))
-        if right[k] or wrong[k]
-    ]
-    listed = table("scores", ["score", "right", "wrong"], rows)
-    return (
-        "<p>The further right and wrong detections are apart, the easier a threshold is chosen. Right: at an IoU of at "
-        f'least 0.5.</p><div class="charts">{"".join(charts)}</div><details><summary>Counts</summary>{listed}</details>'
-    )
+        counted = f"{sum(tp[first:])} true positives, {sum(fp[first:])} false positives"
+        label = f"Detections with a score of at least {_HIGH_SCORE:g}: {counted}."
+        charts.append(svg.stacked_bars(edges, high, "score", "detections", f"scores from {_HIGH_SCORE:g}", label))
+    return charts
 
 
-def errors(analysis: Analysis) -> str:
-    """TIDE's kinds of errors and what they cost."""
-    costs, counts = analysis.errors.costs, analysis.errors.counts
-    most = max(0.001, *np.nan_to_num(list(costs.values())).tolist())
-    rows = [
-        [
-            kind,
-            meaning,
-            str(counts[kind]),
-            number(costs[kind]),
-            f'<span class="bar" style="width:{6 * max(0.0, float(np.nan_to_num(costs[kind]))) / most:.2f}rem"></span>',
-        ]
-        for kind, meaning in ERRORS.items()
-    ]
-    return f"""<p>By how much would AP50 (now {number(analysis.AP50)}) rise if the errors of one kind, and only
-these, were mended? Counts are of all scores; errors of low scores are many and cost little. Costs do not add up. The
-last two lines are no kinds of their own. (TIDE, arXiv 2008.08115)</p>
-{table("errors", ["kind", "what", "count", "costs AP50", ""], rows, left=(1, 4))}"""
+def score_bins(analysis: Analysis) -> list[ScoreBin]:
+    """List the bins of the histogram that are not empty."""
+    tp, fp = (part.tolist() for part in analysis.histogram)
+    edges = np.linspace(0, 1, len(tp) + 1).tolist()
+    return [ScoreBin(edges[k], edges[k + 1], tp[k], fp[k]) for k in range(len(tp)) if tp[k] or fp[k]]
 
 
-def calibration(analysis: Analysis) -> str:
-    """Reliability of the scores."""
+def calibration_chart(analysis: Analysis) -> Drawing | None:
+    """Draw the reliability diagram; ``None`` without detections."""
     each = analysis.calibration
     if not each.counts.sum():
-        return "<p>No detection counts as right or wrong.</p>"
-    counts = each.counts.tolist()
-    told = f"Reliability diagram, expected calibration error {number(each.error)}."
-    chart = plots.reliability(
-        counts, each.scores, each.precision, "bars: right; rings: at the mean score; dashes: ideal", told
-    )
-    edges = np.linspace(0, 1, len(counts) + 1)
-    rows = [
-        [_range(edges[k], edges[k + 1], 1), str(counts[k]), number(each.scores[k]), number(each.precision[k])]
-        for k in range(len(counts))
-    ]
-    bins = table("calibration", ["score", "detections", "mean score", "share right"], rows)
-    own = [[html.escape(c.name), number(c.calibration_error)] for c in analysis.classes if c.detections]
-    per_class = table("class-calibration", ["class", "error"], own)
-    if len(own) > SHOWN:
-        per_class = f"<details><summary>Each class</summary>{per_class}</details>"
-    return (
-        "<p>Of detections with a score of 0.8, are 80 % right? Above the dashed line scores are too modest, below it "
-        f'too sure. Expected calibration error: <b id="calibration-error">{number(each.error)}</b>, the mean distance '
-        "from the line over all detections, most of which have low scores.</p>"
-        f'<div class="charts">{chart}<div>{bins}{per_class}</div></div>'
-    )
+        return None
+    label = f"Reliability diagram: precision against score. Expected calibration error {number(each.error)}."
+    caption = "bars: precision; rings: at the mean score of the bin; dashed line: ideal"
+    return svg.reliability(each.counts.tolist(), each.scores, each.precision, caption, label)
 
 
-def slices(analysis: Analysis) -> str:
-    """AP of parts of the dataset."""
-    if not analysis.slices:
-        return "<p>There are no objects.</p>"
-    rows: list[Numbers] = []
-    for group in dict.fromkeys(each.group for each in analysis.slices):
-        for k, each in enumerate(part for part in analysis.slices if part.group == group):
-            name = f"<b>{html.escape(group)}</b>: " if k == 0 else ""
-            rows.append(
-                [
-                    name + html.escape(each.name),
-                    str(each.objects),
-                    str(each.detections),
-                    number(each.AP),
-                    plots.interval_bar(each.AP, None),
-                    number(each.AP50),
-                    f"{each.recall:.1%}",
-                ]
-            )
-    head = ["part", "objects", "detections", "AP", "", "AP50", "found"]
-    return (
-        "<p>Each part alone: objects of other parts are neither to be found nor wrong to find. A part with few objects "
-        f"says little. Found: at the threshold {analysis.threshold:.2f}. Neighbours are objects of any class.</p>"
-        + table("slices", head, rows)
-    )
+def calibration_bins(analysis: Analysis) -> list[CalibrationBin]:
+    """List the bins of the reliability diagram."""
+    each = analysis.calibration
+    edges = np.linspace(0, 1, len(each.counts) + 1).tolist()
+    columns = zip(each.counts.tolist(), each.scores.tolist(), each.precision.tolist(), strict=True)
+    return [CalibrationBin(edges[k], edges[k + 1], *column) for k, column in enumerate(columns)]
 
 
-def confusion(analysis: Analysis) -> str:
-    """Which classes are taken for which, at the best single threshold."""
-    shown = [k for k, each in enumerate(analysis.classes) if each.objects or analysis.confusion[:, k].any()]
-    shown = sorted(shown, key=lambda k: (-analysis.classes[k].objects, k))
-    names = [each.name for each in analysis.classes]
-    matrix = analysis.confusion
+def slice_rows(analysis: Analysis) -> list[SliceRow]:
+    """List the groups of objects, division by division."""
+    divisions = dict.fromkeys(each.group for each in analysis.slices)
+    grouped = [[each for each in analysis.slices if each.group == division] for division in divisions]
+    return [SliceRow(each, first=k == 0) for group in grouped for k, each in enumerate(group)]
+
+
+def confusion(analysis: Analysis) -> Confusion:
+    """Build the confusion matrix of the ten classes with the most objects; the other classes are summed up."""
+    matrix, names = analysis.confusion, [each.name for each in analysis.classes]
+    some = [k for k, each in enumerate(analysis.classes) if each.objects or matrix[:, k].any()]
+    shown = _by_objects(analysis, some)
     kept, rest = shown[:SHOWN], shown[SHOWN:]
     groups = [[k] for k in kept] + ([rest] if rest else []) + [[len(names)]]
-    titles = [html.escape(names[k]) for k in kept] + ([f"{len(rest)} others"] if rest else []) + ["<i>nothing</i>"]
-    merged = np.array([[matrix[np.ix_(rows, columns)].sum() for columns in groups] for rows in groups])
-    lines = []
-    for row, title in enumerate(titles):
-        total = merged[row].sum()
-        lines.append([title, *(_cell(merged[row, column], total) for column in range(len(groups)))])
-    text = f"""<p>Detections with a score of at least {analysis.threshold:.2f}. Rows: what is annotated; columns: what
-is detected there at an IoU of at least 0.5, whatever its class. The last column are objects not found, the last row
-detections where no object is. Shades are shares of a row.</p>"""
-    frequent = _most_confused(matrix, names) if rest else ""
-    return text + table("confusion", ["annotated ↓ detected →", *titles], lines) + frequent
+    titles = [names[k] for k in kept] + ([f"{len(rest)} others"] if rest else []) + ["nothing"]
+    rows = []
+    for members in groups:
+        counts = [int(matrix[np.ix_(members, columns)].sum()) for columns in groups]
+        rows.append([Cell(count, round(60 * count / sum(counts)) if count else 0) for count in counts])
+    return Confusion(titles, rows, _frequent_confusions(matrix, names) if rest else None)
 
 
-def _cell(count: int, total: int) -> str:
-    share = count / total if total else 0
-    return f'<span class="cell" style="--share:{60 * share:.0f}%">{count}</span>'
-
-
-def _most_confused(matrix: Ints, names: Sequence[str]) -> str:
+def _frequent_confusions(matrix: Ints, names: Sequence[str]) -> list[tuple[str, str, int]]:
     pairs = matrix[: len(names), : len(names)].copy()
     np.fill_diagonal(pairs, 0)
-    order = np.argsort(-pairs, axis=None, kind="stable")[:20]
+    order = np.argsort(-pairs, axis=None, kind="stable")[:_CONFUSIONS]
     rows, columns = np.unravel_index(order, pairs.shape)
-    found = [
-        [html.escape(names[row]), html.escape(names[column]), str(pairs[row, column])]
-        for row, column in zip(rows, columns, strict=True)
-        if pairs[row, column]
-    ]
-    if not found:
-        return "<p>No class is taken for another.</p>"
-    head = ["annotated", "detected", "count"]
-    return f"<p>The most frequent confusions:</p>{table('confusions', head, found, left=(1,))}"
+    cells = zip(rows.tolist(), columns.tolist(), strict=True)
+    return [(names[row], names[column], int(pairs[row, column])) for row, column in cells if pairs[row, column]]
+
+
+def _f1_chart(analysis: Analysis) -> Drawing:
+    f1, colors = analysis.thresholds.f1, _colors(analysis)
+    lines = []
+    for k in shown_classes(analysis):
+        best = analysis.classes[k].threshold
+        mark = None if math.isnan(best) else best
+        lines.append(Line(analysis.classes[k].name, SCORES, f1[k], colors[k], mark=mark))
+    lines.append(_mean_line(analysis, SCORES, f1, analysis.threshold))
+    label = f"F1 against the score threshold. The mean over the classes is best at {analysis.threshold:.2f}."
+    return svg.line_chart(lines, "score threshold", "F1", "F1; dots: the best threshold", label)
+
+
+def _colors(analysis: Analysis) -> dict[int, str]:
+    """The colour of each class that is drawn; up to ten classes have the colours that they have in images."""
+    few = len(analysis.classes) <= SHOWN
+    return {k: svg.CLASS_COLORS[k if few else place] for place, k in enumerate(shown_classes(analysis))}
+
+
+def _by_objects(analysis: Analysis, labels: Sequence[int]) -> list[int]:
+    return sorted(labels, key=lambda k: (-analysis.classes[k].objects, k))
 
 
 def _known(analysis: Analysis) -> list[int]:
+    """The classes with objects."""
     return [k for k, each in enumerate(analysis.classes) if each.objects]
 
 
 def _mean(values: Floats, known: Sequence[int]) -> Floats:
-    """The mean over the classes ``known`` where each of ``values`` ``(K, S)`` is known; NaN where none is."""
+    """Average ``values`` ``(K, S)`` over the classes ``known``, without NaN; NaN where all are NaN."""
     chosen = values[list(known)]
     there = ~np.isnan(chosen)
     counts = there.sum(axis=0)
@@ -310,13 +271,4 @@ def _mean(values: Floats, known: Sequence[int]) -> Floats:
 
 
 def _mean_line(analysis: Analysis, x: Floats, values: Floats, mark: float | None = None) -> Line:
-    return Line("mean of all classes", x, _mean(values, _known(analysis)), plots.TEXT, thick=True, mark=mark)
-
-
-def _mark(each: ClassResult) -> float | None:
-    return None if math.isnan(each.threshold) else each.threshold
-
-
-def _only(analysis: Analysis) -> str:
-    count = len(_known(analysis))
-    return f" Drawn are the {SHOWN} classes with the most objects of {count}." if count > SHOWN else ""
+    return Line("mean of all classes", x, _mean(values, _known(analysis)), svg.TEXT, thick=True, mark=mark)
