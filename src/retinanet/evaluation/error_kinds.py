@@ -74,4 +74,4 @@ _KINDS = (
 ERROR_KINDS = {kind.code: kind for kind in _KINDS}
 
 # Two sums over several kinds, which TIDE reports as well.
-TOTALS = {"FP": "all false positives", "FN": "all missed objects (false negatives)"}
+TOTALS = {"FP": "all false positives", "FN": "all objects that are not found (false negatives)"}

@@ -117,7 +117,7 @@ def verdict(change: Change) -> str:
         return "There are no objects, so nothing can be measured."
     if change.low == change.high == change.delta == 0:
         return "There is no difference: both detectors have the same AP on every resample of the images."
-    interval = f"the 95 % interval of ΔAP is {signed(change.low)} to {signed(change.high)}"
+    interval = f"the 95% interval of ΔAP is {signed(change.low)} to {signed(change.high)}"
     if change.low > 0 or change.high < 0:
         winner, share = ("B", change.better) if change.delta > 0 else ("A", change.worse)
         better = f"{winner} is better by {abs(change.delta):.3f} AP"

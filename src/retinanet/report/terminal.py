@@ -49,13 +49,13 @@ def comparison_lines(comparison: Comparison) -> Iterator[str | Table]:
         if names:
             listed = ", ".join(names[:_NAMES]) + (" …" if len(names) > _NAMES else "")
             yield f"note: not compared, because {reason} these classes: {listed}"
-    total = _table(["", "A", "B", "B − A", "95 % interval", "B better"])
+    total = _table(["", "A", "B", "B − A", "95% interval", "B better"])
     for name, change in comparison.total.items():
         total.add_row(name, *_cells(change), percent(change.better))
     yield total
     if len(comparison.per_class) > 1:
         boxes = comparison.dataset.class_counts()
-        table = _table(["class", "boxes", "AP of A", "AP of B", "B − A", "95 % interval"])
+        table = _table(["class", "boxes", "AP of A", "AP of B", "B − A", "95% interval"])
         rows = sorted(comparison.per_class.items(), key=lambda item: -boxes[item[0]])
         for name, changes in rows[:_CLASSES]:
             table.add_row(name, str(boxes[name]), *_cells(changes["AP"]))
