@@ -28,7 +28,7 @@ def random_truth(
     category_ids: tuple[int, ...] = (7, 3, 9, 1),
     scale: int = 1,
 ) -> Dataset:
-    """Pictures of 200 × 160 pixels times ``scale``; there is no owl, and every fifth picture is empty.
+    """Images of 200 × 160 pixels times ``scale``; there is no owl, and every fifth image is empty.
 
     ``ignore`` is the share of ignore regions, ``everywhere`` the share of those that are of no class.
     """

@@ -79,9 +79,9 @@ def peer_file(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = read(parts / "instances_val.json")
     found = []
     for image in content["images"]:
-        picture = np.asarray(Image.open(parts / "images" / image["file_name"]).convert("RGB"))
+        pixels = np.asarray(Image.open(parts / "images" / image["file_name"]).convert("RGB"))
         with torch.inference_mode():
-            [result] = model([torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255])
+            [result] = model([torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255])
         for box, score, label in zip(*(result[key].tolist() for key in ("boxes", "scores", "labels")), strict=True):
             if label:  # torchvision's class 0 is background
                 bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
@@ -186,9 +186,9 @@ def test_detections_of_a_voc_dataset_by_name(run: Eval, own_parts: Path, peer_fi
 
 
 def test_what_detect_wrote_can_be_evaluated(run: Eval, weights: Path, parts: Path, tmp_path: Path) -> None:
-    """Its ids count the pictures it was given; they are matched by name."""
-    pictures = [parts / "images" / image["file_name"] for image in read(parts / "instances_val.json")["images"]]
-    words = ["detect", weights, *reversed(pictures), "--out", tmp_path / "d", "--score", "0.05", *CPU]
+    """Its ids count the given images; images are matched by name."""
+    images = [parts / "images" / image["file_name"] for image in read(parts / "instances_val.json")["images"]]
+    words = ["detect", weights, *reversed(images), "--out", tmp_path / "d", "--score", "0.05", *CPU]
     assert main(list(map(str, words))) == 0
     said = run("--detections", tmp_path / "d" / "detections.json", parts, "--out", tmp_path / "file")
     assert "left out" not in said
@@ -241,7 +241,7 @@ def test_bad_files_take_one_line_and_leave_nothing(run: Eval, parts: Path, tmp_p
     assert "no such file" in run.fails("--detections", tmp_path / "none.json", parts)
 
 
-def test_page_without_the_pictures_that_cannot_be_shown(
+def test_page_without_the_images_that_cannot_be_shown(
     run: Eval, own_parts: Path, peer_file: Path, tmp_path: Path
 ) -> None:
     """Detections of another program can be evaluated where only its annotations lie."""
@@ -249,8 +249,8 @@ def test_page_without_the_pictures_that_cannot_be_shown(
     whole = run("--detections", peer_file, own_parts, "--out", tmp_path / "whole")
     assert "cannot be shown" not in whole
     (own_parts / "images" / names[0]).unlink()
-    with Image.open(own_parts / "images" / names[1]) as picture:
-        small = picture.resize((48, 48))
+    with Image.open(own_parts / "images" / names[1]) as image:
+        small = image.resize((48, 48))
     small.save(own_parts / "images" / names[1])
     text = run("--detections", peer_file, own_parts, "--out", tmp_path / "part").replace("\n", " ")
     assert "note: 2 images cannot be shown on the page; the first: " in text

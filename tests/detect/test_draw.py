@@ -22,7 +22,7 @@ def test_a_closeup_shows_the_boxes_with_what_is_around_them() -> None:
     assert abs(rows[-1] - 40 * factor) <= 2
 
 
-def test_a_closeup_of_boxes_beside_the_picture_is_the_whole_picture() -> None:
+def test_a_closeup_of_boxes_beside_the_image_is_the_whole_image() -> None:
     image = np.zeros((50, 100, 3), dtype=np.uint8)
     assert closeup(image, [(500, 500, 540, 520)], ["red"], longest=50).shape == (25, 50, 3)
     assert closeup(image, [(10, 10, 20, 20)], ["red"], longest=200, closely=False).shape == (100, 200, 3)

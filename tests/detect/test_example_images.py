@@ -80,9 +80,9 @@ def test_album_leaves_out_what_would_mislead(parts: Path, tmp_path: Path) -> Non
     assert image is not None
     assert np.array_equal(image, read_example(dataset, 0))
     assert album.remark() is None
-    dataset.path(1).write_bytes(b"no picture")
-    with Image.open(dataset.path(2)) as picture:
-        other = picture.resize((48, 96))
+    dataset.path(1).write_bytes(b"no image")
+    with Image.open(dataset.path(2)) as opened:
+        other = opened.resize((48, 96))
     other.save(dataset.path(2))
     for _ in range(2):  # told once, whatever is asked how often
         assert album.image(1) is None
@@ -106,7 +106,7 @@ def test_truth_is_white_and_ignore_regions_are_not_drawn(tmp_path: Path) -> None
     assert np.array_equal(drawn, expected)
 
 
-def test_large_pictures_shrink(detector: Detector, tmp_path: Path) -> None:
+def test_large_images_shrink(detector: Detector, tmp_path: Path) -> None:
     Image.new("RGB", (2048, 512), "gray").save(tmp_path / "wide.png")
     builder = DatasetBuilder("wide", tmp_path, detector.classes)
     builder.add_image("wide.png", 2048, 512)
@@ -114,13 +114,13 @@ def test_large_pictures_shrink(detector: Detector, tmp_path: Path) -> None:
     assert shrunk(np.zeros((4, 8, 3), dtype=np.uint8), 100).shape == (4, 8, 3)
 
 
-def test_a_missing_picture_is_named(detector: Detector, dataset: Dataset) -> None:
+def test_a_missing_image_is_named(detector: Detector, dataset: Dataset) -> None:
     gone = replace(dataset, files=FileList(f"gone{i}.jpg" for i in dataset))
     with pytest.raises(DataError, match=r"gone0\.jpg"):
         prediction_images(detector, gone, count=1)
 
 
-def test_pictures_are_saved_under_their_names(tmp_path: Path) -> None:
+def test_images_are_saved_under_their_names(tmp_path: Path) -> None:
     image = np.full((8, 12, 3), 90, dtype=np.uint8)
     save_images(tmp_path / "epoch_0003", {"a": image, "b c": image})
     assert sorted(p.name for p in (tmp_path / "epoch_0003").iterdir()) == ["a.jpg", "b c.jpg"]

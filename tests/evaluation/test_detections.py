@@ -107,7 +107,7 @@ def test_images_and_classes_by_name(tmp_path: Path) -> None:
 def test_a_file_that_lists_its_own_images_and_categories(tmp_path: Path) -> None:
     """As `retinanet detect` writes it: ids mean what the file says, whatever they are in the dataset."""
     content = {
-        "images": [{"id": 1, "file_name": "pictures/0012.png"}, {"id": 10, "file_name": "b/one.jpg"}],
+        "images": [{"id": 1, "file_name": "folder/0012.png"}, {"id": 10, "file_name": "b/one.jpg"}],
         "categories": [{"id": 7, "name": "dog"}, {"id": 1, "name": "cat"}, {"id": 3, "name": "owl"}],
         "annotations": [
             entry(image_id=1, category_id=7),

@@ -16,7 +16,7 @@ Row = tuple[int, tuple[float, float, float, float], float, int]
 
 
 def planted() -> tuple[Dataset, Predictions]:
-    """Twenty cats found well in pictures 0–19; then one picture for each thing that goes wrong."""
+    """Twenty cats are found in images 0–19; each image after them has one kind of error."""
     builder = DatasetBuilder("planted", Path("/data"), ("cat", "dog"))
     rows: list[Row] = []
     for image in range(20):

@@ -11,7 +11,15 @@ from pycocotools.cocoeval import COCOeval
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.evaluation.coco_ap import Predictions
 from retinanet.evaluation.curves import average_precisions
-from retinanet.evaluation.matching import LEAST_OVERLAP, THRESHOLDS, Scene, make_scene, match, neighbour_overlaps
+from retinanet.evaluation.matching import (
+    LEAST_OVERLAP,
+    THRESHOLDS,
+    Scene,
+    make_scene,
+    match,
+    match_any_class,
+    neighbour_overlaps,
+)
 from scenes import class_aps, naive_iou, nothing, pycoco, random_detections, random_truth
 
 Found = dict[tuple[int, int, float, tuple[float, ...]], list[tuple[bool, bool]]]
@@ -116,7 +124,7 @@ def test_objects_say_who_found_what() -> None:
 def test_any_class_is_greedy(seed: int) -> None:
     dataset = random_truth(seed, ignore=0.0)
     scene = make_scene(dataset, random_detections(dataset, seed))
-    matching = match(scene, np.array([0.5]), any_class=True)
+    matching = match_any_class(scene, 0.5)
     taken: set[int] = set()
     for k in range(len(scene.scores)):
         rows = dataset.rows(int(scene.images[k]))

@@ -7,7 +7,7 @@ import pytest
 
 from retinanet.data.dataset import NO_CLASS, DatasetBuilder
 from retinanet.evaluation.coco_ap import Predictions, coco_evaluation
-from retinanet.evaluation.matching import make_scene, match
+from retinanet.evaluation.matching import make_scene, match, match_any_class
 from retinanet.evaluation.scores import calibrate, confusion_matrix, score_histogram
 from scenes import random_detections, random_truth
 
@@ -80,7 +80,7 @@ def test_confusion_adds_up_with_ignore_regions(seed: int) -> None:
     predictions = random_detections(dataset, seed)
     scene = make_scene(dataset, predictions)
     matrix = confusion_matrix(scene, 0.4)
-    matching = match(scene, np.array([0.5]), any_class=True)
+    matching = match_any_class(scene, 0.5)
     shown = scene.scores >= 0.4
     assert matrix[:4].sum() == (~dataset.ignore).sum()
     assert matrix[:4].sum(axis=1).tolist() == scene.totals().tolist()

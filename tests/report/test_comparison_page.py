@@ -68,7 +68,7 @@ def test_page_is_self_contained_and_tells_the_numbers(tmp_path: Path, dataset: D
     assert text.count("<svg") == len(result.per_class)
 
 
-def test_pictures_show_what_each_missed_and_made_up(tmp_path: Path, dataset: Dataset) -> None:
+def test_images_show_missed_objects_and_false_positives(tmp_path: Path, dataset: Dataset) -> None:
     result = comparison(dataset, half(dataset), perfect(dataset))
     text = written(tmp_path, result, images=2)
     assert Page(text).images == 4  # two images, each twice
@@ -159,7 +159,7 @@ def test_numbers() -> None:
     ]
 
 
-def test_pictures_that_cannot_be_shown_are_named(tmp_path: Path, parts: Path) -> None:
+def test_images_that_cannot_be_shown_are_named(tmp_path: Path, parts: Path) -> None:
     dataset = read_split(shutil.copytree(parts, tmp_path / "data"), "train")
     result = comparison(dataset, half(dataset), perfect(dataset))
     folder = tmp_path / "all"

@@ -72,7 +72,7 @@ def test_page_tells_the_numbers(tmp_path: Path, dataset: Dataset) -> None:
 
 
 def test_numbers_there_is_nothing_to_measure_for_are_dashes(tmp_path: Path, dataset: Dataset) -> None:
-    text = report(tmp_path, dataset, perfect(dataset))  # 96-pixel pictures hold no object over 96² pixels
+    text = report(tmp_path, dataset, perfect(dataset))  # images of 96 pixels have no object over 96² pixels
     assert re.search(r"<small>APl</small><b>–</b>", text)
 
 
@@ -100,7 +100,7 @@ def test_voc_is_shown_if_it_was_measured(tmp_path: Path, dataset: Dataset) -> No
         assert f"<small>{name}</small><b>–</b>" in text
 
 
-def test_number_of_pictures_is_limited(tmp_path: Path, dataset: Dataset) -> None:
+def test_number_of_images_is_limited(tmp_path: Path, dataset: Dataset) -> None:
     predictions = perfect(dataset)
     for limit, expected in ((2, 2), (50, len(dataset)), (1, 1)):
         write_report(tmp_path / "r.html", evaluated(dataset, predictions), images=limit)
@@ -108,7 +108,7 @@ def test_number_of_pictures_is_limited(tmp_path: Path, dataset: Dataset) -> None
 
 
 def drawable(dataset: Dataset, folder: Path) -> Dataset:
-    """The random truth with pictures to show."""
+    """The random truth with image files."""
     for image in dataset:
         noise = np.random.default_rng(image).integers(0, 255, (160, 200, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / dataset.files[image])

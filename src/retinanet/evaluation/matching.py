@@ -104,57 +104,33 @@ def make_scene(dataset: Dataset, predictions: Predictions, limit: int = LIMIT) -
 
 
 def match(
-    scene: Scene,
-    thresholds: Floats = THRESHOLDS,
-    out: Bools | None = None,
-    outside: Bools | None = None,
-    any_class: bool = False,
+    scene: Scene, thresholds: Floats = THRESHOLDS, out: Bools | None = None, outside: Bools | None = None
 ) -> Matching:
-    """Match each detection, highest score first, with the unmatched object of highest IoU, as COCO does.
-
-    With ``any_class``, an object of the detection's class wins over another object with the same IoU.
+    """Match each detection, highest score first, with the unmatched object of its class of highest IoU, as COCO does.
 
     Args:
         scene: objects and detections.
         thresholds: ``(T,)``, the lowest IoU of a match.
         out: bool ``(M,)``, objects that do not count; detections are matched with them only if no other object fits.
         outside: bool ``(D,)``, detections that are not false positives if they match nothing.
-        any_class: allow matches with objects of other classes.
     """
-    crowd = scene.dataset.ignore
-    ignored = crowd if out is None else crowd | out
-    labels = scene.dataset.labels[scene.pair_objects]
-    own = labels == scene.labels[scene.pair_detections]
-    use = own | (labels == NO_CLASS)
-    if any_class:  # ignore regions still match detections of their own class only
-        use |= ~crowd[scene.pair_objects]
-    use &= scene.pair_ious >= min(thresholds)
-    found, objects, overlaps, own = scene.pair_detections[use], scene.pair_objects[use], scene.pair_ious[use], own[use]
-    groups = scene.images if any_class else scene.images * len(scene.dataset.classes) + scene.labels
-    rank = _ranks(groups)[found]
-    # The pairs of a detection are adjacent, the preferred object last: objects that count, then IoU, then (where two
-    # classes are annotated with the same box) the detection's own class, then the later object.
-    order = np.lexsort((objects, own & any_class, overlaps, ~ignored[objects], found, rank))
-    found, objects, rank = found[order], objects[order], rank[order]
-    enough = overlaps[order] >= np.minimum(thresholds, 1 - 1e-10)[:, None]  # (T, P)
+    ignored = scene.dataset.ignore if out is None else scene.dataset.ignore | out
+    groups = scene.images * len(scene.dataset.classes) + scene.labels
+    fits = _same_class(scene) | _without_class(scene)
+    matched = _matched_objects(scene, thresholds, groups, fits, ignored)
+    return _matching(matched, ignored, outside)
 
-    matched = np.full((len(thresholds), len(scene.scores)), -1, dtype=np.int64)
-    taken = np.zeros((len(thresholds), len(crowd)), dtype=np.bool_)
-    starts = np.flatnonzero(np.diff(rank, prepend=-1))
-    # Detections of one rank never compete: each is of another image or class.
-    for start, end in pairwise([*starts.tolist(), len(rank)]):
-        mine = objects[start:end]
-        free = enough[:, start:end] & (crowd[mine] | ~taken[:, mine])
-        firsts = np.flatnonzero(np.diff(found[start:end], prepend=-1))
-        best = np.maximum.reduceat(np.where(free, np.arange(end - start), -1), firsts, axis=1)  # (T, detections)
-        chosen = np.where(best >= 0, mine[best], -1)
-        matched[:, found[start:end][firsts]] = chosen
-        level, column = np.nonzero(best >= 0)
-        taken[level, chosen[level, column]] = True
-    hit = matched >= 0
-    counts = hit & ~ignored[matched] if len(ignored) else hit
-    missed = ~hit if outside is None else ~hit & ~outside
-    return Matching(matched, counts, missed)
+
+def match_any_class(scene: Scene, threshold: float) -> Matching:
+    """Match each detection, highest score first, with the unmatched object of any class of highest IoU.
+
+    Of objects with the same IoU, one of the detection's class is preferred. Ignore regions match detections of their
+    own class only.
+    """
+    ignored, own = scene.dataset.ignore, _same_class(scene)
+    fits = own | _without_class(scene) | ~ignored[scene.pair_objects]
+    matched = _matched_objects(scene, np.array([threshold]), scene.images, fits, ignored, own)
+    return _matching(matched, ignored, None)
 
 
 def neighbour_overlaps(scene: Scene) -> tuple[Floats, Floats]:
@@ -188,6 +164,62 @@ def iou(boxes: Floats, others: Floats, crowd: Bools) -> Floats:
     union = np.where(crowd, areas[:, None], areas[:, None] + other_areas - shared)
     result: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     return result
+
+
+def _same_class(scene: Scene) -> Bools:
+    """Mark the pairs of a detection and an object of its class, ``(P,)``."""
+    return np.asarray(scene.dataset.labels[scene.pair_objects] == scene.labels[scene.pair_detections])
+
+
+def _without_class(scene: Scene) -> Bools:
+    """Mark the pairs of a detection and an ignore region for all classes, ``(P,)``."""
+    return np.asarray(scene.dataset.labels[scene.pair_objects] == NO_CLASS)
+
+
+def _matched_objects(
+    scene: Scene, thresholds: Floats, groups: Ints, fits: Bools, ignored: Bools, preferred: Bools | None = None
+) -> Ints:
+    """Find the object that each detection is matched with, int64 ``(T, D)``; −1 for none.
+
+    Args:
+        scene: objects and detections.
+        thresholds: ``(T,)``, the lowest IoU of a match.
+        groups: ``(D,)``, detections of different groups never compete for an object.
+        fits: ``(P,)``, the pairs that may match.
+        ignored: ``(M,)``, objects that do not count.
+        preferred: ``(P,)``, pairs that win over others with the same IoU.
+    """
+    fits = fits & (scene.pair_ious >= min(thresholds))
+    found, objects, ious = scene.pair_detections[fits], scene.pair_objects[fits], scene.pair_ious[fits]
+    first = np.zeros(len(found), dtype=np.bool_) if preferred is None else preferred[fits]
+    rank = _ranks(groups)[found]
+    # The pairs of a detection are adjacent, the preferred object last: objects that count, then IoU, then (where two
+    # classes are annotated with the same box) the detection's own class, then the later object.
+    order = np.lexsort((objects, first, ious, ~ignored[objects], found, rank))
+    found, objects, rank = found[order], objects[order], rank[order]
+    enough = ious[order] >= np.minimum(thresholds, 1 - 1e-10)[:, None]  # (T, P)
+
+    crowd = scene.dataset.ignore
+    matched = np.full((len(thresholds), len(scene.scores)), -1, dtype=np.int64)
+    taken = np.zeros((len(thresholds), len(crowd)), dtype=np.bool_)
+    starts = np.flatnonzero(np.diff(rank, prepend=-1))
+    # Detections of one rank never compete: each is of another group.
+    for start, end in pairwise([*starts.tolist(), len(rank)]):
+        mine = objects[start:end]
+        free = enough[:, start:end] & (crowd[mine] | ~taken[:, mine])
+        firsts = np.flatnonzero(np.diff(found[start:end], prepend=-1))
+        best = np.maximum.reduceat(np.where(free, np.arange(end - start), -1), firsts, axis=1)  # (T, detections)
+        chosen = np.where(best >= 0, mine[best], -1)
+        matched[:, found[start:end][firsts]] = chosen
+        level, column = np.nonzero(best >= 0)
+        taken[level, chosen[level, column]] = True
+    return matched
+
+
+def _matching(matched: Ints, ignored: Bools, outside: Bools | None) -> Matching:
+    hit = matched >= 0
+    tp = hit & ~ignored[matched] if len(ignored) else hit
+    return Matching(matched, tp, ~hit if outside is None else ~hit & ~outside)
 
 
 def _overlapping_pairs(dataset: Dataset, images: Ints, boxes: Floats) -> tuple[Ints, Ints, Floats]:

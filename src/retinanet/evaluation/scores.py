@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from retinanet.evaluation.matching import Bools, Floats, Ints, Matching, Scene, match
+from retinanet.evaluation.matching import Bools, Floats, Ints, Matching, Scene, match_any_class
 
 # Bins of the histogram and of the reliability diagram, over scores from 0 to 1.
 HISTOGRAM_BINS = 20
@@ -65,7 +65,7 @@ def confusion_matrix(scene: Scene, score: float, least_iou: float = 0.5) -> Ints
     most.
     """
     classes, labels = len(scene.dataset.classes), scene.dataset.labels
-    matching = match(scene, np.array([least_iou]), any_class=True)
+    matching = match_any_class(scene, least_iou)
     shown: Bools = scene.scores >= score
     tp, fp = matching.tp[0] & shown, matching.fp[0] & shown
     matrix = np.zeros((classes + 1, classes + 1), dtype=np.int64)
