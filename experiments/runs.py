@@ -54,12 +54,12 @@ def load_sets(data: Path, name: str, screening: bool) -> tuple[Any, Any]:
 def fitted_anchors(config: Any, train_set: Any) -> dict[str, Any]:
     """What ``retinanet data anchors`` writes."""
     from retinanet.inspection.anchor_coverage import ScaledBoxes
-    from retinanet.inspection.anchor_search import class_weights, fit_anchors
+    from retinanet.inspection.anchor_search import class_weights, search_anchors
 
     objects = ~train_set.ignore
     boxes: Any = ScaledBoxes.of(train_set, config.data)[objects]
     weights = class_weights(train_set.labels[objects])
-    fit = fit_anchors(boxes, config.anchors, threshold=config.assign.foreground, weights=weights)
+    fit = search_anchors(boxes, config.anchors, threshold=config.assign.foreground, weights=weights)
     return {**config.to_dict()["anchors"], **{k: getattr(fit.spec, k) for k in ("sizes", "scales", "ratios")}}
 
 

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from retinanet import cli
-from retinanet.anchors import assign_batch
+from retinanet.anchors import match_batch
 from retinanet.config import AnchorSpec, DataConfig, load_recipe
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.inspection.anchor_coverage import best_overlaps
@@ -25,23 +25,23 @@ from retinanet.model import RetinaNet
 
 
 def write_bars(folder: Path, images: int = 30, largest: int = 60) -> Path:
-    """A COCO dataset of lying bars, 9 times as wide as high; its pictures are empty files, nobody looks at them."""
+    """A COCO dataset of lying bars, 9 times as wide as high. Its images are empty files, which are never read."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     for number in range(images):
         (folder / "images" / f"{number}.png").touch()
     for split in ("train", "val"):
-        pictures: list[dict[str, Any]] = []
+        listed: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for number in range(images):
-            pictures.append({"id": number, "file_name": f"{number}.png", "width": 320, "height": 320})
+            listed.append({"id": number, "file_name": f"{number}.png", "width": 320, "height": 320})
             for _ in range(8):
                 width = rng.uniform(largest / 2, largest)
                 x, y = rng.uniform(0, 320 - width, 2)
                 row = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0}
                 annotations.append({**row, "bbox": [x, y, width, width / 9], "area": width * width / 9})
         classes = [{"id": 1, "name": "bar"}, {"id": 2, "name": "never there"}]
-        content = {"images": pictures, "annotations": annotations, "categories": classes}
+        content = {"images": listed, "annotations": annotations, "categories": classes}
         (folder / f"instances_{split}.json").write_text(json.dumps(content))
     return folder
 
@@ -72,8 +72,8 @@ def test_writes_a_recipe_that_covers_more(bars: Path, tmp_path: Path, capsys: py
     now, was = share(bars, "train", config.anchors, data), share(bars, "train", AnchorSpec(), data)
     assert f"{was:.1%} before, {now:.1%} with these" in text
     assert set(yaml.safe_load(text)) == {"recipe", "anchors"}
-    with Image.open(out.with_suffix(".png")) as picture:
-        assert min(picture.size) > 400
+    with Image.open(out.with_suffix(".png")) as plot:
+        assert min(plot.size) > 400
     assert said.count("never there") == 1  # among the classes; there is nothing to cover
     assert f"{share(bars, 'val', AnchorSpec(), data):.1%} → {share(bars, 'val', config.anchors, data):.1%}" in said
     words = shlex.split(said.splitlines()[-1].removeprefix("next: retinanet "))
@@ -92,9 +92,9 @@ def test_a_network_learns_with_the_fitted_anchors(parts: Path, tmp_path: Path) -
     settings = replace(config.model, channels=64, subnet_depth=1)
     model = RetinaNet.from_config(settings, config.anchors, 4, pretrained=False)
     grid, boxes = config.anchors.grid((64, 64)), torch.tensor([[8.0, 8.0, 30.0, 30.0]])
-    matched = assign_batch(grid, [boxes], [torch.zeros(0, 4)], config.assign)
+    matches = match_batch(grid, [boxes], [torch.zeros(0, 4)], config.assign)
     losses = detection_losses(
-        model(torch.rand(1, 3, 64, 64)), grid, matched, boxes, torch.zeros(1, dtype=torch.int64), config.loss
+        model(torch.rand(1, 3, 64, 64)), grid, matches, boxes, torch.zeros(1, dtype=torch.int64), config.loss
     )
     assert losses.foreground > 0
     losses.total.backward()  # type: ignore[no-untyped-call]
@@ -113,7 +113,7 @@ def test_anchors_that_are_as_good_are_left(tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     assert cli.main(["data", "anchors", str(bars), "--out", str(second), "--recipe", str(first), *flags]) == 0
     said = capsys.readouterr().out
-    assert "leave them as they are" in said
+    assert "Keep them." in said
     assert said.splitlines()[-1] == f"next: retinanet train {bars} --recipe {first} --data.size 320"
     assert yaml.safe_load(second.read_text())["recipe"] == "../first.yaml"
     assert load_recipe(str(second)).model == load_recipe("modern").model
@@ -125,7 +125,7 @@ def test_small_objects_are_told_of_a_larger_input(tmp_path: Path, capsys: pytest
     argv = ["data", "anchors", str(bars), "--out", str(out), "--data.size", "320", "--scales", "1", "--ratios", "2"]
     assert cli.main(argv) == 0
     said = capsys.readouterr().out
-    assert "they need stride 4, which this network does not have" in said
+    assert "They need anchors 4 pixels apart, which this network (levels P3 to P7) does not have" in said
     covers = [float(line.split("cover ")[1].split("%")[0]) for line in said.splitlines() if "would cover" in line]
     fitted = 100 * share(bars, "train", load_recipe(str(out)).anchors, DataConfig(size=320))
     assert fitted < covers[0] < covers[1]
@@ -178,8 +178,8 @@ def test_odd_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str], box: list
         warnings.simplefilter("error")
         assert cli.main(["data", "anchors", str(bars), "--out", str(tmp_path / "a.yaml"), *flags]) == 0
     said = capsys.readouterr().out
-    assert ("pixel at data.size 32: not learnt" in said) == (box[2] < 1)
-    assert "leave them as they are" in said
+    assert ("pixel at data.size 32 and cannot be learnt" in said) == (box[2] < 1)
+    assert "Keep them." in said
 
 
 def test_nothing_to_fit_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,8 +87,8 @@ def test_only_unreadable_images(sound: Path, tmp_path: Path, capsys: pytest.Capt
     for split in ("train", "val"):
         name = f"instances_{split}.json"
         (tmp_path / "data" / name).write_bytes((sound / name).read_bytes())
-    for picture in (sound / "images").iterdir():
-        (tmp_path / "data" / "images" / picture.name).write_bytes(b"")
+    for image in (sound / "images").iterdir():
+        (tmp_path / "data" / "images" / image.name).write_bytes(b"")
     words = ["data", "inspect", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     assert main(words) == 0
     assert "error: 60 × image that cannot be read" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Round trips between the formats: what is read back is what was written, up to what a format cannot hold."""
+"""Round trips between the formats: what is read equals what was written, up to what a format cannot store."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import retinanet
 from retinanet.data.convert import Format, write
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder, FileList
 from retinanet.data.formats.open_dataset import read_all, read_split
@@ -87,7 +88,7 @@ def datasets(draw: st.DrawFn) -> tuple[list[str], list[int], dict[str, list[Draw
 
 
 def build(root: Path, classes: list[str], ids: list[int], splits: dict[str, list[Drawn]]) -> dict[str, Dataset]:
-    """The datasets with pictures on disk, each of other bytes."""
+    """The datasets with images on disk, all with different bytes."""
     result, count = {}, 0
     for split, images in splits.items():
         builder = DatasetBuilder(split, root / split, classes, ids)
@@ -104,7 +105,7 @@ def build(root: Path, classes: list[str], ids: list[int], splits: dict[str, list
     return result
 
 
-def by_picture(data: Dataset) -> dict[bytes, dict[str, Any]]:
+def by_image(data: Dataset) -> dict[bytes, dict[str, Any]]:
     """What is known of each image, by the bytes of its file."""
     found = {}
     for i in data:
@@ -166,7 +167,7 @@ def test_round_trip(to: Format, drawn: tuple[list[str], list[int], dict[str, lis
             assert new.classes == data.classes
             assert new.problems == ()
             assert to != "coco" or new.category_ids == data.category_ids
-            before, after = by_picture(data), by_picture(new)
+            before, after = by_image(data), by_image(new)
             assert before.keys() == after.keys()
             if to != "yolo":
                 assert list(before) == list(after)  # in the same order
@@ -187,9 +188,8 @@ def test_round_trip(to: Format, drawn: tuple[list[str], list[int], dict[str, lis
                 if to == "coco":
                     assert now["id"] == was["id"]
                     assert np.array_equal(now["areas"], was["areas"])
-        assert any("the class they are of" in remark or "the class it is of" in remark for remark in remarks) == (
-            lost_class and to in ("yolo", "csv")
-        )
+        said = any("lose their class" in remark or "loses its class" in remark for remark in remarks)
+        assert said == (lost_class and to in ("yolo", "csv"))
 
 
 def pets(root: Path) -> dict[str, Dataset]:
@@ -252,7 +252,7 @@ def test_remarks_name_what_is_lost(tmp_path: Path, to: Format) -> None:
     assert any("category ids" in r for r in remarks) == (to != "coco")
     assert any("image ids" in r for r in remarks) == (to != "coco")
     assert any("the area of 1 box," in r for r in remarks) == (to != "coco")
-    assert any("1 ignore region loses the class" in r for r in remarks) == (to in ("yolo", "csv"))
+    assert any("1 ignore region loses its class" in r for r in remarks) == (to in ("yolo", "csv"))
     assert any("1 image is renamed" in r and "'a_2.png'" in r for r in remarks) == (to == "yolo")
 
 
@@ -260,7 +260,7 @@ def test_boxes_thinner_than_a_pixel_are_said_in_voc(tmp_path: Path) -> None:
     box = Box(0, (4.25, 3, 4.75, 9), False, None)
     splits = build(tmp_path / "in", ["a"], [1], {"train": [Drawn("a.png", 1, (9, 9), [box])]})
     [remark] = write(splits, tmp_path / "voc", "voc")
-    assert remark.startswith("1 box is thinner than a pixel: xmin, from 1, passes xmax")
+    assert remark.startswith("1 box is thinner than a pixel: xmin, which counts from 1, exceeds xmax")
     assert read_split(tmp_path / "voc", "train").boxes.tolist() == [[4.25, 3, 4.75, 9]]
     assert write(splits, tmp_path / "csv", "csv") == []
 
@@ -289,8 +289,8 @@ def test_hostile_names_stay_in_the_folder(tmp_path: Path, to: Format) -> None:
     before = set(tmp_path.rglob("*"))
     write({"train": data}, tmp_path / "out", to)
     assert all(tmp_path / "out" in (p, *p.parents) for p in set(tmp_path.rglob("*")) - before)
-    found = by_picture(read_all(tmp_path / "out")["train"])
-    assert found.keys() == by_picture(data).keys()
+    found = by_image(read_all(tmp_path / "out")["train"])
+    assert found.keys() == by_image(data).keys()
     for split in ("../up", "a/b", ".", "", ".hidden", "line\nbreak"):
         with pytest.raises(DataError, match="a split is called"):
             write({split: data}, tmp_path / "never", to)
@@ -304,7 +304,7 @@ def test_names_that_readers_pass_over_are_changed(tmp_path: Path, to: Format) ->
     splits = build(tmp_path / "in", ["a"], [1], {"train": drawn})
     remarks = write(splits, tmp_path / "out", to)
     assert any("6 images are renamed" in r for r in remarks)
-    assert by_picture(read_all(tmp_path / "out")["train"]).keys() == by_picture(splits["train"]).keys()
+    assert by_image(read_all(tmp_path / "out")["train"]).keys() == by_image(splits["train"]).keys()
     with pytest.raises(DataError, match="use --images copy"):
         write(splits, tmp_path / "none", to, "none")
 
@@ -321,7 +321,7 @@ def test_an_image_listed_twice_stays_two_images(tmp_path: Path) -> None:
 def test_sizes_that_files_cannot_say_are_refused(tmp_path: Path, to: Format) -> None:
     splits = pets(tmp_path / "in")
     Image.new("L", (80, 60)).save(splits["train"].path(0), "png")
-    with pytest.raises(DataError, match=r"1 picture is not .*a\.jpg has 80×60 pixels, its annotations say 40×30"):
+    with pytest.raises(DataError, match=r"1 image is not .*a\.jpg has 80×60 pixels, its annotations say 40×30"):
         write(splits, tmp_path / "out", to)
     write(splits, tmp_path / "voc", "voc")
     assert read_split(tmp_path / "voc", "train").sizes.tolist() == [[40, 30], [40, 30]]
@@ -330,10 +330,10 @@ def test_sizes_that_files_cannot_say_are_refused(tmp_path: Path, to: Format) -> 
 @pytest.mark.parametrize("to", FORMATS)
 def test_broken_images_are_copied_as_they_are(tmp_path: Path, to: Format) -> None:
     splits = pets(tmp_path / "in")
-    splits["train"].path(0).write_bytes(b"no picture")
+    splits["train"].path(0).write_bytes(b"not an image")
     remarks = write(splits, tmp_path / "out", to)
-    assert any("1 picture is broken and copied" in r for r in remarks) == (to in ("yolo", "csv"))
-    assert any(p.read_bytes() == b"no picture" for p in (tmp_path / "out").rglob("*.jpg"))
+    assert any("1 image is broken and copied" in r for r in remarks) == (to in ("yolo", "csv"))
+    assert any(p.read_bytes() == b"not an image" for p in (tmp_path / "out").rglob("*.jpg"))
 
 
 @pytest.mark.parametrize("to", ["voc", "csv"])
@@ -380,7 +380,17 @@ def test_real_data_there_and_back(tmp_path: Path, shared_data: Path, name: str) 
     for to in FORMATS:
         write(original, tmp_path / to, to, "link")
         for split, data in read_all(tmp_path / to).items():
-            before, after = by_picture(original[split]), by_picture(data)
+            before, after = by_image(original[split]), by_image(data)
             assert before.keys() == after.keys()
             assert all(np.allclose(before[k]["boxes"], after[k]["boxes"], rtol=0, atol=1e-6) for k in before)
             assert data.classes == original[split].classes
+
+
+def test_convert_dataset_from_python(tmp_path: Path, parts: Path) -> None:
+    conversion = retinanet.convert_dataset(parts, tmp_path / "out", "csv", "link")
+    assert list(conversion.splits) == ["train", "val"]
+    assert str(conversion).startswith("12 images (train, val), ")
+    assert any("image ids" in remark for remark in conversion.remarks)
+    assert list(read_all(tmp_path / "out")) == ["train", "val"]
+    with pytest.raises(RetinaNetError, match="unknown format 'xml'"):
+        retinanet.convert_dataset(parts, tmp_path / "other", "xml")  # type: ignore[arg-type]

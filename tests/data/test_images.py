@@ -77,7 +77,7 @@ def test_broken_exif_does_not_matter(tmp_path: Path, exif: bytes) -> None:
     assert image_size(file) == (40, 30)
 
 
-def test_a_turned_picture_with_another_broken_tag_is_turned(tmp_path: Path) -> None:
+def test_a_rotated_image_with_another_broken_tag_is_rotated(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x011A] = 6, 72.0
     data = bytearray(exif.tobytes())
@@ -135,7 +135,7 @@ def test_float_tiff_with_nan(tmp_path: Path) -> None:
     assert read_image(save(tmp_path, values, "a.tif"))[0, 0].tolist() == [0, 0, 0]
 
 
-def test_first_picture_of_an_animation(tmp_path: Path) -> None:
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
     first, second = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (40, 30), "blue")
     file = save(tmp_path, first, "a.gif", save_all=True, append_images=[second])
     assert read_image(file)[5, 5].tolist() == [255, 0, 0]

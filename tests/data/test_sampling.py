@@ -90,7 +90,7 @@ def test_each_image_as_often_as_its_factor_says(wanted: list[float], upright: in
 def test_processes_share_every_batch(images: int, batch: int, count: int, start: int) -> None:
     data = dataset([[0]] * images, upright=images // 3)
     alone = TrainingOrder(data, batch, 3, 5, min(start, 2))
-    shares = [list(TrainingOrder(data, batch, 3, 5, min(start, 2), rank=r, count=count)) for r in range(count)]
+    shares = [list(TrainingOrder(data, batch, 3, 5, min(start, 2), rank=r, world_size=count)) for r in range(count)]
     assert list(alone.lengths()) == list(map(len, alone))
     for step, whole in enumerate(alone):
         parts = [share[step] for share in shares]

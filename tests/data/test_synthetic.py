@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from retinanet.data.synthetic import CLASSES, CROWD_IMAGES, EDGE, Bench, draw_scene, render_part, write_sample
+from retinanet.data.synthetic import CLASSES, CROWD_IMAGES, EDGE, Scene, draw_scene, render_part, write_sample
 from retinanet.errors import DataError
 
 SIZE = 128
@@ -43,7 +43,7 @@ def test_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
     assert all(a[name] != c[name] for name in a)
 
 
-def test_a_picture_does_not_depend_on_how_many_there_are(hundred: Path, tmp_path: Path) -> None:
+def test_an_image_does_not_depend_on_the_number_of_images(hundred: Path, tmp_path: Path) -> None:
     write_sample(tmp_path, images=14, size=SIZE)
     few, many = _files(tmp_path), _files(hundred)
     assert all(many[name] == content for name, content in few.items() if name.endswith(".jpg"))
@@ -61,8 +61,8 @@ def test_annotations_are_complete_and_valid(hundred: Path) -> None:
     assert len({image["id"] for image in images}) == 100
     assert len({row["id"] for row in rows}) == len(rows)
     for image in images:
-        with Image.open(hundred / "images" / image["file_name"]) as picture:
-            assert picture.size == (image["width"], image["height"]) == (SIZE, SIZE)
+        with Image.open(hundred / "images" / image["file_name"]) as opened:
+            assert opened.size == (image["width"], image["height"]) == (SIZE, SIZE)
     for content in contents:
         assert set(content) == {"info", "images", "annotations", "categories"}
         names = {category["id"]: category["name"] for category in content["categories"]}
@@ -81,7 +81,7 @@ def test_annotations_are_complete_and_valid(hundred: Path) -> None:
 def test_counts_and_imbalance(hundred: Path) -> None:
     rows = [row for split in ("train", "val") for row in _load(hundred, split)["annotations"] if not row["iscrowd"]]
     per_image = Counter(row["image_id"] for row in rows)
-    assert 3 <= 100 - len(per_image) <= 8  # pictures without an object
+    assert 3 <= 100 - len(per_image) <= 8  # images without an object
     assert min(per_image.values()) >= 2
     assert max(per_image.values()) <= 15
     per_class = Counter(row["category_id"] for row in rows).most_common()
@@ -98,18 +98,18 @@ def test_sides_at_the_default_size() -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_box_is_where_the_background_is_hidden(kind: str) -> None:
-    # What a part hides is what stays the same on a black and on a white bench: no mask of the drawing code is used.
-    # Its shadow dims the bench as well, so it is taken away first; beside and half outside the picture count too.
+    # What a part hides is what stays the same on a black and on a white scene: no mask of the drawing code is used.
+    # Its shadow dims the scene as well, so it is taken away first; beside and half outside the image count too.
     rng = np.random.default_rng(7)
     for side, x, y in ((14, 50, 50), (33.4, 64, 40), (70, 60, 60), (40, 5, 60), (40, 118, 122)):
         part = render_part(kind, side, rng)
         part = part._replace(shadow=np.zeros_like(part.shadow))
-        pictures = []
+        images = []
         for level in (0, 255):
-            bench = Bench(np.full((SIZE, SIZE, 3), level, np.float32))
-            box = bench.place(part, x, y, np.array([200, 120, 60], np.float32))
-            pictures.append(bench.colour + bench.through[..., None] * bench.background)
-        hidden = 1 - (pictures[1] - pictures[0])[..., 0] / 255
+            scene = Scene(np.full((SIZE, SIZE, 3), level, np.float32))
+            box = scene.place(part, x, y, np.array([200, 120, 60], np.float32))
+            images.append(scene.colour + scene.through[..., None] * scene.background)
+        hidden = 1 - (images[1] - images[0])[..., 0] / 255
         ys, xs = np.nonzero(hidden > EDGE - 1e-6)
         assert box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
         assert max(box[2] - box[0], box[3] - box[1]) <= side + 2
@@ -119,17 +119,17 @@ def test_a_covered_part_has_its_visible_box_or_is_not_laid() -> None:
     rng = np.random.default_rng(0)
     tint = np.array([200, 200, 200], np.float32)
     disc, screw = render_part("disc", 60, rng), render_part("screw", 60, rng)
-    bench = Bench(np.zeros((SIZE, SIZE, 3), np.float32))
-    assert bench.place(disc, 64, 64, tint)
-    before = bench.colour.copy()
-    assert bench.place(render_part("gear", 30, rng), 64, 64, tint) is None
-    assert bench.place(render_part("gear", 30, rng), 400, 64, tint) is None
-    assert np.array_equal(bench.colour, before)
-    alone = Bench(np.zeros((SIZE, SIZE, 3), np.float32)).place(screw, 94, 64, tint)
-    covered = bench.place(screw, 94, 64, tint)
+    scene = Scene(np.zeros((SIZE, SIZE, 3), np.float32))
+    assert scene.place(disc, 64, 64, tint)
+    before = scene.colour.copy()
+    assert scene.place(render_part("gear", 30, rng), 64, 64, tint) is None
+    assert scene.place(render_part("gear", 30, rng), 400, 64, tint) is None
+    assert np.array_equal(scene.colour, before)
+    alone = Scene(np.zeros((SIZE, SIZE, 3), np.float32)).place(screw, 94, 64, tint)
+    covered = scene.place(screw, 94, 64, tint)
     assert alone is not None
     assert covered is not None
-    ys, xs = np.nonzero(np.abs(bench.colour - before).max(axis=2) > EDGE * 100)  # what the screw changed in the picture
+    ys, xs = np.nonzero(np.abs(scene.colour - before).max(axis=2) > EDGE * 100)  # what the screw changed in the image
     assert np.abs(np.subtract(covered, (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1))).max() <= 1
     assert covered[0] > alone[0]
 

@@ -78,7 +78,7 @@ def test_nothing_readable_is_an_error_even_when_skipping(dataset: Dataset) -> No
     assert "skip-broken" not in str(failure.value)
 
 
-def test_picture_of_another_size_is_remarked(dataset: Dataset) -> None:
+def test_image_of_another_size_gets_a_remark(dataset: Dataset) -> None:
     Image.new("RGB", (50, 40)).save(dataset.path(3))
     checked, remarks = verify_images(dataset)
     assert len(checked) == 9

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from retinanet.anchors import AnchorSpec
 from retinanet.inspection.anchor_coverage import ScaledBoxes
-from retinanet.inspection.anchor_search import Coverage, class_weights, fit_anchors, refit
+from retinanet.inspection.anchor_search import AnchorCoverage, class_weights, refit, search_anchors
 
 
 def boxes_of(width: tuple[float, float], ratio: tuple[float, float], count: int = 400, seed: int = 0) -> ScaledBoxes:
@@ -26,7 +26,7 @@ def boxes_of(width: tuple[float, float], ratio: tuple[float, float], count: int 
 
 
 def share(boxes: ScaledBoxes, spec: AnchorSpec, threshold: float = 0.5) -> float:
-    return Coverage.of(boxes.best_overlaps(spec), threshold).share
+    return AnchorCoverage.of(boxes.best_overlaps(spec), threshold).share
 
 
 def close(boxes: ScaledBoxes, spec: AnchorSpec) -> float:
@@ -38,7 +38,7 @@ def close(boxes: ScaledBoxes, spec: AnchorSpec) -> float:
 def test_more_boxes_are_covered_but_not_at_the_price_of_close_anchors() -> None:
     """Standing people: a search for the share at 0.5 alone gets 4 % more there, and halves the share at 0.7."""
     boxes = boxes_of((8, 150), (1, 3), 1000)
-    before, after = (boxes.best_overlaps(spec) for spec in (AnchorSpec(), fit_anchors(boxes, AnchorSpec()).spec))
+    before, after = (boxes.best_overlaps(spec) for spec in (AnchorSpec(), search_anchors(boxes, AnchorSpec()).spec))
     assert (after >= 0.5).mean() > (before >= 0.5).mean() + 0.1
     assert (after >= 0.7).mean() > (before >= 0.7).mean()
 
@@ -50,7 +50,7 @@ def test_a_rare_class_is_not_given_up_for_a_common_one() -> None:
     weights = class_weights(np.repeat([7, 3], [2000, 60]))
     assert weights[:2000].sum() == pytest.approx(weights[2000:].sum())
     assert weights.mean() == pytest.approx(1)
-    alike, pooled = (fit_anchors(boxes, AnchorSpec(), 2, 2, weights=each).spec for each in (weights, None))
+    alike, pooled = (search_anchors(boxes, AnchorSpec(), 2, 2, weights=each).spec for each in (weights, None))
     assert close(bars, alike) > close(bars, pooled) + 0.1
     assert close(blocks, alike) > 0.8
 
@@ -59,7 +59,7 @@ def test_long_thin_objects() -> None:
     """Lying bars of 9:1, of which the paper's anchors cover hardly any."""
     boxes = boxes_of((120, 400), (1 / 10, 1 / 8))
     assert share(boxes, AnchorSpec()) < 0.2
-    fit = fit_anchors(boxes, AnchorSpec())
+    fit = search_anchors(boxes, AnchorSpec())
     others = boxes_of((120, 400), (1 / 10, 1 / 8), seed=1)
     assert share(boxes, fit.spec) > 0.9
     assert share(others, fit.spec) > 0.9
@@ -69,8 +69,8 @@ def test_long_thin_objects() -> None:
 def test_the_same_boxes_give_the_same_anchors() -> None:
     boxes = boxes_of((10, 60), (0.5, 3))
     seen: list[int] = []
-    first = fit_anchors(boxes, AnchorSpec(), 2, 2, progress=seen.append)
-    assert first == fit_anchors(boxes, AnchorSpec(), 2, 2)
+    first = search_anchors(boxes, AnchorSpec(), 2, 2, progress=seen.append)
+    assert first == search_anchors(boxes, AnchorSpec(), 2, 2)
     assert sum(seen) == 2 * 2 + 2
 
 
@@ -87,7 +87,7 @@ def test_never_worse_than_the_start_and_within_what_was_asked(
     boxes = boxes_of((width, 3 * width), (ratio, 1.5 * ratio), 60, seed)
     start = AnchorSpec(layout="torchvision" if layout == "torchvision" else "paper")
     start = replace(start, scales=(1.0, 1.4), ratios=(0.7, 1.4))
-    fit = fit_anchors(boxes, start, 2, 2)
+    fit = search_anchors(boxes, start, 2, 2)
     assert len(fit.spec.scales) <= 2
     assert len(fit.spec.ratios) <= 2
     assert (fit.spec.layout, fit.spec.strides) == (start.layout, start.strides)
@@ -101,7 +101,7 @@ def test_never_worse_than_the_start_and_within_what_was_asked(
 def test_one_shape_needs_one_anchor() -> None:
     """Squares of 90 pixels: more anchors than one would be no closer to them."""
     boxes = boxes_of((90, 90.01), (1, 1.001))
-    fit = fit_anchors(boxes, AnchorSpec(), 2, 2)
+    fit = search_anchors(boxes, AnchorSpec(), 2, 2)
     assert fit.coverage.close == 1
     assert fit.spec.per_location == 1
     nearest = min(fit.spec.sizes, key=lambda size: abs(size - 90))
@@ -110,7 +110,7 @@ def test_one_shape_needs_one_anchor() -> None:
 
 def test_the_threshold_counts() -> None:
     boxes = boxes_of((20, 100), (0.4, 2.5))
-    strict, lax = (fit_anchors(boxes, AnchorSpec(), 2, 2, threshold).spec for threshold in (0.7, 0.4))
+    strict, lax = (search_anchors(boxes, AnchorSpec(), 2, 2, threshold).spec for threshold in (0.7, 0.4))
     assert share(boxes, strict, 0.7) > share(boxes, lax, 0.7)
     assert share(boxes, lax, 0.4) >= share(boxes, strict, 0.4)
 
@@ -122,14 +122,14 @@ def test_refit_starts_where_it_is_told() -> None:
 
 def test_coverage_leaves_out_what_is_unknown() -> None:
     overlaps = np.array([0.5, np.nan, 0.3, 0.9], dtype=np.float32)
-    found = Coverage.of(overlaps, 0.5)
+    found = AnchorCoverage.of(overlaps, 0.5)
     assert found.share == pytest.approx(2 / 3)
     assert found.mean == pytest.approx(1.7 / 3)
     assert found.close == pytest.approx((2 + 1 + 1) / 9)
-    assert Coverage.of(overlaps, 0.3).close == pytest.approx((3 + 2 + 1) / 9)  # from 0.3, 0.44 and 0.58
-    weighted = Coverage.of(overlaps, 0.5, np.array([3, 9, 2, 1], dtype=np.float32))
+    assert AnchorCoverage.of(overlaps, 0.3).close == pytest.approx((3 + 2 + 1) / 9)  # from 0.3, 0.44 and 0.58
+    weighted = AnchorCoverage.of(overlaps, 0.5, np.array([3, 9, 2, 1], dtype=np.float32))
     assert weighted.close == pytest.approx((4 + 1 + 1) / 18)
     assert (weighted.share, weighted.mean) == (found.share, found.mean)
-    assert Coverage.of(overlaps[1:2], 0.5) == Coverage(0.0, 0.0, 0.0)
-    assert Coverage(0.6, 0.8, 0.5) > Coverage(0.5, 0.9, 0.9)
-    assert Coverage(0.6, 0.9, 0.3) > Coverage(0.6, 0.9, 0.2)
+    assert AnchorCoverage.of(overlaps[1:2], 0.5) == AnchorCoverage(0.0, 0.0, 0.0)
+    assert AnchorCoverage(0.6, 0.8, 0.5) > AnchorCoverage(0.5, 0.9, 0.9)
+    assert AnchorCoverage(0.6, 0.9, 0.3) > AnchorCoverage(0.6, 0.9, 0.2)

@@ -6,9 +6,6 @@ from pathlib import Path
 import hotcoco
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from retinanet.config import DataConfig
@@ -16,8 +13,9 @@ from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.formats.open_dataset import read_tolerantly, with_shared_classes
 from retinanet.data.problems import PROBLEM_KINDS
 from retinanet.errors import DataError
-from retinanet.inspection.checks import FINDING_OF_PROBLEM, CheckResult, run_checks, same_boxes, without_unions
+from retinanet.inspection.checks import FINDING_OF_PROBLEM, CheckResult, run_checks
 from retinanet.inspection.findings import KINDS, Finding, by_kind
+from retinanet.inspection.splits import without_unions
 
 # Of each kind of finding: what its places must contain, in any order.
 PLANTED: dict[str, list[str]] = {
@@ -155,7 +153,7 @@ def test_other_formats_go_on_after_broken_files(tmp_path: Path, kind: str) -> No
         (tmp_path / "Annotations" / "bad.xml").write_text("<annotation><object>")
         expected = "broken-annotation"
     else:
-        (images / "bad.png").write_bytes(b"no picture")
+        (images / "bad.png").write_bytes(b"not an image")
         expected = "broken-image"
     if kind == "csv":
         (tmp_path / "train.csv").write_text("good.png,1,2,9,9,cat\nbad.png,1,2,9,9,cat\n")
@@ -198,26 +196,6 @@ def test_class_that_only_a_test_split_has_does_not_stop_training(tmp_path: Path)
     result = run_checks({"train": data, "test": other}, {}, own, DataConfig(size=64))
     [finding] = [f for f in result.findings if f.code == "unknown-class"]
     assert finding.effect == "evaluation on this split stops"
-
-
-corners = arrays(np.float32, st.tuples(st.integers(0, 8), st.just(4)), elements=st.integers(0, 12).map(float))
-
-
-@given(corners)
-def test_same_boxes_against_the_definition(values: np.ndarray) -> None:
-    boxes = np.concatenate([np.minimum(values[:, :2], values[:, 2:]), np.maximum(values[:, :2], values[:, 2:]) + 1], 1)
-
-    def iou(a: np.ndarray, b: np.ndarray) -> float:
-        sides = [max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1)]
-        shared = sides[0] * sides[1]
-        areas = [(c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)]
-        return float(shared / (sum(areas) - shared))
-
-    expected = []
-    for later in range(len(boxes)):
-        earlier = [e for e in range(later) if iou(boxes[e], boxes[later]) > 0.95]
-        expected += [(earlier[0], later)] if earlier else []
-    assert same_boxes(boxes.astype(np.float32)) == expected
 
 
 def test_zero_area_boxes_of_bccd(shared_data: Path) -> None:

@@ -12,13 +12,13 @@ from retinanet.errors import DataError
 from retinanet.inspection.duplicates import Pair, difference_hash, find_pairs, scan
 
 
-def picture(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
+def noise(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
     small = np.random.default_rng(seed).integers(0, 255, (7, 9, 3), dtype=np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
 
 
 def dataset(folder: Path, names: list[str]) -> Dataset:
-    builder = DatasetBuilder("pictures", folder, ["cat"])
+    builder = DatasetBuilder("images", folder, ["cat"])
     for name in names:
         builder.add_image(name, 120, 90)
     return builder.build()
@@ -28,17 +28,17 @@ def pairs(*datasets: Dataset) -> list[Pair]:
     return find_pairs(datasets, scan(datasets))
 
 
-def test_different_pictures_are_no_pair(tmp_path: Path) -> None:
+def test_different_images_are_no_pair(tmp_path: Path) -> None:
     names = [f"{seed}.jpg" for seed in range(30)]
     for seed, name in enumerate(names):
-        picture(seed).save(tmp_path / name)
+        noise(seed).save(tmp_path / name)
     assert pairs(dataset(tmp_path, names)) == []
 
 
 @pytest.mark.parametrize("change", ["bytes", "pixels", "quality", "smaller", "brighter"])
 def test_copies(tmp_path: Path, change: str) -> None:
-    picture(0).save(tmp_path / "a.png")
-    copy, exact, name = picture(0), change in ("bytes", "pixels"), "b.png"
+    noise(0).save(tmp_path / "a.png")
+    copy, exact, name = noise(0), change in ("bytes", "pixels"), "b.png"
     if change == "bytes":
         (tmp_path / name).write_bytes((tmp_path / "a.png").read_bytes())
     elif change == "pixels":
@@ -50,25 +50,25 @@ def test_copies(tmp_path: Path, change: str) -> None:
         copy.resize((60, 45)).save(tmp_path / name)
     else:
         copy.point(lambda v: min(255, v + 15)).save(tmp_path / name)
-    picture(1).save(tmp_path / "c.png")
+    noise(1).save(tmp_path / "c.png")
     assert pairs(dataset(tmp_path, ["a.png", "c.png", name])) == [Pair(0, 2, exact)]
 
 
-def test_each_picture_is_paired_once_with_each_dataset(tmp_path: Path) -> None:
+def test_each_image_is_paired_once_with_each_dataset(tmp_path: Path) -> None:
     for name in "abcd":
-        picture(0).save(tmp_path / f"{name}.png")
+        noise(0).save(tmp_path / f"{name}.png")
     train, val = dataset(tmp_path, ["a.png", "b.png"]), dataset(tmp_path, ["c.png", "d.png"])
     assert pairs(train, val) == [Pair(0, 1, True), Pair(0, 2, True), Pair(0, 3, True), Pair(2, 3, True)]
 
 
-def test_pictures_that_show_nothing_are_not_nearly_the_same(tmp_path: Path) -> None:
+def test_images_without_contrast_are_not_nearly_the_same(tmp_path: Path) -> None:
     for level in range(3):
         Image.new("RGB", (120, 90), (100 + level,) * 3).save(tmp_path / f"{level}.png")
     assert pairs(dataset(tmp_path, ["0.png", "1.png", "2.png"])) == []
 
 
 def test_broken_files_are_said_and_not_compared(tmp_path: Path) -> None:
-    picture(0).save(tmp_path / "whole.jpg", quality=95)
+    noise(0).save(tmp_path / "whole.jpg", quality=95)
     content = (tmp_path / "whole.jpg").read_bytes()
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(content[: len(content) // 2])
@@ -92,12 +92,10 @@ def test_hash_is_that_of_its_definition() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("expected", [(120, 90), (90, 120)])
-def test_thumbnail_is_the_picture_that_training_sees(
-    tmp_path: Path, orientation: int, expected: tuple[int, int]
-) -> None:
+def test_thumbnail_is_the_image_that_training_sees(tmp_path: Path, orientation: int, expected: tuple[int, int]) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    ImageOps.grayscale(picture(3)).convert("RGB").save(tmp_path / "a.jpg", exif=exif, quality=95)
+    ImageOps.grayscale(noise(3)).convert("RGB").save(tmp_path / "a.jpg", exif=exif, quality=95)
     thumbnail, size = read_thumbnail(tmp_path / "a.jpg", expected, 16)
     whole = read_image(tmp_path / "a.jpg", expected)
     assert size == (whole.shape[1], whole.shape[0])
@@ -106,10 +104,10 @@ def test_thumbnail_is_the_picture_that_training_sees(
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "F", "1"])
-def test_thumbnails_of_every_kind_of_picture(tmp_path: Path, mode: str) -> None:
+def test_thumbnails_of_every_kind_of_image(tmp_path: Path, mode: str) -> None:
     suffix = {"CMYK": "jpg", "F": "tiff"}.get(mode, "png")
-    grey = picture(3).convert("L")
-    image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else picture(3).convert(mode)
+    grey = noise(3).convert("L")
+    image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else noise(3).convert(mode)
     image.save(tmp_path / f"a.{suffix}")
     thumbnail, size = read_thumbnail(tmp_path / f"a.{suffix}", (120, 90), 16)
     assert size == (120, 90)
@@ -118,7 +116,7 @@ def test_thumbnails_of_every_kind_of_picture(tmp_path: Path, mode: str) -> None:
     assert np.corrcoef(thumbnail.ravel(), small.ravel())[0, 1] > 0.99
 
 
-def test_thumbnail_of_no_picture(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_text("no picture")
+def test_thumbnail_of_a_file_that_is_not_an_image(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("not an image")
     with pytest.raises(DataError, match=r"a\.jpg: not a readable image"):
         read_thumbnail(tmp_path / "a.jpg", (9, 9), 16)

@@ -14,9 +14,9 @@ from retinanet.cli.terminal import console, describe, parse, print_next, print_n
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write a dataset in another format: every split, its boxes, classes, ignore regions and images.
+    """Write a dataset in another format: every split, with its boxes, classes, ignore regions and images.
 
-    Only boxes are converted; masks and keypoints are left behind.
+    Only boxes are converted. Masks and keypoints are lost.
     """
 
     source: Annotated[Positional[Path], arg(metavar="DATA")]
@@ -26,32 +26,20 @@ class Arguments:
     to: Literal["coco", "voc", "yolo", "csv"]
     """Format to write."""
     images: Literal["copy", "link", "none"] = "copy"
-    """copy the images; link to each file (takes no space); none: one link to each folder of images, which then must
-    stay where they are."""
+    """copy: copy the images. link: link to each image, which takes no space. none: make one link to each folder of
+    images, which must then stay where it is."""
 
 
 def run(argv: Sequence[str]) -> int:
     """``retinanet data convert DATA OUT --to FORMAT``."""
     arguments = parse(Arguments, argv, "retinanet data convert")
 
-    from retinanet.data.convert import TITLES, write
-    from retinanet.data.formats.open_dataset import read_all
-    from retinanet.files import refuse_filled
-    from retinanet.progress import progress_bar
+    from retinanet.data.convert import convert_dataset
 
-    refuse_filled(arguments.out)
-    splits = read_all(arguments.source)
-    for dataset in splits.values():
+    conversion = convert_dataset(arguments.source, arguments.out, arguments.to, arguments.images, console)
+    for dataset in conversion.splits.values():
         describe(dataset)
-    total = sum(map(len, splits.values()))
-    with progress_bar(console, "writing images", total) as bar:
-        notes = write(splits, arguments.out, arguments.to, arguments.images, bar.advance)
-    print_notes(notes)
-    regions = sum(int(dataset.ignore.sum()) for dataset in splits.values())
-    boxes = sum(len(dataset.boxes) for dataset in splits.values()) - regions
-    console.print(
-        f"wrote {total} images ({', '.join(splits)}), {boxes} boxes and {regions} ignore regions "
-        f"as {TITLES[arguments.to]} to {arguments.out}"
-    )
+    print_notes(conversion.remarks)
+    console.print(f"wrote {conversion}")
     print_next(f"retinanet data inspect {quoted(arguments.out)}")
     return 0

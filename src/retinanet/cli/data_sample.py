@@ -14,16 +14,16 @@ from retinanet.cli.terminal import console, parse, print_next, quoted
 
 @dataclass(frozen=True)
 class Arguments:
-    """Make a synthetic dataset to try everything on: small parts on cluttered benches, in COCO format."""
+    """Make a synthetic dataset to try the commands: small metal parts on a cluttered bench, in COCO format."""
 
     out: Annotated[Positional[Path], arg(metavar="OUT")]
     """Folder to make."""
     images: int = 300
-    """Pictures in all; a fifth of them is val."""
+    """Number of images. A fifth of them is the val split."""
     seed: int = 0
-    """Same seed, same pictures."""
+    """Seed of the random images. The same seed gives the same files."""
     size: int = 320
-    """Side of the pictures, in pixels."""
+    """Side of the images in pixels."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -33,6 +33,6 @@ def run(argv: Sequence[str]) -> int:
     from retinanet.data.synthetic import write_sample
 
     write_sample(arguments.out, arguments.images, arguments.seed, arguments.size)
-    console.print(f"wrote {arguments.images} pictures with their annotations to {arguments.out}")
+    console.print(f"wrote {arguments.images} images with their annotations to {arguments.out}")
     print_next(f"retinanet train {quoted(arguments.out)} --out runs/sample --data.size 320 --train.epochs 6")
     return 0

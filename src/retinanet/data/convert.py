@@ -1,18 +1,23 @@
-"""A dataset of one format written in another, and what the other cannot hold."""
+"""Convert a dataset to another format, and report what that format cannot store."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from rich.console import Console
 
 from retinanet.data.dataset import NO_CLASS, Dataset
 from retinanet.data.formats import write_coco, write_csv, write_voc, write_yolo
-from retinanet.data.formats.writing import Images, Pictures, Progress
+from retinanet.data.formats.open_dataset import read_all
+from retinanet.data.formats.writing import ImageMode, Progress, SplitImages
 from retinanet.data.images import image_size
-from retinanet.errors import DataError
+from retinanet.errors import ConfigError, DataError
+from retinanet.files import refuse_filled
+from retinanet.progress import progress_bar
 
 Format = Literal["coco", "voc", "yolo", "csv"]
 
@@ -20,70 +25,118 @@ TITLES: dict[Format, str] = {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO"
 _WRITERS = {"coco": write_coco.write, "voc": write_voc.write, "yolo": write_yolo.write, "csv": write_csv.write}
 
 
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """Result of a conversion.
+
+    Attributes:
+        splits: the datasets that were read, by the names of their splits.
+        out: the folder that was written.
+        to: its format.
+        remarks: information that the format cannot store, and changes.
+    """
+
+    splits: dict[str, Dataset]
+    out: Path
+    to: Format
+    remarks: list[str]
+
+    def __str__(self) -> str:
+        images = sum(map(len, self.splits.values()))
+        regions = sum(int(dataset.ignore.sum()) for dataset in self.splits.values())
+        boxes = sum(len(dataset.boxes) for dataset in self.splits.values()) - regions
+        return (
+            f"{images} images ({', '.join(self.splits)}), {boxes} boxes and {regions} ignore regions "
+            f"as {TITLES[self.to]} to {self.out}"
+        )
+
+
+def convert_dataset(
+    source: str | Path, out: str | Path, to: Format, images: ImageMode = "copy", console: Console | None = None
+) -> Conversion:
+    """Convert every split of a dataset to another format.
+
+    Args:
+        source: folder or annotation file of a COCO, Pascal VOC, YOLO or CSV dataset.
+        out: folder to make.
+        to: format to write: ``coco``, ``voc``, ``yolo`` or ``csv``.
+        images: ``copy`` them, ``link`` to each file, or ``none``: make one link to each folder of images.
+        console: where progress is shown; unset: on the standard output.
+
+    Raises:
+        RetinaNetError: there is no such dataset, ``out`` is not empty or cannot be written, images are missing, or the
+            format cannot store a name or the size of an image.
+    """
+    if to not in TITLES:
+        raise ConfigError(f"unknown format {to!r}; choose from {', '.join(TITLES)}")
+    refuse_filled(Path(out))
+    splits = read_all(source)
+    with progress_bar(console or Console(), "writing images", sum(map(len, splits.values()))) as bar:
+        remarks = write(splits, Path(out), to, images, bar.advance)
+    return Conversion(splits, Path(out), to, remarks)
+
+
 def write(
     splits: Mapping[str, Dataset],
     out: Path,
     to: Format,
-    images: Images = "copy",
+    images: ImageMode = "copy",
     progress: Progress = lambda images: None,
 ) -> list[str]:
     """Write a dataset in another format.
 
     Args:
-        splits: the datasets by the names of their splits, all with one list of classes.
+        splits: datasets by the names of their splits, all with one list of classes.
         out: folder to make.
         to: the format.
-        images: ``copy`` them, ``link`` to each file (hard links where the disk has them), or ``none``: make links to
-            the folders they are in.
+        images: ``copy`` them, ``link`` to each file (hard links if the disk supports them), or ``none``: make links to
+            the folders of the images.
         progress: called with the number of images just written.
 
     Returns:
-        Remarks for the user: what the format does not hold, and what had to be changed.
+        Remarks for the user: information that the format cannot store, and changes.
 
     Raises:
-        RetinaNetError: ``out`` is not empty or cannot be written, images are missing, or the format cannot hold a name
-            or the size of a picture.
+        RetinaNetError: ``out`` is not empty or cannot be written, images are missing, or the format cannot store a name
+            or the size of an image.
     """
-    remarks = [*_not_held(splits, to), *_renamed(splits, to)]
+    remarks = [*_lost_information(splits, to), *_renamed(splits, to)]
     if to in ("yolo", "csv"):
         remarks += _sizes(splits, TITLES[to])
     _WRITERS[to](splits, out, images, progress)
     return remarks
 
 
-def _not_held(splits: Mapping[str, Dataset], to: Format) -> Iterator[str]:
+def _lost_information(splits: Mapping[str, Dataset], to: Format) -> Iterator[str]:
     data, title = splits.values(), TITLES[to]
     classes = next(iter(data))
     if to == "coco":
         if write_coco.category_ids(classes) != classes.category_ids:
-            yield "category ids are numbered from 1, as COCO classes come in the order of their ids"
+            yield "category ids are numbered from 1, because COCO sorts classes by id"
         return
     if classes.category_ids != tuple(range(1, len(classes.classes) + 1)):
-        yield f"{title} cannot hold category ids: classes are numbered in order"
+        yield f"{title} cannot store category ids; classes are numbered in order"
     if any(_numbers(split, d, to) != list(range(1, len(d) + 1)) for split, d in splits.items()):
         order = "by the order of their names" if to == "yolo" else "in order"
-        yield f"{title} cannot hold image ids: images are numbered {order}"
+        yield f"{title} cannot store image ids; images are numbered {order}"
     if count := sum(_own_areas(d) for d in data):
-        those = "the area of 1 box, which differs" if count == 1 else f"the areas of {count} boxes, which differ"
-        yield f"{title} cannot hold {those} from width × height"
+        boxes = "the area of 1 box, which differs" if count == 1 else f"the areas of {count} boxes, which differ"
+        yield f"{title} cannot store {boxes} from width × height"
     if to == "voc" and (count := sum(map(_thin, data))):
-        yield f"{_are(count, 'box', 'boxes')} thinner than a pixel: xmin, from 1, passes xmax; some tools swap them"
+        thin = f"{_are(count, 'box', 'boxes')} thinner than a pixel"
+        yield f"{thin}: xmin, which counts from 1, exceeds xmax, and some tools swap the two"
     if to != "voc" and (count := sum(int((d.ignore & (d.labels != NO_CLASS)).sum()) for d in data)):
-        those = (
-            "1 ignore region loses the class it is of"
-            if count == 1
-            else f"{count} ignore regions lose the class they are of"
-        )
-        yield f"{those}: {title} marks them by the class 'ignore' alone"
+        regions = "1 ignore region loses its class" if count == 1 else f"{count} ignore regions lose their class"
+        yield f"{regions}, because {title} marks them with the class 'ignore'"
 
 
 def _numbers(split: str, dataset: Dataset, to: Format) -> list[int]:
-    """Image ids in the order that a reader of the format comes to the images."""
+    """Image ids in the order in which a reader of the format finds the images."""
     ids: list[int] = dataset.image_ids.tolist()
     if to != "yolo":
         return ids
-    paths = [name.split("/") for name in Pictures.of(split, dataset, stems_differ=True).names]
-    # Files of a folder come before its folders.
+    paths = [name.split("/") for name in SplitImages.of(split, dataset, stems_differ=True).names]
+    # The files of a folder come before its sub-folders.
     keys = [[*((1, folder) for folder in folders), (0, file)] for *folders, file in paths]
     return [number for _, number in sorted(zip(keys, ids, strict=True))]
 
@@ -99,14 +152,14 @@ def _own_areas(dataset: Dataset) -> int:
 
 
 def _renamed(splits: Mapping[str, Dataset], to: Format) -> Iterator[str]:
-    renamed = [pair for split, d in splits.items() for pair in Pictures.of(split, d, to == "yolo").renamed]
+    renamed = [pair for split, d in splits.items() for pair in SplitImages.of(split, d, to == "yolo").renamed]
     if renamed:
         first = " to ".join(map(repr, renamed[0]))
-        yield f"{_are(len(renamed), 'image')} renamed, for a name that readers would miss or mix up; first {first}"
+        yield f"{_are(len(renamed), 'image')} renamed, because readers would miss or confuse the name; first {first}"
 
 
 def _sizes(splits: Mapping[str, Dataset], title: str) -> Iterator[str]:
-    """Files without sizes are read with those of the pictures, which must be the ones that the boxes are for."""
+    """Check the image sizes, which formats without sizes in the annotations take from the image files."""
     unreadable, others = [], []
     for dataset in splits.values():
         for index in dataset:
@@ -120,11 +173,11 @@ def _sizes(splits: Mapping[str, Dataset], title: str) -> Iterator[str]:
                     others.append(f"{path} has {found[0]}×{found[1]} pixels, its annotations say {width}×{height}")
     if others:
         raise DataError(
-            f"{_are(len(others), 'picture')} not of the size the annotations say, which {title} cannot hold; first "
-            f"{others[0]}; convert to coco or voc, or correct the pictures"
+            f"{_are(len(others), 'image')} not of the size in the annotations, and {title} cannot store sizes; first "
+            f"{others[0]}; convert to coco or voc, or correct the images"
         )
     if unreadable:
-        yield f"{_are(len(unreadable), 'picture')} broken and copied as found; first {unreadable[0]}"
+        yield f"{_are(len(unreadable), 'image')} broken and copied unchanged; first {unreadable[0]}"
 
 
 def _are(count: int, noun: str, plural: str = "") -> str:

@@ -91,6 +91,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    @property
+    def title(self) -> str:
+        """Name of the dataset without the split."""
+        return self.name.split(" [")[0]
+
     def path(self, index: int) -> Path:
         """Path of image ``index``."""
         return self.root / self.files[index]

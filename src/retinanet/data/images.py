@@ -1,4 +1,4 @@
-"""Image files → uint8 RGB, whatever the file is: EXIF-turned, grey, palette, RGBA, CMYK, 16-bit or multi-picture."""
+"""Read image files as uint8 RGB: with EXIF orientation, grey, palette, RGBA, CMYK, 16-bit or with several frames."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from retinanet.files import special_file
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif"})
 
-# Pillow refuses files of over 178 million pixels. Decoded, such a picture takes half a gigabyte; beyond it, a file is
-# more likely hostile or meant to be tiled.
+# Pillow refuses files with more than 178 million pixels. Such an image takes half a gigabyte of memory; a larger file
+# is malicious or should be cut into tiles.
 MAX_PIXELS = 178_000_000
 
 _EXIF_ORIENTATION = 0x0112
@@ -31,15 +31,15 @@ _TURNS = {
 
 
 def read_image(path: Path, expected_size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
-    """Decode an image file to uint8 RGB ``(H, W, 3)``.
+    """Read an image file as uint8 RGB ``(H, W, 3)``.
 
-    The first picture of a multi-picture file is taken, an alpha channel is dropped, 16-bit values are scaled by 1/257
-    and floating-point ones from [0, 1]. EXIF orientation is applied, unless ``expected_size`` shows that the
-    annotations were made on the unturned pixels.
+    Of a file with several frames the first is read. An alpha channel is dropped, 16-bit values are divided by 257, and
+    floating-point values are scaled from [0, 1]. EXIF orientation is applied, unless ``expected_size`` shows that the
+    annotations refer to the unrotated pixels.
 
     Args:
         path: the file.
-        expected_size: ``(width, height)`` the annotations refer to.
+        expected_size: ``(width, height)`` that the annotations refer to.
 
     Raises:
         DataError: the file is missing, corrupt, not an image, or has more than ``MAX_PIXELS``.
@@ -47,17 +47,17 @@ def read_image(path: Path, expected_size: tuple[int, int] | None = None) -> npt.
     with _open(path) as image:
         try:
             return to_rgb(image, expected_size)
-        except Exception as error:  # of any kind: Pillow's decoders also raise struct.error, KeyError, MemoryError …
+        except Exception as error:  # Pillow's decoders also raise struct.error, KeyError, MemoryError …
             raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
 
 
 def to_rgb(image: Image.Image, expected_size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
-    """A Pillow image as uint8 RGB ``(H, W, 3)``, by the rules of :func:`read_image`."""
-    turn = _TURNS.get(_orientation(image))  # not ImageOps.exif_transpose, which fails where another tag is broken
+    """Convert a Pillow image to uint8 RGB ``(H, W, 3)``, as :func:`read_image` does."""
+    turn = _TURNS.get(_orientation(image))  # ImageOps.exif_transpose fails if another tag is broken
     width, height = image.size
     if turn is not None and not (expected_size == (width, height) and width != height and _swaps_sides(image)):
         image = image.transpose(turn)
-    if image.mode.startswith("I"):  # 16-bit files; Pillow widens some of them to 32 bits
+    if image.mode.startswith("I"):  # 16-bit files; Pillow reads some of them as 32 bits
         values = np.asarray(image).astype(np.float32)
         grey = np.clip(np.rint(values / 257.0), 0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
@@ -72,7 +72,7 @@ def to_rgb(image: Image.Image, expected_size: tuple[int, int] | None = None) -> 
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """``(width, height)`` as :func:`read_image` would return it, from the header alone.
+    """Return the ``(width, height)`` of :func:`read_image` from the file header.
 
     Raises:
         DataError: the file is missing or not an image.
@@ -85,15 +85,15 @@ def image_size(path: Path) -> tuple[int, int]:
 def read_thumbnail(
     path: Path, expected_size: tuple[int, int], side: int
 ) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
-    """A whole picture, decoded as cheaply as shows whether it can be, scaled to a grey square.
+    """Decode a whole image as cheaply as possible, and scale it to a grey square.
 
     Args:
         path: the file.
-        expected_size: ``(width, height)`` the annotations refer to.
-        side: of the square, in pixels.
+        expected_size: ``(width, height)`` that the annotations refer to.
+        side: of the square in pixels.
 
     Returns:
-        uint8 ``(side, side)``, and the ``(width, height)`` that :func:`read_image` gives.
+        uint8 ``(side, side)``, and the ``(width, height)`` of :func:`read_image`.
 
     Raises:
         DataError: as :func:`read_image`.
@@ -103,7 +103,7 @@ def read_thumbnail(
         try:
             if _swaps_sides(image) and found != expected_size:
                 found = found[::-1]
-            image.draft("L", (4 * side, 4 * side))  # JPEG: every byte is read, few of the pixels are computed
+            image.draft("L", (4 * side, 4 * side))  # JPEG: reads every byte but computes few pixels
             grey = Image.fromarray(to_rgb(image, expected_size if found == expected_size else None)).convert("L")
             return np.array(grey.resize((side, side), Image.Resampling.BOX)), found
         except Exception as error:  # as in read_image
@@ -117,7 +117,7 @@ def _swaps_sides(image: Image.Image) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # a broken EXIF block, which says nothing about the pixels, raises errors of many kinds
+    except Exception:  # a broken EXIF block raises many kinds of errors; the pixels may be fine
         return 1
 
 
@@ -144,8 +144,8 @@ def _open(path: Path) -> Image.Image:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its text repeats the path
-        return "empty, or of no known format"
+    if isinstance(error, UnidentifiedImageError):  # its message repeats the path
+        return "empty, or in an unknown format"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).split("\n")[0][:120] or type(error).__name__

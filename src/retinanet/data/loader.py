@@ -1,4 +1,4 @@
-"""Dataset → batches: decoding in worker processes, in an order that depends on nothing but the seed."""
+"""Load batches: worker processes decode the images, in an order that depends on the seed only."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from retinanet.data.verify import other_size
 from retinanet.errors import DataError
 from retinanet.hardware import cores
 
-# A picture that went bad since it was checked is one of few. If so many in a row cannot be read, all may be gone.
+# A single image that became unreadable is replaced. If this many in a row are unreadable, the disk may be gone.
 _TRIES = 8
 
-# Seconds that a worker goes on after SIGTERM: enough for a step and a checkpoint.
+# Seconds that a worker continues after SIGTERM, so that training can finish its step and write a checkpoint.
 _PATIENCE = 60
 
 
 @dataclass
 class Batch:
-    """Samples of one step: ``images`` of any size, and per image boxes, labels, ignore regions and identity.
+    """Samples of one step: ``images`` of any size, and the boxes, labels, ignore regions and index of each image.
 
-    ``unreadable`` are the messages of images that could not be read, in whose places others are; ``remarks`` those
-    about images that are odd.
+    ``unreadable`` holds the errors of unreadable images, which other images replace. ``remarks`` holds remarks about
+    images, such as an unexpected size.
     """
 
     images: list[Tensor]
@@ -49,7 +49,7 @@ class Batch:
 
     @classmethod
     def of(cls, samples: list[Sample]) -> Batch:
-        """Collate."""
+        """Collate samples."""
         return cls(
             [s.image for s in samples],
             [s.boxes for s in samples],
@@ -61,9 +61,9 @@ class Batch:
         )
 
     def __getitem__(self, images: slice) -> Batch:
-        """Some of the images."""
-        parts = (getattr(self, name)[images] for name in ("images", "boxes", "labels", "ignore", "indices"))
-        return Batch(*parts)
+        """Select some of the images."""
+        columns = (getattr(self, name)[images] for name in ("images", "boxes", "labels", "ignore", "indices"))
+        return Batch(*columns)
 
 
 class _TrainingImages(TorchDataset[Sample | DataError]):
@@ -72,14 +72,14 @@ class _TrainingImages(TorchDataset[Sample | DataError]):
 
     def __getitem__(self, key: tuple[int, int, int]) -> Sample | DataError:
         epoch, number, index = key
-        # One scale for a whole batch: with a scale each, pictures would be padded to the largest one's size.
+        # All images of a batch have one scale. With individual scales, all would be padded to the largest image.
         scale = random.Random(f"{self.seed}/{epoch}/batch {number}").uniform(*self.config.scale)
         rng = random.Random(f"{self.seed}/{epoch}/{number}/{index}")
         unreadable: list[str] = []
         for _ in range(_TRIES):
             try:
                 sample = load_sample(self.dataset, index)
-                if not self.config.verify:  # else it was said before
+                if not self.config.verify:  # else the remark was given before
                     sample.remark = other_size(self.dataset, index, sample.size) or ""
                 sample = training_view(sample, self.config, rng, scale)
             except DataError as error:
@@ -105,7 +105,7 @@ class _EvaluationImages(TorchDataset[Sample | DataError]):
 
 
 def load_sample(dataset: Dataset, index: int) -> Sample:
-    """Decode image ``index`` and look up its ground truth.
+    """Read image ``index`` with its ground truth.
 
     Raises:
         DataError: the image cannot be read.
@@ -127,7 +127,7 @@ def load_sample(dataset: Dataset, index: int) -> Sample:
 
 
 def training_loader(dataset: Dataset, order: TrainingOrder, config: DataConfig, seed: int) -> Iterator[Batch]:
-    """Yields a :class:`Batch` per step of ``order``; another image takes the place of one that cannot be read.
+    """Yield a :class:`Batch` per step of ``order``. An unreadable image is replaced by another image.
 
     Raises:
         DataError: many images in a row can no longer be read.
@@ -138,13 +138,13 @@ def training_loader(dataset: Dataset, order: TrainingOrder, config: DataConfig, 
         collate_fn=list,
         num_workers=worker_count(config),
         worker_init_fn=_leave_signals_to_the_training,
-        generator=torch.Generator().manual_seed(seed),  # keeps the global generator out of it
+        generator=torch.Generator().manual_seed(seed),  # leaves the global generator unchanged
     )
     return (Batch.of(_readable(samples)) for samples in loader)
 
 
 class Timed:
-    """Passes batches on and adds up the ``seconds`` that were spent waiting for them."""
+    """Pass batches on, and measure the ``seconds`` spent waiting for them."""
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self.seconds = 0.0
@@ -161,15 +161,15 @@ class Timed:
 def evaluation_loader(
     dataset: Dataset, config: DataConfig, batch: int = 8, unreadable: dict[int, str] | None = None
 ) -> Iterator[list[Sample]]:
-    """Yields lists of :class:`Sample`, every image once.
+    """Yield lists of :class:`Sample`, every image once.
 
-    A list holds images that have one size after resizing: padding, and so the result, is the same for every batch size.
+    The images of a list have one size after resizing, so padding and results are the same for every batch size.
 
     Args:
         dataset: the images.
-        config: their size.
-        batch: images of a list, at most.
-        unreadable: where given, gets index and message of each image that cannot be read, which is then left out.
+        config: size of the network's input.
+        batch: largest number of images in a list.
+        unreadable: if given, receives index and error of each unreadable image, which is then left out.
 
     Raises:
         DataError: an image cannot be read, and ``unreadable`` is not given.
@@ -196,7 +196,7 @@ def evaluation_loader(
 
 
 def _readable(samples: list[Sample | DataError]) -> list[Sample]:
-    """Raise here what a worker process met: raised there, it would come with the worker's traceback in its message."""
+    """Raise the error of a worker here; raised there, its message would contain the traceback of the worker."""
     readable = []
     for sample in samples:
         if isinstance(sample, DataError):
@@ -206,18 +206,18 @@ def _readable(samples: list[Sample | DataError]) -> list[Sample]:
 
 
 def _leave_signals_to_the_training(worker: int) -> None:
-    """Terminals, ``timeout`` and schedulers signal every process of a group; the training decides what it means.
+    """Ignore SIGINT, and delay SIGTERM, in a worker process.
 
-    It saves its state and lets its workers go. One that it cannot stop otherwise is sent SIGTERM as well, so that has
-    an effect, but late.
+    Terminals, ``timeout`` and schedulers signal every process of a group. The main process handles the signal: it
+    writes a checkpoint and ends its workers. SIGTERM still ends a worker that would not end otherwise, but late.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):  # whose default is to end the process
+    if hasattr(signal, "alarm"):  # the default action of SIGALRM ends the process
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_PATIENCE))
 
 
 def worker_count(config: DataConfig) -> int:
-    """Worker processes to use: as configured, else half of the cores this process may use, at most 8."""
+    """Number of worker processes: as configured, else half of the available cores, at most 8."""
     if config.workers is not None:
         return config.workers
     return min(8, max(1, cores() // 2))

@@ -1,4 +1,4 @@
-"""One image with its ground truth, as the dataset hands it to the transforms."""
+"""One image with its ground truth, the input of the transforms."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Training leaves out objects with a shorter side, in pixels of the network's input.
+# Training leaves out objects with a side below this, in pixels of the network's input.
 MIN_SIDE = 1.0
 
 
 @dataclass
 class Sample:
-    """An image and what is in it.
+    """An image and its ground truth.
 
     Attributes:
         image: RGB in 0–255, ``(3, H, W)``; uint8, or float32 after bilinear scaling.
         boxes: float32 ``(G, 4)``, ``xyxy`` in pixels of ``image``, half-open.
         labels: int64 ``(G,)``, class indices ``0..K-1``.
-        ignore: float32 ``(R, 4)``, regions where a detection is neither right nor wrong (COCO crowds, VOC difficult).
-        image_id: the id the dataset knows the image by.
-        index: position of the image in its dataset.
+        ignore: float32 ``(R, 4)``, regions where a detection is neither a true nor a false positive (COCO crowds, VOC
+            difficult).
+        image_id: id of the image in the dataset.
+        index: position of the image in the dataset.
         size: ``(width, height)`` of the file before any transform.
-        instead_of: messages of the images that could not be read, whose place this one takes.
-        remark: what is odd about this one.
+        instead_of: errors of unreadable images that this image replaces.
+        remark: remark about the image, such as an unexpected size.
     """
 
     image: Tensor
@@ -38,7 +39,7 @@ class Sample:
     remark: str = ""
 
     def drop_degenerate(self, min_side: float = MIN_SIDE) -> Sample:
-        """Clip boxes to the image and drop what a crop or a small scale left with a side under ``min_side`` pixels."""
+        """Clip boxes to the image, and drop boxes with a side under ``min_side`` pixels."""
         height, width = self.image.shape[-2:]
         limits = torch.tensor([width, height, width, height], dtype=torch.float32)
         self.boxes = self.boxes.clamp(min=0).minimum(limits)

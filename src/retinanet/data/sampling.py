@@ -1,4 +1,4 @@
-"""Which images make up each batch of a training: a function of seed, epoch and batch, and of nothing else."""
+"""Choose the images of each batch. The choice depends on seed, epoch and batch only."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ Factors = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def sampling_factors(dataset: Dataset, config: DataConfig) -> Factors:
-    """How often each image is shown in an epoch, on average: float64 ``(N,)``, 1 by default.
+    """Mean number of times that each image appears in an epoch: float64 ``(N,)``, 1 by default.
 
-    Rare classes: a class in a share f of the images has the factor max(1, √(``config.repeat_rare`` / f)), and an image
-    that of its rarest class (repeat factor sampling, https://arxiv.org/abs/1908.03195, appendix A). Background: images
-    without objects are shown less often, so that they are at most ``config.background`` of an epoch.
+    Rare classes: a class that is present in a fraction f of the images has the factor
+    max(1, √(``config.repeat_rare`` / f)), and an image has the factor of its rarest class (repeat-factor sampling,
+    https://arxiv.org/abs/1908.03195, appendix A). Background: images without objects appear less often, so that they
+    make up at most a fraction ``config.background`` of an epoch.
     """
     factors = np.ones(len(dataset))
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))[~dataset.ignore]
@@ -40,20 +41,20 @@ def sampling_factors(dataset: Dataset, config: DataConfig) -> Factors:
 
 
 class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
-    """All batches of a training, as lists of (epoch, batch of the epoch, image index), from step ``start`` on.
+    """Batches of a training from step ``start`` on, as lists of (epoch, batch of the epoch, image index).
 
-    Each epoch is its own shuffle, of the same length. Upright and lying images are kept in separate batches, which
-    saves padding. An image is shown as often as its factor says; a fraction means once more in some epochs.
+    Each epoch is a new shuffle of the same length. Portrait and landscape images are in separate batches, which saves
+    padding. Each image appears as often as its factor says; a fraction means once more in some epochs.
 
     Args:
         dataset: the images.
-        batch: images per step, on all processes together.
+        batch: images per step, on all ranks together.
         epochs: passes over the dataset.
         seed: fixes the order.
-        start: steps already done, for resuming.
-        factors: how often each image is shown in an epoch, see :func:`sampling_factors`; unset: once.
-        rank: which process this is; it gets every ``count``-th image of a batch, which can be none.
-        count: number of processes.
+        start: number of finished steps, for resuming.
+        factors: mean number of appearances of each image per epoch, see :func:`sampling_factors`; unset: once.
+        rank: rank of this process. It gets every ``world_size``-th image of a batch, which can be none.
+        world_size: number of ranks.
     """
 
     def __init__(
@@ -65,13 +66,13 @@ class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
         start: int = 0,
         factors: Factors | None = None,
         rank: int = 0,
-        count: int = 1,
+        world_size: int = 1,
     ) -> None:
         self.batch, self.epochs, self.seed, self.start = batch, epochs, seed, start
-        self.rank, self.count = rank, count
-        upright = dataset.sizes[:, 1] > dataset.sizes[:, 0]
+        self.rank, self.world_size = rank, world_size
+        portrait = dataset.sizes[:, 1] > dataset.sizes[:, 0]
         self._factors = np.ones(len(dataset)) if factors is None else factors.copy()
-        self._groups = [group for group in (upright, ~upright) if self._factors[group].sum() > 0]
+        self._groups = [group for group in (portrait, ~portrait) if self._factors[group].sum() > 0]
         totals = [max(1, round(float(self._factors[group].sum()))) for group in self._groups]
         for group, total in zip(self._groups, totals, strict=True):
             self._factors[group] *= total / self._factors[group].sum()
@@ -83,14 +84,14 @@ class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         for epoch, number, images in self._remaining():
-            yield [(epoch, number, index) for index in images[self.rank :: self.count]]
+            yield [(epoch, number, index) for index in images[self.rank :: self.world_size]]
 
     def lengths(self) -> Iterator[int]:
-        """Images of each remaining batch, on all processes together."""
+        """Number of images of each remaining batch, on all ranks together."""
         return (len(images) for _, _, images in self._remaining())
 
     def images_before(self, step: int) -> int:
-        """Images that the first ``step`` batches contain, on all processes together."""
+        """Number of images in the first ``step`` batches, on all ranks together."""
         epochs, rest = divmod(step, self.steps_per_epoch)
         return epochs * self.images_per_epoch + (sum(map(len, self.batches(epochs)[:rest])) if rest else 0)
 
@@ -105,15 +106,15 @@ class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def _drawn(self, images: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
-        """``images``, each ⌊factor⌋ or ⌈factor⌉ times, in random order.
+        """Repeat each of ``images`` ⌊factor⌋ or ⌈factor⌉ times, in random order.
 
-        Systematic sampling, so that their number is always the same.
+        Systematic sampling keeps their total number the same in every epoch.
         """
         factors = self._factors[images]
         if (factors == 1).all():
             return images
         ends = np.floor(np.cumsum(factors) + rng.random())
-        ends[-1] = round(factors.sum())  # what the sum of the factors is, but for rounding
+        ends[-1] = round(factors.sum())  # equals the sum of the factors, apart from rounding errors
         return rng.permutation(np.repeat(images, np.diff(ends, prepend=0).astype(np.int64)))
 
     def _remaining(self) -> Iterator[tuple[int, int, list[int]]]:

@@ -1,8 +1,8 @@
-"""The built-in sample dataset: drawn pictures of washers, nuts, screws and gears on a cluttered bench, as COCO JSON.
+"""Synthetic sample dataset: drawings of washers, nuts, screws and gears on a cluttered workbench, as COCO JSON.
 
-Every picture comes from its own random stream, keyed by (seed, index), so picture 7 is the same in a set of ten and in
-a set of a thousand. Parts are composited front to back: what is placed later lies underneath, so what can be seen of a
-part is final the moment it is placed, its box is exact, and a part that would be mostly hidden is never placed.
+Every image has its own random generator, seeded with (seed, index), so image 7 is the same in a set of ten and in a set
+of a thousand. Parts are placed front to back, later parts under earlier ones. So the visible region of a part never
+changes after it is placed, its box is exact, and a part that would be mostly hidden can be left out.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in half-open pixels
 Layer = tuple[NDArray[np.float64], int | None, int]  # outline in the unit disc; mask (None: keep); tone, 128 neutral
 
 CLASSES = ("washer", "nut", "screw", "gear")
-CLASS_ODDS = (0.35, 0.27, 0.26, 0.12)  # gears are three times rarer than washers
-LOOKALIKES = ("disc", "plate", "arc", "rod", "shard")  # same metal, same light, not objects
-EDGE = 0.3  # a pixel belongs to a part when the part covers at least this much of it
+CLASS_ODDS = (0.35, 0.27, 0.26, 0.12)  # gears are three times as rare as washers
+LOOKALIKES = ("disc", "plate", "arc", "rod", "shard")  # same metal and light, but not objects
+EDGE = 0.3  # a pixel belongs to a part that covers at least this fraction of it
 SUPERSAMPLE = 3
 CROWD_IMAGES = (3, 11)  # one in each split
 TINTS = ((186, 190, 196), (150, 158, 172), (205, 170, 88), (192, 122, 84), (70, 70, 76), (168, 62, 54), (62, 104, 150))
-# What a part is usually made of, as rows of TINTS; one in four is not, so colour alone does not tell the class.
+# Usual colours of each class, as rows of TINTS. One part in four has another colour, so colour does not give the class.
 USUAL_TINTS = {"washer": (0, 1), "nut": (2,), "screw": (4, 6), "gear": (3, 5)}
 BENCHES = ((138, 104, 74), (96, 98, 102), (64, 92, 78), (70, 82, 110), (168, 160, 146), (58, 54, 52), (128, 132, 120))
 
 
 class Part(NamedTuple):
-    """One drawn part, before it lies anywhere: how much of each pixel it covers, its brightness, and its shadow."""
+    """One drawn part before it is placed: coverage of each pixel, brightness, and shadow."""
 
     alpha: Array
     tone: Array
@@ -46,7 +46,7 @@ class Part(NamedTuple):
 
 
 def extent(mask: NDArray[np.bool_]) -> Box | None:
-    """The smallest half-open pixel box around the true pixels, or None if there are none."""
+    """Smallest half-open pixel box around the true pixels; None if there are none."""
     xs, ys = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1) if len(xs) else None
 
@@ -98,8 +98,8 @@ def _shape(kind: str, rng: np.random.Generator) -> list[Layer]:
 
 
 def render_part(kind: str, side: float, rng: np.random.Generator, light: float = 0.0) -> Part:
-    """Draw one part of about `side` pixels across at a random rotation, lit from the direction `light` (radians)."""
-    pad = math.ceil(0.2 * side) + 4  # room for the shadow, and so that shifting by rolling never wraps
+    """Draw one part, about `side` pixels wide, with a random rotation, lit from the direction `light` (radians)."""
+    pad = math.ceil(0.2 * side) + 4  # room for the shadow, so that np.roll never wraps it around
     pixels = math.ceil(side) + 2 * pad
     grid = pixels * SUPERSAMPLE
     mask, tone = Image.new("L", (grid, grid)), Image.new("L", (grid, grid), 128)
@@ -125,17 +125,17 @@ def render_part(kind: str, side: float, rng: np.random.Generator, light: float =
     return Part(alpha, shading + np.float32(0.4) * bevel, shadow)
 
 
-class Bench:
-    """A picture built from the top down: each part goes under those before it, the background under them all."""
+class Scene:
+    """An image composed front to back: each part lies under earlier parts, and the background under all of them."""
 
     def __init__(self, background: Array, light: float = 0.0) -> None:
         self.background, self.light, self.size = background, light, len(background)
         self.colour: Array = np.zeros_like(background)
-        self.through: Array = np.ones(background.shape[:2], np.float32)  # light that still passes parts and shadows
-        self.free: Array = np.ones(background.shape[:2], np.float32)  # share of each pixel that no part covers
+        self.through: Array = np.ones(background.shape[:2], np.float32)  # light that parts and shadows let through
+        self.free: Array = np.ones(background.shape[:2], np.float32)  # fraction of each pixel that no part covers
 
     def place(self, part: Part, x: int, y: int, tint: Array, min_visible: float = 0.3) -> Box | None:
-        """Lay a part centred at (x, y) under the others; its visible box, or None if it was too hidden to be laid."""
+        """Place a part centred at (x, y) under the others. Returns its visible box, or None if it would be hidden."""
         side = len(part.alpha)
         top, left = y - side // 2, x - side // 2
         y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + side, self.size), min(left + side, self.size)
@@ -153,23 +153,23 @@ class Bench:
         return box[0] + x0, box[1] + y0, box[2] + x0, box[3] + y0
 
     def tint(self, rng: np.random.Generator, kind: str = "") -> Array:
-        """A metal or paint colour, usual for the kind of part, that never sinks entirely into the bench beneath."""
+        """Random metal or paint colour for a kind of part, with some contrast to the background."""
         rows = USUAL_TINTS.get(kind, ()) if rng.random() < 0.75 else ()
         tint = np.array(TINTS[rng.choice(rows or range(len(TINTS)))], np.float32) * np.float32(rng.uniform(0.75, 1.15))
-        bench = float(self.background[::8, ::8].mean())
-        if abs(float(tint.mean()) - bench) < 28:
-            tint += np.float32((bench + 38 if bench < 130 else bench - 38) - float(tint.mean()))
+        behind = float(self.background[::8, ::8].mean())
+        if abs(float(tint.mean()) - behind) < 28:
+            tint += np.float32((behind + 38 if behind < 130 else behind - 38) - float(tint.mean()))
         return tint
 
 
 def _noise(rng: np.random.Generator, cells: tuple[int, int], size: int) -> Array:
-    """Smooth noise in about -1..1: a small random grid (columns, rows) stretched over the picture."""
+    """Smooth noise of about -1 to 1: a small random grid (columns, rows) stretched over the image."""
     grid = Image.fromarray(rng.uniform(-1, 1, (cells[1], cells[0])).astype(np.float32))
     return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _marks(rng: np.random.Generator, size: int) -> Array:
-    """Things on the bench that are no parts: scratches, dim rings, stains and dust, as changes of brightness."""
+    """Clutter on the workbench as changes of brightness: scratches, faint rings, stains and dust."""
     wide = size * 2
     sheet = Image.new("L", (wide, wide), 128)
     draw = ImageDraw.Draw(sheet)
@@ -181,7 +181,7 @@ def _marks(rng: np.random.Generator, size: int) -> Array:
         if kind == 0:
             end = (x + 4 * reach * math.cos(turn), y + 4 * reach * math.sin(turn))
             draw.line((x, y, *end), fill=shade, width=int(rng.integers(1, 5)))
-        elif kind == 1:  # an old cup or washer print: too faint and thin to be a washer
+        elif kind == 1:  # the mark of a cup or washer, too faint and thin for a washer
             start = math.degrees(turn)
             draw.arc(around, start, start + rng.uniform(120, 360), (shade + 128) // 2, int(rng.integers(2, 6)))
         elif kind == 2:
@@ -197,7 +197,7 @@ def _background(rng: np.random.Generator, size: int) -> Array:
     base *= rng.uniform(0.93, 1.07, 3).astype(np.float32)
     cells = [max(2, size // step) for step in (64, 16, 5, 2)]
     value = sum(np.float32(rng.uniform(3, 13)) * _noise(rng, (cell, cell), size) for cell in cells)
-    if rng.random() < 0.4:  # wood grain or brushed metal: noise stretched along one axis
+    if rng.random() < 0.4:  # wood grain or brushed metal is noise stretched along one axis
         grain = np.float32(rng.uniform(8, 22)) * _noise(rng, (3, size // 3), size)
         value = value + (grain if rng.random() < 0.5 else grain.T)
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
@@ -209,62 +209,68 @@ def _background(rng: np.random.Generator, size: int) -> Array:
 
 
 def _side(rng: np.random.Generator, kind: str, size: int) -> float:
-    least, stretch = (32, 1.35) if kind in ("screw", "rod") else (18, 1.0)  # thin things need length to be seen
+    least, stretch = (32, 1.35) if kind in ("screw", "rod") else (18, 1.0)  # thin parts must be long to be visible
     return max(float(np.clip(stretch * rng.lognormal(math.log(44), 0.42), least, 110)) * size / 320, 9.0)
 
 
-def _pile(rng: np.random.Generator, bench: Bench) -> Box | None:
-    """A heap of washers nobody would count, laid on an empty bench: one box round them all."""
-    side = max(rng.uniform(18, 26) * bench.size / 320, 9.0)
-    middle = rng.uniform(0.3, 0.7, 2) * bench.size
+def _pile(rng: np.random.Generator, scene: Scene) -> Box | None:
+    """Place a heap of washers on an empty scene. Returns one box around all of them."""
+    side = max(rng.uniform(18, 26) * scene.size / 320, 9.0)
+    middle = rng.uniform(0.3, 0.7, 2) * scene.size
     for _ in range(26):
         x, y = (int(v) for v in rng.normal(middle, 0.75 * side))
-        bench.place(render_part("washer", side, rng, bench.light), x, y, bench.tint(rng, "washer"), min_visible=0.1)
-    return extent(bench.free <= 1 - EDGE)
+        scene.place(render_part("washer", side, rng, scene.light), x, y, scene.tint(rng, "washer"), min_visible=0.1)
+    return extent(scene.free <= 1 - EDGE)
 
 
-def _scatter(rng: np.random.Generator, bench: Bench, kinds: list[str]) -> list[tuple[str, Box]]:
-    """Lay parts of these kinds at random, some against an earlier one; those that found a place, with their boxes."""
+def _scatter(rng: np.random.Generator, scene: Scene, kinds: list[str]) -> list[tuple[str, Box]]:
+    """Place parts of these kinds at random, some next to an earlier one. Returns the placed parts with their boxes."""
     placed: list[tuple[str, Box]] = []
     for kind in kinds:
-        side = _side(rng, kind, bench.size)
-        part = render_part(kind, side, rng, bench.light)
+        side = _side(rng, kind, scene.size)
+        part = render_part(kind, side, rng, scene.light)
         for _ in range(8):
-            x, y = (int(v) for v in rng.uniform(0.3 * side, bench.size - 0.3 * side, 2))
+            x, y = (int(v) for v in rng.uniform(0.3 * side, scene.size - 0.3 * side, 2))
             if placed and rng.random() < 0.35:
                 x0, y0, x1, y1 = placed[rng.integers(len(placed))][1]
                 reach, turn = 0.3 * (side + max(x1 - x0, y1 - y0)), rng.uniform(0, 2 * math.pi)
                 x, y = int((x0 + x1) / 2 + reach * math.cos(turn)), int((y0 + y1) / 2 + reach * math.sin(turn))
-            if box := bench.place(part, x, y, bench.tint(rng, kind), min_visible=0.5):
+            if box := scene.place(part, x, y, scene.tint(rng, kind), min_visible=0.5):
                 placed.append((kind, box))
                 break
     return placed
 
 
 def draw_scene(seed: int, index: int, size: int) -> tuple[Image.Image, list[tuple[str, Box]], Box | None]:
-    """Picture `index` of the set `seed`: the picture, its parts as (class, box), and the crowd of washers if any."""
+    """Draw image `index` of the set `seed`. Returns it, its parts as (class, box), and the box of the crowd if any."""
     rng = np.random.default_rng([seed, index])
-    bench = Bench(_background(rng, size), rng.uniform(0, 2 * math.pi))
-    crowd = _pile(rng, bench) if index in CROWD_IMAGES else None
-    wanted = 0 if index % 19 == 8 else int(rng.integers(2, 13))  # 19 and not 20: empty pictures fall into both splits
+    scene = Scene(_background(rng, size), rng.uniform(0, 2 * math.pi))
+    crowd = _pile(rng, scene) if index in CROWD_IMAGES else None
+    wanted = 0 if index % 19 == 8 else int(rng.integers(2, 13))  # with 20, all would be in train
     kinds = rng.choice(CLASSES, wanted, p=CLASS_ODDS).tolist() + rng.choice(LOOKALIKES, rng.integers(2, 8)).tolist()
     rng.shuffle(kinds)
-    placed = _scatter(rng, bench, kinds)
-    pixels = bench.colour + bench.through[..., None] * bench.background
+    placed = _scatter(rng, scene, kinds)
+    pixels = scene.colour + scene.through[..., None] * scene.background
     pixels = pixels * np.float32(rng.uniform(0.8, 1.15)) + np.float32(rng.uniform(-12, 12))
     pixels += np.float32(rng.uniform(1, 6)) * rng.standard_normal((size, size, 1), np.float32)
-    picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(rng.uniform(0, 0.5)))
-    return picture, [(kind, box) for kind, box in placed if kind in CLASSES], crowd
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(rng.uniform(0, 0.5)))
+    return image, [(kind, box) for kind, box in placed if kind in CLASSES], crowd
 
 
 def write_sample(out: Path, images: int = 300, seed: int = 0, size: int = 320) -> None:
     """Write the sample dataset as COCO JSON: `instances_train.json`, `instances_val.json` and `images/*.jpg`.
 
-    Every fifth picture is for validation. The same arguments give the same bytes, and picture i depends only on `seed`,
-    i and `size` (the side in pixels, at least 64), not on `images`, how many there are (at least 2).
+    Every fifth image belongs to val. The same arguments give the same bytes, and each image depends only on its index,
+    `seed` and `size`.
+
+    Args:
+        out: folder to make.
+        images: number of images, at least 2.
+        seed: seed of all random choices.
+        size: side of the images in pixels, at least 64.
 
     Raises:
-        DataError: an argument is out of range, or `out` holds something already or cannot be written.
+        DataError: an argument is out of range, or `out` is not empty or cannot be written.
     """
     for name, value, least in (("images", images, 2), ("seed", seed, 0), ("size", size, 64)):
         if value < least:
@@ -285,11 +291,11 @@ def _write(out: Path, images: int, seed: int, size: int) -> None:
     }
     splits: dict[str, dict[str, Any]] = {name: {**head, "images": [], "annotations": []} for name in ("train", "val")}
     console, annotation = Console(stderr=True), 0
-    quiet = images < 120 or not console.is_terminal  # a shorter run is over before a bar could be read
+    quiet = images < 120 or not console.is_terminal  # a short run ends before anybody could read the bar
     for index in track(range(images), "Drawing", console=console, transient=True, disable=quiet):
-        picture, parts, crowd = draw_scene(seed, index, size)
+        image, parts, crowd = draw_scene(seed, index, size)
         name, content = f"{index:06d}.jpg", splits["val" if index % 5 == 1 else "train"]
-        picture.save(out / "images" / name, quality=90)
+        image.save(out / "images" / name, quality=90)
         content["images"].append({"id": index + 1, "file_name": name, "width": size, "height": size})
         found = [(kind, box, 0) for kind, box in parts] + ([("washer", crowd, 1)] if crowd else [])
         for kind, (x0, y0, x1, y1), iscrowd in found:
@@ -297,6 +303,6 @@ def _write(out: Path, images: int, seed: int, size: int) -> None:
             row = {"id": annotation, "image_id": index + 1, "category_id": CLASSES.index(kind) + 1, "iscrowd": iscrowd}
             content["annotations"].append({**row, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)})
     for split, content in splits.items():
-        beside = out / f"instances_{split}.json.part"  # renamed when whole: an interrupted run leaves no half file
+        beside = out / f"instances_{split}.json.part"  # an interrupted run leaves no incomplete .json
         beside.write_text(json.dumps(content), encoding="utf-8")
         os.replace(beside, out / f"instances_{split}.json")

@@ -1,4 +1,4 @@
-"""Decode every image once before a training, so that a broken file is named now and not after hours."""
+"""Decode every image once before a training, so that a broken file is reported at the start."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ def verify_images(
     """Decode all images of ``dataset``.
 
     Args:
-        dataset: what to check.
-        skip_broken: leave unreadable images out instead of stopping.
+        dataset: the images to check.
+        skip_broken: leave out unreadable images instead of raising an error.
         progress: called with the number of images just checked.
-        share: this process's part of the indices, if several check together.
-        gather: what each process found.
+        share: selects the indices that this process checks, if several processes check together.
+        gather: collects the results of all processes.
 
     Returns:
-        The dataset without images that were left out, and remarks: what was left out, and images whose size is not the
-        one their annotations refer to.
+        The dataset without unreadable images, and remarks about these and about images whose size differs from their
+        annotations.
 
     Raises:
-        DataError: images cannot be read and ``skip_broken`` is off, or none can.
+        DataError: an image cannot be read and ``skip_broken`` is off, or no image can be read.
     """
     own = share(range(len(dataset)))
     found: _Found = []
-    with ThreadPoolExecutor(max_workers=4) as pool:  # Pillow decodes outside the interpreter's lock
+    with ThreadPoolExecutor(max_workers=4) as pool:  # Pillow releases the GIL while it decodes
         for index, (error, remark) in zip(own, pool.map(partial(_check, dataset), own), strict=True):
             if error or remark:
                 found.append((index, error, remark))
             progress(1)
-    together = sorted((entry for part in gather(found) for entry in part), key=lambda entry: entry[0])
+    together = sorted((entry for results in gather(found) for entry in results), key=lambda entry: entry[0])
     broken = {index: error for index, error, _ in together if error}
     remarks = [remark for _, _, remark in together if remark]
     if broken and (not skip_broken or len(broken) == len(dataset)):
@@ -59,7 +59,7 @@ def verify_images(
 
 
 def _check(dataset: Dataset, index: int) -> tuple[str | None, str | None]:
-    """What is wrong with an image, and what is odd about it."""
+    """Return the error of an unreadable image, and a remark about a wrong size."""
     width, height = (int(v) for v in dataset.sizes[index])
     try:
         pixels = read_image(dataset.path(index), expected_size=(width, height))
@@ -69,8 +69,8 @@ def _check(dataset: Dataset, index: int) -> tuple[str | None, str | None]:
 
 
 def other_size(dataset: Dataset, index: int, found: tuple[int, int]) -> str | None:
-    """A remark if a picture has not the ``(width, height)`` its annotations refer to."""
+    """Return a remark if the ``(width, height)`` of an image differs from that of its annotations."""
     width, height = (int(v) for v in dataset.sizes[index])
     if found == (width, height):
         return None
-    return f"{dataset.path(index)}: the picture has {found[0]}×{found[1]} pixels, its annotations say {width}×{height}"
+    return f"{dataset.path(index)}: the image has {found[0]}×{found[1]} pixels, its annotations say {width}×{height}"

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 if TYPE_CHECKING:  # torch and supervision each take a second to import; drawing boxes alone needs neither
     import supervision
 
-    from retinanet.decode import Detections
+    from retinanet.postprocess import Detections
 
 # The colours of Okabe and Ito, which colour-blind people can tell apart, then lighter companions.
 COLORS = ["#56B4E9", "#E69F00", "#33C59A", "#F0E442", "#D98BB8", "#E8743B", "#8FA8FF", "#B7E07A", "#C9C9C9", "#FF9DA7"]

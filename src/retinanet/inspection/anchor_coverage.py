@@ -1,4 +1,4 @@
-"""How well anchors cover the boxes of a dataset: the IoU of each box with its best anchor, and who learns it."""
+"""How well anchors cover the boxes of a dataset: best IoU of each box, and its number of positive anchors."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from retinanet.data.transforms import PAD_TO, scaled_size
 
 Floats = npt.NDArray[np.float32]
 
-# Boxes looked at together: few enough that what is computed of them stays in the processor's cache.
+# Number of boxes processed together; small enough that the intermediate arrays stay in the CPU cache.
 _CHUNK = 1 << 15
 
-# Anchors of a batch of images that are assigned together; bounds the memory.
+# Largest number of anchors of a batch of images that are assigned together; it bounds the memory.
 _BATCH_ANCHORS = 1 << 21
 
 
 @dataclass(frozen=True)
 class ScaledBoxes:
-    """The boxes of a dataset as the network meets them: after :func:`retinanet.data.transforms.resize`.
+    """Boxes of a dataset in pixels of the network's input, after :func:`retinanet.data.transforms.resize`.
 
     Attributes:
         boxes: float32 ``(M, 4)``, ``xyxy`` pixels of the network's input.
-        canvas: int64 ``(M, 2)``, height and width of the padded image each lies in.
+        canvas: int64 ``(M, 2)``, height and width of the padded image of each box.
     """
 
     boxes: Floats
@@ -39,12 +39,12 @@ class ScaledBoxes:
 
     @classmethod
     def of(cls, dataset: Dataset, data: DataConfig) -> ScaledBoxes:
-        """All M boxes of ``dataset``, ignore regions too, scaled without ``data.scale``."""
+        """Scale all M boxes of ``dataset``, including ignore regions, without the random ``data.scale``."""
         scaled, factors = _scaled_sizes(dataset, data)
         image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))  # (M,)
         limits = np.tile(scaled[:, ::-1].astype(np.float32), 2)  # (N, 4)
         boxes = np.minimum(dataset.boxes * factors[image], limits[image])
-        # column by column, the way they are computed with
+        # The columns are contiguous, because the computations use whole columns.
         return cls(np.asfortranarray(boxes), (-(-scaled // PAD_TO) * PAD_TO)[image])
 
     def __getitem__(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice) -> ScaledBoxes:
@@ -57,15 +57,15 @@ class ScaledBoxes:
         """Highest IoU of each box with any anchor of its image: float32 ``(M,)``."""
         best = np.zeros(len(self), dtype=np.float32)
         for start in range(0, len(self), _CHUNK):
-            part, found = self[start : start + _CHUNK], best[start : start + _CHUNK]
+            chunk, found = self[start : start + _CHUNK], best[start : start + _CHUNK]
             for level in range(len(spec.strides)):
-                nearest = part.nearest(spec, level)
+                nearest = chunk.nearest(spec, level)
                 for half in base_anchors(spec, level)[:, 2:].tolist():
-                    np.maximum(found, part.overlaps(nearest, half), out=found)
+                    np.maximum(found, chunk.overlaps(nearest, half), out=found)
         return best
 
     def nearest(self, spec: AnchorSpec, level: int) -> npt.NDArray[np.float64]:
-        """The location of ``level`` nearest to the centre of each box: ``(2, M)``, x and y."""
+        """Location of ``level`` nearest to the centre of each box: ``(2, M)``, x and y."""
         across = self.canvas.T[::-1]  # width, height
         counts = -(-across // spec.strides[level])  # columns, rows
         step = across // counts if spec.layout == "torchvision" else spec.strides[level]
@@ -74,19 +74,19 @@ class ScaledBoxes:
         return nearest
 
     def overlaps(self, nearest: npt.NDArray[np.float64], half: Sequence[float]) -> Floats:
-        """IoU of each box with the best of all anchors of one shape on one level: float32 ``(M,)``.
+        """Highest IoU of each box with the anchors of one shape on one level: float32 ``(M,)``.
 
-        Those anchors lie on a grid, and what one shares with a box is the product of what they share along x and along
-        y. So the best of them stands in the column and in the row nearest to the centre of the box.
+        These anchors lie on a grid, and the intersection of an anchor with a box is the product of their intersections
+        along x and along y. So the best anchor is in the column and in the row nearest to the centre of the box.
 
         Args:
-            nearest: :meth:`nearest` of that level.
+            nearest: result of :meth:`nearest` for that level.
             half: half of the anchors' width and height.
         """
         shared, area, own = [], [], []
         for axis in (0, 1):
             low, high = self.boxes[:, axis], self.boxes[:, axis + 2]
-            # float32 corners, as the grid has them: an IoU at a threshold falls on the same side of it
+            # float32 corners as in the grid, so that an IoU close to a threshold falls on the same side of it
             start, end = ((nearest[axis] + sign * half[axis]).astype(np.float32) for sign in (-1, 1))
             shared.append(np.maximum(np.minimum(high, end) - np.maximum(low, start), 0))
             area.append(high - low)
@@ -100,11 +100,11 @@ class ScaledBoxes:
 def best_overlaps(dataset: Dataset, spec: AnchorSpec, data: DataConfig) -> Floats:
     """Highest IoU of each ground-truth box with any anchor of its image, scaled as for training without random scale.
 
-    The grid is that of the image alone in its batch. The result is that of comparing each box with all anchors, up to
-    the rounding of float32.
+    The grid is that of the image alone in its batch. The result equals that of comparing each box with all anchors, up
+    to float32 rounding.
 
     Returns:
-        float32 ``(M,)``, row by row of ``dataset.boxes``; NaN for ignore regions.
+        float32 ``(M,)``, one value per row of ``dataset.boxes``; NaN for ignore regions.
     """
     best = ScaledBoxes.of(dataset, data).best_overlaps(spec)
     best[dataset.ignore] = np.nan
@@ -114,18 +114,18 @@ def best_overlaps(dataset: Dataset, spec: AnchorSpec, data: DataConfig) -> Float
 def positives(
     dataset: Dataset, config: Config, progress: Callable[[int], object] = lambda images: None
 ) -> npt.NDArray[np.int64]:
-    """How many anchors each ground-truth box gets to learn from, by the rule ``config.assign``.
+    """Count the positive anchors of each ground-truth box with the assignment ``config.assign``.
 
-    Images are scaled as for training without random scale. A box with a side under one pixel then gets none, as in
+    Images are scaled as for training without random scale. A box with a side under one pixel gets no anchor, as in
     training.
 
     Args:
-        dataset: the images; ``data.crowd`` has been applied to it (:meth:`Dataset.with_crowds`) where it matters.
-        config: of which ``anchors``, ``assign`` and ``data`` count.
+        dataset: the images, after :meth:`Dataset.with_crowds` if ``data.crowd`` matters.
+        config: its ``anchors``, ``assign`` and ``data`` are used.
         progress: called with the number of images just done.
 
     Returns:
-        int64 ``(M,)``, row by row of ``dataset.boxes``; −1 for ignore regions.
+        int64 ``(M,)``, one value per row of ``dataset.boxes``; −1 for ignore regions.
     """
     count = np.where(dataset.ignore, -1, 0).astype(np.int64)
     scaled, _ = _scaled_sizes(dataset, config.data)
@@ -139,19 +139,19 @@ def positives(
         images = np.flatnonzero(group == number)
         step = max(1, _BATCH_ANCHORS // len(grid.boxes))
         for start in range(0, len(images), step):
-            part = images[start : start + step]
-            rows = [np.arange(dataset.offsets[i], dataset.offsets[i + 1]) for i in part]
+            batch = images[start : start + step]
+            rows = [np.arange(dataset.offsets[i], dataset.offsets[i + 1]) for i in batch]
             objects = [r[learnt[r]] for r in rows]
             regions = [torch.from_numpy(boxes[r[dataset.ignore[r]]]) for r in rows]
             matched = assign_batch(grid, [torch.from_numpy(boxes[r]) for r in objects], regions, config.assign)
             every = np.concatenate(objects)
             count[every] = torch.bincount(matched[matched >= 0], minlength=len(every)).numpy()
-            progress(len(part))
+            progress(len(batch))
     return count
 
 
 def _scaled_sizes(dataset: Dataset, data: DataConfig) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Of each image: height and width for the network ``(N, 2)``, and the factors on its boxes ``(N, 4)``."""
+    """Height and width of each image in the network ``(N, 2)``, and the factors for its boxes ``(N, 4)``."""
     distinct, image = np.unique(dataset.sizes, axis=0, return_inverse=True)
     sizes, factors = [], []
     for width, height in distinct.tolist():

@@ -1,13 +1,14 @@
 """Search for anchors that cover the boxes of a dataset.
 
-Covered is a box whose IoU with some anchor of its image reaches the threshold from which the anchor learns it. That
-depends on where the box lies between the anchors, not on the shapes alone, so the search computes the overlap with the
-real grid. It is a pattern search: change one number of the anchors, keep what is better, go on with smaller changes.
+A box is covered if its IoU with an anchor of its image reaches the threshold from which that anchor is positive. This
+depends on the position of the box between the anchors, not only on the shapes, so the search computes the IoU with the
+real grid. It is a pattern search: it changes one number of the anchors at a time, keeps improvements, and continues
+with smaller changes.
 
-Reaching the threshold is not all: of two sets of anchors that cover as many boxes, detectors with the closer one are
-more precise. Maximising the covered share alone spreads few shapes thinly, each box just within reach of one. So the
-search maximises the share that is covered, covered closely and covered very closely, with equal weights. And as AP is a
-mean over classes, each class counts alike: a common one must not take the anchors from a rare one.
+The share of covered boxes is not enough as an objective: of two sets of anchors with the same share, the one with the
+higher IoU gives more precise detections, and the share alone favours few shapes that just reach every box. So the
+search maximises the mean of three shares, at the threshold and at two higher IoUs. As AP is a mean over classes, each
+class has the same weight, so that a frequent class does not take the anchors of a rare one.
 """
 
 from __future__ import annotations
@@ -23,44 +24,45 @@ from retinanet.anchors.grid import base_anchors
 from retinanet.config import AnchorSpec
 from retinanet.inspection.anchor_coverage import Floats, ScaledBoxes
 
-# Differences of ``Coverage.close`` below this are not worth other anchors.
+# A smaller gain in ``AnchorCoverage.close`` does not justify other anchors.
 AS_GOOD = 0.005
 
-# Fewer anchors are taken if what is searched for, and the mean IoU, are no more than this below the best.
+# Fewer anchors are preferred if ``close`` and the mean IoU are at most this much below the best.
 _EQUAL_CLOSE, _EQUAL_MEAN = 0.001, 0.01
 
-# Side ÷ stride that anchors may have, and largest ratio. Smaller than a stride they leave gaps; an anchor's side of 12
-# strides is the most that a position of the pyramid was ever shown to see.
+# Bounds of an anchor's side in strides, and largest ratio. Anchors smaller than a stride leave gaps. Anchors larger
+# than 12 strides were never shown to work at a location of the pyramid.
 _SIDES = (1.0, 12.0)
 _LARGEST_RATIO = 32.0
 
-# So many of the most promising starts are followed; with fewer, some data sets were left far from their best anchors.
-_TRIED = 4
+# Number of starting points from which the search runs. With fewer, some datasets end far from their best anchors.
+_STARTS = 4
 
-# Octaves by which numbers are changed, one after the other.
+# Step sizes of the search in octaves.
 _STEPS = (0.5, 0.25, 0.12, 0.06, 0.03)
 
 
 def class_weights(labels: npt.NDArray[np.integer[Any]]) -> Floats:
-    """Weights ``(M,)`` under which each class that ``labels`` ``(M,)`` have counts alike; 1 on average."""
+    """Weights ``(M,)`` that give each class in ``labels`` ``(M,)`` the same total weight; their mean is 1."""
     present, row, count = np.unique(labels, return_inverse=True, return_counts=True)
     weights: Floats = (len(labels) / len(present) / count)[row].astype(np.float32)
     return weights
 
 
 def closer(threshold: float) -> tuple[float, float, float]:
-    """``threshold``, and the IoUs at 20 and 40 % of the way from there to 1: 0.5, 0.6 and 0.7."""
+    """Return ``threshold`` and the IoUs at 20 % and 40 % of the way from it to 1, such as 0.5, 0.6 and 0.7."""
     return threshold, 0.8 * threshold + 0.2, 0.6 * threshold + 0.4
 
 
 @dataclass(frozen=True, order=True)
-class Coverage:
-    """How well anchors cover boxes; ordered by what the search maximises.
+class AnchorCoverage:
+    """How well anchors cover boxes; ordered by the objective of the search.
 
     Attributes:
-        close: mean of three shares of the boxes, by weight: those whose best anchor reaches each IoU of :func:`closer`.
-        share: boxes whose best anchor reaches the threshold, as a share of all.
-        mean: mean IoU of all boxes with their best anchor.
+        close: objective of the search: mean, over the IoUs of :func:`closer`, of the weighted share of boxes whose best
+            anchor reaches that IoU.
+        share: share of the boxes whose best anchor reaches the threshold.
+        mean: mean IoU of the boxes with their best anchor.
     """
 
     close: float
@@ -68,8 +70,8 @@ class Coverage:
     mean: float
 
     @classmethod
-    def of(cls, overlaps: Floats, threshold: float, weights: Floats | None = None) -> Coverage:
-        """Of IoUs ``(M,)``; those that are NaN do not count. Of the ``weights`` ``(M,)``, only the proportions do."""
+    def of(cls, overlaps: Floats, threshold: float, weights: Floats | None = None) -> AnchorCoverage:
+        """Summarise the best IoUs ``(M,)`` of the boxes, without NaN, with the relative ``weights`` ``(M,)``."""
         rows = ~np.isnan(overlaps)
         if not rows.any():
             return cls(0.0, 0.0, 0.0)
@@ -80,21 +82,21 @@ class Coverage:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What the search found.
+class SearchResult:
+    """Result of the search.
 
     Attributes:
-        spec: the anchors to take.
-        coverage: theirs.
+        spec: the best anchors.
+        coverage: their coverage.
         table: the best coverage for each number of scales and ratios.
     """
 
     spec: AnchorSpec
-    coverage: Coverage
-    table: dict[tuple[int, int], Coverage]
+    coverage: AnchorCoverage
+    table: dict[tuple[int, int], AnchorCoverage]
 
 
-def fit_anchors(
+def search_anchors(
     boxes: ScaledBoxes,
     spec: AnchorSpec,
     scales: int = 3,
@@ -102,24 +104,24 @@ def fit_anchors(
     threshold: float = 0.5,
     progress: Callable[[int], object] = lambda fits: None,
     weights: Floats | None = None,
-) -> Fit:
-    """The anchors that cover ``boxes`` best (``Coverage.close``); of those that are practically as good, the fewest.
+) -> SearchResult:
+    """Find the anchors that cover ``boxes`` best. Of practically equal solutions, the one with the fewest anchors wins.
 
-    Sizes stay in proportion to the strides as in ``spec``, unless a size of its own for each level is better by at
-    least ``AS_GOOD``. There is no chance in it.
+    The sizes keep the proportions of those of ``spec``, unless independent sizes per level are better by at least
+    ``AS_GOOD``. The search is deterministic.
 
     Args:
-        boxes: what to cover; at least one.
-        spec: of which ``strides``, ``layout`` and the proportion of ``sizes`` are kept.
-        scales: at most so many.
-        ratios: at most so many.
+        boxes: at least one box.
+        spec: its ``strides``, ``layout`` and proportions of ``sizes`` are kept.
+        scales: largest number of scales.
+        ratios: largest number of ratios.
         threshold: IoU from which a box is covered.
         progress: called with 1 after each of ``scales × ratios + 2`` fits.
         weights: of the boxes, ``(M,)``, such as :func:`class_weights`.
     """
     search = _Search(boxes, threshold, weights)
     starts = sorted(_starts(boxes, spec, scales, ratios, weights), key=search.coverage, reverse=True)
-    best = {(scales, ratios): max((search.improve(start) for start in starts[:_TRIED]), key=search.coverage)}
+    best = {(scales, ratios): max((search.improve(start) for start in starts[:_STARTS]), key=search.coverage)}
     progress(2)
     for s in range(scales, 0, -1):
         for r in range(ratios, 0, -1):
@@ -134,22 +136,26 @@ def fit_anchors(
     progress(1)
     if search.coverage(free).close >= search.coverage(chosen).close + AS_GOOD:
         chosen = free
-    return Fit(_tidy(chosen), search.coverage(chosen), {key: search.coverage(best[key]) for key in sorted(best)})
+    return SearchResult(
+        _tidy(chosen), search.coverage(chosen), {key: search.coverage(best[key]) for key in sorted(best)}
+    )
 
 
-def _equal(coverage: Coverage, most: Coverage) -> bool:
+def _equal(coverage: AnchorCoverage, most: AnchorCoverage) -> bool:
     return coverage.close >= most.close - _EQUAL_CLOSE and coverage.mean >= most.mean - _EQUAL_MEAN
 
 
-def refit(boxes: ScaledBoxes, spec: AnchorSpec, threshold: float = 0.5, weights: Floats | None = None) -> Coverage:
-    """What anchors near ``spec``, with as many scales and ratios, cover of ``boxes``."""
+def refit(
+    boxes: ScaledBoxes, spec: AnchorSpec, threshold: float = 0.5, weights: Floats | None = None
+) -> AnchorCoverage:
+    """Coverage of ``boxes`` by the best anchors near ``spec``, with the same number of scales and ratios."""
     search = _Search(boxes, threshold, weights)
     return search.coverage(search.improve(spec, _STEPS[1:4]))
 
 
 @dataclass
 class _Search:
-    """Evaluates anchors on the same boxes again and again; one shape at a time, as most change but a few of them."""
+    """Evaluates many anchors on the same boxes. The IoUs of each shape are cached, as few shapes change at a time."""
 
     boxes: ScaledBoxes
     threshold: float
@@ -157,12 +163,12 @@ class _Search:
     _shapes: dict[tuple[int, float, float], Floats] = field(default_factory=dict)
     _nearest: dict[int, npt.NDArray[np.float64]] = field(default_factory=dict)
 
-    def coverage(self, spec: AnchorSpec) -> Coverage:
+    def coverage(self, spec: AnchorSpec) -> AnchorCoverage:
         best = np.zeros(len(self.boxes), dtype=np.float32)
         for level in range(len(spec.strides)):
             for width, height in base_anchors(spec, level)[:, 2:].tolist():
                 np.maximum(best, self._overlaps(spec, level, width, height), out=best)
-        return Coverage.of(best, self.threshold, self.weights)
+        return AnchorCoverage.of(best, self.threshold, self.weights)
 
     def _overlaps(self, spec: AnchorSpec, level: int, width: float, height: float) -> Floats:
         key = (level, width, height)
@@ -171,13 +177,13 @@ class _Search:
             if level not in self._nearest:
                 self._nearest[level] = self.boxes.nearest(spec, level)
             found = self.boxes.overlaps(self._nearest[level], (width, height))
-        self._shapes[key] = found  # the newest last
+        self._shapes[key] = found  # the most recent is last
         while len(self._shapes) > 4 * len(spec.strides) * spec.per_location:
             del self._shapes[next(iter(self._shapes))]
         return found
 
     def improve(self, spec: AnchorSpec, steps: tuple[float, ...] = _STEPS, levels: bool = False) -> AnchorSpec:
-        """Follow better neighbours until there is none, for each step; with ``levels``, sizes go their own ways."""
+        """Move to better neighbours until there is none, for each step size; with ``levels``, each size moves alone."""
         best = self.coverage(spec)
         for step in steps:
             for _ in range(4):  # rounds
@@ -199,8 +205,8 @@ class _Search:
 def _starts(
     boxes: ScaledBoxes, spec: AnchorSpec, scales: int, ratios: int, weights: Floats | None
 ) -> Iterator[AnchorSpec]:
-    """Where to begin: scales evenly over one octave or two, ratios evenly over two octaves or over the boxes'."""
-    size = np.maximum(boxes.boxes[:, 2:] - boxes.boxes[:, :2], 0.01)  # scaling may leave a sliver no width at all
+    """Yield starting points: scales over one or two octaves, ratios over two octaves or at quantiles of the boxes."""
+    size = np.maximum(boxes.boxes[:, 2:] - boxes.boxes[:, :2], 0.01)  # scaling may leave a width of 0
     shape = np.log2(size[:, 1] / size[:, 0])
     spread = 2.0 ** np.linspace(-1, 1, ratios) if ratios > 1 else np.ones(1)
     own = 2.0 ** np.quantile(shape, (np.arange(ratios) + 0.5) / ratios, weights=weights, method="inverted_cdf")
@@ -216,7 +222,7 @@ def _starts(
 
 
 def _without(spec: AnchorSpec | None, name: str) -> list[AnchorSpec]:
-    """``spec`` without one of its scales or ratios, in every way."""
+    """All variants of ``spec`` with one scale or ratio removed."""
     values = getattr(spec, name) if spec else ()
     if spec is None or len(values) < 2:
         return []
@@ -228,7 +234,7 @@ def _moves(spec: AnchorSpec, levels: bool) -> int:
 
 
 def _moved(spec: AnchorSpec, move: int, factor: float) -> AnchorSpec:
-    """One number ``factor`` times as large; move 0 is all sizes at once."""
+    """Multiply one number by ``factor``; move 0 multiplies all sizes."""
     if move == 0:
         return _rounded(replace(spec, sizes=tuple(size * factor for size in spec.sizes)))
     move -= 1
@@ -247,7 +253,7 @@ def _with(spec: AnchorSpec, name: str, values: tuple[float, ...]) -> AnchorSpec:
 
 
 def _rounded(spec: AnchorSpec) -> AnchorSpec:
-    """Four digits, which is what people read and files hold."""
+    """Round to four significant digits, as in the recipe file."""
     for name in ("sizes", "scales", "ratios"):
         spec = _with(spec, name, tuple(float(f"{value:.4g}") for value in getattr(spec, name)))
     return spec
@@ -260,7 +266,7 @@ def _allowed(spec: AnchorSpec) -> bool:
 
 
 def _tidy(spec: AnchorSpec) -> AnchorSpec:
-    """The same anchors, to 4 digits: the smallest scale 1, all in order."""
+    """Normalise the anchors: smallest scale 1, scales and ratios in ascending order."""
     unit = min(spec.scales)
     return _rounded(
         replace(

@@ -6,35 +6,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-from torchvision.ops import box_iou
-
 from retinanet.config import DataConfig
-from retinanet.data.dataset import NO_CLASS, Dataset
-from retinanet.data.formats.reading import SPLIT_ALIASES, is_image
+from retinanet.data.dataset import Dataset
+from retinanet.data.formats.reading import is_image
 from retinanet.data.problems import Problem
-from retinanet.data.transforms import scaled_size
+from retinanet.inspection.box_checks import box_count_findings, box_findings, corners_of
+from retinanet.inspection.class_checks import class_findings
 from retinanet.inspection.duplicates import Pair, Scan, find_pairs, scan
 from retinanet.inspection.findings import Finding, Sight
-
-# IoU above which two boxes are in the same place.
-SAME_BOX = 0.95
-
-# A class with fewer boxes than this in train is rare.
-_RARE_CLASS = 10
-
-# Side in pixels of the network's input below which a box is tiny.
-_TINY = 2.0
-
-# A huge box covers more than this fraction of its image. It is reported only if such boxes are at most this rare.
-_HUGE, _RARE_HUGE = 0.9, 0.05
-
-# A box around at least this many boxes of its class may be an unflagged crowd.
-_CROWD = 5
-
-# An image has few boxes if it has at most this fraction of the median, and the median is at least this large.
-_FEW_BOXES, _MANY_BOXES = 0.25, 8
+from retinanet.inspection.splits import Splits
 
 # Finding that each kind of problem of the readers becomes.
 FINDING_OF_PROBLEM = {
@@ -63,14 +43,6 @@ FINDING_OF_PROBLEM = {
     "unnamed-classes": "remark",
     "unlisted-class": "remark",
 }
-
-_CROWD_POLICY = {
-    "ignore": "these regions are neither object nor background (--data.crowd ignore)",
-    "drop": "these regions are learnt as background (--data.crowd drop)",
-    "object": "these regions are learnt as ordinary objects (--data.crowd object)",
-}
-
-Splits = Mapping[str, Dataset]
 
 
 @dataclass(frozen=True)
@@ -113,40 +85,14 @@ def run_checks(
     for split, dataset in splits.items():
         findings += [_of_problem(split, problem) for problem in dataset.problems]
         findings += _image_files(split, dataset, scans[first : first + len(dataset)])
-        findings += _boxes(split, dataset, data)
-        findings += _box_counts(split, dataset, data)
+        findings += box_findings(split, dataset, data)
+        findings += box_count_findings(split, dataset, data)
         first += len(dataset)
-    findings += _classes(splits, own_classes)
+    findings += class_findings(splits, own_classes)
     findings += _duplicate_images(splits, pairs)
     if whole and not failures:  # an unreadable split may list them
         findings += _unlisted_images(splits)
     return CheckResult(findings, scans, pairs)
-
-
-def without_unions(splits: Splits) -> tuple[dict[str, Dataset], dict[str, list[str]]]:
-    """Remove splits that are the union of others, such as VOC's ``trainval``.
-
-    Returns:
-        The remaining splits, train first; and for each removed split the splits that it is the union of.
-    """
-    files = {split: {str(dataset.path(i)) for i in dataset} for split, dataset in splits.items()}
-    unions = {}
-    for split, own in files.items():
-        subsets = [other for other, theirs in files.items() if other != split and theirs < own]
-        if len(subsets) > 1 and set().union(*(files[subset] for subset in subsets)) == own:
-            unions[split] = subsets
-    return _in_order({split: dataset for split, dataset in splits.items() if split not in unions}), unions
-
-
-def _in_order(splits: Splits) -> dict[str, Dataset]:
-    """Sort the splits: train, val, test, others."""
-    order = list(SPLIT_ALIASES)
-    return dict(sorted(splits.items(), key=lambda s: order.index(role(s[0])) if role(s[0]) in order else len(order)))
-
-
-def role(split: str) -> str:
-    """Return ``train``, ``val`` or ``test`` for all names of these splits, else the split's own name."""
-    return next((name for name, aliases in SPLIT_ALIASES.items() if split.lower() in aliases), split)
 
 
 def _of_problem(split: str, problem: Problem) -> Finding:
@@ -168,136 +114,8 @@ def _image_files(split: str, dataset: Dataset, scans: Sequence[Scan]) -> Iterato
                 split,
                 path,
                 f"the image has {found.size[0]}×{found.size[1]} pixels, its annotations say {size[0]}×{size[1]}",
-                (Sight(split, index, _corners(dataset.boxes[dataset.rows(index)])),),
+                (Sight(split, index, corners_of(dataset.boxes[dataset.rows(index)])),),
             )
-
-
-def _boxes(split: str, dataset: Dataset, data: DataConfig) -> Iterator[Finding]:
-    """Findings about single boxes and pairs of boxes."""
-    sides = dataset.boxes[:, 2:] - dataset.boxes[:, :2]
-    image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
-    scaled = np.array([scaled_size(h, w, data)[::-1] for w, h in dataset.sizes.tolist()])  # (N, 2) width, height
-    for row in _where(~dataset.ignore & ((sides * (scaled / dataset.sizes)[image]).min(axis=1) < _TINY)):
-        width, height = (sides[row] * (scaled / dataset.sizes)[image[row]]).tolist()
-        what = f"{_named(dataset, row)}: {width:.3g}×{height:.3g} pixels at data.size {data.size}"
-        yield _at("tiny-box", split, dataset, int(image[row]), [row], what)
-    huge = ~dataset.ignore & (sides.prod(axis=1) > _HUGE * dataset.sizes.prod(axis=1, dtype=np.int64)[image])
-    if 0 < huge.sum() <= _RARE_HUGE * max(1, (~dataset.ignore).sum()):
-        for row in _where(huge):
-            yield _at("huge-box", split, dataset, int(image[row]), [row], _named(dataset, row))
-    for index in dataset:
-        rows = np.arange(dataset.offsets[index], dataset.offsets[index + 1])
-        yield from _box_pairs(split, dataset, index, rows[~dataset.ignore[rows]])
-
-
-def _box_pairs(split: str, dataset: Dataset, index: int, rows: npt.NDArray[np.int64]) -> Iterator[Finding]:
-    """Findings about pairs and groups of boxes of one image."""
-    if len(rows) < 2:
-        return
-    boxes, labels = dataset.boxes[rows], dataset.labels[rows]
-    for a, b in same_boxes(boxes):
-        code = "duplicate-box" if labels[a] == labels[b] else "two-classes"
-        what = f"{_named(dataset, rows[b])} and {_named(dataset, rows[a])}"
-        yield _at(code, split, dataset, index, [rows[b], rows[a]], what)
-    if len(rows) > _CROWD:
-        inside = (
-            (boxes[:, None, :2] <= boxes[None, :, :2]).all(-1)
-            & (boxes[:, None, 2:] >= boxes[None, :, 2:]).all(-1)
-            & (labels[:, None] == labels[None])
-        )  # (n, n) whether the first box contains the second
-        for a in _where(inside.sum(axis=1) > _CROWD):  # every box contains itself
-            what = f"{_named(dataset, rows[a])} around {inside[a].sum() - 1} boxes of its class"
-            yield _at("unflagged-crowd", split, dataset, index, [rows[a]], what)
-
-
-def same_boxes(boxes: npt.NDArray[np.float32]) -> list[tuple[int, int]]:
-    """Pair each of the boxes ``(n, 4)`` with the first earlier box in the same place: ``(earlier, later)``."""
-    import torch
-
-    same = np.tril(box_iou(*[torch.from_numpy(np.ascontiguousarray(boxes))] * 2).numpy() > SAME_BOX, -1)
-    return [(int(same[b].argmax()), b) for b in _where(same.any(axis=1))]
-
-
-def _box_counts(split: str, dataset: Dataset, data: DataConfig) -> Iterator[Finding]:
-    """Findings about the number of boxes."""
-    objects = np.concatenate([[0], np.cumsum(~dataset.ignore)])
-    counts = np.diff(objects[dataset.offsets])
-    if not counts.any():
-        yield Finding(
-            "no-objects", split, dataset.name, f"none of its {len(dataset)} images has a box, apart from ignore regions"
-        )
-        return
-    empty = np.flatnonzero(counts == 0)
-    if len(empty):
-        names = ", ".join(dataset.files[int(i)] for i in empty[:3]) + (" …" if len(empty) > 3 else "")
-        sights = tuple(Sight(split, int(i)) for i in empty[:4])
-        yield Finding("no-boxes", split, dataset.name, f"{len(empty)} of {len(dataset)} images: {names}", sights)
-    if dataset.ignore.any():
-        images = int((np.diff(dataset.offsets) > counts).sum())
-        what = f"{int(dataset.ignore.sum())} regions in {images} of {len(dataset)} images"
-        yield Finding("crowd", split, dataset.name, what, effect=_CROWD_POLICY[data.crowd])
-    median = float(np.median(counts[counts > 0]))
-    if median >= _MANY_BOXES:
-        for index in _where((counts > 0) & (counts <= _FEW_BOXES * median)):
-            path = str(dataset.path(index))
-            boxes = _corners(dataset.boxes[dataset.rows(index)])
-            what = f"{counts[index]} box{'es' if counts[index] > 1 else ''}, the median is {median:g}"
-            yield Finding("few-boxes", split, path, what, (Sight(split, index, boxes),))
-
-
-def _classes(splits: Splits, own_classes: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
-    """Findings about class names and the number of boxes of each class."""
-    counts = {split: dataset.class_counts() for split, dataset in splits.items()}
-    yield from _similar_classes(splits, counts)
-    train = next((split for split in splits if role(split) == "train"), None)
-    if train is None:
-        return
-    held_out = [split for split in splits if split != train]
-    for name, number in counts[train].items():
-        others = {split: counts[split][name] for split in held_out if counts[split][name]}
-        if number == 0:
-            yield _not_in_train(name, splits, train, others, name in own_classes[train])
-        elif number < _RARE_CLASS:
-            yield Finding("rare-class", train, splits[train].name, f"{name!r}: {number} box{'es' * (number != 1)}")
-        if number:
-            for split in held_out:
-                if split not in others and any(counts[split].values()):
-                    what = f"{name!r}: {number} in {train}, none here"
-                    yield Finding("never-measured", split, splits[split].name, what)
-
-
-def _similar_classes(splits: Splits, counts: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
-    """Findings about class names that differ only by case, space, hyphen or underscore."""
-    first = next(iter(splits))
-    groups: dict[str, list[str]] = {}
-    for name in splits[first].classes:
-        groups.setdefault("".join(c for c in name.casefold() if not c.isspace() and c not in "-_"), []).append(name)
-    for names in groups.values():
-        if len(names) > 1:
-            boxes = ", ".join(f"{name!r} ({sum(c[name] for c in counts.values())} boxes)" for name in names)
-            used = ", ".join(split for split, count in counts.items() if any(count[name] for name in names))
-            yield Finding("similar-classes", used or first, splits[first].name.split(" [")[0], boxes)
-
-
-def _not_in_train(name: str, splits: Splits, train: str, others: Mapping[str, int], listed: bool) -> Finding:
-    """Finding about a class without a box in train.
-
-    Args:
-        name: the class.
-        splits: all splits.
-        train: name of the training split.
-        others: number of its boxes in each other split that has any.
-        listed: train lists the class.
-    """
-    if not others:
-        return Finding("never-learnt", train, splits[train].name, f"{name!r}: no box in any split")
-    places = ", ".join(f"{number} in {split}" for split, number in others.items())
-    first, what = next(iter(others)), f"{name!r}: no box in {train}, {places}"
-    if listed:
-        return Finding("never-learnt", first, splits[first].name, what)
-    # Training reads train and val only; other splits are first read by an evaluation.
-    effect = "" if "val" in map(role, others) else "evaluation on this split stops"
-    return Finding("unknown-class", first, splits[first].name, what, effect=effect)
 
 
 def _duplicate_images(splits: Splits, pairs: Sequence[Pair]) -> Iterator[Finding]:
@@ -329,25 +147,3 @@ def _unlisted_images(splits: Splits) -> Iterator[Finding]:
                 known = path in listed or os.path.splitext(name)[0] in reported
                 if not known and not name.startswith("."):
                     yield Finding("unlisted-image", split_of[folder], path, "in no annotation file")
-
-
-def _at(code: str, split: str, dataset: Dataset, index: int, rows: Sequence[int], what: str) -> Finding:
-    """Finding about boxes, with the place of the first box."""
-    where = dataset.places[int(rows[0])] if dataset.places is not None else str(dataset.path(index))
-    if dataset.files[index] not in where:
-        what = f"{dataset.files[index]}: {what}"
-    return Finding(code, split, where, what, (Sight(split, index, _corners(dataset.boxes[list(rows)]), True),))
-
-
-def _where(mask: npt.NDArray[np.bool_]) -> list[int]:
-    return [int(i) for i in np.flatnonzero(mask)]
-
-
-def _named(dataset: Dataset, row: int) -> str:
-    label = int(dataset.labels[row])
-    name = "no class" if label == NO_CLASS else dataset.classes[label]
-    return f"{name} (" + ", ".join(f"{v:g}" for v in dataset.boxes[row].tolist()) + ")"
-
-
-def _corners(boxes: npt.NDArray[np.float32]) -> tuple[tuple[float, float, float, float], ...]:
-    return tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in boxes.tolist())

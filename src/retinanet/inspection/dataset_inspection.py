@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from retinanet.data.formats import write_coco
 from retinanet.data.formats.open_dataset import read_tolerantly, with_shared_classes
 from retinanet.errors import ConfigError, DataError
 from retinanet.files import refuse_filled, write_text
-from retinanet.inspection.checks import CheckResult, run_checks, without_unions
+from retinanet.inspection.checks import CheckResult, run_checks
 from retinanet.inspection.findings import Finding, by_kind
 from retinanet.inspection.repair import repair
 from retinanet.inspection.settings import resolve
+from retinanet.inspection.splits import without_unions
 from retinanet.inspection.survey import Balance, Survey, coverage_findings
 from retinanet.progress import progress_bar
 
@@ -25,7 +27,7 @@ from retinanet.progress import progress_bar
 _WELL_REACHED = 0.9
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Inspection:
     """Result of inspecting a dataset.
 
@@ -47,7 +49,11 @@ class Inspection:
     surveys: dict[str, Survey]
     loss_balance: list[str]
     config: Config
-    checked: CheckResult = field(repr=False)
+    checked: CheckResult
+
+    def __repr__(self) -> str:
+        counts = Counter(finding.severity for finding in self.findings)
+        return f"<Inspection of {self.name}: " + ", ".join(f"{n} {severity}s" for severity, n in counts.items()) + ">"
 
     @property
     def train(self) -> Survey:
@@ -104,7 +110,7 @@ def inspect(
         surveys = {split: Survey.of(data, config, bar.advance) for split, data in splits.items()}
     findings = [*checked.findings, *_coverage_findings(surveys, config.assign)]
     result = Inspection(
-        name=next(iter(splits.values())).name.split(" [")[0],
+        name=next(iter(splits.values())).title,
         splits=splits,
         unions=unions,
         findings=[finding for group in by_kind(findings).values() for finding in group],

@@ -64,7 +64,7 @@ class Pair(NamedTuple):
 def scan(datasets: Sequence[Dataset], progress: Callable[[int], object] = lambda images: None) -> list[Scan]:
     """Decode every image once, in the order of the datasets; ``progress`` is called with the number just done."""
     found = []
-    with ThreadPoolExecutor(max_workers=4) as pool:  # Pillow decodes outside the interpreter's lock
+    with ThreadPoolExecutor(max_workers=4) as pool:  # Pillow releases the GIL while it decodes
         for each in pool.map(lambda item: _scan(*item), ((d, i) for d in datasets for i in d)):
             found.append(each)
             progress(1)

@@ -21,7 +21,8 @@ def inspection_lines(inspection: Inspection) -> Iterator[str]:
         yield f"{split}: not inspected, because its images are those of {' and '.join(parents)}"
     for split, survey in inspection.surveys.items():
         yield _split_line(split, survey)
-    yield "Anchors are the fixed boxes that the detector starts from; IoU is the overlap of two boxes, from 0 to 1."
+    yield "Anchors are the fixed boxes that the detector starts from; a box is learnt by its positive anchors."
+    yield "IoU is the overlap of two boxes, from 0 to 1. How well the anchors cover the boxes of each split:"
     for split, survey in inspection.surveys.items():
         yield from _coverage_lines(split, survey)
     split = next(iter(inspection.surveys))
@@ -50,7 +51,7 @@ def _split_line(split: str, survey: Survey) -> str:
     """Images, boxes and classes of a split."""
     counts = survey.per_image
     classes = sorted(survey.dataset.class_counts().items(), key=lambda item: -item[1])
-    listed = ", ".join(f"{name} {count}" for name, count in classes[:_CLASSES])
+    listed = ", ".join(f"{name}: {count}" for name, count in classes[:_CLASSES])
     more = " …" if len(classes) > _CLASSES else ""
     imbalance = f", class imbalance {survey.imbalance:.1f} : 1" if survey.imbalance > 1 else ""
     return (
@@ -67,5 +68,5 @@ def _coverage_lines(split: str, survey: Survey) -> Iterator[str]:
     every, sizes = groups[0], ", ".join(f"{group.name.split(' (')[0]} {group.reached:.1%}" for group in groups[1:])
     yield (
         f"  {split}: {every.reached:.1%} of the boxes have an anchor with IoU ≥ {REACHED:g} ({sizes}). "
-        f"With the current settings {every.assigned:.1%} get at least one positive anchor, one that learns them."
+        f"With the current settings {every.assigned:.1%} get at least one positive anchor."
     )

@@ -8,8 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from retinanet.data.dataset import NO_CLASS, Dataset
-from retinanet.inspection.checks import CheckResult, role, same_boxes
+from retinanet.inspection.box_checks import same_boxes
+from retinanet.inspection.checks import CheckResult
 from retinanet.inspection.duplicates import Pair
+from retinanet.inspection.splits import role
 
 # An image that two splits share stays in the held-out one: scores stay comparable, and train loses little.
 _PRIORITY = {"test": 0, "val": 1, "train": 2}

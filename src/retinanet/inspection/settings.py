@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retinanet.config import Config, load_recipe
@@ -27,3 +27,9 @@ def resolve(recipe: str | Config, settings: Mapping[str, Any]) -> Config:
             raise ConfigError(f"{name!r} is not a setting; write GROUP.NAME as in the flags, such as 'data.size'")
         values[group][key.replace("-", "_")] = value
     return Config.from_dict(values, "settings")
+
+
+def settings_of(config: Config, groups: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of some groups by the names of their flags, as :func:`resolve` takes them."""
+    values = config.to_dict()
+    return {f"{group}.{name}": value for group in groups for name, value in values[group].items()}

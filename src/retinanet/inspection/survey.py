@@ -16,7 +16,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.transforms import PAD_TO, scaled_size
 from retinanet.inspection.anchor_coverage import ScaledBoxes, best_overlaps, positives
 from retinanet.inspection.findings import Finding
-from retinanet.losses.terms import Focal
+from retinanet.losses.classification import Focal
 
 # IoU with a box from which the paper makes an anchor positive.
 REACHED = 0.5
@@ -209,7 +209,12 @@ def _background_share(loss: tuple[float, float]) -> str:
     total = sum(loss)
     share = loss[1] / total
     percent = f"{share:.0%}" if share >= 0.01 else f"{share:.2%}" if share >= 0.0001 else "less than 0.01%"
-    return f"{percent} of the loss ({loss[1]:.3g} of {total:.3g})"
+    return f"{percent} of the loss ({_short(loss[1])} of {_short(total)})"
+
+
+def _short(value: float) -> str:
+    """A number with three digits, or without decimals if it is large."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _anchors(dataset: Dataset, config: Config) -> float:

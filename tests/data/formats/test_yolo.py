@@ -9,7 +9,7 @@ from retinanet.data.formats.open_dataset import read_all, read_split, read_train
 from retinanet.errors import DataError
 
 
-def picture(file: Path, size: tuple[int, int] = (40, 20)) -> None:
+def write_image(file: Path, size: tuple[int, int] = (40, 20)) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size).save(file)
 
@@ -21,8 +21,8 @@ def text(file: Path, content: str) -> None:
 
 def roboflow(root: Path, yaml: str, labels: str = "1 0.5 0.5 0.5 0.5\n") -> Path:
     for split in ("train", "valid"):
-        picture(root / split / "images" / "a.jpg")
-        picture(root / split / "images" / "b.png")
+        write_image(root / split / "images" / "a.jpg")
+        write_image(root / split / "images" / "b.png")
         text(root / split / "labels" / "a.txt", labels)
     text(root / "data.yaml", yaml)
     return root
@@ -33,7 +33,7 @@ YAML = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnc: 
 
 def test_roboflow(tmp_path: Path) -> None:
     # A neighbour's folder that the path literally leads to must not be taken.
-    picture(tmp_path / "train" / "images" / "wrong.jpg")
+    write_image(tmp_path / "train" / "images" / "wrong.jpg")
     root = roboflow(tmp_path / "data", YAML)
     train, val, notes = read_train_val(root)
     assert not notes
@@ -80,8 +80,8 @@ def test_bad_yaml(tmp_path: Path, yaml: str, message: str) -> None:
 
 
 def test_list_of_images(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "a.jpg")
-    picture(tmp_path / "images" / "b.jpg")
+    write_image(tmp_path / "images" / "a.jpg")
+    write_image(tmp_path / "images" / "b.jpg")
     text(tmp_path / "labels" / "a.txt", "0 0.5 0.5 1 1")
     text(tmp_path / "train.txt", f"./images/a.jpg\n\n{tmp_path}/images/b.jpg\n./images/a.jpg\n")
     text(tmp_path / "data.yaml", "train: train.txt\nnames: [cat]\n")
@@ -94,7 +94,7 @@ def test_list_of_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("named", [True, False])
 def test_without_yaml(tmp_path: Path, named: bool) -> None:
     for split, line in (("train", "0 0.5 0.5 1 1"), ("val", "2.0 0.5 0.5 1 1")):
-        picture(tmp_path / "images" / split / "a.jpg")
+        write_image(tmp_path / "images" / split / "a.jpg")
         text(tmp_path / "labels" / split / "a.txt", line)
     if named:
         text(tmp_path / "classes.txt", "cat\ndog\nignore\n\n")
@@ -104,9 +104,9 @@ def test_without_yaml(tmp_path: Path, named: bool) -> None:
 
 
 def test_flat_folders(tmp_path: Path) -> None:
-    picture(tmp_path / "all" / "images" / "a.jpg")
+    write_image(tmp_path / "all" / "images" / "a.jpg")
     text(tmp_path / "all" / "labels" / "a.txt", "0 0.5 0.5 1 1")
-    picture(tmp_path / "beside" / "a.jpg")
+    write_image(tmp_path / "beside" / "a.jpg")
     text(tmp_path / "beside" / "a.txt", "0 0.5 0.5 1 1")
     for name in ("all", "beside"):
         assert len(read_split(tmp_path / name, "train").boxes) == 1
@@ -163,8 +163,8 @@ def test_link_loops_end(tmp_path: Path) -> None:
 
 
 def test_splits_of_other_names_that_lead_to_their_images(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "night" / "a.jpg")
-    picture(tmp_path / "images" / "day" / "b.jpg")
+    write_image(tmp_path / "images" / "night" / "a.jpg")
+    write_image(tmp_path / "images" / "day" / "b.jpg")
     text(tmp_path / "labels" / "night" / "a.txt", "0 0.5 0.5 0.5 0.5\n")
     text(tmp_path / "day.txt", "./images/day/b.jpg\n")
     text(tmp_path / "data.yaml", "night: images/night\nday: day.txt\nlicense: images/mit\nroboflow: x\nnames: [cat]\n")

@@ -1,4 +1,4 @@
-"""Writes COCO JSON: ``annotations/instances_{split}.json`` and the images of each split in ``images/{split}/``."""
+"""Write COCO JSON: ``annotations/instances_{split}.json`` and the images of each split in ``images/{split}/``."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 
 from retinanet.data.dataset import IGNORE_CLASS, NO_CLASS, Dataset
-from retinanet.data.formats.writing import Images, Pictures, Progress, check_splits, decimals
+from retinanet.data.formats.writing import ImageMode, Progress, SplitImages, check_splits, decimals
 from retinanet.files import new_folder
 
 
 def write(
-    splits: Mapping[str, Dataset], out: Path, images: Images = "copy", progress: Progress = lambda images: None
+    splits: Mapping[str, Dataset], out: Path, images: ImageMode = "copy", progress: Progress = lambda images: None
 ) -> None:
     """Write a COCO dataset.
 
     Args:
-        splits: the datasets by the names of their splits, all with one list of classes.
+        splits: datasets by the names of their splits, all with one list of classes.
         out: folder to make.
-        images: ``copy`` them, ``link`` to each file (hard links where the disk has them), or ``none``: make each
-            ``images/{split}`` a link to the folder they are in.
+        images: ``copy`` them, ``link`` to each file (hard links if the disk supports them), or ``none``: make each
+            ``images/{split}`` a link to the folder of the images.
         progress: called with the number of images just written.
 
     Raises:
@@ -33,23 +33,23 @@ def write(
     regions = any((dataset.labels == NO_CLASS).any() for dataset in splits.values())
     with new_folder(out) as folder:
         for split, dataset in splits.items():
-            pictures = Pictures.of(split, dataset)
-            pictures.place(folder / "images" / split, images, progress)
+            files = SplitImages.of(split, dataset)
+            files.place(folder / "images" / split, images, progress)
             file = folder / "annotations" / f"instances_{split}.json"
             file.parent.mkdir(exist_ok=True)
             with file.open("w", encoding="utf-8", errors="backslashreplace") as handle:  # as JSON escapes it
-                handle.writelines(_content(dataset, pictures.names, regions))
+                handle.writelines(_content(dataset, files.names, regions))
 
 
 def category_ids(dataset: Dataset) -> tuple[int, ...]:
-    """The ids that are written: the dataset's own, unless they would put the classes in another order."""
+    """Category ids to write: those of the dataset, unless they would change the order of the classes."""
     own = dataset.category_ids
     return own if list(own) == sorted(set(own)) else tuple(range(1, len(own) + 1))
 
 
 def _content(dataset: Dataset, names: list[str], regions: bool) -> Iterator[str]:
     ids = category_ids(dataset)
-    # Its own name as supercategory: a common one could be taken for a heading.
+    # Each class is its own supercategory; readers could take a common supercategory for a heading.
     categories = [{"id": i, "name": c, "supercategory": c} for i, c in zip(ids, dataset.classes, strict=True)]
     without_class = max((0, *ids)) + 1
     if regions:
@@ -57,11 +57,11 @@ def _content(dataset: Dataset, names: list[str], regions: bool) -> Iterator[str]
     sections: dict[str, Iterable[dict[str, Any]]] = {
         "categories": categories,
         "images": _images(dataset, names),
-        # Label NO_CLASS is −1 and so finds the last entry.
+        # Label NO_CLASS is −1 and selects the last entry.
         "annotations": _annotations(dataset, [*ids, without_class]),
     }
     yield '{"info": {"description": ' + json.dumps(dataset.name) + "}"
-    for key, rows in sections.items():  # a row a line, as millions of annotations are too many for one string
+    for key, rows in sections.items():  # one row per line; millions of annotations do not fit into one string
         yield f',\n"{key}": ['
         for number, row in enumerate(rows):
             yield (",\n" if number else "\n") + json.dumps(row, ensure_ascii=False)
@@ -100,7 +100,7 @@ def _xywh(corners: list[str], box: Any) -> list[float]:
 
 
 def _extent(start: float, end: float, exact: np.float32) -> float:
-    """The shortest width or height with which a reader comes to the same float32."""
+    """Shortest width or height from which a reader computes the same float32."""
     for digits in (2, 4, 6):
         extent = round(end - start, digits)
         if np.float32(start + extent) == exact:

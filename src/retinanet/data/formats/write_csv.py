@@ -1,4 +1,4 @@
-"""Writes CSV: ``{split}.csv`` with rows ``path,x1,y1,x2,y2,class``, ``images/{split}/`` and ``classes.txt``."""
+"""Write CSV: ``{split}.csv`` with rows ``path,x1,y1,x2,y2,class``, ``images/{split}/`` and ``classes.txt``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.reading import split_of
 from retinanet.data.formats.writing import (
-    Images,
-    Pictures,
+    ImageMode,
     Progress,
+    SplitImages,
     check_classes,
     check_splits,
     class_name,
@@ -22,17 +22,17 @@ from retinanet.files import new_folder
 
 
 def write(
-    splits: Mapping[str, Dataset], out: Path, images: Images = "copy", progress: Progress = lambda images: None
+    splits: Mapping[str, Dataset], out: Path, images: ImageMode = "copy", progress: Progress = lambda images: None
 ) -> None:
     """Write a CSV dataset.
 
-    Boxes of an ignore region get the class ``ignore``, whatever their own.
+    Ignore regions get the class ``ignore`` and lose their own.
 
     Args:
-        splits: the datasets by the names of their splits, all with one list of classes.
+        splits: datasets by the names of their splits, all with one list of classes.
         out: folder to make.
-        images: ``copy`` them, ``link`` to each file (hard links where the disk has them), or ``none``: make each
-            ``images/{split}`` a link to the folder they are in.
+        images: ``copy`` them, ``link`` to each file (hard links if the disk supports them), or ``none``: make each
+            ``images/{split}`` a link to the folder of the images.
         progress: called with the number of images just written.
 
     Raises:
@@ -43,15 +43,15 @@ def write(
     with new_folder(out) as folder:
         write_class_list(folder, splits)
         for split, dataset in splits.items():
-            pictures = Pictures.of(split, dataset)
-            pictures.place(folder / "images" / split, images, progress)
-            # Readers know common names of splits anywhere in a file's name, others only after this prefix.
+            files = SplitImages.of(split, dataset)
+            files.place(folder / "images" / split, images, progress)
+            # Readers find common split names anywhere in a file name, other names only after this prefix.
             own = Path(f"{split}.csv")
             file = folder / (own if split_of(own) == split else f"instances_{split}.csv")
             with file.open("w", encoding="utf-8", newline="") as handle:
                 rows = csv.writer(handle, lineterminator="\n")
                 rows.writerow(("path", "x1", "y1", "x2", "y2", "class"))
-                rows.writerows(_rows(dataset, [f"images/{split}/{name}" for name in pictures.names]))
+                rows.writerows(_rows(dataset, [f"images/{split}/{name}" for name in files.names]))
 
 
 def _rows(dataset: Dataset, paths: list[str]) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""Writes Pascal VOC: ``Annotations/*.xml``, ``JPEGImages/``, ``ImageSets/Main/{split}.txt`` and ``classes.txt``."""
+"""Write Pascal VOC: ``Annotations/*.xml``, ``JPEGImages/``, ``ImageSets/Main/{split}.txt`` and ``classes.txt``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from xml.etree.ElementTree import Element, SubElement
 
 from retinanet.data.dataset import IGNORE_CLASS, NO_CLASS, Dataset
 from retinanet.data.formats.writing import (
-    Images,
-    Pictures,
+    ImageMode,
     Progress,
+    SplitImages,
     check_classes,
     check_splits,
     decimals,
@@ -22,24 +22,24 @@ from retinanet.data.formats.writing import (
 )
 from retinanet.files import new_folder
 
-# Readers that know the convention count pixels from 1, as the challenge did, where they find these words.
+# These words tell readers that pixels are counted from 1, as in the VOC challenge.
 _DATABASE = "The VOC convention: pixels count from 1"
 
 
 def write(
-    splits: Mapping[str, Dataset], out: Path, images: Images = "copy", progress: Progress = lambda images: None
+    splits: Mapping[str, Dataset], out: Path, images: ImageMode = "copy", progress: Progress = lambda images: None
 ) -> None:
     """Write a Pascal VOC dataset.
 
-    As in the VOC challenge, pixels count from 1 and the last one belongs to the box. Ignore regions are ``difficult``;
-    those of no class are called ``ignore``. An image of the same name in two splits puts each split in a folder of its
-    own below ``Annotations`` and ``JPEGImages``.
+    As in the VOC challenge, pixels are counted from 1 and the last one belongs to the box. Ignore regions are
+    ``difficult``; those without a class are called ``ignore``. If two splits have different images of the same name,
+    each split gets its own folder below ``Annotations`` and ``JPEGImages``.
 
     Args:
-        splits: the datasets by the names of their splits, all with one list of classes.
+        splits: datasets by the names of their splits, all with one list of classes.
         out: folder to make.
-        images: ``copy`` them, ``link`` to each file (hard links where the disk has them), or ``none``: make each
-            ``JPEGImages/{split}`` a link to the folder they are in.
+        images: ``copy`` them, ``link`` to each file (hard links if the disk supports them), or ``none``: make each
+            ``JPEGImages/{split}`` a link to the folder of the images.
         progress: called with the number of images just written.
 
     Raises:
@@ -47,18 +47,18 @@ def write(
     """
     check_splits(splits)
     check_classes(splits, "Pascal VOC")
-    named = {split: Pictures.of(split, dataset) for split, dataset in splits.items()}
-    apart = images == "none" or not _one_pool(splits, named)
+    files = {split: SplitImages.of(split, dataset) for split, dataset in splits.items()}
+    apart = images == "none" or not _one_pool(splits, files)
     taken: dict[str, str] = {}
     with new_folder(out) as folder:
         (folder / "ImageSets" / "Main").mkdir(parents=True)
         write_class_list(folder, splits)
         if not apart:
-            Pictures.together(named.values()).place(folder / "JPEGImages", images, progress)
+            SplitImages.together(files.values()).place(folder / "JPEGImages", images, progress)
         for split, dataset in splits.items():
             if apart:
-                named[split].place(folder / "JPEGImages" / split, images, progress)
-            names = [f"{split}/{name}" if apart else name for name in named[split].names]
+                files[split].place(folder / "JPEGImages" / split, images, progress)
+            names = [f"{split}/{name}" if apart else name for name in files[split].names]
             stems = [_stem(name, taken) for name in names]
             for index, (name, stem) in enumerate(zip(names, stems, strict=True)):
                 file = folder / "Annotations" / f"{stem}.xml"
@@ -68,11 +68,11 @@ def write(
             (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(lines, encoding="utf-8")
 
 
-def _one_pool(splits: Mapping[str, Dataset], named: Mapping[str, Pictures]) -> bool:
-    """Whether images of the same name in two splits are the same file with the same boxes, as in train and trainval."""
+def _one_pool(splits: Mapping[str, Dataset], files: Mapping[str, SplitImages]) -> bool:
+    """Whether images with one name in two splits are one file with the same boxes, as in train and trainval."""
     seen: dict[str, tuple[Dataset, int, str]] = {}
     for split, dataset in splits.items():
-        for index, (name, source) in enumerate(zip(named[split].names, named[split].sources, strict=True)):
+        for index, (name, source) in enumerate(zip(files[split].names, files[split].sources, strict=True)):
             other, at, place = seen.setdefault(name, (dataset, index, source))
             if other is not dataset and (
                 place != source or _annotation(other, at, name) != _annotation(dataset, index, name)
@@ -82,9 +82,9 @@ def _one_pool(splits: Mapping[str, Dataset], named: Mapping[str, Pictures]) -> b
 
 
 def _stem(name: str, taken: dict[str, str]) -> str:
-    """What the XML file of an image is called: as the image, with its suffix where that is needed to tell two apart."""
+    """Name of the XML file of an image: that of the image, with its suffix only if that is needed to be unique."""
     stem = posixpath.splitext(name)[0]
-    # In a list, "photo 1" could be taken for "image photo shows an object of this class", and a last blank gets lost.
+    # In a list, a reader could take "photo 1" for "image photo shows this class", and trailing blanks are lost.
     if taken.get(stem, name) != name or re.search(r"\s(-?[01])?$", stem):
         stem = name
     while taken.get(stem, name) != name:
@@ -94,7 +94,7 @@ def _stem(name: str, taken: dict[str, str]) -> str:
 
 
 def _annotation(dataset: Dataset, index: int, name: str) -> str:
-    """The XML text of an image."""
+    """XML text of an image."""
     width, height = dataset.sizes[index].tolist()
     root = Element("annotation")
     _add(root, "folder", "JPEGImages")

@@ -1,4 +1,4 @@
-"""Writes YOLO: ``data.yaml``, ``images/{split}/``, and in ``labels/{split}/`` normalised boxes in a file per image."""
+"""Write YOLO: ``data.yaml``, ``images/{split}/``, and ``labels/{split}/`` with normalised boxes, a file per image."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from pathlib import Path
 import yaml
 
 from retinanet.data.dataset import IGNORE_CLASS, Dataset
-from retinanet.data.formats.writing import Images, Pictures, Progress, check_splits
-from retinanet.data.formats.yolo import label_path
+from retinanet.data.formats.writing import ImageMode, Progress, SplitImages, check_splits
+from retinanet.data.formats.yolo_layout import label_path
 from retinanet.files import new_folder
 
 
 def write(
-    splits: Mapping[str, Dataset], out: Path, images: Images = "copy", progress: Progress = lambda images: None
+    splits: Mapping[str, Dataset], out: Path, images: ImageMode = "copy", progress: Progress = lambda images: None
 ) -> None:
     """Write a YOLO dataset.
 
-    Boxes are normalised with 12 digits, which read back to a millionth of a pixel or better. Ignore regions get a class
-    ``ignore`` after the others, whatever their own.
+    Normalised boxes have 12 digits, which is exact to a millionth of a pixel. Ignore regions get the class ``ignore``,
+    which comes after the others, and lose their own.
 
     Args:
-        splits: the datasets by the names of their splits, all with one list of classes.
+        splits: datasets by the names of their splits, all with one list of classes.
         out: folder to make.
-        images: ``copy`` them, ``link`` to each file (hard links where the disk has them), or ``none``: make each
-            ``images/{split}`` a link to the folder they are in, and list the images in ``{split}.txt``.
+        images: ``copy`` them, ``link`` to each file (hard links if the disk supports them), or ``none``: make each
+            ``images/{split}`` a link to the folder of the images, and list the images in ``{split}.txt``.
         progress: called with the number of images just written.
 
     Raises:
@@ -35,15 +35,15 @@ def write(
     with new_folder(out) as folder:
         places = {}
         for split, dataset in splits.items():
-            pictures = Pictures.of(split, dataset, stems_differ=True)
-            pictures.place(folder / "images" / split, images, progress)
-            paths = [f"images/{split}/{name}" for name in pictures.names]
+            files = SplitImages.of(split, dataset, stems_differ=True)
+            files.place(folder / "images" / split, images, progress)
+            paths = [f"images/{split}/{name}" for name in files.names]
             for index, path in enumerate(paths):
                 file = folder / label_path(path)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text("".join(_lines(dataset, index)), encoding="utf-8")
             places[split] = f"images/{split}"
-            if images == "none":  # the folder that the link leads to may hold more images than these
+            if images == "none":  # the linked folder may hold other images, too
                 places[split] = f"{split}.txt"
                 (folder / places[split]).write_text("".join(f"./{path}\n" for path in paths), encoding="utf-8")
         (folder / "data.yaml").write_text(_yaml(places, splits), encoding="utf-8")

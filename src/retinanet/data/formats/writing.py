@@ -1,4 +1,4 @@
-"""What the writers share: exact decimals, names that every format can hold, and pictures put in their place."""
+"""Helpers of the writers: exact decimals, names that every format can store, and copies of or links to images."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from retinanet.data.dataset import IGNORE_CLASS, Dataset
 from retinanet.data.formats.reading import CLASS_LIST, is_image
 from retinanet.errors import DataError
 
-Images = Literal["copy", "link", "none"]
+ImageMode = Literal["copy", "link", "none"]
 Progress = Callable[[int], object]
 
-# Control characters, half a surrogate pair, line separators, numbers that are no character: no line of text, and partly
-# no XML, can hold them.
+# Unicode categories that a line of text cannot contain, and partly not XML: control characters, surrogates, line
+# separators, and unassigned code points.
 _NOT_PLAIN = frozenset({"Cc", "Cs", "Zl", "Zp", "Cn"})
 
 
 def decimals(values: npt.NDArray[np.float32]) -> list[list[str]]:
-    """The shortest text of each number of ``(M, C)`` that reads back as the same float32; whole numbers have no dot."""
+    """Shortest text of each number of ``(M, C)`` that reads back as the same float32; whole numbers have no dot."""
     return [[text.removesuffix(".0") for text in row] for row in values.astype(str).tolist()]
 
 
@@ -37,36 +37,36 @@ def is_plain(text: str) -> bool:
 
 
 def check_classes(splits: Mapping[str, Dataset], target: str) -> None:
-    """Raise DataError for a class name that a format of lines or XML cannot hold."""
+    """Raise DataError for a class name that a line of text or XML cannot contain."""
     for dataset in splits.values():
         for name in dataset.classes:
             if not is_plain(name):
                 raise DataError(
-                    f"{dataset.name}: class name {name!r} is empty or holds a line break or control character, which "
-                    f"{target} cannot; rename the class"
+                    f"{dataset.name}: class name {name!r} is empty or has a line break or control character, which "
+                    f"{target} cannot store; rename the class"
                 )
 
 
 def write_class_list(folder: Path, splits: Mapping[str, Dataset]) -> None:
-    """Write ``classes.txt``, which keeps the order of the classes and those without boxes."""
+    """Write ``classes.txt``, which keeps the order of the classes, including those without boxes."""
     names = next(iter(splits.values())).classes
     (folder / CLASS_LIST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
 def class_name(dataset: Dataset, row: int) -> str:
-    """The class of a box in a format that knows ignore regions by the class ``ignore`` alone."""
+    """Class of a box in a format that marks ignore regions with the class ``ignore``."""
     return IGNORE_CLASS if dataset.ignore[row] else dataset.classes[dataset.labels[row]]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The images of a split and what they are called below their new folder.
+class SplitImages:
+    """Images of a split and their names below the folder to write.
 
     Attributes:
-        base: the folder that all of them are below now.
-        sources: absolute path of each.
-        names: its new path, relative, with forward slashes; no two are the same.
-        renamed: old and new name of those that could not keep theirs.
+        base: folder that contains all source images.
+        sources: absolute path of each image.
+        names: new relative path of each image, with forward slashes; unique.
+        renamed: old and new names of the images that are renamed.
     """
 
     base: Path
@@ -75,16 +75,16 @@ class Pictures:
     renamed: list[tuple[str, str]]
 
     @classmethod
-    def of(cls, split: str, dataset: Dataset, stems_differ: bool = False) -> Pictures:
+    def of(cls, split: str, dataset: Dataset, stems_differ: bool = False) -> SplitImages:
         """Name the images of ``dataset``.
 
-        They keep their path below ``dataset.root``, but for a folder that is there only to hold this split
-        (``images/train/``). Images elsewhere keep their path below the folder they have in common.
+        An image keeps its path below ``dataset.root``, without the folder of the split (``images/train/``). Images that
+        are elsewhere keep their path below their common folder.
 
         Args:
-            split: its name.
+            split: name of the split.
             dataset: the split.
-            stems_differ: names must differ by more than their suffix, which must be an image's.
+            stems_differ: names must differ without their suffix, and the suffix must be that of an image.
         """
         root = os.path.abspath(dataset.root)
         sources = [os.path.abspath(os.path.join(root, file)) for file in dataset.files]
@@ -98,21 +98,21 @@ class Pictures:
             if all(path.startswith(own) for path in paths):
                 root, paths = os.path.join(root, own), [path[len(own) :] for path in paths]
                 break
-        names = _unique([_holdable(path, stems_differ) for path in paths], stems_differ)
+        names = _unique([_readable_path(path, stems_differ) for path in paths], stems_differ)
         renamed = [(path, name) for path, name in zip(paths, names, strict=True) if path != name]
         return cls(Path(root), sources, names, renamed)
 
     @classmethod
-    def together(cls, several: Iterable[Pictures]) -> Pictures:
-        """The images of several splits, those that two splits have once."""
-        sources = {name: source for one in several for name, source in zip(one.names, one.sources, strict=True)}
+    def together(cls, several: Iterable[SplitImages]) -> SplitImages:
+        """Merge the images of several splits; common images are kept once."""
+        sources = {name: source for each in several for name, source in zip(each.names, each.sources, strict=True)}
         return cls(Path(), list(sources.values()), list(sources), [])
 
-    def place(self, folder: Path, images: Images, progress: Progress) -> None:
-        """Bring the images to ``folder``: copies, links to the files, or (``none``) one link to the folder they are in.
+    def place(self, folder: Path, images: ImageMode, progress: Progress) -> None:
+        """Copy the images to ``folder``, or link to the files, or (``none``) make ``folder`` a link to their folder.
 
         Raises:
-            DataError: images are missing, or ``none`` cannot be done because of their names.
+            DataError: images are missing, or ``none`` is impossible because images must be renamed.
         """
         if images == "none":
             if self.renamed:
@@ -125,38 +125,38 @@ class Pictures:
         missing = [source for source in self.sources if not os.access(source, os.R_OK) or os.path.isdir(source)]
         if missing:
             count = f"{len(missing)} of {len(self.sources)} images are missing or cannot be read"
-            raise DataError(f"{count}, first {missing[0]}; put them there or remove them from the annotations")
+            raise DataError(f"{count}, first {missing[0]}; restore them or remove them from the annotations")
         for source, name in zip(self.sources, self.names, strict=True):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if os.path.lexists(target):  # the disk takes A.jpg and a.jpg for one name
+            if os.path.lexists(target):  # the file system does not distinguish A.jpg and a.jpg
                 raise DataError(f"{source}: another image is called {name} already; rename one of them")
             _link(source, target) if images == "link" else shutil.copyfile(source, target)
             progress(1)
 
 
 def check_splits(splits: Collection[str]) -> None:
-    """Raise DataError for a split whose name is no possible name of a file."""
+    """Raise DataError for a split whose name cannot be that of a file."""
     for split in splits:
         if not is_plain(split) or re.search(r"[/\\:]", split) or split.startswith("."):
-            raise DataError(f"a split is called {split!r}, which no file can be; rename it")
+            raise DataError(f"a split is called {split!r}, which is not a possible file name; rename it")
 
 
 def _link(source: str, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another disk, or one without hard links
+    except OSError:  # another disk, or a file system without hard links
         target.symlink_to(os.path.realpath(source))
 
 
-def _holdable(path: str, image_suffix: bool) -> str:
-    """A path that every reader finds: no control characters, backslashes, outer blanks or hidden parts."""
-    parts = []
-    for part in path.split("/"):
-        text = "".join("_" if unicodedata.category(c) in _NOT_PLAIN or c == "\\" else c for c in part).strip()
-        parts.append(f"_{text[1:]}" if text.startswith(".") else text or "_")
-    name = "/".join(parts)
-    return f"{name}.jpg" if image_suffix and not is_image(name) else name  # decoders look at the content
+def _readable_path(path: str, image_suffix: bool) -> str:
+    """Path that every reader finds: no control characters, backslashes, outer blanks or hidden folders."""
+    components = []
+    for component in path.split("/"):
+        text = "".join("_" if unicodedata.category(c) in _NOT_PLAIN or c == "\\" else c for c in component).strip()
+        components.append(f"_{text[1:]}" if text.startswith(".") else text or "_")
+    name = "/".join(components)
+    return f"{name}.jpg" if image_suffix and not is_image(name) else name  # decoders ignore the suffix
 
 
 def _unique(names: list[str], stems_differ: bool) -> list[str]:

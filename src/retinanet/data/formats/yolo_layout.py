@@ -1,0 +1,225 @@
+"""Layout of a YOLO dataset: splits, class names, images and their label files."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from retinanet.data.formats.reading import (
+    clean_path,
+    is_image,
+    is_split_name,
+    listing,
+    read_text,
+    short,
+    walk,
+)
+from retinanet.errors import DataError
+
+_NAME_LISTS = ("classes.txt", "obj.names")
+_PROBED_IMAGES = 50
+_MOST_CLASSES = 10_000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Layout of a dataset, common to its splits.
+
+    Attributes:
+        root: the dataset's folder.
+        splits: folders of images or text files that list images, per split.
+        names: class name of each class number; ``None`` if no file defines them.
+        pose: lines have keypoints after the box.
+        unnamed: ``names`` are numbers, because the YAML file gives only the number of classes.
+        file: the YAML file, if there is one.
+    """
+
+    root: Path
+    splits: dict[str, tuple[Path, ...]]
+    names: dict[int, str] | None
+    pose: bool = False
+    unnamed: bool = False
+    file: Path | None = None
+
+    @property
+    def naming_file(self) -> Path | None:
+        """The file that should name the classes; it may be broken."""
+        if self.file:
+            return self.file
+        places = (self.root / name for name in ("data.yaml", *_NAME_LISTS))
+        return next((place for place in places if os.path.lexists(place)), None)
+
+    @cached_property
+    def class_names(self) -> dict[int, str]:
+        """``names``; without them, the class numbers found in all splits."""
+        if self.names is not None:
+            return self.names
+        images = (image for entries in self.splits.values() for entry in entries for image in images_of(entry, self))
+        largest = max((_largest_class(label) for image in images if (label := label_file(image))), default=-1)
+        return {number: str(number) for number in range(largest + 1)}
+
+
+def images_of(entry: Path, layout: Layout) -> Iterator[str]:
+    """Yield the image files of a folder, or of a text file with one path per line."""
+    if os.path.isdir(entry):
+        yield from filter(is_image, walk(entry))
+    elif entry.suffix.lower() == ".txt" and os.path.isfile(entry):
+        for number, line in enumerate(read_text(entry).splitlines(), 1):
+            if line.strip():
+                # The user wrote the list, so absolute paths are allowed. Relative ones start from the list's folder.
+                yield os.path.join(entry.parent, clean_path(line.strip(), f"{entry}:{number}"))
+    else:
+        raise DataError(
+            f"{entry}: no such folder or .txt list of images; correct the path in {layout.file or layout.root}"
+        )
+
+
+def label_path(image: str) -> str:
+    """Replace the last ``/images/`` of an image path by ``/labels/``; without it the label file is beside the image."""
+    head, found, tail = f"/{_beside(image)}".replace(os.sep, "/").rpartition("/images/")
+    return f"{head}/labels/{tail}"[1:] if found else tail[1:]
+
+
+def _beside(image: str) -> str:
+    return os.path.splitext(image)[0] + ".txt"
+
+
+def label_file(image: str) -> str | None:
+    """Label file at :func:`label_path` or beside the image; ``None`` if neither exists."""
+    stems = (label_path(image).removesuffix(".txt"), os.path.splitext(image)[0])
+    return next((file for stem in stems for end in (".txt", ".TXT") if os.path.isfile(file := stem + end)), None)
+
+
+def _largest_class(file: str) -> int:
+    words = (line.split()[0] for line in read_text(file).splitlines() if line.strip())
+    numbers = (word.removesuffix(".0") for word in words)
+    # A number with more digits is not a class number; a list of that length must not be built.
+    return max((int(number) for number in numbers if number.isdecimal() and len(number) <= 4), default=-1)
+
+
+def layout_of_folder(root: Path) -> Layout | None:
+    """Layout of a dataset folder, from its YAML file or its folder names; ``None`` if it is not a YOLO dataset."""
+    folders, files = listing(root)
+    yamls = [file for file in files if file.suffix.lower() in (".yaml", ".yml")]
+    for file in sorted(yamls, key=lambda f: f.stem.lower() not in ("data", "dataset")):
+        if layout := layout_of_yaml(file, strict=file.stem.lower() == "data"):
+            return layout
+    splits: dict[str, Path] = {}
+    if _has_both(root):
+        inner = [folder for folder in listing(root / "images")[0] if os.path.isdir(root / "labels" / folder.name)]
+        mixed = any(is_image(file.name) for file in listing(root / "images")[1])
+        splits = {folder.name: folder for folder in inner} if inner and not mixed else {"": root / "images"}
+    if not splits:
+        splits = {folder.name: folder / "images" for folder in folders if _has_both(folder)}
+    if not splits and _has_labelled_images(files):
+        splits = {"": root}
+    if not splits:
+        named = (folder for folder in folders if is_split_name(folder.name))
+        splits = {folder.name: folder for folder in named if _has_labelled_images(listing(folder)[1])}
+    return Layout(root, {split: (path,) for split, path in splits.items()}, names_near(root)) if splits else None
+
+
+def _has_both(folder: Path) -> bool:
+    images, labels = folder / "images", folder / "labels"
+    return os.path.isdir(images) and os.path.isdir(labels) and any(file.endswith(".txt") for file in walk(labels))
+
+
+def _has_labelled_images(files: list[Path]) -> bool:
+    images = [str(file) for file in files if is_image(file.name)][:_PROBED_IMAGES]
+    return any(label_file(image) for image in images)
+
+
+def names_near(folder: Path) -> dict[int, str] | None:
+    """Class names from a list or YAML file in the folder, in its ``labels`` or in one of two folders above."""
+    for place in (folder, folder / "labels", folder.absolute().parent, folder.absolute().parent.parent):
+        for name in _NAME_LISTS:
+            if os.path.isfile(place / name):
+                lines = [line.strip() for line in read_text(place / name).rstrip().splitlines()]
+                return {i: line or str(i) for i, line in enumerate(lines)}
+        if os.path.isfile(place / "data.yaml") and (layout := layout_of_yaml(place / "data.yaml")):
+            return layout.names
+    return None
+
+
+def layout_of_yaml(file: Path, strict: bool = True) -> Layout | None:
+    """Layout that a YAML file describes; ``None`` if the file is about something else."""
+    try:
+        content: Any = yaml.load(read_text(file), _Loader)
+    except (DataError, yaml.YAMLError, ValueError, RecursionError) as error:
+        if not strict:
+            return None
+        if isinstance(error, DataError):
+            raise
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        reason = str(getattr(error, "problem", None) or error).split("\n")[0][:120]
+        raise DataError(f"{file}{line}: not valid YAML ({reason}); correct it") from error
+    if not isinstance(content, dict) or not ("names" in content or "nc" in content):
+        return None
+    keys = [key for key, value in content.items() if isinstance(key, str) and value and _is_split(key, value, file)]
+    splits = {key: _entries(file, content.get("path"), content[key]) for key in keys}
+    unnamed = content.get("names") is None
+    return Layout(file.parent, splits, _names(content, file), "kpt_shape" in content, unnamed, file) if splits else None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that appears twice; plain YAML would keep the last value in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, count in Counter(keys).items():
+            if count > 1:
+                raise yaml.constructor.ConstructorError(problem=f"two keys {short(key)}", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _is_split(key: str, value: Any, file: Path) -> bool:
+    """Whether a key of the YAML file is a split: by its own name, or because its path has that name."""
+    return is_split_name(key) or (
+        isinstance(value, str) and value in (f"images/{key}", f"{key}.txt") and os.path.exists(file.parent / value)
+    )
+
+
+def _names(content: dict[str, Any], file: Path) -> dict[int, str]:
+    names = content.get("names")
+    if names is None:
+        count = content["nc"]
+        if type(count) is not int or not 1 <= count <= _MOST_CLASSES:
+            raise DataError(f"{file}: 'nc' is {short(count)}; give the number of classes, or a list 'names'")
+        names = [str(i) for i in range(count)]
+    pairs = enumerate(names) if isinstance(names, list) else names.items() if isinstance(names, dict) else None
+    if pairs is None:
+        raise DataError(
+            f"{file}: 'names' is {short(names)}; give a list of class names or a mapping from numbers to names"
+        )
+    result = {}
+    for number, name in pairs:
+        if type(number) is not int or type(name) not in (str, int) or not str(name).strip():
+            raise DataError(f"{file}: class {short(number)} is called {short(name)}; put class names in quotes")
+        result[number] = str(name).strip()
+    return result
+
+
+def _entries(file: Path, base: Any, value: Any) -> tuple[Path, ...]:
+    """Resolve the paths of one split. A path that does not exist is kept; reading it raises the error."""
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(v, str) for v in values):
+        raise DataError(f"{file}: paths of a split must be text, found {short(value)}; write a folder's path")
+    places = [file.parent / base, file.parent] if isinstance(base, str) else [file.parent]
+    found = []
+    for entry in values:
+        inner = entry
+        while inner.startswith("../"):
+            inner = inner[3:]
+        # Roboflow writes ../train/images for a folder beside the YAML file.
+        names = (inner, entry) if base is None else (entry, inner)
+        options = [place / name for name in names for place in places]
+        found.append(next((option for option in options if os.path.exists(option)), places[0] / entry))
+    return tuple(found)

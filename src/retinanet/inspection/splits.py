@@ -1,0 +1,36 @@
+"""Order and roles of the splits of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from retinanet.data.dataset import Dataset
+from retinanet.data.formats.reading import SPLIT_ALIASES
+
+Splits = Mapping[str, Dataset]
+
+
+def without_unions(splits: Splits) -> tuple[dict[str, Dataset], dict[str, list[str]]]:
+    """Remove splits that are the union of others, such as VOC's ``trainval``.
+
+    Returns:
+        The remaining splits, train first; and for each removed split the splits that it is the union of.
+    """
+    files = {split: {str(dataset.path(i)) for i in dataset} for split, dataset in splits.items()}
+    unions = {}
+    for split, own in files.items():
+        subsets = [other for other, theirs in files.items() if other != split and theirs < own]
+        if len(subsets) > 1 and set().union(*(files[subset] for subset in subsets)) == own:
+            unions[split] = subsets
+    return _in_order({split: dataset for split, dataset in splits.items() if split not in unions}), unions
+
+
+def _in_order(splits: Splits) -> dict[str, Dataset]:
+    """Sort the splits: train, val, test, others."""
+    order = list(SPLIT_ALIASES)
+    return dict(sorted(splits.items(), key=lambda s: order.index(role(s[0])) if role(s[0]) in order else len(order)))
+
+
+def role(split: str) -> str:
+    """Return ``train``, ``val`` or ``test`` for all names of these splits, else the split's own name."""
+    return next((name for name, aliases in SPLIT_ALIASES.items() if split.lower() in aliases), split)
