@@ -1,4 +1,4 @@
-"""Random truth and detections with ties, ignore regions and crowding, and what pycocotools says about them."""
+"""Random objects and detections with ties, ignore regions and crowding, and pycocotools' metrics of them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def random_truth(
 
 
 def random_detections(dataset: Dataset, seed: int, noise: int = 6) -> Predictions:
-    """Objects found well, badly, twice, or as another class, and noise; scores in steps, so that many are equal."""
+    """Detections of the objects, precise, imprecise, twice or as another class, and noise; many scores are equal."""
     rng = np.random.default_rng(seed + 1000)
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
     rows = np.flatnonzero(rng.uniform(size=2 * len(owner)) < 0.6) % max(1, len(owner))
@@ -72,7 +72,7 @@ def random_detections(dataset: Dataset, seed: int, noise: int = 6) -> Prediction
 
 
 def apart(predictions: Predictions) -> Predictions:
-    """The same with scores that all differ."""
+    """The same detections with different scores."""
     return replace(predictions, scores=predictions.scores + np.arange(len(predictions.scores)) * 1e-7)
 
 
@@ -103,7 +103,7 @@ def pycoco(
     found_areas: npt.NDArray[np.float64] | None = None,
     ranges: list[tuple[float, float]] | None = None,
 ) -> COCOeval:
-    """pycocotools' evaluation; areas of objects and detections, and the ranges of the area, may be replaced."""
+    """pycocotools' evaluation, with other areas of objects and detections, and other area ranges, if given."""
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
     objects: list[dict[str, Any]] = []
     for i, (x1, y1, x2, y2) in enumerate(dataset.boxes.astype(np.float64).tolist()):
@@ -151,7 +151,7 @@ def pycoco(
 
 
 def reference(dataset: Dataset, predictions: Predictions) -> tuple[list[float], dict[str, dict[str, float]]]:
-    """pycocotools' 12 numbers, and AP and AP50 of each class that has objects."""
+    """pycocotools' 12 metrics, and AP and AP50 of each class with objects."""
     evaluation = pycoco(dataset, predictions)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
@@ -170,7 +170,7 @@ def class_aps(evaluation: COCOeval, dataset: Dataset, area: int = 0) -> npt.NDAr
 
 
 def naive_iou(a: Any, b: Any) -> float:
-    """In plain Python."""
+    """Compute the IoU in plain Python."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
@@ -188,3 +188,11 @@ def perfect(dataset: Dataset) -> Predictions:
         np.full(int(keep.sum()), 0.9, dtype=np.float32),
         dataset.labels[keep].astype(np.int64),
     )
+
+
+def one_cat() -> tuple[Dataset, Predictions]:
+    builder = DatasetBuilder("one", Path("/data"), ("cat",))
+    builder.add_image("0.jpg", 200, 200)
+    builder.add_box((10, 10, 60, 60), 0, "")
+    box = np.array([[10, 10, 60, 60]], dtype=np.float32)
+    return builder.build(), Predictions(np.array([0]), box, np.array([0.8], np.float32), np.array([0]))

@@ -38,12 +38,12 @@ class Eval:
         self._capsys = capsys
 
     def __call__(self, *words: object) -> str:
-        """What a command that works says."""
+        """Run a command that succeeds, and return its output."""
         assert main(["eval", *map(str, words)]) == 0
         return self._capsys.readouterr().out
 
     def fails(self, *words: object, code: int = 1) -> str:
-        """The one line that a command ends with that does not."""
+        """Run a command that fails, and return its only line of error output."""
         assert main(["eval", *map(str, words)]) == code
         [line] = self._capsys.readouterr().err.strip().splitlines()
         assert line.startswith("error: ")
@@ -61,7 +61,7 @@ def read(path: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def peer_file(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a torchvision RetinaNet with random weights finds on val, as its users write it."""
+    """Detections of a torchvision RetinaNet with random weights on val, in COCO's results format."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone = resnet_fpn_backbone(
@@ -104,7 +104,7 @@ def pycocotools_numbers(truth: Path, found: Path) -> list[float]:
 
 
 def annotate_with(parts: Path, found: Path, every: int = 9) -> None:
-    """Make some of the detections, moved a little, the truth: the numbers of an untrained detector are zeros."""
+    """Use some detections, slightly moved, as annotations: otherwise an untrained detector has an AP of 0."""
     content = read(parts / "instances_val.json")
     content["annotations"] = []
     for number, row in enumerate(read(found)[::every]):
@@ -121,7 +121,7 @@ def annotate_with(parts: Path, found: Path, every: int = 9) -> None:
 
 @pytest.fixture
 def own_parts(parts: Path, peer_file: Path, tmp_path: Path) -> Path:
-    """A copy of the sample dataset with objects where torchvision's detector finds some; no info, no licenses."""
+    """A copy of the sample dataset, annotated with some of the detections, without info and licenses."""
     folder = Path(shutil.copytree(parts, tmp_path / "own parts"))
     annotate_with(folder, peer_file)
     return folder
@@ -167,7 +167,7 @@ def test_results_go_beside_the_file(run: Eval, own_parts: Path, peer_file: Path,
 
 
 def test_detections_of_a_voc_dataset_by_name(run: Eval, own_parts: Path, peer_file: Path, tmp_path: Path) -> None:
-    """A dataset without ids of its own: images by stem, classes by name."""
+    """A dataset without ids: images are given by stem, classes by name."""
     assert main(["data", "convert", str(own_parts), str(tmp_path / "voc"), "--to", "voc"]) == 0
     content = read(own_parts / "instances_val.json")
     stems = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
@@ -244,7 +244,7 @@ def test_bad_files_take_one_line_and_leave_nothing(run: Eval, parts: Path, tmp_p
 def test_page_without_the_images_that_cannot_be_shown(
     run: Eval, own_parts: Path, peer_file: Path, tmp_path: Path
 ) -> None:
-    """Detections of another program can be evaluated where only its annotations lie."""
+    """Detections can be evaluated without the image files."""
     names = [image["file_name"] for image in read(own_parts / "instances_val.json")["images"]]
     whole = run("--detections", peer_file, own_parts, "--out", tmp_path / "whole")
     assert "cannot be shown" not in whole
@@ -289,7 +289,7 @@ def test_a_model_and_itself(run: Eval, weights: Path, parts: Path, tmp_path: Pat
 
 
 def test_a_model_and_a_file(run: Eval, weights: Path, own_parts: Path, peer_file: Path, tmp_path: Path) -> None:
-    """The model is A wherever it stands; what it needs is printed as the next command."""
+    """The model is A, wherever it stands; the next command evaluates the better one."""
     said = run("--detections", peer_file, weights, own_parts, "--out", tmp_path / "out", *CPU)
     written = read(tmp_path / "out" / "compare.json")
     assert (written["a"], written["b"]) == (str(weights), str(peer_file))
@@ -356,7 +356,7 @@ def test_flags_may_stand_anywhere(
 
 
 def test_real_data_has_pycocotools_numbers(run: Eval, shared_data: Path, tmp_path: Path) -> None:
-    """Crowds, areas of masks and coordinates with decimals: every object of COCO, found again a little off."""
+    """Crowds, mask areas and coordinates with decimals: two imprecise detections of every object of a COCO dataset."""
     data = shared_data / "coco_person"
     rng = np.random.default_rng(0)
     rows = []

@@ -87,7 +87,7 @@ def test_coco_results_name_images_and_categories_by_their_ids() -> None:
 
 @pytest.mark.parametrize(("seed", "category_ids"), [(6, (1, 2, 3, 4)), (7, (90, 17, 3, 44))])
 def test_a_region_of_no_class_forgives_every_class(seed: int, category_ids: tuple[int, ...]) -> None:
-    """pycocotools knows no such regions; it gets one crowd of each category at the same place."""
+    """pycocotools has no ignore regions for all classes; it gets a crowd of each category instead."""
     dataset = random_truth(seed, ignore=0.3, everywhere=0.8, category_ids=category_ids)
     assert (dataset.labels == NO_CLASS).sum() > 10
     assert (dataset.ignore & (dataset.labels != NO_CLASS)).any()

@@ -41,7 +41,7 @@ def compared(dataset: Dataset, seeds: tuple[int, int] = (0, 1)) -> Comparison:
 
 
 def test_every_draw_is_measured_as_pycocotools_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interval, the share and the classes, from datasets with the drawn copies written out."""
+    """Interval, fraction and classes, compared with datasets that contain each drawn image as often as it was drawn."""
     monkeypatch.setattr("retinanet.evaluation.compare.RESAMPLES", 10)
     dataset = random_truth(0, category_ids=(90, 17, 3, 44))
     sides = [replace(c, predictions=apart(c.predictions)) for c in contestants(dataset)]
@@ -69,7 +69,7 @@ def test_every_draw_is_measured_as_pycocotools_does(monkeypatch: pytest.MonkeyPa
 
 
 def test_hotcoco_counts_images_drawn_twice_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why its ``compare`` is not used: its intervals are those of the distinct images of each draw, and too narrow."""
+    """Why hotcoco's ``compare`` is not used: it counts an image once per resample, and its intervals are too narrow."""
     dataset = random_truth(1, images=60)
     sides = contestants(dataset, (1, 6))
     one, other = (coco_evaluation(dataset, c.predictions) for c in sides)
@@ -198,7 +198,7 @@ def test_nothing_found() -> None:
 
 
 def best_f1(dataset: Dataset, predictions: Predictions) -> tuple[float, list[int], list[int]]:
-    """The score with the best F1, missed and wrong in each image, with every threshold tried from scratch."""
+    """The score with the best F1, and FN and FP of each image, by trying every threshold from scratch."""
     best: tuple[float, float, list[int], list[int]] = (-1.0, 0.0, [], [])
     scene = make_scene(dataset, predictions)
     matching = match(scene)

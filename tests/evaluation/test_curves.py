@@ -23,7 +23,7 @@ from scenes import apart, class_aps, nothing, pycoco, random_detections, random_
 
 @pytest.mark.parametrize(("seed", "category_ids"), [(0, (1, 2, 3, 4)), (1, (90, 17, 3, 44))])
 def test_a_draw_is_worth_what_pycocotools_says_of_the_drawn_images(seed: int, category_ids: tuple[int, ...]) -> None:
-    """Of the dataset with the copies of each image written out."""
+    """AP on a dataset that contains each image as often as it was drawn."""
     dataset = random_truth(seed, images=12, category_ids=category_ids)
     predictions = apart(random_detections(dataset, seed))
     scene = make_scene(dataset, predictions)
@@ -48,7 +48,7 @@ def test_draws() -> None:
 
 
 def test_two_detectors_get_the_same_draws() -> None:
-    """Those without an object of a class are the same, and are those that the draws say."""
+    """Resamples without an object of a class are NaN in both, and only those."""
     dataset = random_truth(3, images=8, ignore=0, most=2)
     sides = []
     for seed in (0, 1):
@@ -106,9 +106,9 @@ def test_large_sets_are_resampled_less(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = make_scene(dataset, random_detections(dataset, 0))
     matching = match(scene)
     assert len(bootstrap(scene, matching).values) == 1000
-    monkeypatch.setattr("retinanet.evaluation.curves._EFFORT", matching.tp.size * 321)
+    monkeypatch.setattr("retinanet.evaluation.curves.EFFORT", matching.tp.size * 321)
     assert len(bootstrap(scene, matching).values) == 321
-    monkeypatch.setattr("retinanet.evaluation.curves._EFFORT", 1)
+    monkeypatch.setattr("retinanet.evaluation.curves.EFFORT", 1)
     assert len(bootstrap(scene, matching).values) == 100
 
 
@@ -116,7 +116,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = random_truth(4)
     scene = make_scene(dataset, random_detections(dataset, 4))
     whole = bootstrap(scene, match(scene), resamples=10).values
-    monkeypatch.setattr("retinanet.evaluation.curves._CHUNK", 300)
+    monkeypatch.setattr("retinanet.evaluation.curves.CHUNK", 300)
     np.testing.assert_array_equal(bootstrap(scene, match(scene), resamples=10).values, whole)
 
 

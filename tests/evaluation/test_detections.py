@@ -15,7 +15,7 @@ from scenes import random_detections, random_truth, reference
 
 
 def dataset() -> Dataset:
-    """Three images of 100 × 80 pixels, two of the same name in two folders; two classes with ids of their own."""
+    """Three images of 100 × 80 pixels, two with the same name in different folders; two classes with unusual ids."""
     builder = DatasetBuilder("animals [val]", Path("/data"), ("cat", "dog"), (7, 3))
     for number, file in ((10, "a/one.jpg"), (40, "b/one.jpg"), (20, "b/0012.png")):
         builder.add_image(file, 100, 80, image_id=number)
@@ -45,7 +45,7 @@ def refused(tmp_path: Path, content: Any) -> str:
 
 
 def test_columns(tmp_path: Path) -> None:
-    """Image after image in the dataset's order, in double precision, otherwise as in the file."""
+    """Detections are sorted by image, in float64, otherwise in the order of the file."""
     rows = [
         entry(score=0.1 + 1e-12),
         entry(image_id=10, category_id=3, bbox=[0, 0, 1e-9, 5]),
@@ -62,7 +62,7 @@ def test_columns(tmp_path: Path) -> None:
 
 
 def test_numbers_are_those_of_pycocotools(tmp_path: Path) -> None:
-    """Through the file and back, with more than 100 detections in an image."""
+    """Detections are the same after writing and reading, with more than 100 in an image."""
     data = random_truth(8, category_ids=(90, 17, 3, 44))
     made = random_detections(data, 8)
     rng = np.random.default_rng(8)
@@ -105,7 +105,7 @@ def test_images_and_classes_by_name(tmp_path: Path) -> None:
 
 
 def test_a_file_that_lists_its_own_images_and_categories(tmp_path: Path) -> None:
-    """As `retinanet detect` writes it: ids mean what the file says, whatever they are in the dataset."""
+    """As `retinanet detect` writes it: ids refer to the lists in the file, not to the dataset."""
     content = {
         "images": [{"id": 1, "file_name": "folder/0012.png"}, {"id": 10, "file_name": "b/one.jpg"}],
         "categories": [{"id": 7, "name": "dog"}, {"id": 1, "name": "cat"}, {"id": 3, "name": "owl"}],

@@ -26,7 +26,7 @@ Found = dict[tuple[int, int, float, tuple[float, ...]], list[tuple[bool, bool]]]
 
 
 def said_by_pycocotools(evaluation: COCOeval, level: int, area: int) -> Found:
-    """For each detection, by image, category, score and box: whether it is right, whether it is wrong."""
+    """Whether each detection, by image, category, score and box, is a true positive and a false positive."""
     bounds = evaluation.params.areaRng[area]
     said: Found = {}
     for each in evaluation.evalImgs:

@@ -1,4 +1,4 @@
-"""``retinanet.evaluate`` and ``retinanet.compare``: what the verb does, for Python."""
+"""``retinanet.evaluate`` and ``retinanet.compare`` give the results of the command."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_histogram(seed: int) -> None:
 
 
 def test_confusion_equals_hotcoco_without_ignore_regions() -> None:
-    """With them hotcoco counts what is found inside as wrong."""
+    """Without ignore regions, because hotcoco counts detections in them as confusions."""
     for seed in range(4):
         dataset = random_truth(seed, ignore=0.0)
         predictions = random_detections(dataset, seed)

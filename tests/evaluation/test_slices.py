@@ -16,7 +16,7 @@ Band = Callable[[Box, int], str]
 
 
 def bands(dataset: Dataset) -> dict[str, Band]:
-    """For each group but the size, the part that a box of an image belongs to, from the definitions in the docs."""
+    """The group that a box belongs to in each division except size, by the definitions in the docs."""
     boxes = dataset.boxes.astype(np.float64)
 
     def shape(box: Box, image: int) -> str:
@@ -53,7 +53,7 @@ def bands(dataset: Dataset) -> dict[str, Band]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_each_part_equals_pycocotools(seed: int) -> None:
-    """A part is told to pycocotools as an area: 1 inside, 100 outside."""
+    """pycocotools selects a group by area: 1 inside the group, 100 outside."""
     dataset = random_truth(seed, images=30, most=14)
     predictions = random_detections(dataset, seed)
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))

@@ -16,7 +16,7 @@ from scenes import naive_iou, random_detections, random_truth
 
 @pytest.mark.parametrize("seed", range(6))
 def test_equals_hotcoco_without_ignore_regions(seed: int) -> None:
-    """With them hotcoco takes a detection that reaches into a crowd for one in a wrong place."""
+    """Without ignore regions, because hotcoco counts a detection that reaches into a crowd as an imprecise box."""
     dataset = random_truth(seed, ignore=0.0)
     predictions = random_detections(dataset, seed)
     # mended detections of another class get a place among equal scores, and that is a matter of taste
@@ -32,7 +32,7 @@ def test_equals_hotcoco_without_ignore_regions(seed: int) -> None:
 
 
 def naive_ap50(rows: list[tuple[float, int, bool]], totals: dict[int, int]) -> float:
-    """From score, class and whether it is right, of what counts, in the order of the scores."""
+    """AP50 of detections given as score, class and whether they are true positives, in the order of the scores."""
     values = []
     for label, total in totals.items():
         if total == 0:
@@ -48,7 +48,7 @@ def naive_ap50(rows: list[tuple[float, int, bool]], totals: dict[int, int]) -> f
 
 
 def naive_errors(scene: Scene, right: npt.NDArray[np.bool_], wrong: npt.NDArray[np.bool_], found: set[int]) -> Any:
-    """Kinds, objects, missed objects, and AP50 with each kind mended; detection after detection in plain Python."""
+    """Kinds, objects, missed objects, and AP50 with each kind corrected, computed in plain Python."""
     dataset: Dataset = scene.dataset
     objects = [row for row in range(len(dataset.labels)) if not dataset.ignore[row]]
     kinds: dict[int, str] = {}

@@ -125,7 +125,7 @@ LEFT, RIGHT = (0.0, 0.0, 10.0, 10.0), (100.0, 0.0, 110.0, 10.0)
 
 
 def test_worked_example() -> None:
-    """Right, wrong, right of two objects: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1."""
+    """TP, FP, TP with two objects: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1."""
     result = voc_metrics(one_image([LEFT, RIGHT]), found([(*LEFT, 0.9), (300, 300, 310, 310, 0.8), (*RIGHT, 0.7)]))
     assert result["per_class"]["cat"]["AP11"] == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
     assert result["per_class"]["cat"]["AP"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
@@ -133,7 +133,7 @@ def test_worked_example() -> None:
 
 
 def test_found_twice_is_wrong_even_beside_a_free_object() -> None:
-    """COCO would give the second detection the other object, which it overlaps enough, too; VOC does not."""
+    """COCO would match the second detection with the other object, which it overlaps enough; VOC does not."""
     dataset = one_image([(0, 0, 10, 10), (3, 0, 13, 10)])
     result = voc_metrics(dataset, found([(0, 0, 10, 10, 0.9), (1, 0, 11, 10, 0.8)]))
     assert result["mAP"] == pytest.approx(0.5)

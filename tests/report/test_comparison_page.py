@@ -29,7 +29,7 @@ def dataset(parts: Path) -> Dataset:
 
 
 def half(dataset: Dataset) -> Predictions:
-    """Misses every other object, and finds something in the corner of the first image that is not there."""
+    """Detect every other object, with a false positive in the corner of the first image."""
     every = perfect(dataset)
     keep = np.arange(len(every.scores)) % 2 == 0
     return Predictions(

@@ -108,7 +108,7 @@ def test_number_of_images_is_limited(tmp_path: Path, dataset: Dataset) -> None:
 
 
 def drawable(dataset: Dataset, folder: Path) -> Dataset:
-    """The random truth with image files."""
+    """Give a random dataset image files."""
     for image in dataset:
         noise = np.random.default_rng(image).integers(0, 255, (160, 200, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / dataset.files[image])
@@ -121,7 +121,7 @@ def written(value: float | None, digits: int = 3) -> str:
 
 @pytest.fixture(scope="module")
 def random_report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str, dict[str, Any]]:
-    """The page and what metrics.json says, of random detections on random truth with ignore regions."""
+    """The page and metrics.json of random detections on random objects with ignore regions."""
     folder = tmp_path_factory.mktemp("random")
     dataset = drawable(random_truth(3, images=40, everywhere=0.3), folder)
     predictions = random_detections(dataset, 3)
@@ -200,7 +200,7 @@ def test_confusion_is_that_of_the_json(random_report: tuple[Page, str, dict[str,
 
 
 def test_curves_are_those_of_the_json(random_report: tuple[Page, str, dict[str, Any]]) -> None:
-    """The points of the drawings, from pixels back to numbers."""
+    """The points of the drawings, converted from pixels to numbers."""
     page, _, content = random_report
     curves = content["diagnosis"]["precision_recall"]
     names = sorted(curves["0.50"], key=lambda name: -content["diagnosis"]["classes"][name]["objects"])
@@ -231,7 +231,7 @@ def test_galleries_say_how_many(random_report: tuple[Page, str, dict[str, Any]])
 
 
 def test_many_classes(tmp_path: Path) -> None:
-    """Ten are drawn, all are in tables."""
+    """Ten classes are drawn, and all classes are in tables."""
     few = drawable(random_truth(0, images=30), tmp_path)
     count, rng = 300, np.random.default_rng(0)
     names = tuple(f"kind {k}" for k in range(count))

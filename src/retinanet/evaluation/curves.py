@@ -23,10 +23,10 @@ FEWEST_IMAGES = 5
 # Default number of resamples: at most and at least, and so many (detections × thresholds × resamples) in between,
 # which take a few seconds.
 _MOST, _FEWEST = 1000, 100
-_EFFORT = 6e8
+EFFORT = 6e8
 
 # Elements of the largest array held at a time.
-_CHUNK = 4_000_000
+CHUNK = 4_000_000
 
 
 def precisions(tp: Bools, fp: Bools, total: int) -> Floats:
@@ -127,7 +127,7 @@ def bootstrap(
     """
     dataset = scene.dataset
     if resamples is None:
-        resamples = int(np.clip(_EFFORT / max(1, matching.tp.size), _FEWEST, _MOST))
+        resamples = int(np.clip(EFFORT / max(1, matching.tp.size), _FEWEST, _MOST))
     draws = draw_images(len(dataset), resamples, seed)  # (R, N)
     counts = np.zeros((len(dataset), len(dataset.classes)), dtype=np.int64)
     objects = ~dataset.ignore
@@ -135,7 +135,7 @@ def bootstrap(
     values = np.full((resamples, len(matching.tp), len(dataset.classes)), np.nan)
     for label, mine in by_class(scene.labels, counts.sum(axis=0)):
         totals = draws @ counts[:, label]
-        step = max(1, _CHUNK // max(1, len(mine)))
+        step = max(1, CHUNK // max(1, len(mine)))
         for start in range(0, resamples, step):
             part = slice(start, start + step)
             weights = draws[part][:, scene.images[mine]].astype(np.float64)
