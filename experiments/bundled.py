@@ -24,8 +24,8 @@ from PIL import Image
 import retinanet
 from retinanet.config import Config, load_recipe
 from retinanet.data.formats.open_dataset import read_split
-from retinanet.evaluate.ap import evaluate
-from retinanet.evaluate.predict import predict
+from retinanet.evaluation.coco_ap import coco_metrics
+from retinanet.evaluation.predict import predict
 from retinanet.zoo.weights import BUNDLED, load_weights, read_info, save_weights
 
 
@@ -108,7 +108,7 @@ def main() -> None:
     rows = []
     for split in card.held_out:
         dataset = read_split(arguments.data / card.folder, split).with_classes(detector.classes)
-        metrics = evaluate(dataset, predict(detector, dataset))
+        metrics = coco_metrics(dataset, predict(detector, dataset))
         numbers = " | ".join(f"{metrics.summary[key]:.3f}" for key in ("AP", "AP50", "AP75"))
         rows.append(f"| {split}, {len(dataset)} pictures | {numbers} |")
         if len(metrics.per_class) > 1:

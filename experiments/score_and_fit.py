@@ -19,16 +19,16 @@ from torchvision.ops import box_iou
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.detect.detector import load
-from retinanet.evaluate.ap import Predictions, evaluate
-from retinanet.evaluate.matching import make_scene, match
-from retinanet.evaluate.predict import predict
+from retinanet.evaluation.coco_ap import Predictions, coco_metrics
+from retinanet.evaluation.matching import make_scene, match
+from retinanet.evaluation.predict import predict
 
 
 def score_and_fit(dataset: Dataset, predictions: Predictions) -> tuple[float, float]:
     """Mean IoU of the detections that find an object, and the rank correlation of their scores and IoUs."""
     scene = make_scene(dataset, predictions)
     matching = match(scene)
-    right = np.flatnonzero(matching.right[0])
+    right = np.flatnonzero(matching.tp[0])
     boxes = torch.from_numpy(scene.boxes[right])
     objects = torch.from_numpy(dataset.boxes[matching.objects[0, right]].astype(np.float64))
     overlaps = box_iou(boxes, objects).diagonal().numpy()
@@ -45,7 +45,7 @@ def main() -> None:
         detector = load(weights)
         dataset = read_split(arguments.data, "val").with_classes(detector.classes)
         predictions = predict(detector, dataset, lambda images: None)
-        metrics = evaluate(dataset, predictions).summary
+        metrics = coco_metrics(dataset, predictions).summary
         mean, correlation = score_and_fit(dataset, predictions)
         print(
             f"{weights.parent.name}: AP50 {metrics['AP50']:.3f}, AP75 {metrics['AP75']:.3f}; "

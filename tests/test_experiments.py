@@ -16,7 +16,7 @@ from retinanet.anchors import AnchorSpec
 from retinanet.config import Config
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.synthetic import write_sample
-from retinanet.evaluate.ap import Predictions
+from retinanet.evaluation.coco_ap import Predictions
 from retinanet.inspection.anchor_coverage import best_overlaps
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"

@@ -16,14 +16,30 @@ if TYPE_CHECKING:
     from retinanet.data.convert import convert_dataset as convert_dataset
     from retinanet.detect.detector import Detector as Detector
     from retinanet.detect.detector import load as load
+    from retinanet.evaluation.model_comparison import compare as compare
+    from retinanet.evaluation.model_evaluation import evaluate as evaluate
     from retinanet.inspection.anchor_fit import fit_anchors as fit_anchors
     from retinanet.inspection.dataset_inspection import inspect as inspect
 
-__all__ = ["Detector", "RetinaNetError", "__version__", "convert_dataset", "fit_anchors", "inspect", "load"]
+__all__ = [
+    "Detector",
+    "RetinaNetError",
+    "__version__",
+    "compare",
+    "convert_dataset",
+    "evaluate",
+    "fit_anchors",
+    "inspect",
+    "load",
+]
 
+# The module of each name. No module or folder of the package has one of these names: importing it would replace the
+# function, because Python makes a submodule an attribute of its package.
 _LAZY = {
     "Detector": "retinanet.detect.detector",
+    "compare": "retinanet.evaluation.model_comparison",
     "convert_dataset": "retinanet.data.convert",
+    "evaluate": "retinanet.evaluation.model_evaluation",
     "fit_anchors": "retinanet.inspection.anchor_fit",
     "inspect": "retinanet.inspection.dataset_inspection",
     "load": "retinanet.detect.detector",

@@ -20,8 +20,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retinanet.cli import main
-from retinanet.cli.terminal import positionals_first
-from retinanet.evaluate.ap import SUMMARY
+from retinanet.evaluation.coco_ap import SUMMARY
 from retinanet.zoo.weights import load_weights, save_weights
 
 CPU = ("--precision", "fp32", "--device", "cpu")
@@ -29,7 +28,7 @@ CPU = ("--precision", "fp32", "--device", "cpu")
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retinanet.evaluate.compare.RESAMPLES", 50)
+    monkeypatch.setattr("retinanet.evaluation.compare.RESAMPLES", 50)
 
 
 class Eval:
@@ -39,12 +38,12 @@ class Eval:
         self._capsys = capsys
 
     def __call__(self, *words: object) -> str:
-        """What a command that works says."""
+        """Run a command that succeeds, and return its output."""
         assert main(["eval", *map(str, words)]) == 0
         return self._capsys.readouterr().out
 
     def fails(self, *words: object, code: int = 1) -> str:
-        """The one line that a command ends with that does not."""
+        """Run a command that fails, and return its only line of error output."""
         assert main(["eval", *map(str, words)]) == code
         [line] = self._capsys.readouterr().err.strip().splitlines()
         assert line.startswith("error: ")
@@ -62,7 +61,7 @@ def read(path: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def peer_file(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a torchvision RetinaNet with random weights finds on val, as its users write it."""
+    """Detections of a torchvision RetinaNet with random weights on val, in COCO's results format."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone = resnet_fpn_backbone(
@@ -80,9 +79,9 @@ def peer_file(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = read(parts / "instances_val.json")
     found = []
     for image in content["images"]:
-        picture = np.asarray(Image.open(parts / "images" / image["file_name"]).convert("RGB"))
+        pixels = np.asarray(Image.open(parts / "images" / image["file_name"]).convert("RGB"))
         with torch.inference_mode():
-            [result] = model([torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255])
+            [result] = model([torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255])
         for box, score, label in zip(*(result[key].tolist() for key in ("boxes", "scores", "labels")), strict=True):
             if label:  # torchvision's class 0 is background
                 bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
@@ -105,7 +104,7 @@ def pycocotools_numbers(truth: Path, found: Path) -> list[float]:
 
 
 def annotate_with(parts: Path, found: Path, every: int = 9) -> None:
-    """Make some of the detections, moved a little, the truth: the numbers of an untrained detector are zeros."""
+    """Use some detections, slightly moved, as annotations: otherwise an untrained detector has an AP of 0."""
     content = read(parts / "instances_val.json")
     content["annotations"] = []
     for number, row in enumerate(read(found)[::every]):
@@ -122,7 +121,7 @@ def annotate_with(parts: Path, found: Path, every: int = 9) -> None:
 
 @pytest.fixture
 def own_parts(parts: Path, peer_file: Path, tmp_path: Path) -> Path:
-    """A copy of the sample dataset with objects where torchvision's detector finds some; no info, no licenses."""
+    """A copy of the sample dataset, annotated with some of the detections, without info and licenses."""
     folder = Path(shutil.copytree(parts, tmp_path / "own parts"))
     annotate_with(folder, peer_file)
     return folder
@@ -168,7 +167,7 @@ def test_results_go_beside_the_file(run: Eval, own_parts: Path, peer_file: Path,
 
 
 def test_detections_of_a_voc_dataset_by_name(run: Eval, own_parts: Path, peer_file: Path, tmp_path: Path) -> None:
-    """A dataset without ids of its own: images by stem, classes by name."""
+    """A dataset without ids: images are given by stem, classes by name."""
     assert main(["data", "convert", str(own_parts), str(tmp_path / "voc"), "--to", "voc"]) == 0
     content = read(own_parts / "instances_val.json")
     stems = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
@@ -187,9 +186,9 @@ def test_detections_of_a_voc_dataset_by_name(run: Eval, own_parts: Path, peer_fi
 
 
 def test_what_detect_wrote_can_be_evaluated(run: Eval, weights: Path, parts: Path, tmp_path: Path) -> None:
-    """Its ids count the pictures it was given; they are matched by name."""
-    pictures = [parts / "images" / image["file_name"] for image in read(parts / "instances_val.json")["images"]]
-    words = ["detect", weights, *reversed(pictures), "--out", tmp_path / "d", "--score", "0.05", *CPU]
+    """Its ids count the given images; images are matched by name."""
+    images = [parts / "images" / image["file_name"] for image in read(parts / "instances_val.json")["images"]]
+    words = ["detect", weights, *reversed(images), "--out", tmp_path / "d", "--score", "0.05", *CPU]
     assert main(list(map(str, words))) == 0
     said = run("--detections", tmp_path / "d" / "detections.json", parts, "--out", tmp_path / "file")
     assert "left out" not in said
@@ -219,7 +218,7 @@ def test_crowds_alone(run: Eval, own_parts: Path, peer_file: Path, tmp_path: Pat
     assert [metrics[name] for name in SUMMARY] == [-1] * 12
     assert metrics["voc"] == {"mAP11": -1, "mAP": -1, "per_class": {}}
     said = run("--detections", peer_file, "--detections", peer_file, own_parts, "--out", tmp_path / "both")
-    assert "There is no object to measure with." in said
+    assert "There are no objects, so nothing can be measured." in said
     assert read(tmp_path / "both" / "compare.json")["AP"]["delta"] is None
 
 
@@ -238,26 +237,26 @@ def test_bad_files_take_one_line_and_leave_nothing(run: Eval, parts: Path, tmp_p
         file.write_text(content)
         assert said in run.fails("--detections", file, parts)
         assert said in run.fails("--detections", file, "--detections", file, parts, "--out", tmp_path / "eval")
-    assert not list((tmp_path / "eval").iterdir())
+    assert not (tmp_path / "eval").exists()
     assert "no such file" in run.fails("--detections", tmp_path / "none.json", parts)
 
 
-def test_page_without_the_pictures_that_cannot_be_shown(
+def test_page_without_the_images_that_cannot_be_shown(
     run: Eval, own_parts: Path, peer_file: Path, tmp_path: Path
 ) -> None:
-    """Detections of another program can be evaluated where only its annotations lie."""
+    """Detections can be evaluated without the image files."""
     names = [image["file_name"] for image in read(own_parts / "instances_val.json")["images"]]
     whole = run("--detections", peer_file, own_parts, "--out", tmp_path / "whole")
     assert "cannot be shown" not in whole
     (own_parts / "images" / names[0]).unlink()
-    with Image.open(own_parts / "images" / names[1]) as picture:
-        small = picture.resize((48, 48))
+    with Image.open(own_parts / "images" / names[1]) as image:
+        small = image.resize((48, 48))
     small.save(own_parts / "images" / names[1])
     text = run("--detections", peer_file, own_parts, "--out", tmp_path / "part").replace("\n", " ")
-    assert "note: 2 pictures cannot be shown on the page; the first: " in text
+    assert "note: 2 images cannot be shown on the page; the first: " in text
     assert read(tmp_path / "whole" / "metrics.json") == read(tmp_path / "part" / "metrics.json")
     page = (tmp_path / "part" / "report.html").read_text(encoding="utf-8")
-    assert "2 pictures cannot be shown" in page
+    assert "2 images cannot be shown" in page
     assert names[2] in page
     shown = re.findall(r"<figcaption>([^<]*)", page)
     assert not any(name in caption for name in names[:2] for caption in shown)
@@ -290,7 +289,7 @@ def test_a_model_and_itself(run: Eval, weights: Path, parts: Path, tmp_path: Pat
 
 
 def test_a_model_and_a_file(run: Eval, weights: Path, own_parts: Path, peer_file: Path, tmp_path: Path) -> None:
-    """The model is A wherever it stands; what it needs is printed as the next command."""
+    """The model is A, wherever it stands; the next command evaluates the better one."""
     said = run("--detections", peer_file, weights, own_parts, "--out", tmp_path / "out", *CPU)
     written = read(tmp_path / "out" / "compare.json")
     assert (written["a"], written["b"]) == (str(weights), str(peer_file))
@@ -307,7 +306,7 @@ def test_models_of_different_classes(
     renamed = tmp_path / "renamed.safetensors"
     save_weights(renamed, dict(model.state_dict()), type(info)(**{**vars(info), "classes": others}))
     said = run(weights, renamed, parts, "--split", "train", *CPU)
-    assert f"note: not compared, because A alone knows them: {info.classes[0]}" in said
+    assert f"note: not compared, because only A has these classes: {info.classes[0]}" in said
     written = read(tmp_path / "compare" / "compare.json")
     assert written["not_compared"] == {"only_a": [info.classes[0]], "only_b": [], "neither": []}
     assert set(written["per_class"]) == set(info.classes[1:])
@@ -336,23 +335,28 @@ def test_models_that_set_different_parts_aside(run: Eval, weights: Path, parts: 
 
 def test_what_is_to_be_evaluated_must_be_clear(run: Eval, weights: Path, parts: Path, tmp_path: Path) -> None:
     assert "0 detectors before DATA" in run.fails(parts, code=2)
-    assert "3 detectors before DATA" in run.fails(weights, weights, weights, parts, code=2)
     file = tmp_path / "a.json"
     file.write_text("[]")
+    assert "3 detectors before DATA" in run.fails(weights, weights, "--detections", file, parts, code=2)
     assert f"--detections {file}" in run.fails(file, parts, code=2)
     assert "give WEIGHTS DATA" in run.fails(code=2)
+    with pytest.raises(SystemExit) as stopped:
+        run(weights, weights, weights, parts)
+    assert stopped.value.code == 2
 
 
-def test_positionals_first() -> None:
-    words = ["a", "--split", "val", "b", "--out=x", "c"]
-    assert positionals_first(words) == ["a", "b", "c", "--split", "val", "--out=x"]
-    assert positionals_first(["-h", "a"]) == ["a", "-h"]
-    assert positionals_first(["--split"]) == ["--split"]
-    assert positionals_first([]) == []
+@pytest.mark.parametrize("words", ["A --split train B DATA", "A B --split train DATA", "--split=train A B DATA"])
+def test_flags_may_stand_anywhere(
+    words: str, run: Eval, weights: Path, other_weights: Path, parts: Path, tmp_path: Path
+) -> None:
+    names = {"A": weights, "B": other_weights, "DATA": parts}
+    run(*(names.get(word, word) for word in words.split()), "--out", tmp_path / "out", *CPU)
+    written = read(tmp_path / "out" / "compare.json")
+    assert (written["a"], written["b"], written["data"]) == (str(weights), str(other_weights), "parts [train]")
 
 
 def test_real_data_has_pycocotools_numbers(run: Eval, shared_data: Path, tmp_path: Path) -> None:
-    """Crowds, areas of masks and coordinates with decimals: every object of COCO, found again a little off."""
+    """Crowds, mask areas and coordinates with decimals: two imprecise detections of every object of a COCO dataset."""
     data = shared_data / "coco_person"
     rng = np.random.default_rng(0)
     rows = []

@@ -17,8 +17,8 @@ from PIL import Image
 from rich.console import Console
 
 from retinanet.config import Config
+from retinanet.detect.example_images import save_images
 from retinanet.errors import ConfigError
-from retinanet.evaluate.pictures import save_pictures
 from retinanet.train.log import Log
 from retinanet.train.tools import _logged_in
 from retinanet.train.tracking import open_trackers
@@ -102,7 +102,7 @@ def train(names: tuple[str, ...], out: Path, first: int, last: int, close: bool 
             log.write(**line)
             trackers.log_line(line)
             images = {"photo 1": np.full((24, 32, 3), 10 * step, dtype=np.uint8)}
-            save_pictures(out / "pictures" / f"epoch_{step // STEPS_PER_EPOCH:04d}", images)
+            save_images(out / "pictures" / f"epoch_{step // STEPS_PER_EPOCH:04d}", images)
             trackers.pictures(step, images)
     if close:
         trackers.close()

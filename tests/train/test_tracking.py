@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from retinanet.config import Config
+from retinanet.detect.example_images import save_images
 from retinanet.errors import ConfigError
-from retinanet.evaluate.pictures import save_pictures
 from retinanet.train import tools, tracking
 from retinanet.train.log import Log
 from retinanet.train.tracking import Trackers, grouped, open_trackers, require_trackers
@@ -165,7 +165,7 @@ def _write_run(out: Path) -> None:
         log.write(step=step, epoch=round(step / 3, 4), loss=1.0)
         if step % 3 == 0:
             log.write(step=step, epoch=step // 3, AP=0.1)
-            save_pictures(out / "pictures" / f"epoch_{step // 3:04d}", {"a": PIXELS})
+            save_images(out / "pictures" / f"epoch_{step // 3:04d}", {"a": PIXELS})
 
 
 def test_a_resumed_tool_gets_what_it_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, console: Console) -> None:

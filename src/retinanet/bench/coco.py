@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from retinanet.data.dataset import Dataset, DatasetBuilder
-from retinanet.evaluate.ap import SUMMARY, Predictions, evaluate
+from retinanet.evaluation.coco_ap import SUMMARY, Predictions, coco_metrics
 
 _CLASSES = 80
 _SIDE = 640
@@ -45,7 +45,7 @@ def evaluation_sides(images: int, detections: int) -> tuple[Callable[[], Any], C
         flat[:, 6].astype(np.int64),
     )
     theirs = _pycocotools(dataset, predictions)
-    return lambda: evaluate(dataset, predictions), theirs
+    return lambda: coco_metrics(dataset, predictions), theirs
 
 
 def _boxes(rng: np.random.Generator, count: int) -> np.ndarray[Any, Any]:

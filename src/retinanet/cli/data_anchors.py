@@ -42,10 +42,10 @@ def run(argv: Sequence[str]) -> int:
     given = parse(Arguments, argv, "retinanet data anchors", default)
     config = replace(base, data=given.data, anchors=given.anchors, assign=given.assign)
 
-    from retinanet.anchors.picture import draw_fit
     from retinanet.inspection.anchor_fit import fit_anchors
     from retinanet.inspection.anchor_text import fit_lines
     from retinanet.inspection.settings import settings_of
+    from retinanet.report.anchor_plot import draw_fit
 
     settings = settings_of(config, ("data", "anchors", "assign"))
     numbers = (given.scales, given.ratios, given.seed)

@@ -36,17 +36,17 @@ def run(argv: Sequence[str]) -> int:
     data, out, fix, config = arguments.dataset, arguments.out, arguments.fix, arguments.config
 
     from retinanet.data.formats.open_dataset import open_dataset
-    from retinanet.data.inspect_page import write_page
     from retinanet.files import write_json
     from retinanet.inspection.dataset_inspection import check_fix_folder, inspect, write_repaired
     from retinanet.inspection.inspection_text import inspection_lines
+    from retinanet.report.inspection_page import write_inspection
 
     open_dataset(data)  # a wrong path must not leave an empty folder
     check_fix_folder(fix, out)
     make_folder(out)
     found = inspect(data, recipe=config, console=console)
     page = out / "inspect.html"
-    write_page(page, found.name, found.splits, found.findings, found.surveys, found.loss_balance, config)
+    write_inspection(page, found)
     write_json(out / "findings.json", found.to_dict(), indent=1)
     console.print("\n".join(inspection_lines(found)))
     console.print(f"wrote {page} (all findings, with images) and {out}/findings.json")

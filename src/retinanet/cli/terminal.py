@@ -34,22 +34,6 @@ def parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Argume
     return tyro.cli(kind, args=list(argv), prog=prog, default=default)
 
 
-def positionals_first(argv: Sequence[str]) -> list[str]:
-    """The same words with the flags after the rest, for verbs that take several of one positional argument.
-
-    The parser fills those from the first run of words without a flag. Every flag but ``--help`` must take one value.
-    """
-    flags, rest, words = [], [], iter(argv)
-    for word in words:
-        if not word.startswith("-") or word == "-":
-            rest.append(word)
-            continue
-        flags.append(word)
-        if "=" not in word and word not in ("-h", "--help"):
-            flags += [value for value in [next(words, None)] if value is not None]
-    return rest + flags
-
-
 def option(argv: Sequence[str], name: str) -> str | None:
     """The value of ``--name value`` or ``--name=value``, needed before the other flags' defaults are known."""
     joined = [word.split("=", 1)[1] for word in argv if word.startswith(f"{name}=")]

@@ -1,21 +1,32 @@
-"""Draw detections on pictures, with supervision's annotators."""
+"""Draw boxes and detections on images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import supervision
+from PIL import Image, ImageDraw
 
 from retinanet.detections import Detections
 
-# Okabe and Ito's colours, which colour-blind people tell apart, then lighter companions
+if TYPE_CHECKING:  # supervision takes a second to import; drawing boxes alone does not need it
+    import supervision
+
+# The colours of Okabe and Ito, which colour-blind people can tell apart, then lighter companions.
 COLORS = ["#56B4E9", "#E69F00", "#33C59A", "#F0E442", "#D98BB8", "#E8743B", "#8FA8FF", "#B7E07A", "#C9C9C9", "#FF9DA7"]
+
+# Labels of more detections than this would hide each other; scores are then left out.
+_CROWDED = 40
+
+Box = Sequence[float]
 
 
 def to_supervision(found: Detections, classes: Sequence[str]) -> supervision.Detections:
-    """Detections as the dataclass of the supervision library, with class names in ``data["class_name"]``."""
+    """Convert to ``supervision.Detections``, with class names in ``data["class_name"]``."""
+    import supervision
+
     labels = found.labels
     names = np.array([classes[int(k)] for k in labels], dtype=np.str_)
     return supervision.Detections(
@@ -26,31 +37,79 @@ def to_supervision(found: Detections, classes: Sequence[str]) -> supervision.Det
 def draw(
     image: npt.NDArray[np.uint8], detections: supervision.Detections, classes: Sequence[str]
 ) -> npt.NDArray[np.uint8]:
-    """A copy of ``image`` (uint8 RGB ``(H, W, 3)``) with boxes, class names and scores on it.
+    """Draw boxes, class names and scores on a copy of ``image``, uint8 RGB ``(H, W, 3)``.
 
-    Line width and text follow the picture's size. In a picture with many small boxes the scores are left out, so that
-    the labels do not hide what they name.
+    Line width and text size follow the image size. With more than 40 detections the scores are left out, so that the
+    labels do not hide the objects.
     """
+    import supervision
+
     height, width = image.shape[:2]
     palette = supervision.ColorPalette.from_hex(COLORS)
     thickness = max(1, round(min(height, width) / 300))
-    # supervision's colours are written for BGR pictures; these are RGB
-    scene = np.ascontiguousarray(image[:, :, ::-1]).copy()
+    scene = np.ascontiguousarray(image[:, :, ::-1]).copy()  # supervision draws on BGR images
     scene = supervision.BoxAnnotator(color=palette, thickness=thickness).annotate(scene, detections)
     if len(detections):
-        crowded = len(detections) > 40
+        crowded = len(detections) > _CROWDED
         text = supervision.LabelAnnotator(
             color=palette,
             text_color=supervision.Color.BLACK,
             text_scale=float(np.clip(min(height, width) / 1400, 0.3, 1.2)),
             text_padding=max(1, thickness),
-            smart_position=not crowded,  # inside the picture and apart; too slow for hundreds
+            smart_position=not crowded,  # moves labels into the image and apart; too slow for hundreds
         )
-        scene = text.annotate(scene, detections, labels=_labels(detections, classes, crowded))
+        scene = text.annotate(scene, detections, labels=_label_texts(detections, classes, crowded))
     return np.ascontiguousarray(scene[:, :, ::-1])
 
 
-def _labels(detections: supervision.Detections, classes: Sequence[str], crowded: bool) -> list[str]:
+def draw_boxes(
+    image: npt.NDArray[np.uint8],
+    boxes: Sequence[Box] | npt.NDArray[np.floating],
+    color: str = "white",
+    width: int | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Draw outlines of ``boxes`` (``xyxy`` pixels) on a copy of ``image``.
+
+    ``width`` is the line width in pixels; by default it follows the image size.
+    """
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    for x1, y1, x2, y2 in boxes:
+        corners = (float(x1), float(y1), float(max(x1, x2 - 1)), float(max(y1, y2 - 1)))
+        pen.rectangle(corners, outline=color, width=width or max(1, min(canvas.size) // 250))
+    return np.array(canvas)
+
+
+def closeup(
+    image: npt.NDArray[np.uint8],
+    boxes: Sequence[Box] | npt.NDArray[np.float32],
+    colors: Sequence[str],
+    longest: int,
+    closely: bool = True,
+) -> npt.NDArray[np.uint8]:
+    """Crop ``image`` to the boxes with a margin, draw them, and scale the longer side to ``longest``.
+
+    With ``closely=False`` the whole image is shown.
+    """
+    corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    height, width = image.shape[:2]
+    region = np.array([0, 0, width, height])
+    if closely:
+        low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
+        margin = max(16.0, float((high - low).max()) / 2)
+        around = np.concatenate([np.maximum(low - margin, 0), np.minimum(high + margin + 1, (width, height))])
+        if (around[2:] - around[:2] >= 1).all():  # otherwise the annotations are of a larger image
+            region = around.astype(np.int64)
+    left, top, right, bottom = region.tolist()
+    factor = longest / max(right - left, bottom - top)
+    size = (max(1, round((right - left) * factor)), max(1, round((bottom - top) * factor)))
+    result = np.array(Image.fromarray(image[top:bottom, left:right]).resize(size, Image.Resampling.BICUBIC))
+    for box, color in zip(corners, colors, strict=True):
+        result = draw_boxes(result, [(box - (left, top, left, top)) * factor], color, width=2)
+    return result
+
+
+def _label_texts(detections: supervision.Detections, classes: Sequence[str], crowded: bool) -> list[str]:
     ids = detections.class_id if detections.class_id is not None else np.zeros(len(detections), dtype=np.int64)
     if detections.confidence is None or crowded:
         return [classes[int(k)] for k in ids]

@@ -20,9 +20,9 @@ from rich.console import Console
 
 from retinanet.config import Config
 from retinanet.data.images import read_image
+from retinanet.detect.example_images import safe_names
 from retinanet.errors import ConfigError, RetinaNetError
-from retinanet.evaluate.ap import SUMMARY
-from retinanet.evaluate.pictures import safe_names
+from retinanet.evaluation.coco_ap import SUMMARY
 from retinanet.progress import progress_bar
 from retinanet.train.log import read_lines
 

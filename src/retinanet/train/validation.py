@@ -10,10 +10,10 @@ import numpy as np
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.detect.detector import Detector
+from retinanet.detect.example_images import prediction_images, save_images
 from retinanet.errors import DataError
-from retinanet.evaluate.ap import Predictions, evaluate
-from retinanet.evaluate.pictures import prediction_pictures, save_pictures
-from retinanet.evaluate.predict import predict
+from retinanet.evaluation.coco_ap import Predictions, coco_metrics
+from retinanet.evaluation.predict import predict
 from retinanet.model import RetinaNet
 from retinanet.train.distributed import Processes
 from retinanet.train.tracking import Image
@@ -52,16 +52,16 @@ def validate(
         rows[:, 6].astype(np.int64),
     )
     read = val_set if len(kept) == len(val_set) else val_set.subset(kept)
-    return evaluate(read, predictions).to_dict(), list(failed.values())
+    return coco_metrics(read, predictions).to_dict(), list(failed.values())
 
 
 def draw_predictions(model: RetinaNet, config: Config, val_set: Dataset, folder: Path) -> dict[str, Image]:
     """Write the same few pictures of ``val_set`` each time, with what ``model`` finds, to ``folder``; returns them."""
     try:
-        pictures = prediction_pictures(_detector(model, config, val_set), val_set)
+        pictures = prediction_images(_detector(model, config, val_set), val_set)
     finally:
         model.train()
-    save_pictures(folder, pictures)
+    save_images(folder, pictures)
     return pictures
 
 

@@ -1,1 +1,0 @@
-"""Detections → how good they are."""

@@ -1,0 +1,132 @@
+"""COCO average precision, computed by hotcoco."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retinanet.data.dataset import NO_CLASS, Dataset
+
+if TYPE_CHECKING:
+    from hotcoco import COCOeval
+
+SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The N detections on all images of a dataset, as flat arrays.
+
+    Attributes:
+        images: int64 ``(N,)``, positions of the images in the dataset.
+        boxes: float32 (float64 from a file) ``(N, 4)``, ``xyxy`` pixels of the original image.
+        scores: float32 (float64 from a file) ``(N,)``.
+        labels: int64 ``(N,)``, indices into the dataset's classes.
+    """
+
+    images: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.floating]
+    scores: npt.NDArray[np.floating]
+    labels: npt.NDArray[np.int64]
+
+    def to_coco(self, dataset: Dataset) -> list[dict[str, Any]]:
+        """Convert to the content of a COCO results file, with the ids of ``dataset``."""
+        return [
+            {
+                "image_id": int(image),
+                "category_id": int(category),
+                "bbox": [round(float(v), 3) for v in box],
+                "score": round(float(score), 6),
+            }
+            for image, category, *box, score in self._columns(dataset)[:, [0, 6, 1, 2, 3, 4, 5]]
+        ]
+
+    def _columns(self, dataset: Dataset) -> npt.NDArray[np.float64]:
+        """``(N, 7)``: image id, x, y, width, height, score, category id."""
+        ids = dataset.image_ids[self.images].astype(np.float64)
+        categories = np.asarray(dataset.category_ids, dtype=np.float64)[self.labels]
+        boxes = self.boxes.astype(np.float64)
+        return np.column_stack([ids, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], self.scores, categories])
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """COCO's and Pascal VOC's metrics.
+
+    Attributes:
+        summary: the 12 COCO metrics by name (``SUMMARY``), 0–1; −1 where there is nothing to measure.
+        per_class: ``AP``, ``AP50`` and the number of ``boxes`` of each class with objects.
+        voc: the result of :func:`retinanet.evaluation.voc_ap.voc_metrics`; empty if it was not computed.
+    """
+
+    summary: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+    voc: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to the form of ``metrics.json``."""
+        return {**self.summary, "per_class": self.per_class} | ({"voc": self.voc} if self.voc else {})
+
+
+def coco_metrics(dataset: Dataset, predictions: Predictions) -> Metrics:
+    """Compute the COCO box metrics of ``predictions`` on ``dataset``.
+
+    Ignore regions are treated as COCO treats crowds: a detection mostly inside one is neither a true nor a false
+    positive.
+    """
+    evaluation = coco_evaluation(dataset, predictions)
+    with contextlib.redirect_stdout(io.StringIO()):  # hotcoco prints a table
+        evaluation.summarize()
+    summary = {name: float(value) for name, value in zip(SUMMARY, evaluation.stats, strict=True)}
+    # precision: (IoU thresholds, recall thresholds, classes, areas, detection limits); area "all", 100 detections
+    accumulated: dict[str, Any] = evaluation.eval or {}
+    precision = np.asarray(accumulated["precision"])[:, :, :, 0, -1]
+    order = {category: k for k, category in enumerate(sorted(dataset.category_ids))}
+    per_class = {}
+    for name, category in zip(dataset.classes, dataset.category_ids, strict=True):
+        curve = precision[:, :, order[category]]
+        boxes = int(((dataset.labels == dataset.classes.index(name)) & ~dataset.ignore).sum())
+        if boxes:
+            per_class[name] = {"AP": float(curve.mean()), "AP50": float(curve[0].mean()), "boxes": boxes}
+    return Metrics(summary, per_class)
+
+
+def coco_evaluation(dataset: Dataset, predictions: Predictions) -> COCOeval:
+    """Run hotcoco's evaluation of ``predictions`` on ``dataset``, up to ``accumulate``."""
+    from hotcoco import COCO, COCOeval
+
+    images = [
+        {"id": int(i), "width": int(w), "height": int(h), "file_name": ""}
+        for i, (w, h) in zip(dataset.image_ids, dataset.sizes, strict=True)
+    ]
+    categories = [{"id": k, "name": name} for k, name in zip(dataset.category_ids, dataset.classes, strict=True)]
+    # An ignore region without a class is given to every class.
+    copies = np.where(dataset.labels == NO_CLASS, len(categories), 1)
+    rows = np.repeat(np.arange(len(dataset.labels)), copies)
+    labels = np.where(dataset.labels[rows] == NO_CLASS, _count_up(copies), dataset.labels[rows])
+    owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))[rows]
+    xyxy = dataset.boxes[rows].astype(np.float64)
+    truth = COCO.from_arrays(
+        images,
+        categories,
+        dataset.image_ids[owner],
+        np.asarray(dataset.category_ids, dtype=np.int64)[labels],
+        np.column_stack([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]]),
+        area=dataset.areas[rows].astype(np.float64),
+        iscrowd=dataset.ignore[rows].astype(np.int64),
+    )
+    found = truth.load_res(predictions._columns(dataset))
+    evaluation = COCOeval(truth, found, "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation
+
+
+def _count_up(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Concatenate 0 … n − 1 for each n of ``lengths``."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -1,0 +1,294 @@
+"""Read the detections of any detector from a file in COCO's results format."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retinanet.data.dataset import Dataset
+from retinanet.data.formats.reading import read_json, short
+from retinanet.errors import DataError
+from retinanet.evaluation.coco_ap import Predictions
+
+# A probability computed in float32 may be slightly above 1.
+_ROUNDING = 1e-6
+
+# Pixels: no image is this large.
+_FAR = 1e9
+
+_EXPECTED = "a list of detections, each with image_id, category_id, bbox and score"
+_AMBIGUOUS = -1
+
+
+@dataclass(frozen=True)
+class DetectionFile:
+    """A file of detections in COCO's results format, which is evaluated like a detector."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def read_detections(path: Path, dataset: Dataset) -> tuple[Predictions, list[str]]:
+    """Read detections on ``dataset``.
+
+    The file holds a list of objects with ``image_id``, ``category_id``, ``bbox`` (``[x, y, width, height]`` in pixels)
+    and ``score``, or an object with that list as ``annotations``. Ids are those of ``dataset``. An image may also be
+    given by name, as ``file_name`` or as a string ``image_id``, with or without folder and suffix. A class may be given
+    as ``category_name``. If the file lists ``images`` or ``categories`` itself, ids refer to those lists, and images
+    and classes are matched with ``dataset`` by name.
+
+    Args:
+        path: the JSON file.
+        dataset: the images that the detections are on.
+
+    Returns:
+        The detections in float64, sorted by image, otherwise in the order of the file; and notes for the user.
+
+    Raises:
+        DataError: the file does not have this form, or a detection in it is invalid: an unknown image or category, a
+            score outside 0 to 1, or an invalid box.
+    """
+    entries, listed = _sections(path, read_json(path, _EXPECTED))
+    images, classes = _Images(dataset, listed, path), _Classes(dataset, listed, path)
+    owners, labels, numbers = array("q"), array("q"), array("d")
+    for number, entry in enumerate(entries, 1):
+        where = f"{path}: detection {number}"
+        if not isinstance(entry, dict):
+            raise DataError(f"{where} is {short(entry)}, not an object {{…}}; write {_EXPECTED}")
+        box, score = _box(entry, where), _score(entry, where)
+        owner, label = images.find(entry, number), classes.find(entry, number)
+        if owner is not None and label is not None:
+            owners.append(owner)
+            labels.append(label)
+            numbers.extend((*box, score))
+    images.refuse_unknown(len(entries))
+    classes.refuse_unknown(len(entries))
+    columns = np.array(numbers, dtype=np.float64).reshape(-1, 5)
+    order = np.argsort(np.array(owners, dtype=np.int64), kind="stable")
+    columns = columns[order]
+    predictions = Predictions(
+        np.array(owners, dtype=np.int64)[order],
+        np.column_stack([columns[:, :2], columns[:, :2] + columns[:, 2:4]]),
+        columns[:, 4],
+        np.array(labels, dtype=np.int64)[order],
+    )
+    return predictions, [*classes.notes(), *_notes(path, dataset, predictions)]
+
+
+def _sections(path: Path, content: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Split the file's content into its detections and its lists of images and categories."""
+    if isinstance(content, list):
+        return content, {}
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds {short(content)}; expected {_EXPECTED}")
+    if not isinstance(content.get("annotations"), list):
+        keys = ", ".join(map(short, list(content)[:6])) or "nothing"
+        raise DataError(f"{path}: an object without a list 'annotations' (found {keys}); expected {_EXPECTED}")
+    return content["annotations"], content
+
+
+class _Images:
+    """Finds the position of a detection's image in the dataset."""
+
+    def __init__(self, dataset: Dataset, listed: dict[str, Any], path: Path) -> None:
+        self._dataset, self._path = dataset, path
+        self._ids = {int(image): i for i, image in enumerate(dataset.image_ids)}
+        self._names: dict[str, int] = {}
+        files = [file.replace("\\", "/") for file in dataset.files]
+        for i, file in enumerate(files):
+            for name in (os.path.splitext(file)[0], *_without_folder(file)):
+                self._names[name] = i if self._names.get(name, i) == i else _AMBIGUOUS
+        self._names.update((file, i) for i, file in enumerate(files))
+        self._listed = {
+            _key(image["id"]): image["file_name"]
+            for image in _objects(listed.get("images"), f"{path}: 'images'")
+            if "id" in image and isinstance(image.get("file_name"), str)
+        }
+        self._unknown: list[tuple[int, object]] = []
+
+    def find(self, entry: dict[str, Any], number: int) -> int | None:
+        """Find the position of the image; ``None`` if the dataset does not have it."""
+        where = f"{self._path}: detection {number}"
+        name, image = entry.get("file_name"), _key(entry.get("image_id"))
+        if name is None and image is None:
+            what = f"image_id {short(entry['image_id'])}" if "image_id" in entry else "no 'image_id'"
+            raise DataError(f"{where} has {what}; give the image's id as a whole number, or its file name")
+        if name is None:
+            name = self._listed.get(image, image if isinstance(image, str) else None)
+        if name is not None and not isinstance(name, str):
+            raise DataError(f"{where} has file_name {short(name)}; write it as text")
+        if name is None:
+            found = self._ids.get(image)
+        else:
+            found = self._by_name(name, where)
+            if found is None and name == image and name.isdecimal() and len(name) < 20:
+                found = self._ids.get(int(name))
+        if found is None:
+            self._unknown.append((number, image if name is None else name))
+        return found
+
+    def _by_name(self, name: str, where: str) -> int | None:
+        file = name.replace("\\", "/")
+        for candidate in (file, *_without_folder(file)):
+            if (found := self._names.get(candidate)) == _AMBIGUOUS:
+                raise DataError(f"{where} is of {short(name)}, the name of several images; add the folder")
+            if found is not None:
+                return found
+        return None
+
+    def refuse_unknown(self, total: int) -> None:
+        """Raise DataError if the dataset lacks any image."""
+        if self._unknown:
+            number, image = self._unknown[0]
+            example = f"{self._dataset.files[0]!r} (id {self._dataset.image_ids[0]})"
+            raise DataError(
+                f"{self._path}: {len(self._unknown)} of {total} detections are of images that are not in "
+                f"{self._dataset.name}, first detection {number} of {short(image)}; choose another --split, use the "
+                f"names of the dataset's images (the first is {example}), or remove these detections"
+            )
+
+
+class _Classes:
+    """Finds the label of a detection's class in the dataset."""
+
+    def __init__(self, dataset: Dataset, listed: dict[str, Any], path: Path) -> None:
+        self._dataset, self._path = dataset, path
+        self._ids = {number: label for label, number in enumerate(dataset.category_ids)}
+        self._labels = {name: label for label, name in enumerate(dataset.classes)}
+        self._listed = {
+            _key(category["id"]): category["name"].strip()
+            for category in _objects(listed.get("categories"), f"{path}: 'categories'")
+            if "id" in category and isinstance(category.get("name"), str)
+        }
+        self._unknown: list[tuple[int, object]] = []
+        self._left_out: Counter[str] = Counter()
+
+    def find(self, entry: dict[str, Any], number: int) -> int | None:
+        """Find the label of the class; ``None`` if the dataset does not have it."""
+        where = f"{self._path}: detection {number}"
+        name, category = entry.get("category_name"), _key(entry.get("category_id"))
+        if name is not None and not isinstance(name, str):
+            raise DataError(f"{where} has category_name {short(name)}; write it as text")
+        if name is None and type(category) is not int:
+            what = f"category_id {short(entry['category_id'])}" if "category_id" in entry else "no 'category_id'"
+            raise DataError(f"{where} has {what}; give the category's id as a whole number, or its 'category_name'")
+        name = self._listed.get(category) if name is None else name.strip()
+        if name is not None:
+            found = self._labels.get(name)
+            self._left_out[name] += found is None
+        else:
+            found = self._ids.get(category) if not self._listed else None
+            if found is None:
+                self._unknown.append((number, category))
+        return found
+
+    def refuse_unknown(self, total: int) -> None:
+        """Raise DataError if any category id is unknown, or all category names are."""
+        names = self._dataset.classes
+        known = ", ".join(f"{i} {name}" for i, name in list(zip(self._dataset.category_ids, names, strict=True))[:8])
+        known += " …" if len(names) > 8 else ""
+        if self._unknown:
+            number, category = self._unknown[0]
+            place = "the file's 'categories'" if self._listed else f"{self._dataset.name} ({known})"
+            raise DataError(
+                f"{self._path}: {len(self._unknown)} of {total} detections have a category_id that is not in {place}, "
+                f"first detection {number} with {short(category)}; use those ids, add 'category_name' to the "
+                "detections, or remove them"
+            )
+        if total and self._left_out.total() == total:
+            raise DataError(
+                f"{self._path}: no detection is of a class of {self._dataset.name} ({known}); the classes in the file "
+                f"are {_some(self._left_out)}; use the dataset's names"
+            )
+
+    def notes(self) -> Iterator[str]:
+        """Say which detections were left out."""
+        if self._left_out.total():
+            yield (
+                f"detections left out: {self._left_out.total()}, of classes that {self._dataset.name} does not have: "
+                f"{_some(self._left_out)}"
+            )
+
+
+def _box(entry: dict[str, Any], where: str) -> list[float]:
+    bbox = entry.get("bbox")
+    if bbox is None:
+        raise DataError(f"{where} has no 'bbox'; add [x, y, width, height]")
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        raise DataError(f"{where} has bbox {short(bbox)}; write [x, y, width, height]")
+    for value in bbox:
+        if type(value) not in (int, float) or not -_FAR < value < _FAR:  # NaN compares false
+            raise DataError(f"{where} has {short(value)} in its bbox; write four finite numbers, in pixels")
+    if bbox[2] < 0 or bbox[3] < 0:
+        raise DataError(f"{where} has bbox {bbox} with a negative side; write [x, y, width, height], not corners")
+    return [float(value) for value in bbox]
+
+
+def _score(entry: dict[str, Any], where: str) -> float:
+    score = entry.get("score")
+    if score is None:
+        raise DataError(f"{where} has no 'score'; give a file of detections, not of annotations, with a score each")
+    if type(score) not in (int, float) or not 0 <= score <= 1 + _ROUNDING:
+        raise DataError(f"{where} has score {short(score)}; scores must be numbers from 0 to 1")
+    return min(1.0, float(score))
+
+
+def _notes(path: Path, dataset: Dataset, found: Predictions) -> Iterator[str]:
+    """Say what is unusual about the detections as a whole and often a mistake."""
+    count = len(found.scores)
+    if not count:
+        yield f"{path} holds no detections: all objects count as missed"
+        return
+    flat = int((found.boxes[:, 2:] <= found.boxes[:, :2]).any(axis=1).sum())
+    if flat:
+        yield f"boxes without area: {flat}; they count as false positives, as in COCO's own evaluation"
+    rows = np.column_stack([found.images, found.labels, found.boxes, found.scores])
+    rows = rows[np.lexsort(rows.T)]
+    twice = int((rows[1:] == rows[:-1]).all(axis=1).sum())
+    if twice:
+        yield f"exact copies of another detection: {twice}; of several on one object, all but one are false positives"
+    sizes = dataset.sizes[found.images]
+    outside = (found.boxes[:, 2:] > 1.1 * sizes).any(axis=1) | (found.boxes[:, :2] < -0.1 * sizes).any(axis=1)
+    if outside.mean() > 0.1:
+        yield (
+            f"{outside.mean():.0%} of the boxes extend far beyond their images; is 'bbox' [x, y, width, height] in "
+            "pixels of the original images, and is 'image_id' right?"
+        )
+    elif found.boxes.max() <= 2:
+        yield "all boxes lie within 2 pixels of the corner; 'bbox' must be in pixels, not in fractions of the image"
+    empty = len(dataset) - len(np.unique(found.images))
+    if 2 * empty > len(dataset):
+        yield f"{empty} of {len(dataset)} images have no detections; does the file belong to this split?"
+
+
+def _without_folder(file: str) -> tuple[str, str]:
+    """The name and the stem of a file."""
+    name = file.rsplit("/", 1)[-1]
+    return name, os.path.splitext(name)[0]
+
+
+def _objects(section: Any, where: str) -> list[dict[str, Any]]:
+    if section is not None and not (isinstance(section, list) and all(isinstance(item, dict) for item in section)):
+        raise DataError(f"{where} is not a list of objects {{…}}; write it as in COCO files, or leave it out")
+    return section or []
+
+
+def _key(value: Any) -> Any:
+    """Convert an id to an int (also from a float like 3.0) or a string; ``None`` for anything else."""
+    if type(value) is float and value.is_integer():
+        return int(value)
+    return value if type(value) in (int, str) else None
+
+
+def _some(counts: Counter[str]) -> str:
+    listed = [(name, count) for name, count in counts.most_common() if count]
+    return ", ".join(f"{short(name)} {count}" for name, count in listed[:5]) + (" …" if len(listed) > 5 else "")

@@ -1,0 +1,256 @@
+"""Match detections with objects as COCO does, for all images and classes of a dataset at once.
+
+Every number of an analysis comes from this one matching, so that the numbers agree with each other. hotcoco computes
+the COCO metrics (:mod:`retinanet.evaluation.coco_ap`), but it does not say which detection has which error, can leave
+out objects only by their area, and counts detections in ignore regions as confusions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from retinanet.data.dataset import NO_CLASS, Dataset
+from retinanet.evaluation.coco_ap import Predictions
+
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+# COCO's IoU thresholds, and its limit on detections per image and class.
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+LIMIT = 100
+
+# Pairs with a lower IoU are not kept (TIDE's background threshold).
+LEAST_OVERLAP = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """The M objects of a dataset, D detections, and the P pairs of them that overlap.
+
+    The detections are in COCO's matching order: highest score first, equal scores by image id, then as given. The pairs
+    are those with an IoU of at least ``LEAST_OVERLAP``.
+
+    Attributes:
+        dataset: its M boxes are the objects and the ignore regions.
+        object_images: int64 ``(M,)``, the image of each object.
+        images: int64 ``(D,)``, the image of each detection.
+        boxes: float64 ``(D, 4)``, ``xyxy``.
+        scores: float64 ``(D,)``.
+        labels: int64 ``(D,)``.
+        pair_detections: int64 ``(P,)``, the detection of each pair.
+        pair_objects: int64 ``(P,)``, the object of each pair.
+        pair_ious: float64 ``(P,)``; for an ignore region, the fraction of the detection inside it.
+    """
+
+    dataset: Dataset
+    object_images: Ints
+    images: Ints
+    boxes: Floats
+    scores: Floats
+    labels: Ints
+    pair_detections: Ints
+    pair_objects: Ints
+    pair_ious: Floats
+
+    def totals(self, out: Bools | None = None) -> Ints:
+        """Count the objects of each class, ``(K,)``, without ignore regions and without ``out`` ``(M,)``."""
+        counted = ~self.dataset.ignore if out is None else ~(self.dataset.ignore | out)
+        return np.bincount(self.dataset.labels[counted], minlength=len(self.dataset.classes))
+
+
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """True and false positives among D detections, at T IoU thresholds.
+
+    A detection that is matched with an ignore region is neither.
+
+    Attributes:
+        objects: int64 ``(T, D)``, the object or ignore region that each detection is matched with; −1 for none.
+        tp: bool ``(T, D)``, true positives.
+        fp: bool ``(T, D)``, false positives.
+    """
+
+    objects: Ints
+    tp: Bools
+    fp: Bools
+
+
+def make_scene(dataset: Dataset, predictions: Predictions, limit: int = LIMIT) -> Scene:
+    """Sort the detections, keep the ``limit`` highest scores of each image and class, and compute the IoUs."""
+    by_id = np.empty(len(dataset), dtype=np.int64)
+    by_id[np.argsort(dataset.image_ids)] = np.arange(len(dataset))
+    scores = predictions.scores.astype(np.float64)
+    order = np.lexsort((by_id[predictions.images], -scores))  # stable
+    group = predictions.images[order] * len(dataset.classes) + predictions.labels[order]
+    order = order[_ranks(group) < limit]
+    images, boxes = predictions.images[order], predictions.boxes[order].astype(np.float64)
+    pair_detections, pair_objects, pair_ious = _overlapping_pairs(dataset, images, boxes)
+    return Scene(
+        dataset=dataset,
+        object_images=np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets)),
+        images=images,
+        boxes=boxes,
+        scores=scores[order],
+        labels=predictions.labels[order],
+        pair_detections=pair_detections,
+        pair_objects=pair_objects,
+        pair_ious=pair_ious,
+    )
+
+
+def match(
+    scene: Scene, thresholds: Floats = THRESHOLDS, out: Bools | None = None, outside: Bools | None = None
+) -> Matching:
+    """Match each detection, highest score first, with the unmatched object of its class of highest IoU, as COCO does.
+
+    Args:
+        scene: objects and detections.
+        thresholds: ``(T,)``, the lowest IoU of a match.
+        out: bool ``(M,)``, objects that do not count; detections are matched with them only if no other object fits.
+        outside: bool ``(D,)``, detections that are not false positives if they match nothing.
+    """
+    ignored = scene.dataset.ignore if out is None else scene.dataset.ignore | out
+    groups = scene.images * len(scene.dataset.classes) + scene.labels
+    fits = _same_class(scene) | _without_class(scene)
+    matched = _matched_objects(scene, thresholds, groups, fits, ignored)
+    return _matching(matched, ignored, outside)
+
+
+def match_any_class(scene: Scene, threshold: float) -> Matching:
+    """Match each detection, highest score first, with the unmatched object of any class of highest IoU.
+
+    Of objects with the same IoU, one of the detection's class is preferred. Ignore regions match detections of their
+    own class only.
+    """
+    ignored, own = scene.dataset.ignore, _same_class(scene)
+    fits = own | _without_class(scene) | ~ignored[scene.pair_objects]
+    matched = _matched_objects(scene, np.array([threshold]), scene.images, fits, ignored, own)
+    return _matching(matched, ignored, None)
+
+
+def neighbour_overlaps(scene: Scene) -> tuple[Floats, Floats]:
+    """Compute the second highest IoU of each object ``(M,)`` and each detection ``(D,)`` with the objects of its image.
+
+    The highest IoU is that of the object itself, or of the object that a detection belongs to. IoUs below
+    ``LEAST_OVERLAP`` are returned as 0.
+    """
+    keep = ~scene.dataset.ignore[scene.pair_objects]
+    detections = _second_highest(scene.pair_detections[keep], scene.pair_ious[keep], len(scene.scores))
+    rows = np.flatnonzero(~scene.dataset.ignore)
+    boxes = scene.dataset.boxes.astype(np.float64)
+    objects = np.zeros(len(boxes))
+    for group in np.split(rows, np.flatnonzero(np.diff(scene.object_images[rows])) + 1):
+        if len(group) > 1:
+            overlaps = iou(boxes[group], boxes[group], np.zeros(len(group), dtype=np.bool_))
+            np.fill_diagonal(overlaps, 0)
+            objects[group] = overlaps.max(axis=1)
+    return np.where(objects < LEAST_OVERLAP, 0, objects), detections
+
+
+def iou(boxes: Floats, others: Floats, crowd: Bools) -> Floats:
+    """Compute the IoU ``(D, G)`` of ``boxes`` ``(D, 4)`` and ``others`` ``(G, 4)``.
+
+    For a crowd region, this is the fraction of the box inside the region.
+    """
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=2)
+    areas, other_areas = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, others))
+    union = np.where(crowd, areas[:, None], areas[:, None] + other_areas - shared)
+    result: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return result
+
+
+def _same_class(scene: Scene) -> Bools:
+    """Mark the pairs of a detection and an object of its class, ``(P,)``."""
+    return np.asarray(scene.dataset.labels[scene.pair_objects] == scene.labels[scene.pair_detections])
+
+
+def _without_class(scene: Scene) -> Bools:
+    """Mark the pairs of a detection and an ignore region for all classes, ``(P,)``."""
+    return np.asarray(scene.dataset.labels[scene.pair_objects] == NO_CLASS)
+
+
+def _matched_objects(
+    scene: Scene, thresholds: Floats, groups: Ints, fits: Bools, ignored: Bools, preferred: Bools | None = None
+) -> Ints:
+    """Find the object that each detection is matched with, int64 ``(T, D)``; −1 for none.
+
+    Args:
+        scene: objects and detections.
+        thresholds: ``(T,)``, the lowest IoU of a match.
+        groups: ``(D,)``, detections of different groups never compete for an object.
+        fits: ``(P,)``, the pairs that may match.
+        ignored: ``(M,)``, objects that do not count.
+        preferred: ``(P,)``, pairs that win over others with the same IoU.
+    """
+    fits = fits & (scene.pair_ious >= min(thresholds))
+    found, objects, ious = scene.pair_detections[fits], scene.pair_objects[fits], scene.pair_ious[fits]
+    first = np.zeros(len(found), dtype=np.bool_) if preferred is None else preferred[fits]
+    rank = _ranks(groups)[found]
+    # The pairs of a detection are adjacent, the preferred object last: objects that count, then IoU, then (where two
+    # classes are annotated with the same box) the detection's own class, then the later object.
+    order = np.lexsort((objects, first, ious, ~ignored[objects], found, rank))
+    found, objects, rank = found[order], objects[order], rank[order]
+    enough = ious[order] >= np.minimum(thresholds, 1 - 1e-10)[:, None]  # (T, P)
+
+    crowd = scene.dataset.ignore
+    matched = np.full((len(thresholds), len(scene.scores)), -1, dtype=np.int64)
+    taken = np.zeros((len(thresholds), len(crowd)), dtype=np.bool_)
+    starts = np.flatnonzero(np.diff(rank, prepend=-1))
+    # Detections of one rank never compete: each is of another group.
+    for start, end in pairwise([*starts.tolist(), len(rank)]):
+        mine = objects[start:end]
+        free = enough[:, start:end] & (crowd[mine] | ~taken[:, mine])
+        firsts = np.flatnonzero(np.diff(found[start:end], prepend=-1))
+        best = np.maximum.reduceat(np.where(free, np.arange(end - start), -1), firsts, axis=1)  # (T, detections)
+        chosen = np.where(best >= 0, mine[best], -1)
+        matched[:, found[start:end][firsts]] = chosen
+        level, column = np.nonzero(best >= 0)
+        taken[level, chosen[level, column]] = True
+    return matched
+
+
+def _matching(matched: Ints, ignored: Bools, outside: Bools | None) -> Matching:
+    hit = matched >= 0
+    tp = hit & ~ignored[matched] if len(ignored) else hit
+    return Matching(matched, tp, ~hit if outside is None else ~hit & ~outside)
+
+
+def _overlapping_pairs(dataset: Dataset, images: Ints, boxes: Floats) -> tuple[Ints, Ints, Floats]:
+    """Find the detection, object and IoU of each pair with an IoU of at least ``LEAST_OVERLAP``."""
+    order = np.argsort(images, kind="stable")
+    bounds = np.searchsorted(images[order], np.arange(len(dataset) + 1))
+    truth = dataset.boxes.astype(np.float64)
+    none = np.zeros(0, dtype=np.int64)
+    parts = [(none, none, np.zeros(0))]
+    for image in np.flatnonzero((np.diff(bounds) > 0) & (np.diff(dataset.offsets) > 0)).tolist():
+        rows, mine = dataset.rows(image), order[bounds[image] : bounds[image + 1]]
+        overlaps = iou(boxes[mine], truth[rows], dataset.ignore[rows])
+        detection, thing = np.nonzero(overlaps >= LEAST_OVERLAP)
+        parts.append((mine[detection], thing + rows.start, overlaps[detection, thing]))
+    found, objects, values = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return found, objects, values
+
+
+def _ranks(groups: Ints) -> Ints:
+    """Number the elements of each group from 0, in the order given."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    ranks = np.empty(len(groups), dtype=np.int64)
+    ranks[order] = np.arange(len(groups)) - np.repeat(starts, np.diff(np.append(starts, len(groups))))
+    return ranks
+
+
+def _second_highest(groups: Ints, values: Floats, count: int) -> Floats:
+    """Find the second highest value of each of ``count`` groups; 0 where there is none."""
+    order = np.lexsort((-values, groups))
+    second = order[_ranks(groups[order]) == 1]
+    result = np.zeros(count)
+    result[groups[second]] = values[second]
+    return result

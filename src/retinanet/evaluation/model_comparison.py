@@ -1,0 +1,90 @@
+"""Compare two detectors, or files of detections, on the same images of a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from retinanet.config import DataConfig
+from retinanet.data.dataset import Dataset
+from retinanet.data.formats.open_dataset import read_eval
+from retinanet.errors import ConfigError
+from retinanet.evaluation.compare import Comparison, Contestant, compare_predictions, shared_classes
+from retinanet.evaluation.detections import DetectionFile, read_detections
+from retinanet.evaluation.model_evaluation import Opened, Source, detections_on
+from retinanet.progress import progress_bar
+
+if TYPE_CHECKING:
+    from retinanet.detect.detector import Detector
+    from retinanet.hardware import Precision
+
+
+def compare(
+    a: Source,
+    b: Source,
+    data: str | Path,
+    split: str = "val",
+    precision: Precision = "auto",
+    device: str = "auto",
+    console: Console | None = None,
+    opened: Opened = lambda dataset, notes: None,
+) -> Comparison:
+    """Compare two detectors on a dataset: is B better than A, or could the choice of images explain the difference?
+
+    Args:
+        a: path of a weights file, name of a bundled model, or a :class:`DetectionFile`.
+        b: the other detector.
+        data: folder or annotation file of a COCO, Pascal VOC, YOLO or CSV dataset.
+        split: the split of ``data`` to compare on.
+        precision: arithmetic of the networks.
+        device: ``cpu``, ``cuda`` …; ``auto`` takes a GPU if there is one.
+        console: where progress is shown; unset: on the standard output.
+        opened: called with the dataset and notes for the user before the detectors run.
+
+    Raises:
+        RetinaNetError: the weights, the dataset or the detections cannot be read, the detectors have no class of the
+            dataset in common, or they set different parts of the dataset aside for validation.
+    """
+    sources = (a, b)
+    detectors = [_load(source, precision, device) for source in sources]
+    dataset, notes = _read_eval(data, split, detectors)
+    classes = [dataset.classes if detector is None else detector.classes for detector in detectors]
+    shared = shared_classes(dataset, (str(a), str(b)), (classes[0], classes[1]))
+    # Before the detectors run, so that an error in a file shows at once.
+    files = {
+        i: read_detections(each.path, dataset) for i, each in enumerate(sources) if isinstance(each, DetectionFile)
+    }
+    opened(dataset, [*notes, *(remark for _, remarks in files.values() for remark in remarks)])
+    found = {i: predictions for i, (predictions, _) in files.items()}
+    for i, detector in enumerate(detectors):
+        if detector is not None:
+            found[i] = detections_on(dataset, detector, f"images, {sources[i]}", console)
+    first, second = (Contestant(str(sources[i]), found[i], classes[i]) for i in (0, 1))
+    counts = dataset.class_counts()
+    steps = 2 * sum(counts[name] > 0 for name in shared)
+    with progress_bar(console or Console(), "bootstrap, classes", steps) as bar:
+        return compare_predictions(dataset, first, second, progress=bar.advance)
+
+
+def _load(source: Source, precision: Precision, device: str) -> Detector | None:
+    """Load weights; ``None`` for a file of detections."""
+    if isinstance(source, DetectionFile):
+        return None
+    from retinanet.detect.detector import load  # torch
+
+    return load(source, precision, device)
+
+
+def _read_eval(data: str | Path, split: str, detectors: list[Detector | None]) -> tuple[Dataset, list[str]]:
+    """Read the dataset; without a val split, the part of train that both models set aside for validation."""
+    known = {detector.info.config.data.val_fraction for detector in detectors if detector is not None}
+    fractions = sorted(known or {DataConfig().val_fraction})
+    dataset, notes = read_eval(data, split, fractions[0])
+    if notes and len(fractions) > 1:  # the notes say that a part of train was set aside
+        raise ConfigError(
+            f"{data}: there is no val split, and the two models set different fractions of train aside for validation "
+            f"({fractions[0]:g} and {fractions[1]:g}); name a split with --split"
+        )
+    return dataset, notes

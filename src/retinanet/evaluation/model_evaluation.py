@@ -1,0 +1,101 @@
+"""Evaluate a detector, or a file of detections, on a dataset: metrics and error analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from retinanet.data.dataset import Dataset
+from retinanet.data.formats.open_dataset import read_eval
+from retinanet.evaluation.analysis import Analysis, analyze
+from retinanet.evaluation.coco_ap import Metrics, Predictions, coco_metrics
+from retinanet.evaluation.detections import DetectionFile, read_detections
+from retinanet.evaluation.voc_ap import voc_metrics
+from retinanet.progress import progress_bar
+
+if TYPE_CHECKING:
+    from retinanet.detect.detector import Detector
+    from retinanet.hardware import Precision
+
+# Weights, or detections that any program wrote.
+Source = str | Path | DetectionFile
+
+# Called with the dataset, and with notes for the user, as soon as they are known.
+Opened = Callable[[Dataset, Sequence[str]], object]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Result of evaluating a detector on a dataset.
+
+    Attributes:
+        name: the weights or the file of detections.
+        dataset: the images and objects, with the classes of the detector.
+        predictions: the detections.
+        metrics: COCO's and Pascal VOC's metrics.
+        analysis: error analysis, thresholds, calibration and example images.
+        notes: remarks on the data and the detections for the user.
+    """
+
+    name: str
+    dataset: Dataset
+    predictions: Predictions
+    metrics: Metrics
+    analysis: Analysis
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to the content of ``metrics.json``."""
+        return {**self.metrics.to_dict(), "diagnosis": self.analysis.to_dict()}
+
+
+def evaluate(
+    weights: Source,
+    data: str | Path,
+    split: str = "val",
+    precision: Precision = "auto",
+    device: str = "auto",
+    console: Console | None = None,
+    opened: Opened = lambda dataset, notes: None,
+) -> Evaluation:
+    """Evaluate a detector on a dataset.
+
+    Args:
+        weights: path of a weights file, name of a bundled model, or a :class:`DetectionFile`.
+        data: folder or annotation file of a COCO, Pascal VOC, YOLO or CSV dataset.
+        split: the split of ``data`` to evaluate on.
+        precision: arithmetic of the network.
+        device: ``cpu``, ``cuda`` …; ``auto`` takes a GPU if there is one.
+        console: where progress is shown; unset: on the standard output.
+        opened: called with the dataset and notes for the user before the detector runs.
+
+    Raises:
+        RetinaNetError: the weights, the dataset or the detections cannot be read, or the device cannot be used.
+    """
+    if isinstance(weights, DetectionFile):
+        dataset, notes = read_eval(data, split)
+        predictions, remarks = read_detections(weights.path, dataset)
+        notes = [*notes, *remarks]
+        opened(dataset, notes)
+    else:
+        from retinanet.detect.detector import load  # torch
+
+        detector = load(weights, precision, device)
+        dataset, notes = read_eval(data, split, detector.info.config.data.val_fraction)
+        dataset = dataset.with_classes(detector.classes)
+        opened(dataset, notes)
+        predictions = detections_on(dataset, detector, "images", console)
+    metrics = replace(coco_metrics(dataset, predictions), voc=voc_metrics(dataset, predictions))
+    return Evaluation(str(weights), dataset, predictions, metrics, analyze(dataset, predictions), tuple(notes))
+
+
+def detections_on(dataset: Dataset, detector: Detector, what: str, console: Console | None) -> Predictions:
+    """Run a detector on a dataset with a progress bar named ``what``; labels are those of the detector."""
+    from retinanet.evaluation.predict import predict  # torch
+
+    with progress_bar(console or Console(), what, len(dataset)) as bar:
+        return predict(detector, dataset, bar.advance)

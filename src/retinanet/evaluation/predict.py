@@ -1,0 +1,40 @@
+"""Run a detector over a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from retinanet.data.dataset import Dataset
+from retinanet.data.loader import evaluation_loader
+from retinanet.detect.detector import Detector
+from retinanet.detections import Detections
+from retinanet.evaluation.coco_ap import Predictions
+
+
+def predict(
+    detector: Detector,
+    dataset: Dataset,
+    progress: Callable[[int], object] = lambda images: None,
+    unreadable: dict[int, str] | None = None,
+) -> Predictions:
+    """Detect objects in every image of ``dataset``, with boxes in pixels of the original images.
+
+    Args:
+        detector: its classes must be those of the dataset, see :meth:`Dataset.with_classes`.
+        dataset: the images.
+        progress: called with the number of images just finished.
+        unreadable: if given, collects the position and the error message of each image that cannot be read.
+
+    Raises:
+        DataError: an image cannot be read and ``unreadable`` is not given.
+    """
+    parts = []
+    for samples in evaluation_loader(dataset, detector.info.config.data, unreadable=unreadable):
+        found = detector.detect_scaled([sample.image for sample in samples])
+        for sample, detections in zip(samples, found, strict=True):
+            scaled = detections.rescaled(sample.image.shape[-2:], sample.size[::-1])
+            parts.append(replace(scaled, images=scaled.images + sample.index))
+        progress(len(samples))
+    every = Detections.concatenate(parts)  # the loader groups images by size
+    return Predictions(every.images, every.boxes, every.scores, every.labels)

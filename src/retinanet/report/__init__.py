@@ -1,0 +1,1 @@
+"""Pages for people: HTML files that hold everything they show, and drawings."""

@@ -1,0 +1,91 @@
+"""What to do next after an evaluation, in a few sentences that follow from its numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from retinanet.evaluation.analysis import Analysis
+from retinanet.evaluation.error_kinds import ERROR_KINDS
+
+# Groups with fewer objects, and smaller differences, are not worth a sentence.
+_FEWEST = 10
+_BEHIND, _COST, _CALIBRATION, _SPREAD = 0.1, 0.005, 0.1, 0.15
+
+
+def costliest(analysis: Analysis) -> str | None:
+    """Find the kind of error that costs the most AP50; ``None`` if no kind costs more than 0.005."""
+    costs = {code: analysis.errors.costs[code] for code in ERROR_KINDS}
+    worst = max(costs, key=lambda code: costs[code])
+    return worst if costs[worst] > _COST else None
+
+
+def describe_error(analysis: Analysis, code: str) -> str:
+    """Describe a kind of error and its cost in a few words."""
+    return f"{ERROR_KINDS[code].noun} ({code}) cost the most: {analysis.errors.costs[code]:.3f} AP50"
+
+
+def next_steps(analysis: Analysis) -> list[str]:
+    """Advise in up to four sentences, the most useful first."""
+    if not sum(each.objects for each in analysis.classes):
+        return ["There are no annotated objects, so nothing can be measured. Choose a split that has some."]
+    if not sum(each.detections for each in analysis.classes):
+        return ["Nothing was detected. Check whether the training converged, and which data it used."]
+    return [*_errors(analysis), *_threshold(analysis), *_weakest(analysis), *_annotations(analysis)][:4]
+
+
+def _errors(analysis: Analysis) -> Iterator[str]:
+    code = costliest(analysis)
+    if code is None:
+        yield f"No kind of error costs more than {_COST:g} AP50."
+    else:
+        sentence = describe_error(analysis, code)
+        yield f"{sentence[0].upper()}{sentence[1:]}. {ERROR_KINDS[code].remedy}"
+
+
+def _threshold(analysis: Analysis) -> Iterator[str]:
+    if not analysis.f1 > 0:
+        yield "No detection is correct at an IoU of 0.5, so no score threshold helps."
+        return
+    each = [k.threshold for k in analysis.classes if not math.isnan(k.threshold)]
+    low, high = min(each), max(each)
+    apart = (
+        f" The best thresholds of single classes range from {low:.2f} to {high:.2f}." if high - low > _SPREAD else ""
+    )
+    yield f"Use a score threshold of {analysis.threshold:.2f}: it has the best F1, {analysis.f1:.2f}.{apart}"
+
+
+def _weakest(analysis: Analysis) -> Iterator[str]:
+    """Name the class or the group of objects that is furthest behind, if it has enough objects.
+
+    Groups are compared by the AP averaged over objects. In the mean over classes, a single object of a rare class would
+    weigh as much as all objects of a frequent class.
+    """
+    total = sum(each.objects for each in analysis.classes)
+    groups = [
+        (each.AP_by_object, each.AP_elsewhere, each.objects, f"{each.group}: {each.name}", ", averaged over objects")
+        for each in analysis.slices
+        if each.objects >= total / 20
+    ]
+    groups += [(each.AP, analysis.AP, each.objects, f"class {each.name}", "") for each in analysis.classes]
+    groups = [group for group in groups if group[2] >= _FEWEST]
+    if not groups:
+        return
+    value, usual, objects, what, how = min(groups, key=lambda group: group[0] - group[1])
+    if usual - value > _BEHIND:
+        share = f"({objects} of {total} objects)"
+        yield f"The weakest group is “{what}” {share}: its AP is {value:.3f}, compared with {usual:.3f} overall{how}."
+
+
+def _annotations(analysis: Analysis) -> Iterator[str]:
+    listed = analysis.label_errors
+    count = listed["class"].total + listed["missing"].total
+    if count:
+        subject = "1 confident detection contradicts" if count == 1 else f"{count} confident detections contradict"
+        yield (
+            f"{subject} the annotations; see the end of this page. Wrong annotations make a detector look worse than "
+            "it is."
+        )
+    gap = analysis.calibration.error
+    if gap > _CALIBRATION:
+        yield f"Do not read scores as probabilities: on average they are off by {gap:.2f} (see Calibration)."
