@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+
+from commands import SMALL, Command
+from retinanet import cli
 
 # Time limits per example only tell how busy the machine is.
 settings.register_profile("retinanet", deadline=None)
@@ -64,6 +68,27 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "best.safetensors"
     save_weights(path, dict(model.state_dict()), ModelInfo.of(model, CLASSES, config))
     return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs ``retinanet`` with words as arguments."""
+    return Command(capsys)
+
+
+@pytest.fixture(scope="session")
+def trained(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a training of one epoch and its output. Tests must not change the folder."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert cli.main(["train", str(parts), "--out", str(out), "--train.epochs", "1", *SMALL]) == 0
+    return out, said.getvalue()
+
+
+@pytest.fixture
+def own_parts(parts: Path, tmp_path: Path) -> Path:
+    """A copy of the sample dataset that a test may damage."""
+    return Path(shutil.copytree(parts, tmp_path / "own parts"))
 
 
 @pytest.fixture(scope="session")
