@@ -161,7 +161,7 @@ def test_the_groups_are_those_of_the_help() -> None:
     source = Path(bench_verb.__file__).read_text()
     assert f'"""Benchmarks to run: {", ".join(run.GROUPS)}.' in source
     console = Console(quiet=True)
-    with pytest.raises(Exception, match="there are loss"):
+    with pytest.raises(Exception, match="choose from loss"):
         run.run(["x"], Path("unused"), console)
 
 

@@ -233,7 +233,7 @@ def test_a_run_that_cannot_be_done_is_said_and_tried_again(tiny: Plan) -> None:
     broken = Row("broken", None, {"model": {"backbone": "no_such_network"}})
     terminal, said = console()
     request = one(tiny, broken)
-    with pytest.raises(RetinaNetError, match=r"1 runs have no result; the first: .*no backbone 'no_such_network'"):
+    with pytest.raises(RetinaNetError, match=r"1 runs failed, first .*no backbone 'no_such_network'"):
         reproduce(request, 1, terminal)
     assert "failed" in said.getvalue()
     assert "| broken | – | not run |" in (request.out / "table1b.md").read_text()
@@ -246,7 +246,7 @@ def test_garbage_in_a_folder_takes_one_line(tiny: Plan) -> None:
     for name in (FAILURE, SECONDS):
         for content in ("{garbage", "[1, 2]", '{"stop": 1}'):
             (run.folder / name).write_text(content)
-            with pytest.raises(RetinaNetError, match=rf"{name}: .*; remove .* to train it anew"):
+            with pytest.raises(RetinaNetError, match=rf"{name}: .*; remove .* to train it again"):
                 outcome(run)
         (run.folder / name).unlink()
 
