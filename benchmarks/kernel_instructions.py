@@ -59,7 +59,9 @@ def main() -> None:
             }
         )
         print(f"{rows[-1]['what']}: {count:.1f} instructions, {at_memory_speed:.1f} to spend", flush=True)
-    compile_kernel(kernels._scale, {"gradient": "*bf16", "slope": "*fp32", "total": "i64"}, {"block": kernels._BLOCK})
+    compile_kernel(
+        kernels._scale, {"gradient": "*bf16", "grad_output": "*fp32", "total": "i64"}, {"block": kernels._BLOCK}
+    )
     write_json(out, {"gpu": "H100 (SXM), not run: counted", "triton": triton.__version__, "rows": rows}, indent=1)
 
 
@@ -85,7 +87,7 @@ def instructions(loss: str, dtype: str, classes: int, gamma: float) -> tuple[flo
         "total": "i64",
     }
     square = gamma == 2 and loss != "focal_star"
-    flags = {"kind": LOSSES.index(loss), "square": square, "learns": True, "fast": True}
+    flags = {"kind": LOSSES.index(loss), "square": square, "requires_grad": True, "fast": True}
     constants = {**flags, "classes": classes, "block": kernels._BLOCK, "near": kernels.rows_of_a_block(classes)}
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"

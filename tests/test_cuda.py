@@ -11,15 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from retinanet.anchors import AnchorSpec, assign_batch
+from retinanet.anchors import AnchorSpec, match_batch
 from retinanet.config import Config, DecodeConfig, load_recipe
 from retinanet.data.images import read_image
 from retinanet.data.loader import Batch
-from retinanet.decode import decode
 from retinanet.detect.detector import load
 from retinanet.losses import Normalizer, detection_losses
-from retinanet.losses.terms import Focal, FocalStar, QualityFocal, Terms, Varifocal, reference, summed
+from retinanet.losses.classification import Focal, FocalStar, QualityFocal, Varifocal
+from retinanet.losses.formula import Formula
+from retinanet.losses.sum import reference_loss, summed_loss
 from retinanet.model import Outputs, RetinaNet
+from retinanet.postprocess import postprocess
 from retinanet.train.distributed import Processes
 from retinanet.train.step import backward
 
@@ -39,16 +41,16 @@ TERMS = (
 @pytest.mark.parametrize("terms", TERMS, ids=lambda terms: type(terms).__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("classes", [1, 80, 1203])
-def test_kernel_is_the_definition(terms: Terms, dtype: torch.dtype, classes: int) -> None:
+def test_kernel_is_the_definition(terms: Formula, dtype: torch.dtype, classes: int) -> None:
     torch.manual_seed(0)
     logits = (5 * torch.randn(2, 3000, classes)).to(dtype)
     labels = torch.randint(-2, classes, (2, 3000))
     quality = torch.rand(2, 3000)
     there = logits.cuda().requires_grad_()
-    loss = summed(there, labels.cuda(), terms, quality.cuda())
+    loss = summed_loss(there, labels.cuda(), terms, quality.cuda())
     loss.backward()  # type: ignore[no-untyped-call]
     exact = logits.double().requires_grad_()
-    expected = reference(exact, labels, terms, quality)
+    expected = reference_loss(exact, labels, terms, quality)
     expected.backward()  # type: ignore[no-untyped-call]
     assert there.grad is not None
     assert exact.grad is not None
@@ -70,8 +72,8 @@ def test_decoding_finds_the_same() -> None:
     here, there = random_outputs(3)
     grid, config = AnchorSpec().grid((SIDE, SIDE)), DecodeConfig()
     sizes = [(SIDE, SIDE), (200, 100), (60, SIDE)]
-    expected = decode(here, grid, sizes, config)
-    for found, each in zip(decode(there, grid.to("cuda"), sizes, config), expected, strict=True):
+    expected = postprocess(here, grid, sizes, config)
+    for found, each in zip(postprocess(there, grid.to("cuda"), sizes, config), expected, strict=True):
         assert len(each.boxes) == len(found.boxes) > 0
         torch.testing.assert_close(found.scores.cpu(), each.scores, rtol=1e-5, atol=1e-6)
         assert (found.labels.cpu() == each.labels).float().mean() > 0.98  # of equal scores, either may be first
@@ -83,12 +85,12 @@ def test_losses_are_those_of_the_cpu(recipe: str) -> None:
     config = load_recipe(recipe)
     grid = config.anchors.grid((SIDE, SIDE))
     boxes = [torch.tensor([[10.0, 20, 90, 110], [100, 100, 240, 200]]), torch.tensor([[5.0, 5, 60, 50]])]
-    matched = assign_batch(grid, boxes, [torch.zeros(0, 4)] * 2, config.assign)
+    matches = match_batch(grid, boxes, [torch.zeros(0, 4)] * 2, config.assign)
     labels = torch.tensor([0, 7, 3])
     pairs = []
     for outputs in (here, there):
         leaves = [x.requires_grad_() for x in (*outputs.logits, *outputs.deltas)]
-        losses = detection_losses(outputs, grid, matched, torch.cat(boxes), labels, config.loss)
+        losses = detection_losses(outputs, grid, matches, torch.cat(boxes), labels, config.loss)
         losses.total.backward()  # type: ignore[no-untyped-call]
         pairs.append((losses.total.detach().cpu(), [x.grad.cpu() for x in leaves if x.grad is not None]))
     torch.testing.assert_close(pairs[1][0], pairs[0][0], rtol=1e-5, atol=1e-6)

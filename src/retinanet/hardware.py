@@ -81,7 +81,7 @@ def _cpu_multiplies_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def send(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """``tensor`` on ``device``, without waiting for what a GPU still has to do."""
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()  # from other memory, the copy would wait

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from retinanet.decode import Detections
 from retinanet.detect.sources import Picture, Source
 from retinanet.detect.write import Writer
 from retinanet.errors import DataError
+from retinanet.postprocess import Detections
 
 CLASSES = ("nut & bolt", "screw")
 FORMATS = ("coco", "csv", "yolo", "voc")

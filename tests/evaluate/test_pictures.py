@@ -17,7 +17,6 @@ from PIL import Image
 
 from retinanet.data.dataset import Dataset, DatasetBuilder, FileList
 from retinanet.data.formats.detect import read_split
-from retinanet.decode import Detections
 from retinanet.detect.detector import Detector, load
 from retinanet.errors import DataError
 from retinanet.evaluate.pictures import (
@@ -30,6 +29,7 @@ from retinanet.evaluate.pictures import (
     shrunk,
     spread,
 )
+from retinanet.postprocess import Detections
 
 NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from retinanet.config import DataConfig
 from retinanet.data.sample import Sample
-from retinanet.hardware import send
+from retinanet.hardware import to_device
 
 # Images of a batch are padded to sides that the pyramid's strides up to C5 divide.
 PAD_TO = 32
@@ -131,7 +131,7 @@ def normalized_batch(
     batch = torch.empty(shape, device=device, memory_format=torch.channels_last).zero_()
     scale, offset = _scale_and_offset(tuple(mean), tuple(std), device)
     for row, image in zip(batch, images, strict=True):
-        row[:, : image.shape[-2], : image.shape[-1]] = send(image, device).float() * scale + offset
+        row[:, : image.shape[-2], : image.shape[-1]] = to_device(image, device).float() * scale + offset
     return batch
 
 
@@ -140,7 +140,7 @@ def normalized_batch(
 def _scale_and_offset(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """(v / 255 − mean) / std as one multiplication and addition, ``(3, 1, 1)`` both."""
     scale, offset = 1 / (255 * torch.tensor(std)), -torch.tensor(mean) / torch.tensor(std)
-    return send(scale[:, None, None], device), send(offset[:, None, None], device)
+    return to_device(scale[:, None, None], device), to_device(offset[:, None, None], device)
 
 
 def padded_size(images: Sequence[Tensor]) -> tuple[int, int]:

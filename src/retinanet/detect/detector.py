@@ -18,11 +18,11 @@ from retinanet.anchors import AnchorGrid
 from retinanet.config import AnchorSpec, DecodeConfig
 from retinanet.data.images import read_image, to_rgb
 from retinanet.data.transforms import normalized_batch, resize_image, scaled_size
-from retinanet.decode import Detections, decode
 from retinanet.errors import ConfigError, DataError
 from retinanet.hardware import Precision, autocast, resolve_device, resolve_precision
 from retinanet.model import Outputs, RetinaNet
 from retinanet.model.inference import for_inference
+from retinanet.postprocess import Detections, postprocess
 from retinanet.zoo.weights import ModelInfo, load_weights
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Detector:
             outputs = self._outputs(batch)
         settings = self._decode_config(score)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        return [Detections(*(t.cpu() for t in d)) for d in decode(outputs, grid, sizes, settings)]
+        return postprocess(outputs, grid, sizes, settings)
 
     def _outputs(self, batch: Tensor) -> Outputs:
         if not self.compiled:

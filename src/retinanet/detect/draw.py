@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import supervision
 
-from retinanet.decode import Detections
+from retinanet.postprocess import Detections
 
 # Okabe and Ito's colours, which colour-blind people tell apart, then lighter companions
 COLORS = ["#56B4E9", "#E69F00", "#33C59A", "#F0E442", "#D98BB8", "#E8743B", "#8FA8FF", "#B7E07A", "#C9C9C9", "#FF9DA7"]

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 
 from retinanet.data.images import IMAGE_SUFFIXES, read_image
-from retinanet.decode import Detections
 from retinanet.detect.detector import Detector
 from retinanet.errors import DataError
+from retinanet.postprocess import Detections
 
 
 @dataclass(frozen=True)

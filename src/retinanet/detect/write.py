@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from retinanet.decode import Detections
 from retinanet.detect.sources import Picture, Source
 from retinanet.errors import DataError
 from retinanet.files import write_atomically, write_json, write_text
+from retinanet.postprocess import Detections
 
 # The library that writes JPEG files takes no longer sides.
 _JPEG_LONGEST = 65_500

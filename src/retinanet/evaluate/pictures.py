@@ -16,10 +16,10 @@ from PIL import Image
 from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
 from retinanet.data.verify import other_size
-from retinanet.decode import Detections
 from retinanet.errors import DataError
 from retinanet.files import write_atomically
 from retinanet.page import draw_boxes
+from retinanet.postprocess import Detections
 
 if TYPE_CHECKING:
     from retinanet.detect.detector import Detector

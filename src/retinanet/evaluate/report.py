@@ -10,7 +10,6 @@ import torch
 
 from retinanet import page
 from retinanet.data.dataset import Dataset
-from retinanet.decode import Detections
 from retinanet.evaluate import sections
 from retinanet.evaluate.advice import next_steps
 from retinanet.evaluate.ap import Metrics, Predictions
@@ -19,6 +18,7 @@ from retinanet.evaluate.diagnose import Diagnosis
 from retinanet.evaluate.examples import Example, Examples
 from retinanet.evaluate.pictures import Album, draw_example, spread
 from retinanet.files import write_text
+from retinanet.postprocess import Detections
 
 _EXPLAINED = {
     "AP": "mean over IoU 0.50–0.95",

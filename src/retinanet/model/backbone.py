@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from retinanet.errors import CheckpointError, ModelError
+from retinanet.model.fused import fuse_residual_blocks
 from retinanet.model.gradients import speed_up_depthwise
 from retinanet.zoo.foreign import read_foreign
 
@@ -67,6 +68,7 @@ class Backbone(nn.Module):
         elif pretrained and name == OFFLINE_BACKBONE:
             load_backbone_weights(self.body, lite0_state_dict(), OFFLINE_BACKBONE)
         speed_up_depthwise(self.body)
+        fuse_residual_blocks(self.body)
         if norm_eps == 0 and (pretrained or weights is not None):
             self._require_variance()
         self.trained_norm = trained_norm

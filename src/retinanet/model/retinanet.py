@@ -111,7 +111,4 @@ class RetinaNet(nn.Module):
         # Channels-last throughout: convolutions run faster in it, and the subnets' outputs become views.
         images = images.contiguous(memory_format=torch.channels_last)
         pyramid = self.fpn(self.backbone(images))
-        return Outputs(
-            logits=[self.classification(feature) for feature in pyramid],
-            deltas=[self.regression(feature) for feature in pyramid],
-        )
+        return Outputs(logits=self.classification(pyramid), deltas=self.regression(pyramid))

@@ -69,9 +69,9 @@ class MovingAverage(AveragedModel):
         own, new = ([*of.parameters(), *of.buffers()] for of in (self.module, model))
         learnt = [tensor.is_floating_point() for tensor in own]
         torch._foreach_lerp_(list(compress(own, learnt)), list(compress(new, learnt)), share)
-        for average, value, averaged in zip(own, new, learnt, strict=True):
-            if not averaged:
-                average.copy_(value)
+        counters = [not floating for floating in learnt]
+        if any(counters):
+            torch._foreach_copy_(list(compress(own, counters)), list(compress(new, counters)))
         self.n_averaged += 1
 
 

@@ -29,10 +29,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 import retinanet
-from retinanet.decode import Detections, decode
 from retinanet.detect.detector import Detector
 from retinanet.errors import CheckpointError
 from retinanet.model import Outputs
+from retinanet.postprocess import Detections, postprocess
 from retinanet.zoo.importers import from_torchvision
 from retinanet.zoo.weights import save_weights
 
@@ -189,7 +189,7 @@ def assert_parity(detector: Detector, model: RetinaNet, image: Tensor, least: in
     config = detector.info.config
     (height, width), padded = scaled_size(model, image), tuple(theirs.batch.shape[-2:])
     grid = config.anchors.grid((padded[0], padded[1]))
-    (found,) = decode(Outputs(theirs.logits, theirs.deltas), grid, [(height, width)], config.decode)
+    (found,) = postprocess(Outputs(theirs.logits, theirs.deltas), grid, [(height, width)], config.decode)
     back = torch.tensor([image.shape[-1] / width, image.shape[-2] / height] * 2)
     assert_same_detections(found._replace(boxes=found.boxes * back), theirs.found)
     # … and from ours, whose last bits differ, all but the few that hang on an IoU of 0.5 ± 1e-6.

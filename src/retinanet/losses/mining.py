@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import nms
 
-from retinanet.anchors.assign import IGNORE
+from retinanet.anchors.matches import IGNORE
 
 
 def ohem_loss(
