@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -126,12 +127,23 @@ def problems(row: Row) -> list[str]:
 
 
 def relinked(text: str) -> str:
-    """The page with links to the new files of symbols that moved, where exactly one file defines the symbol."""
+    """The page with links to the new files of symbols that moved.
+
+    If several files define a symbol, it goes where most other symbols of its old file went.
+    """
+    moved: dict[str, list[list[str]]] = defaultdict(list)  # for each old file: the possible places of each symbol
+    for path, symbol in {(match["path"], match["symbol"]) for match in LINK.finditer(text)}:
+        if symbol not in symbols(path):
+            moved[path].append(places(symbol, "test" if path.startswith("tests/") else "code"))
+    votes = {path: Counter(place for found in lists for place in found) for path, lists in moved.items()}
 
     def renew(match: re.Match[str]) -> str:
         path, symbol = match["path"], match["symbol"]
+        if symbol in symbols(path):
+            return match[0]
         found = places(symbol, "test" if path.startswith("tests/") else "code")
-        return match[0] if symbol in symbols(path) or len(found) != 1 else link(found[0], symbol)
+        best = [place for place in found if votes[path][place] == max(votes[path][each] for each in found)]
+        return link(best[0], symbol) if len(best) == 1 else match[0]
 
     return LINK.sub(renew, text)
 
@@ -205,6 +217,8 @@ def test_links_to_symbols_that_moved_are_mended() -> None:
     right = link("tests/test_paper_map.py", "test_links_to_symbols_that_moved_are_mended")
     moved = right.replace("paper_map", "paper_mop")
     assert relinked(f"| a | {moved} | {right} |") == f"| a | {right} | {right} |"
+    both = f"{moved} {link('tests/test_paper_mop.py', 'test_flags_are_understood')}"
+    assert relinked(both) == both.replace("mop", "map")
     unknown = link("tests/test_paper_mop.py", "test_of_nothing")
     assert relinked(unknown) == unknown
 
