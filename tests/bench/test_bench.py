@@ -140,7 +140,7 @@ def test_sides_that_disagree_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     quick = {"loss": (lambda: [cases.focal(2, 100)], 1), "assignment": (lambda: [cases.assignment(3)], 1)}
     monkeypatch.setattr(run, "GROUPS", quick)
-    monkeypatch.setattr(run, "_SCALING", {"focal loss": ("classes", lambda n: cases.focal(n, 50), (1, 2))})
+    monkeypatch.setattr(run, "SCALING", {"focal loss": ("classes", lambda n: cases.focal(n, 50), (1, 2))})
     assert cli.main(["bench", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "focal loss, 100 × 2" in shown

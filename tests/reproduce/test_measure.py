@@ -77,7 +77,7 @@ def test_distribution_against_a_naive_recomputation(parts: Path, weights: Path) 
 def test_sampling_ends_with_the_papers_number_of_anchors(
     parts: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "_BACKGROUND", 4000)  # an image has at most 1746
+    monkeypatch.setattr(measure, "BACKGROUND_ANCHORS", 4000)  # an image has at most 1746
     seen: list[int] = []
     found = measure.loss_distribution(weights, read_split(parts, "train"), seen.append)
     assert found["images"] == sum(seen) == 3

@@ -124,7 +124,7 @@ def test_only_coco_is_coco(parts: Path, tmp_path: Path, monkeypatch: pytest.Monk
         )
     with pytest.raises(DataError, match="9 train and 3 val images of 4 classes, but COCO 2017 has 118287, 5000 and 80"):
         require_coco(str(named))
-    monkeypatch.setattr(planning, "_COCO_IMAGES", (9, 3))
+    monkeypatch.setattr(planning, "COCO_IMAGES", (9, 3))
     with pytest.raises(DataError, match="of 4 classes"):
         require_coco(str(named))
     assert paper_plan("COCO", tmp_path).train_images == 9

@@ -41,7 +41,7 @@ def run(names: Sequence[str], out: Path, console: Console, scaling: bool = True,
         torch.set_num_threads(threads)
     chosen = list(names) or list(GROUPS)
     results: list[Timing] = []
-    curves = _SCALING if scaling and not names else {}
+    curves = SCALING if scaling and not names else {}
     with progress_bar(console, "measuring", len(chosen) + len(curves)) as bar:
         for name in chosen:
             make, repeats = GROUPS[name]
@@ -64,7 +64,7 @@ def run(names: Sequence[str], out: Path, console: Console, scaling: bool = True,
     console.print(f"wrote {', '.join(written)} in {out}")
 
 
-_SCALING: dict[str, tuple[str, Callable[[int], Case], tuple[int, ...]]] = {
+SCALING: dict[str, tuple[str, Callable[[int], Case], tuple[int, ...]]] = {
     "assignment": ("boxes in an 800×800 image", cases.assignment, (1, 5, 20, 100, 500, 2000, 5000)),
     "focal loss": ("classes (12,000 anchors)", lambda n: cases.focal(n, 12_000), (1, 5, 20, 80, 365, 1203)),
     "detector": ("pixels per side", cases.detector, (320, 512, 800, 1120, 1600)),
@@ -140,7 +140,7 @@ def _plot(curves: dict[str, list[tuple[int, Timing]]], path: Path) -> None:
             line = [(value, 1000 * found.seconds[side]) for value, found in points if side in found.seconds]
             if line:
                 axes.loglog(*zip(*line, strict=True), marker="o", markersize=4, label=side, color=color)
-        axes.set(title=title, xlabel=_SCALING[title][0], ylabel="ms")
+        axes.set(title=title, xlabel=SCALING[title][0], ylabel="ms")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
         axes.legend(frameon=False, fontsize=8)

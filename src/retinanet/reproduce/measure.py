@@ -23,7 +23,7 @@ GAMMAS = (0.0, 0.5, 1.0, 2.0)
 HARDEST = (0.001, 0.01, 0.1, 0.2)
 
 # Number of points of each stored curve, and the number of background anchors at which sampling ends (as in the paper).
-_POINTS, _BACKGROUND = 501, 10_000_000
+_POINTS, BACKGROUND_ANCHORS = 501, 10_000_000
 
 
 def loss_curves() -> dict[str, Any]:
@@ -112,7 +112,7 @@ def loss_distribution(
             parts[group].append(own)
         images, background = images + 1, background + losses[1].shape[1]
         progress(1)
-        if background >= _BACKGROUND:
+        if background >= BACKGROUND_ANCHORS:
             break
     result: dict[str, Any] = {"images": images}
     for group, values in parts.items():

@@ -34,7 +34,7 @@ SMALL = Path(__file__).parent / "small.yaml"
 _VAL_IMAGES = 400
 
 _COCO_FILES = ("instances_train2017.json", "instances_val2017.json")
-_COCO_IMAGES = (118_287, 5_000)
+COCO_IMAGES = (118_287, 5_000)
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def small_plan(data: str | Path, runs: Path, images: int, recipe: str | None = N
 
 def paper_plan(data: str, runs: Path) -> Plan:
     """Plan the paper's trainings on COCO. This does not read ``data``; :func:`require_coco` checks it."""
-    return Plan("paper", load_recipe("paper"), DataSource(data), "COCO", "COCO 2017", *_COCO_IMAGES, runs)
+    return Plan("paper", load_recipe("paper"), DataSource(data), "COCO", "COCO 2017", *COCO_IMAGES, runs)
 
 
 def require_coco(data: str) -> None:
@@ -257,10 +257,10 @@ def require_coco(data: str) -> None:
             raise DataError(f"{data}: there is no annotations/{file}; {advice}")
     train_set, val_set, _ = read_train_val(data)
     counts = (len(train_set), len(val_set))
-    if counts != _COCO_IMAGES or len(train_set.classes) != 80:
+    if counts != COCO_IMAGES or len(train_set.classes) != 80:
         raise DataError(
             f"{data}: {counts[0]} train and {counts[1]} val images of {len(train_set.classes)} classes, "
-            f"but COCO 2017 has {_COCO_IMAGES[0]}, {_COCO_IMAGES[1]} and 80; {advice}"
+            f"but COCO 2017 has {COCO_IMAGES[0]}, {COCO_IMAGES[1]} and 80; {advice}"
         )
 
 
