@@ -250,27 +250,27 @@ def _loss_sides(logits: Tensor, labels: Tensor, compiled: bool = False) -> dict[
 
 
 def tuning(bench: Bench) -> Iterator[Row]:
-    """The loss's kernel with other numbers of logits a block and of warps than it has; nothing on the CPU."""
+    """The loss's kernel with other sizes of blocks and numbers of warps than it has; nothing on the CPU."""
     if bench.device.type != "cuda":
         return
     from retinanet.losses.kernels import triton as kernels
 
-    own = kernels._BLOCK, kernels._WARPS
+    own = kernels.BLOCK_BYTES, kernels.WARPS
     (images,) = bench.sizes(16)
     for dtype in (torch.float32, torch.bfloat16):
         logits, labels = _logits(bench, images, CLASSES, dtype)
         plain = _loss_sides(logits, labels)
 
         def with_sizes(sizes: tuple[int, int], ours: Call = plain["ours"]) -> Any:
-            kernels._BLOCK, kernels._WARPS = sizes
+            kernels.BLOCK_BYTES, kernels.WARPS = sizes
             try:
                 return ours()
             finally:
-                kernels._BLOCK, kernels._WARPS = own
+                kernels.BLOCK_BYTES, kernels.WARPS = own
 
-        sizes = dict.fromkeys((own, (512, 2), (512, 4), (1024, 2), (1024, 8), (2048, 4), (2048, 8), (4096, 8)))
+        sizes = dict.fromkeys((own, (2048, 2), (2048, 4), (4096, 2), (4096, 8), (8192, 4), (8192, 8)))
         sides: dict[str, Call] = {
-            f"{block} in {warps} warps": partial(with_sizes, (block, warps)) for block, warps in sizes
+            f"{size} bytes in {warps} warps": partial(with_sizes, (size, warps)) for size, warps in sizes
         }
         sides |= {"floor": plain["floor"]}
         what = f"blocks of the focal loss, {str(dtype).removeprefix('torch.')}"

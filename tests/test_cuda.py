@@ -20,8 +20,8 @@ from retinanet.losses import Normalizer, detection_losses
 from retinanet.losses.classification import Focal, FocalStar, QualityFocal, Varifocal
 from retinanet.losses.formula import Formula
 from retinanet.losses.sum import reference_loss, summed_loss
-from retinanet.model import Outputs, RetinaNet
-from retinanet.postprocess import postprocess
+from retinanet.model import Outputs, RetinaNet, fused, subnets
+from retinanet.postprocess import Candidates, postprocess, suppress
 from retinanet.train.distributed import Processes
 from retinanet.train.step import backward
 
@@ -130,6 +130,41 @@ def test_detector_finds_what_it_finds_on_the_cpu(parts: Path) -> None:
     assert halved.detect([pixels], 0.05)[0].boxes.shape[1] == 4
     # TF32 rounds more than folding may change; it must not keep batch norm from being folded
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in halved.network.modules())
+
+
+def test_fused_convolutions_compute_what_separate_layers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = RetinaNet("resnet18", num_classes=3).cuda().to(memory_format=torch.channels_last).train()
+    images = torch.randn(2, 3, 128, 160, device="cuda")
+    found = []
+    for is_fused in (fused.is_fused, lambda x: False):
+        for module in (fused, subnets):
+            monkeypatch.setattr(module, "is_fused", is_fused)
+        model.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            outputs = model(images)
+        values = torch.cat([t.float().flatten() for t in (*outputs.logits, *outputs.deltas)])
+        (values * torch.linspace(-1, 1, len(values), device="cuda")).sum().backward()  # type: ignore[no-untyped-call]
+        gradient = torch.cat([p.grad.float().flatten() for p in model.parameters() if p.grad is not None])
+        found.append((values.detach(), gradient))
+    for own, theirs in zip(*found, strict=True):
+        assert theirs.norm() > 0
+        assert (own - theirs).norm() < 0.03 * theirs.norm()  # bf16, rounded at other places
+
+
+@pytest.mark.parametrize("limit", [5, 300])
+def test_suppression_of_all_images_together_is_that_in_turn(limit: int) -> None:
+    torch.manual_seed(0)
+    corner = 200 * torch.rand(4, 1000, 2, device="cuda")
+    boxes = torch.cat([corner, corner + 10 + 30 * torch.rand_like(corner)], dim=2)
+    scores = torch.rand(4, 1000, device="cuda").sort(dim=1, descending=True).values
+    labels = torch.randint(3, (4, 1000), device="cuda")
+    candidates, config = Candidates(boxes, scores, labels), DecodeConfig(max_detections=limit)
+    together = suppress(candidates, config)
+    in_turn = suppress(Candidates(*(values.cpu() for values in candidates)), config)
+    for found, expected in zip(together, in_turn, strict=True):
+        for own, theirs in zip(found, expected, strict=True):
+            assert torch.equal(own, theirs)
 
 
 def test_training_learns_and_goes_on_where_it_stopped(parts: Path, tmp_path: Path) -> None:

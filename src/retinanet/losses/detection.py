@@ -1,4 +1,4 @@
-"""The training objective: classification loss + box loss, both divided by the number of foreground anchors."""
+"""The training objective: classification loss + box loss, both divided by the number of positive anchors."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from retinanet.losses.sum import summed_loss
 from retinanet.losses.targets import Targets, make_targets
 from retinanet.model import Outputs
 
-# detectron2's moving average of the foreground anchors: where it starts, and what it keeps at each step.
+# detectron2's moving average of the positive anchors: its start, and its decay per step.
 _MOVING_START, _MOVING_KEEP = 100.0, 0.9
 
 
 class Losses(NamedTuple):
-    """Scalars: ``classification`` and ``box``, normalised, and the ``foreground`` anchors of this process's batch."""
+    """Scalars: normalized ``classification`` and ``box`` loss, and ``foreground``, the positive anchors of this process."""
 
     classification: Tensor
     box: Tensor
@@ -33,17 +33,17 @@ class Losses(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """What is minimised."""
+        """The sum that is minimized."""
         return self.classification + self.box
 
 
 class Normalizer:
-    """Number of foreground anchors → what the losses are divided by.
+    """Turn the number of positive anchors into the number that divides the losses.
 
-    ``batch``: the foreground anchors of the whole batch, on all processes, at least 1 (the paper). Gradients are
-    averaged over processes, so each divides by the total ÷ processes. ``rank``: this process's alone (mmdetection).
-    ``moving``: a moving average of this process's alone (detectron2). ``image`` divides each image's losses by its own
-    (torchvision).
+    ``batch``: the positive anchors of the whole batch, on all processes, at least 1 (the paper). Gradients are averaged
+    over processes, so each process divides by the total ÷ processes. ``rank``: the positive anchors of this process
+    (mmdetection). ``moving``: their moving average (detectron2). ``image``: the losses of each image are divided by its
+    own positive anchors (torchvision).
 
     Attributes:
         average: float32 scalar, the state of ``moving``.
@@ -157,7 +157,7 @@ def box_quality(deltas: Tensor, anchors: Tensor, objects: Tensor) -> Tensor:
 
 
 def formula_of(config: LossConfig) -> Formula:
-    """The classification loss by its name; of losses that mine, what is mined from."""
+    """The formula of the configured classification loss; for losses that mine, of the loss that is mined."""
     match config.classification:
         case "ce" | "ohem" | "ohem_1_3":
             return Focal(None, 0.0)

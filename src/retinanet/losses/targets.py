@@ -81,6 +81,7 @@ def make_targets(matches: Matches, grid: AnchorGrid, boxes: Tensor, labels: Tens
     real = to_device(torch.stack([grid.boxes.cpu()[anchor], boxes[box].to(torch.float32)]), device)
     every = torch.full((images * matches.anchors,), BACKGROUND, device=device)
     every[torch.cat([position, ignored])] = torch.cat([own, ignore])
-    classes = [part.view(images, -1) for part in torch.split(every, [images * size for size in grid.level_sizes])]
+    levels = torch.split(every, [images * size for size in grid.level_sizes])
+    classes = [level.view(images, size) for level, size in zip(levels, grid.level_sizes, strict=True)]
     counts = torch.bincount(level, minlength=len(sizes)).tolist()
     return Targets(classes, counts, index, real[0], real[1], own)

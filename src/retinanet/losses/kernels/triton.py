@@ -15,7 +15,9 @@ from triton.language.extra import libdevice
 from retinanet.anchors.matches import BACKGROUND, IGNORE
 from retinanet.losses.formula import Formula
 
-_BLOCK, _WARPS = 1024, 4
+# Bytes of logits a block reads: 8 float32 numbers a thread, or 16 of half precision, which takes fewer instructions for
+# each of them. Measured on an H100 beside half and twice as much.
+BLOCK_BYTES, WARPS = 4096, 4
 _SCALING_PROGRAMS = 4096  # enough to fill any GPU; each that has nothing to do costs a little
 _KINDS = ("focal", "focal_star", "quality_focal", "varifocal")
 _FOCAL, _STAR, _QUALITY, _VARIFOCAL = (tl.constexpr(kind) for kind in range(4))
@@ -31,7 +33,8 @@ def value_and_gradient(
     # float16 cannot hold the gradient before it is scaled
     dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
     gradient = torch.empty_like(flat, dtype=dtype) if requires_grad else flat
-    blocks, classes = triton.cdiv(flat.numel(), _BLOCK), flat.shape[-1]
+    block, classes = block_size(flat.dtype), flat.shape[-1]
+    blocks = triton.cdiv(flat.numel(), block)
     partial = torch.empty(blocks, device=flat.device)
     if blocks:
         _loss_and_gradient[(blocks,)](
@@ -51,24 +54,30 @@ def value_and_gradient(
             square=numbers.gamma == 2,
             requires_grad=requires_grad,
             fast=flat.is_cuda,  # else it is Triton's interpreter
-            block=_BLOCK,
-            near=rows_of_a_block(classes),
-            num_warps=_WARPS,
+            block=block,
+            near=rows_of_a_block(classes, block),
+            num_warps=WARPS,
         )
     return partial.sum(dtype=torch.float64).float(), gradient
 
 
 def scaled(gradient: Tensor, grad_output: Tensor) -> Tensor:
     """``gradient`` times ``grad_output``, in place."""
-    programs = min(triton.cdiv(gradient.numel(), _BLOCK), _SCALING_PROGRAMS)
+    block = block_size(gradient.dtype)
+    programs = min(triton.cdiv(gradient.numel(), block), _SCALING_PROGRAMS)
     if programs:  # not mul_, which would round grad_output to the gradient's precision first
-        _scale[(programs,)](gradient, grad_output, gradient.numel(), block=_BLOCK)
+        _scale[(programs,)](gradient, grad_output, gradient.numel(), block=block)
     return gradient
 
 
-def rows_of_a_block(classes: int) -> int:
+def block_size(dtype: torch.dtype) -> int:
+    """Logits a block."""
+    return BLOCK_BYTES // dtype.itemsize
+
+
+def rows_of_a_block(classes: int, block: int) -> int:
     """Rows of the logits that a block touches at most, rounded up to what Triton can make a range of."""
-    rows: int = triton.next_power_of_2((_BLOCK - 2) // classes + 2)
+    rows: int = triton.next_power_of_2((block - 2) // classes + 2)
     return rows
 
 
