@@ -17,17 +17,17 @@ from commands import Command
 
 
 def test_detect_in_a_file(run: Command, weights: Path, parts: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "wide.png"
+    photo = tmp_path / "wide.png"
     with Image.open(parts / "images" / "000000.jpg") as image:
-        image.resize((150, 70)).save(picture)
-    said = run("detect", weights, picture, "--out", tmp_path / "out")
+        image.resize((150, 70)).save(photo)
+    said = run("detect", weights, photo, "--out", tmp_path / "out")
     assert said.code == 0
     assert said.out.startswith("1 picture: ")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["detections.csv", "detections.json", "wide.jpg"]
     with Image.open(tmp_path / "out" / "wide.jpg") as drawn:
         assert drawn.size == (150, 70)
     content = json.loads((tmp_path / "out" / "detections.json").read_text())
-    assert content["images"] == [{"id": 1, "file_name": str(picture), "width": 150, "height": 70}]
+    assert content["images"] == [{"id": 1, "file_name": str(photo), "width": 150, "height": 70}]
     assert all(0.3 <= a["score"] <= 1 for a in content["annotations"])
     with (tmp_path / "out" / "detections.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == len(content["annotations"]) > 0
@@ -57,8 +57,8 @@ def test_detect_in_folder_pattern_and_several(run: Command, weights: Path, parts
     ],
 )
 def test_detect_formats(run: Command, weights: Path, parts: Path, tmp_path: Path, name: str, file: str) -> None:
-    picture = parts / "images" / "000000.jpg"
-    assert run("detect", weights, picture, "--out", tmp_path, "--format", name, "--no-draw").code == 0
+    photo = parts / "images" / "000000.jpg"
+    assert run("detect", weights, photo, "--out", tmp_path, "--format", name, "--no-draw").code == 0
     found = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
     assert found == {file} | ({"classes.txt", "labels.csv"} if name == "yolo" else set())
     assert (tmp_path / file).stat().st_size > 20
@@ -76,15 +76,15 @@ def test_detect_score(run: Command, weights: Path, parts: Path, tmp_path: Path) 
 
 
 def test_detect_in_a_file_whose_name_is_no_text(run: Command, weights: Path, parts: Path, tmp_path: Path) -> None:
-    picture = tmp_path / os.fsdecode(b"caf\xe9.jpg")
+    photo = tmp_path / os.fsdecode(b"caf\xe9.jpg")
     try:
-        shutil.copy(parts / "images" / "000000.jpg", picture)
+        shutil.copy(parts / "images" / "000000.jpg", photo)
     except OSError:
         pytest.skip("this file system has text names only")
-    assert run("detect", weights, picture, "--out", tmp_path / "out").code == 0
-    assert json.loads((tmp_path / "out" / "detections.json").read_text())["images"][0]["file_name"] == str(picture)
-    picture.write_bytes(b"no picture")
-    assert "caf\\udce9.jpg" in run.fails("detect", weights, picture, "--out", tmp_path / "out")
+    assert run("detect", weights, photo, "--out", tmp_path / "out").code == 0
+    assert json.loads((tmp_path / "out" / "detections.json").read_text())["images"][0]["file_name"] == str(photo)
+    photo.write_bytes(b"not an image")
+    assert "caf\\udce9.jpg" in run.fails("detect", weights, photo, "--out", tmp_path / "out")
 
 
 def test_detect_in_one_pixel(run: Command, weights: Path, tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_detect_refuses_giants_and_goes_on(run: Command, weights: Path, parts: P
     chunk = b"IHDR" + header
     giant = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     (tmp_path / "giant.png").write_bytes(giant)
-    picture = parts / "images" / "000000.jpg"
-    line = run.fails("detect", weights, tmp_path / "giant.png", picture, "--out", tmp_path / "out")
+    photo = parts / "images" / "000000.jpg"
+    line = run.fails("detect", weights, tmp_path / "giant.png", photo, "--out", tmp_path / "out")
     assert "giant.png" in line
     assert "1 of 2" in line
     assert (tmp_path / "out" / "000000.jpg").is_file()

@@ -207,10 +207,10 @@ def test_ctrl_c_without_anything_to_save(run: Command, parts: Path, monkeypatch:
 
 
 def test_terminal_that_cannot_show_every_letter(weights: Path, parts: Path, tmp_path: Path) -> None:
-    picture = parts / "images" / "000000.jpg"
+    photo = parts / "images" / "000000.jpg"
     code = "import sys; from retinanet.cli import main; sys.exit(main())"
     done = subprocess.run(
-        [sys.executable, "-c", code, "detect", weights, picture, "--out", tmp_path],
+        [sys.executable, "-c", code, "detect", weights, photo, "--out", tmp_path],
         capture_output=True,
         check=True,
         env={**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"},
