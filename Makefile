@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11+, pip, make and git, and nothing else.
+# `make demo` and `make test` need only Python 3.11+, pip, make and git.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ DEMO := demo
 
 .PHONY: demo test check bench clean
 
-# Installing again is only needed when what is installed has changed.
+# Install again only after a change of the dependencies.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
@@ -18,7 +18,7 @@ demo: $(VENV)/.installed  ## install, train on the embedded dataset, evaluate, d
 	$(BIN)/retinanet train $(DEMO)/parts --out $(DEMO)/run --data.size 320 --train.epochs 6
 	$(BIN)/retinanet eval $(DEMO)/run/best.safetensors $(DEMO)/parts --out $(DEMO)/eval
 	$(BIN)/retinanet detect $(DEMO)/run/best.safetensors $(DEMO)/parts/images/00000[16].jpg --out $(DEMO)/detections
-	@echo "open $(DEMO)/eval/report.html; then train on your own pictures: $(BIN)/retinanet train DATA --out RUN"
+	@echo "open $(DEMO)/eval/report.html; then train on your own images: $(BIN)/retinanet train DATA --out RUN"
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -27,9 +27,10 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed  ## time everything beside torchvision; about six minutes
+bench: $(VENV)/.installed  ## compare the speed with torchvision (about six minutes)
 	$(BIN)/retinanet bench --out benchmarks/results
 
 clean:
-	rm -rf $(VENV) $(DEMO) runs dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) runs dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

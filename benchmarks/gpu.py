@@ -29,7 +29,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from retinanet.anchors import BACKGROUND, AnchorSpec, Matches, match_batch
-from retinanet.bench.cases import torchvision_retinanet
+from retinanet.bench.peer import torchvision_retinanet
 from retinanet.config import Config, DecodeConfig, load_recipe
 from retinanet.data.loader import Batch
 from retinanet.detect.detector import Detector

@@ -1,9 +1,9 @@
-"""Make a bundled model of a finished training: float16 weights and a card with what was measured.
+"""Make a bundled model from a finished training: float16 weights and a card with the measurements.
 
     python experiments/bundled.py NAME WEIGHTS DATA
 
-DATA holds the folders of ``runs.SETS``. The weights are evaluated as they will be shipped, in float16 and loaded by
-name, on held-out pictures; the card gives the training's settings as far as they differ from the ``modern`` recipe.
+DATA contains the folders of ``runs.SETS``. The shipped float16 weights are loaded by name and evaluated on held-out
+images. The card lists the settings of the training that differ from the ``modern`` recipe.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from retinanet.zoo.weights import BUNDLED, load_weights, read_info, save_weights
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says beside the measurements."""
+    """The texts of a card."""
 
     title: str
     folder: str
@@ -43,22 +43,22 @@ class Card:
     looked_at: str = ""
 
 
-# Written after looking at the drawn pictures: to be looked at again with other weights.
+# Written after viewing the drawn images. Other weights need another inspection.
 LOOKED_AT = """
-## Looked at
+## Inspected by eye
 
-Nine photographs that it was not trained on:
+Nine photographs that were not in the training data:
 
-| photograph | what came, from a score of 0.3 on |
+| photograph | detections with a score of 0.3 or more |
 |---|---|
-| Eileen Collins, above | she, 0.95, but her left shoulder is cut off; a false box in the corner, 0.3 |
-| the cameraman of scikit-image | he, 0.95 |
-| Grace Hopper | she, 0.96 |
-| COCO 94614 and 266409: a skier each | both, 0.97 and 0.95 |
-| COCO 8844: a woman behind bananas | she, 0.96; two more boxes on parts of her, 0.41 and 0.35 |
-| COCO 13729: four people in a room | three at 0.88, the fourth at 0.53; six false boxes, 0.35 to 0.54 |
+| Eileen Collins, above | found with 0.95, but without her left shoulder; a false positive in the corner, 0.3 |
+| the cameraman of scikit-image | found with 0.95 |
+| Grace Hopper | found with 0.96 |
+| COCO 94614 and 266409: a skier each | both found, 0.97 and 0.95 |
+| COCO 8844: a woman behind bananas | found with 0.96; two more boxes on parts of her, 0.41 and 0.35 |
+| COCO 13729: four people in a room | three at 0.88, the fourth at 0.53; six false positives, 0.35 to 0.54 |
 | COCO 581206: a hand and legs around a hot dog | three boxes on them, 0.81, 0.47 and 0.40 |
-| COCO 338304: a crowd behind sheep | 52 boxes, 0.31 to 0.85, many around several people: beyond it |
+| COCO 338304: a crowd behind sheep | 52 boxes, 0.31 to 0.85, many around several people: too difficult for this model |
 """
 
 CARDS = {
@@ -66,14 +66,14 @@ CARDS = {
         "People in photographs",
         "coco_person",
         ("val",),
-        "2,025 photographs with people of COCO's val2017 part, at most 384 pixels a side, 8,008 boxes; COCO's "
-        "train2017 part was not used. Measured on 668 other photographs of val2017.",
+        "2,025 photographs with people of COCO val2017, at most 384 pixels per side, 8,008 boxes; COCO train2017 was "
+        "not used. Measured on 668 other photographs of val2017.",
         "annotations: CC BY 4.0 (COCO Consortium); the photographs are under various Creative Commons licences of "
         "their Flickr authors and are not part of this package. Weights: Apache-2.0.",
-        "Trained on few photographs: people that are small (under about 16 pixels at 320 pixels a side), far away, cut "
-        "off, crowded or in unusual poses are missed. Not for identifying anyone, and not for anything where a missed "
-        "person does harm. Photographs of everyday scenes by Flickr users: other cameras, places and times are not "
-        "represented.",
+        "Trained on few photographs: people who are small (under about 16 pixels at 320 pixels per side), far away, "
+        "cut off, crowded or in unusual poses are missed. Not for identifying people, and not for any use where a "
+        "missed person does harm. The photographs show everyday scenes by Flickr users; other cameras, places and "
+        "times are not represented.",
         "![Eileen Collins (NASA, public domain), boxed](person.jpg)",
         LOOKED_AT,
     ),
@@ -81,11 +81,11 @@ CARDS = {
         "Red cells, white cells and platelets in blood smears",
         "bccd/BCCD",
         ("val", "test"),
-        "205 pictures of stained blood smears, 640×480 (BCCD). Measured on 87 (val) and 72 (test) other pictures.",
+        "205 images of stained blood smears, 640×480 (BCCD). Measured on 87 (val) and 72 (test) other images.",
         "MIT (Shenggan/BCCD_Dataset). Weights: Apache-2.0.",
-        "One microscope, one stain, one magnification. Red cells that lie over each other are partly missed or boxed "
-        "twice. Not a medical device.",
-        "No example picture: those of the data set are not part of this package.",
+        "One microscope, one stain, one magnification. Overlapping red cells are partly missed or get "
+        "two boxes. Not a medical device.",
+        "There is no example image, because the images of the dataset are not part of this package.",
     ),
 }
 
@@ -110,7 +110,7 @@ def main() -> None:
         dataset = read_split(arguments.data / card.folder, split).with_classes(detector.classes)
         metrics = coco_metrics(dataset, predict(detector, dataset))
         numbers = " | ".join(f"{metrics.summary[key]:.3f}" for key in ("AP", "AP50", "AP75"))
-        rows.append(f"| {split}, {len(dataset)} pictures | {numbers} |")
+        rows.append(f"| {split}, {len(dataset)} images | {numbers} |")
         if len(metrics.per_class) > 1:
             rows += [f"| – {name} | {row['AP']:.3f} | {row['AP50']:.3f} | |" for name, row in metrics.per_class.items()]
     (BUNDLED / f"{arguments.name}.md").write_text(
@@ -124,7 +124,7 @@ def main() -> None:
             example=card.example,
             rows="\n".join(rows),
             looked_at=card.looked_at,
-            recipe=_recipe(info.config),
+            recipe=_recipe_flags(info.config),
             epochs=f"{read_info(arguments.weights).progress['epoch']:g}",
             seed=info.config.train.seed,
             date=date.today().isoformat(),
@@ -137,8 +137,8 @@ def main() -> None:
     print(f"wrote {target} and its card")
 
 
-def _recipe(config: Config) -> str:
-    """The flags that make the ``modern`` recipe this configuration."""
+def _recipe_flags(config: Config) -> str:
+    """The flags that turn the ``modern`` recipe into this configuration."""
     start, flags = load_recipe("modern").to_dict(), []
     for group, settings in config.to_dict().items():
         for key, value in settings.items():
@@ -156,11 +156,11 @@ def _recipe(config: Config) -> str:
 
 def _speed(detector: Any) -> str:
     """Milliseconds for one 640×480 JPEG, from file to detections, with one thread and with two."""
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8))
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "picture.jpg"
-        picture.save(file)
+        file = Path(folder) / "image.jpg"
+        image.save(file)
         for threads in (1, 2):
             torch.set_num_threads(threads)
             times = []

@@ -1,16 +1,16 @@
-"""The recipes against torchvision's RetinaNet: same backbone weights, 320 px, same pictures seen, three seeds.
+"""Compare the recipes with torchvision's RetinaNet: same backbone weights, 320 px, same number of images, three seeds.
 
     python experiments/peers.py DATA [--jobs 2] [--side torchvision modern ...] [--seeds 0 1 2]
     python experiments/peers.py DATA --report
 
-The paper's anchors begin at 32 pixels, of pictures of 400 to 800. At 320 they are too large for many objects, so the
-paper's recipe is run as it is, with the best anchor forced onto each object, as torchvision does (paper_forced), and
-with the anchors that ``retinanet data anchors DATA --recipe paper`` fits (paper_fitted).
+The paper's anchors start at 32 pixels, for images of 400 to 800 pixels. At 320 pixels they are too large for many
+objects. So the paper's recipe runs unchanged, with a forced best match as in torchvision (paper_forced), and with the
+anchors of ``retinanet data anchors DATA --recipe paper`` (paper_fitted).
 
-torchvision gets the best of four learning rates: seed 0 is trained in full at each (``--rates``), and the other seeds
-at the one with the best AP on the held-out pictures themselves, which favours it. (Shorter trainings cannot tell: in a
-quarter of the epochs 0.02 was the best rate for bccd, and the full training collapses with it.) Results: one line of
-JSON per run in results/peers.jsonl; a run that is there is not repeated. ``--report`` writes results/peers.md from it.
+torchvision uses the best of four learning rates: seed 0 is trained in full at each rate (``--rates``), and the other
+seeds at the rate with the best AP on the held-out images, which favours torchvision. (Shorter trainings do not show the
+best rate: with a quarter of the epochs, 0.02 was best for bccd, but the full training collapses.) Each run writes a
+line of JSON to results/peers.jsonl and is not repeated. ``--report`` writes results/peers.md from these lines.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ import torch
 from runs import MAX_SIZE, RESULTS, SETS, SIZE, fitted_anchors, load_sets, read_log, run_queue
 
 LOG = RESULTS / "peers.jsonl"
-KEPT = Path("runs/experiments")  # weights and checkpoints of our own runs; one that was interrupted goes on
+KEPT = Path("runs/experiments")  # folder of our own runs, so that an interrupted run can be resumed
 SIDES = ("torchvision", "paper", "paper_forced", "paper_fitted", "modern", "modern_fitted")
 RATES = (0.0025, 0.005, 0.01, 0.02)
 
-# What every recipe is given here: the backbone that needs no network, and the size; and the paper's a batch that makes
-# as many steps as torchvision's (its learning rate is scaled in proportion), and torchvision's bound on the gradient:
-# on this backbone, whose features are larger than a ResNet's, it diverged without one (paper_fitted, bccd, step 249).
+# Changes of every recipe: the bundled backbone and the input size. The paper's recipe also gets torchvision's batch
+# size (its learning rate is scaled in proportion) and gradient clipping. Without clipping it diverged on this backbone,
+# whose features are larger than a ResNet's (paper_fitted, bccd, step 249).
 COMMON = {
     "model": {"backbone": "tf_efficientnet_lite0"},
     "data": {"size": SIZE, "max_size": MAX_SIZE, "workers": 0, "verify": False},
@@ -53,12 +53,13 @@ def one(data: Path, spec: dict[str, Any]) -> dict[str, Any]:
 
         metrics = train_peer(train_set, val_set, epochs, spec["lr"], seed).to_dict()
     else:
-        metrics = _recipe(spec, train_set, val_set, epochs)
+        metrics = train_recipe(spec, train_set, val_set, epochs)
     numbers = {key: round(metrics[key], 4) for key in ("AP", "AP50", "AP75")}
     return {**numbers, "images_seen": epochs * len(train_set), "seconds": round(time.time() - began)}
 
 
-def _recipe(spec: dict[str, Any], train_set: Any, val_set: Any, epochs: int) -> dict[str, Any]:
+def train_recipe(spec: dict[str, Any], train_set: Any, val_set: Any, epochs: int) -> dict[str, Any]:
+    """Train with one of our recipes; returns the metrics on ``val_set``."""
     from retinanet.config import Config, load_recipe
     from retinanet.train.loop import train
 
@@ -78,7 +79,7 @@ def _recipe(spec: dict[str, Any], train_set: Any, val_set: Any, epochs: int) -> 
 
 
 def best_rate(data_set: str) -> float | None:
-    """torchvision's best learning rate of those measured with seed 0."""
+    """The learning rate with which torchvision's seed 0 has the best AP."""
     rates = {
         line["spec"]["lr"]: line["AP"]
         for line in read_log(LOG)
@@ -88,7 +89,7 @@ def best_rate(data_set: str) -> float | None:
 
 
 def main() -> None:
-    """Run what is missing."""
+    """Run the missing trainings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--jobs", type=int, default=2)
@@ -118,7 +119,7 @@ def main() -> None:
 
 
 def report() -> str:
-    """The tables of results/peers.md."""
+    """The content of results/peers.md."""
     lines = read_log(LOG)
     rows = ["| set | side | seeds | images seen | seconds | AP | AP50 | AP75 |", "|---|---|---|---|---|---|---|---|"]
     means: dict[str, list[float]] = {}
@@ -156,10 +157,10 @@ def _spread(values: list[float]) -> str:
 
 TEXT = """# Against torchvision's RetinaNet
 
-Same backbone weights (EfficientNet-Lite0), 320 px, the same pictures seen, evaluated on pictures that neither side saw.
-Every run is one process with one thread, two at a time, bf16 convolutions on both sides; seconds are the median run's,
-evaluation included, on a machine that did other work as well. Means over the seeds, with the lowest and highest in
-brackets. What has no row was not run.
+Both sides have the same backbone weights (EfficientNet-Lite0), 320 px, and the same number of training images, and are
+evaluated on images that neither side saw. Every run is one process with one thread, two at a time, with bf16
+convolutions. Seconds are the median of the runs, including evaluation, on a machine with other load. AP is the mean
+over the seeds, with the range in brackets. Rows that are missing were not run.
 
     python experiments/peers.py DATA && python experiments/peers.py DATA --report
 
@@ -167,25 +168,26 @@ brackets. What has no row was not run.
 
 {summary}
 
-The paper's anchors begin at 32 pixels, for pictures of 400 to 800. At 320, DeepPCB's objects are 17 pixels wide, and no
-anchor has an IoU of 0.5 with 87 % of them: by the letter of the recipe they teach nothing, which `retinanet train` says
-before it starts (people of coco_person: 28 %; blood cells: under 10 %). torchvision has the same anchors, but forces
-the best one onto each object; paper_forced does that as well.
+The paper's anchors start at 32 pixels, for images of 400 to 800 pixels. At 320 pixels, the objects of DeepPCB are 17
+pixels wide, and 87 % of them have no anchor with an IoU of 0.5. With the unchanged recipe, these objects have no
+positive anchor; `retinanet train` reports this before it starts (28 % of the people of coco_person, under 10 % of the
+blood cells). torchvision has the same anchors, but forces a best match for each object, as does paper_forced.
 
-The fitted rows have the anchors of `retinanet data anchors`, and nothing else changed; one seed. They raised AP, but
-for people under the paper's recipe (0.003 less).
+The fitted rows differ only in their anchors, which are those of `retinanet data anchors`, and have one seed. They have
+a higher AP, except for people with the paper's recipe (0.003 lower).
 
-What the search maximises matters: one for the share of objects that are covered at all, as the
-command had it before, gave paper_fitted 0.534 on bccd, 0.394 on deeppcb and 0.126 on coco_person, 4 AP less than the
-paper's anchors there, with fewer of the people covered closely (IoU 0.7: 47 % → 28 %). The present one also counts how
-closely, and each class alike. Without the latter, paper_fitted had 0.450 on bccd: its anchors suited the red cells, and
-platelets were learnt late. (deeppcb's fitted rows are from before classes counted alike; there they are nearly equally
-common.)
+The objective of the search matters. An earlier objective, the share of objects that are covered at all, gave
+paper_fitted 0.534 on bccd, 0.394 on deeppcb and 0.126 on coco_person. The last is 4 AP below the paper's anchors, with
+fewer people covered closely (IoU 0.7: 47 % → 28 %). The present objective also counts how closely objects are covered,
+and weights all classes equally. Without the equal weights, paper_fitted had 0.450 on bccd: its anchors fitted the red
+cells, and the network learnt platelets late. (The fitted rows of deeppcb are from before the equal weights. Its classes
+are nearly equally frequent.)
 
 ## torchvision's learning rate
 
-AP of seed 0 after the full training, on the held-out pictures; the best rate of each set is used above. That it was
-chosen on them favours torchvision. In float32, at 0.005 and on another machine, it had 0.4423, 0.3246 and 0.1284.
+AP of seed 0 after the full training, on the held-out images. The table above uses the best rate of each set. This
+choice on the held-out images favours torchvision. In float32, at 0.005 and on another machine, it had 0.4423, 0.3246
+and 0.1284.
 
 {rates}
 """

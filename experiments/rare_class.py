@@ -1,9 +1,9 @@
-"""A copy of a dataset in which only one class is annotated: few objects in a sea of what is now background.
+"""Copy a dataset and keep the annotations of one class only, so that objects are rare.
 
     retinanet data convert BCCD BCCD-coco --to coco --images link
     python experiments/rare_class.py BCCD-coco Platelets BCCD-Platelets
 
-Takes a dataset in COCO form as ``retinanet data convert`` writes it; the pictures are linked, not copied.
+The dataset must have COCO form, as ``retinanet data convert`` writes it. Images are linked, not copied.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from retinanet.files import write_json
 
 
 def only(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """COCO annotations without all other classes."""
+    """Remove all other classes from COCO annotations."""
     kept = [category for category in content["categories"] if category["name"] == name]
     if not kept:
         raise SystemExit(f"no class {name!r}; there are {', '.join(c['name'] for c in content['categories'])}")
@@ -29,7 +29,7 @@ def main() -> None:
     """Write the copy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("name", help="the class that stays")
+    parser.add_argument("name", help="the class to keep")
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     for file in sorted(arguments.data.rglob("*.json")):

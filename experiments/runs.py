@@ -1,7 +1,7 @@
-"""What the experiments share: the data sets, one training with its result as a line of JSON, and a resumable queue.
+"""Shared by the experiments: the datasets, a resumable queue, and the log with a line of JSON for each run.
 
-Every run is a process of its own with one thread, several at a time: on a shared machine, threads that wait for each
-other lose far more than processes that don't.
+Every run is a process with one thread, and several run in parallel. On a shared machine this is faster than threads
+that wait for each other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Set:
-    """A data set: where it lies, what is trained on and what is held out, and the epochs of a full comparison."""
+    """A dataset: its path, its held-out split, and the epochs and images of its trainings."""
 
     path: str
     held_out: str
@@ -34,12 +34,12 @@ SETS = {
     "coco_person": Set("coco_person", "val", 4, 400, 4),
 }
 
-# Shorter and longest side of the network's input, for both sides of every comparison.
+# Limits of the shorter and the longer side of the input, for both sides of every comparison.
 SIZE, MAX_SIZE = 320, 426
 
 
 def load_sets(data: Path, name: str, screening: bool) -> tuple[Any, Any]:
-    """Training and evaluation part; for screening, a fixed subset of train divided 3:1: held-out data stay unseen."""
+    """Data for training and evaluation. For screening, both are parts (3:1) of a fixed subset of train."""
     from retinanet.data.formats.open_dataset import read_split
 
     spec = SETS[name]
@@ -52,7 +52,7 @@ def load_sets(data: Path, name: str, screening: bool) -> tuple[Any, Any]:
 
 
 def fitted_anchors(config: Any, train_set: Any) -> dict[str, Any]:
-    """What ``retinanet data anchors`` writes."""
+    """The anchor settings that ``retinanet data anchors`` writes."""
     from retinanet.inspection.anchor_coverage import ScaledBoxes
     from retinanet.inspection.anchor_search import class_weights, search_anchors
 
@@ -64,13 +64,13 @@ def fitted_anchors(config: Any, train_set: Any) -> dict[str, Any]:
 
 
 def run_queue(script: Path, specs: Sequence[dict[str, Any]], log: Path, jobs: int, arguments: Iterable[str]) -> None:
-    """Run ``script --one SPEC`` for every spec that ``log`` (JSON lines) has no result of yet, ``jobs`` at a time."""
+    """Run ``script --one SPEC`` for every spec without a result in ``log`` (JSON lines), ``jobs`` at a time."""
     from retinanet.reproduce.queue import Ended, Task, run_tasks
 
     done = [line["spec"] for line in read_log(log)]
     waiting = [spec for spec in specs if spec not in done]
     print(f"{len(specs) - len(waiting)} of {len(specs)} runs are done", flush=True)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line has it
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does
     command = (sys.executable, str(script), *arguments, "--one")
 
     def note(ended: Ended) -> None:
@@ -88,5 +88,5 @@ def run_queue(script: Path, specs: Sequence[dict[str, Any]], log: Path, jobs: in
 
 
 def read_log(log: Path) -> list[dict[str, Any]]:
-    """The results so far."""
+    """The results in the log."""
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []

@@ -1,9 +1,9 @@
-"""Do a detector's scores put the boxes that fit best first? AP at high IoUs needs that, AP50 does not.
+"""Measure how well a detector's scores rank its boxes by IoU. AP at high IoUs depends on that, AP50 does not.
 
     python experiments/score_and_fit.py DATA WEIGHTS...
 
-For each detector: its AP at IoU 0.5 and 0.75 and, of the detections on DATA's val split that find an object at IoU 0.5,
-the mean IoU and Spearman's rank correlation of score and IoU.
+For each detector, print AP50 and AP75 on the val split of DATA, and of its true positives at IoU 0.5 the mean IoU and
+Spearman's rank correlation of score and IoU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from retinanet.evaluation.predict import predict
 
 
 def score_and_fit(dataset: Dataset, predictions: Predictions) -> tuple[float, float]:
-    """Mean IoU of the detections that find an object, and the rank correlation of their scores and IoUs."""
+    """Mean IoU of the true positives, and the rank correlation of their scores and IoUs."""
     scene = make_scene(dataset, predictions)
     matching = match(scene)
     right = np.flatnonzero(matching.tp[0])

@@ -1,10 +1,9 @@
-"""Which settings of the ``modern`` recipe help? One change at a time, on small parts of the training data.
+"""Screen settings of the ``modern`` recipe: one change at a time, on small subsets of the training data.
 
     python experiments/screening.py DATA [--jobs 2] [--only NAME ...]
 
-DATA holds the folders bccd, deeppcb and coco_person. No held-out image is read: each set's training half (400 images
-of the two larger ones) is divided 3:1. Results: one line of JSON per run in results/screening.jsonl; a run that is
-there is not repeated.
+DATA contains the folders bccd, deeppcb and coco_person. Held-out images are not used: train (400 images of the two
+larger sets) is divided 3:1. Each run writes a line of JSON to results/screening.jsonl and is not repeated.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from runs import MAX_SIZE, RESULTS, SETS, SIZE, fitted_anchors, load_sets, read_
 LOG = RESULTS / "screening.jsonl"
 KEYS = ("AP", "AP50", "AP75")
 
-# name: what differs from the recipe as it was when the screening began (START), in the form of a recipe file
+# The recipe at the begin of the screening (START), and the candidates as changes of it, in the form of a recipe file.
 START: dict[str, dict[str, Any]] = {
     "model": {"backbone": "tf_efficientnet_lite0", "freeze_stages": 2, "subnet_norm": "group"},
     "assign": {"method": "atss"},
@@ -61,7 +60,7 @@ CANDIDATES: dict[str, dict[str, dict[str, Any]]] = {
     "colour 0.4": {"data": {"color": 0.4}},
     "lr × ½": {"train": {"lr": 1e-3}},
     "box weight 1": {"loss": {"box_weight": 1.0}},
-    # the best loss together with what else looked good
+    # the best loss combined with other good changes
     "varifocal, lr × ½": {"loss": {"classification": "varifocal", "alpha": 0.75}, "train": {"lr": 1e-3}},
     "varifocal, batch 2": {"loss": {"classification": "varifocal", "alpha": 0.75}, "train": {"batch": 2}},
     "varifocal, batch 1": {"loss": {"classification": "varifocal", "alpha": 0.75}, "train": {"batch": 1}},
@@ -69,7 +68,7 @@ CANDIDATES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def config_of(candidate: str, train_set: Any) -> Any:
-    """The settings of a candidate, but for the length of the training."""
+    """The settings of a candidate, without the length of the training."""
     from retinanet.config import Config
 
     values: dict[str, dict[str, Any]] = {group: dict(settings) for group, settings in START.items()}
@@ -97,7 +96,7 @@ def one(data: Path, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run what is missing."""
+    """Run the missing trainings."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--jobs", type=int, default=2)
@@ -121,10 +120,10 @@ def main() -> None:
 
 
 def report() -> str:
-    """The text of results/modern.md."""
+    """The content of results/modern.md."""
     lines = read_log(LOG)
     sets = " | ".join(f"{name} AP / AP50 / AP75" for name in SETS)
-    rows = [f"| change | {sets} | mean AP | against the start | seconds |", "|---" * (len(SETS) + 4) + "|"]
+    rows = [f"| change | {sets} | mean AP | gain | seconds |", "|---" * (len(SETS) + 4) + "|"]
     start = _means(lines, "start")
     for name in CANDIDATES:
         runs = [line for line in lines if line["spec"]["candidate"] == name]
@@ -142,7 +141,7 @@ def report() -> str:
 
 
 def _means(lines: list[dict[str, Any]], candidate: str) -> list[float] | None:
-    """Mean AP on each set over the seeds; None while a set is missing."""
+    """Mean AP over the seeds on each set. None: a set is missing."""
     found = [[r["AP"] for r in lines if r["spec"] == {**r["spec"], "candidate": candidate, "set": s}] for s in SETS]
     return [_mean(values) for values in found] if all(found) else None
 
@@ -151,26 +150,27 @@ def _mean(values: Iterable[float]) -> float:
     return statistics.mean(values)
 
 
-TEXT = """# What the `modern` recipe is made of
+TEXT = """# How the `modern` recipe was chosen
 
-Each row changes one thing of the recipe as it was when the screening began (`START` in `screening.py`). Trained on
-small parts of the training data (8 epochs of 154 pictures of bccd, 4 epochs of 300 of the other two), measured on the
-part that was set aside (51 and 100 pictures); 320 px, one thread, seed 0 unless more seeds were run. No held-out
-picture was read. With one seed and so few pictures, differences under about one AP are noise.
+Each row changes one setting of the recipe at the begin of the screening (`START` in `screening.py`). The trainings used
+small subsets of train (8 epochs of 154 images of bccd, 4 epochs of 300 images of the other two) and were measured on
+the remaining images of train (51 and 100), with 320 px, one thread, and seed 0 unless more seeds were run. Held-out
+images were not used. With one seed and so few images, differences under about one AP are noise.
 
     python experiments/screening.py DATA && python experiments/screening.py DATA --report
 
 {rows}
 
-Kept: varifocal loss, and batches of 2. With budgets this short the number of steps decides, and a batch of 1 gained
-more still; but it leaves nothing to share among threads or to fill a GPU with, and longer trainings have steps enough:
-after ten epochs of all of coco_person, one run each, batches of 4 had 0.267 on val (the bundled `person`) and batches
-of 2 had 0.263. Half the learning rate helps one set and harms another. Anchors fitted to each set gained on all three;
-they belong to a data set and not to a recipe, so fit them first (`retinanet data anchors`). Those of a search for the
-covered share alone did as well here within the noise (0.561, 0.200 and 0.089), but cost people 4 AP under the recipe
-`paper`. What the table lacks of `CANDIDATES` has not been run.
+The recipe has two of these changes: varifocal loss and a batch of 2. In trainings this short, the number of steps
+matters most, and a batch of 1 gained even more. But a batch of 1 cannot be shared among threads or fill a GPU, and
+longer trainings have enough steps: after ten epochs of all of coco_person (one run each), a batch of 4 had 0.267 on val
+(the bundled `person`) and a batch of 2 had 0.263. Half the learning rate helps one set and harms another. Fitted
+anchors gained on all three sets. They belong to a dataset and not to a recipe, so fit them first (`retinanet data
+anchors`). The earlier search, which maximised the covered share alone, did as well here within the noise (0.561, 0.200
+and 0.089), but lost 4 AP on people with the recipe `paper`. Candidates without a row have not been run.
 
-The recipe in full trainings on the three sets, three seeds each, beside torchvision's RetinaNet: [peers.md](peers.md).
+[peers.md](peers.md) compares the recipe in full trainings on the three sets with torchvision's RetinaNet, with three
+seeds each.
 """
 
 

@@ -1,8 +1,8 @@
-"""The detector people would otherwise take: torchvision's ``RetinaNet`` class, trained the usual way.
+"""The alternative detector: torchvision's ``RetinaNet`` class with its usual training.
 
-Network, anchors, matching, losses and post-processing are torchvision's; backbone weights, pictures, resolution and
-the evaluation are the ones our runs use. Batch norm is frozen, the only augmentation is a horizontal flip, SGD has
-100 steps of warm-up and two drops, gradients are clipped at 10, crowd boxes are dropped.
+Network, anchors, matching, losses and post-processing are torchvision's. Backbone weights, images, resolution and
+evaluation are the same as in our runs. Batch norm is frozen, the only augmentation is a horizontal flip, SGD has 100
+steps of warm-up and two drops, gradients are clipped at 10, and crowd boxes are dropped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCH, CHANNELS, WARMUP = 8, 128, 100
 
 
 class _Features(nn.Module):
-    """EfficientNet-Lite0 with torchvision's pyramid; bf16 inside, as in our own runs, float32 outside."""
+    """EfficientNet-Lite0 with torchvision's pyramid. It computes in bf16, as our own runs do."""
 
     out_channels = CHANNELS
 
@@ -49,7 +49,7 @@ class _Features(nn.Module):
 
 
 class _Head(nn.Module):
-    """torchvision's head in bf16, its outputs in float32, so that losses and boxes are computed in float32."""
+    """torchvision's head in bf16 with float32 outputs, so that losses and boxes are computed in float32."""
 
     def __init__(self, head: nn.Module, bf16: bool) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class _Head(nn.Module):
 
 
 def build(classes: int, bf16: bool) -> RetinaNet:
-    """torchvision's RetinaNet on our backbone."""
+    """torchvision's RetinaNet with our backbone."""
     sizes = tuple((s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))) for s in (32, 64, 128, 256, 512))
     model = RetinaNet(
         _Features(bf16),
@@ -83,7 +83,7 @@ def build(classes: int, bf16: bool) -> RetinaNet:
 
 
 def train_peer(train_set: Dataset, val_set: Dataset, epochs: int, lr: float, seed: int, bf16: bool = True) -> Metrics:
-    """Train, and evaluate on ``val_set``."""
+    """Train and evaluate on ``val_set``."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     train_set = train_set.with_crowds("drop")

@@ -170,26 +170,26 @@ def bomb(rng: np.random.Generator, file: Path) -> None:
 
 
 def other_mode(rng: np.random.Generator, file: Path) -> None:
-    """The same picture in another kind of file, most often under the wrong suffix."""
-    picture = Image.open(file)
+    """The same image in another kind of file, most often under the wrong suffix."""
+    image = Image.open(file)
     kind, mode = _one(
         rng,
         (("PNG", "I;16"), ("PNG", "P"), ("PNG", "LA"), ("PNG", "1"), ("JPEG", "CMYK"), ("JPEG", "L"), ("GIF", "P"),
          ("TIFF", "F"), ("TIFF", "I;16"), ("BMP", "RGB"), ("WEBP", "RGBA"), ("PPM", "RGB")),
     )  # fmt: skip
-    changed = picture.convert("L").convert("I").convert("I;16") if mode == "I;16" else picture.convert(mode)
+    changed = image.convert("L").convert("I").convert("I;16") if mode == "I;16" else image.convert(mode)
     more: dict[str, Any] = {"save_all": True, "append_images": [changed.copy()]} if kind == "GIF" else {}
     changed.save(file, kind, **more)
 
 
 def exif(rng: np.random.Generator, file: Path) -> None:
-    picture = Image.open(file)
-    tags = picture.getexif()
+    image = Image.open(file)
+    tags = image.getexif()
     tags[0x0112] = _one(rng, (0, 3, 6, 8, 9))
     data = bytearray(tags.tobytes())
     if rng.random() < 0.5:
         data[int(rng.integers(6, len(data)))] ^= 0xFF
-    picture.save(file, exif=bytes(data))
+    image.save(file, exif=bytes(data))
 
 
 def web_page(rng: np.random.Generator, file: Path) -> None:

@@ -27,14 +27,14 @@ Content = dict[str, Counter[Box]]
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageSpec:
     name: str
     split: str
     size: tuple[int, int]
     boxes: tuple[tuple[str, tuple[int, ...]], ...]  # class and corners
 
 
-def pictures() -> list[Picture]:
+def image_specs() -> list[ImageSpec]:
     """Six images to train on and three to validate on; one of each shows nothing."""
     rng = np.random.default_rng(0)
     found = []
@@ -43,14 +43,14 @@ def pictures() -> list[Picture]:
         corners = [(rng.integers(0, 15, 2), rng.integers(20, 44, 2)) for _ in range(0 if i in (4, 7) else 1 + i % 3)]
         boxes = tuple((CLASSES[k % 2], tuple(map(int, (*low, *high)))) for k, (low, high) in enumerate(corners))
         name = f"photo {i}.png" if i % 2 else f"photo_{i}.jpg"
-        found.append(Picture(name, "train" if i < 6 else "val", (width, height), boxes))
+        found.append(ImageSpec(name, "train" if i < 6 else "val", (width, height), boxes))
     return found
 
 
-def draw(picture: Picture, file: Path) -> None:
+def draw(spec: ImageSpec, file: Path) -> None:
     """Noise, so that a flipped bit of the file has something to spoil."""
-    width, height = picture.size
-    seed = int(picture.name.split(".")[0][-1])
+    width, height = spec.size
+    seed = int(spec.name.split(".")[0][-1])
     pixels = np.random.default_rng(seed).integers(0, 255, (height // 4, width // 4, 3), dtype=np.uint8)
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).resize((width, height)).save(file)
@@ -59,11 +59,11 @@ def draw(picture: Picture, file: Path) -> None:
 def write_coco(root: Path, images: str = "images/{name}", file: str = "instances_{split}.json") -> None:
     for split in ("train", "val"):
         content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
-        for i, picture in enumerate(p for p in pictures() if p.split == split):
-            draw(picture, root / images.format(name=picture.name, split=split))
-            width, height = picture.size
-            content["images"].append({"id": i, "file_name": picture.name, "width": width, "height": height})
-            for name, (x1, y1, x2, y2) in picture.boxes:
+        for i, spec in enumerate(p for p in image_specs() if p.split == split):
+            draw(spec, root / images.format(name=spec.name, split=split))
+            width, height = spec.size
+            content["images"].append({"id": i, "file_name": spec.name, "width": width, "height": height})
+            for name, (x1, y1, x2, y2) in spec.boxes:
                 box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
                 number, category = len(content["annotations"]), CLASSES.index(name)
                 content["annotations"].append({"id": number, "image_id": i, "category_id": category, **box})
@@ -77,11 +77,11 @@ def write_roboflow_coco(root: Path) -> None:
     write_coco(root, "{split}/{name}", "{split}/_annotations.coco.json")
 
 
-def _write_xml(picture: Picture, file: Path) -> None:
-    width, height = picture.size
-    lines = ["<annotation>", f"<filename>{picture.name}</filename>"]
+def _write_xml(spec: ImageSpec, file: Path) -> None:
+    width, height = spec.size
+    lines = ["<annotation>", f"<filename>{spec.name}</filename>"]
     lines += ["<size>", f"<width>{width}</width>", f"<height>{height}</height>", "<depth>3</depth>", "</size>"]
-    for name, corners in picture.boxes:
+    for name, corners in spec.boxes:
         lines += ["<object>", f"<name>{name}</name>", "<difficult>0</difficult>", "<bndbox>"]
         lines += [f"<{c}>{v}</{c}>" for c, v in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)]
         lines += ["</bndbox>", "</object>"]
@@ -90,43 +90,43 @@ def _write_xml(picture: Picture, file: Path) -> None:
 
 
 def write_voc(root: Path) -> None:
-    for picture in pictures():
-        draw(picture, root / "JPEGImages" / picture.name)
-        _write_xml(picture, root / "Annotations" / f"{Path(picture.name).stem}.xml")
+    for spec in image_specs():
+        draw(spec, root / "JPEGImages" / spec.name)
+        _write_xml(spec, root / "Annotations" / f"{Path(spec.name).stem}.xml")
     lists = root / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     for split in ("train", "val"):
-        stems = [Path(p.name).stem for p in pictures() if p.split == split]
+        stems = [Path(p.name).stem for p in image_specs() if p.split == split]
         (lists / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
 
 
 def write_voc_folders(root: Path) -> None:
-    for picture in pictures():
-        draw(picture, root / picture.split / picture.name)
-        _write_xml(picture, root / picture.split / f"{Path(picture.name).stem}.xml")
+    for spec in image_specs():
+        draw(spec, root / spec.split / spec.name)
+        _write_xml(spec, root / spec.split / f"{Path(spec.name).stem}.xml")
 
 
-def _write_label(picture: Picture, file: Path) -> None:
-    width, height = picture.size
+def _write_label(spec: ImageSpec, file: Path) -> None:
+    width, height = spec.size
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = []
-    for name, (x1, y1, x2, y2) in picture.boxes:
+    for name, (x1, y1, x2, y2) in spec.boxes:
         values = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
         lines.append(f"{CLASSES.index(name)} {' '.join(f'{v:.8f}' for v in values)}\n")
     file.write_text("".join(lines))
 
 
 def write_yolo(root: Path) -> None:
-    for picture in pictures():
-        draw(picture, root / "images" / picture.split / picture.name)
-        _write_label(picture, root / "labels" / picture.split / f"{Path(picture.name).stem}.txt")
+    for spec in image_specs():
+        draw(spec, root / "images" / spec.split / spec.name)
+        _write_label(spec, root / "labels" / spec.split / f"{Path(spec.name).stem}.txt")
     (root / "data.yaml").write_text("train: images/train\nval: images/val\nnc: 2\nnames:\n  0: cat\n  1: dog\n")
 
 
 def write_yolo_folders(root: Path) -> None:
-    for picture in pictures():
-        draw(picture, root / picture.split / "images" / picture.name)
-        _write_label(picture, root / picture.split / "labels" / f"{Path(picture.name).stem}.txt")
+    for spec in image_specs():
+        draw(spec, root / spec.split / "images" / spec.name)
+        _write_label(spec, root / spec.split / "labels" / f"{Path(spec.name).stem}.txt")
     (root / "classes.txt").write_text("cat\ndog\n")
 
 
@@ -134,10 +134,10 @@ def write_csv(root: Path, file: str = "{split}.csv", images: str = "images/", he
     for split in ("train", "val"):
         rows = ["path,x1,y1,x2,y2,class"] if header else []
         target = root / file.format(split=split)
-        for picture in (p for p in pictures() if p.split == split):
-            draw(picture, target.parent / (images + picture.name))
-            boxes = [",".join([images + picture.name, *map(str, box), name]) for name, box in picture.boxes]
-            rows += boxes or [f"{images}{picture.name},,,,,"]
+        for spec in (p for p in image_specs() if p.split == split):
+            draw(spec, target.parent / (images + spec.name))
+            boxes = [",".join([images + spec.name, *map(str, box), name]) for name, box in spec.boxes]
+            rows += boxes or [f"{images}{spec.name},,,,,"]
         target.write_text("".join(f"{row}\n" for row in rows))
 
 
@@ -248,8 +248,8 @@ def _yolo(said: Said, root: Path, split: str) -> None:
         folders = root / split / "images", root / split / "labels"
     for image in folders[0].iterdir():
         said.boxes[image.name] = Counter()
-        with Image.open(image) as picture:
-            width, height = picture.size[:: -1 if picture.getexif().get(0x0112) in (5, 6, 7, 8) else 1]
+        with Image.open(image) as opened:
+            width, height = opened.size[:: -1 if opened.getexif().get(0x0112) in (5, 6, 7, 8) else 1]
         for line in (folders[1] / f"{image.stem}.txt").read_text().splitlines():
             try:
                 number, x, y, w, h = map(float, line.split())

@@ -96,7 +96,7 @@ def test_the_papers_recipe_can_have_fitted_anchors(
     small = np.concatenate([middle - 3, middle + 3], axis=1)  # 20 pixels of the network's input: too small for 32
     dataset = replace(dataset, boxes=small)
     for side in ("paper", "paper_fitted"):
-        assert peers._recipe({"side": side, "set": "bccd", "seed": 3}, dataset, dataset, epochs=2) == {"AP": 0.5}
+        assert peers.train_recipe({"side": side, "set": "bccd", "seed": 3}, dataset, dataset, epochs=2) == {"AP": 0.5}
     plain, fitted = trained["paper-bccd-3"], trained["paper_fitted-bccd-3"]
     assert plain.anchors == AnchorSpec()
     assert (plain.train.epochs, plain.train.eval_every, plain.train.seed, plain.train.batch) == (2, 2, 3, 8)

@@ -34,7 +34,7 @@ import pytest
 import torch
 
 import fuzz_corruptions
-from fuzz_datasets import WRITERS, Content, Said, box_of, pictures, said_by
+from fuzz_datasets import WRITERS, Content, Said, box_of, image_specs, said_by
 from retinanet.anchors import match_batch
 from retinanet.config import Config, load_recipe
 from retinanet.data.dataset import Dataset
@@ -84,7 +84,7 @@ class Case:
 
 @cache
 def _config() -> Config:
-    """Small enough to train in a third of a second; the loader shows every picture whole."""
+    """Small enough to train in a third of a second; the loader crops no image."""
     config = load_recipe("modern")
     return replace(
         config,
@@ -192,7 +192,7 @@ def _unexplained(said: Said, got: Content, reports: list[str], layout: str) -> l
     expected = said.boxes
     if any("no val split" in report for report in reports):
         # then val is part of train, and its own files are gone
-        held_out = {picture.name for picture in pictures() if picture.split == "val"} - set(got)
+        held_out = {spec.name for spec in image_specs() if spec.split == "val"} - set(got)
         expected = {name: boxes for name, boxes in expected.items() if name not in held_out}
     if any("called by their numbers" in report for report in reports):
         expected, got = _nameless(expected), _nameless(got)
@@ -236,7 +236,7 @@ def _judge(case: Case, root: Path, got: Content, reports: list[str]) -> None:
     else:
         case.failure = f"SILENT LOSS {left[:3]}; reports {reports[:5]}"
     # What a file of all annotations says wrongly is reported of the image it is said of.
-    names = (case.file.stem, *(p.name for p in pictures() if case.file.suffix in (".json", ".csv")))
+    names = (case.file.stem, *(p.name for p in image_specs() if case.file.suffix in (".json", ".csv")))
     if case.outcome == "reported" and not any(name in report for name in names for report in reports):
         named = case.kind[:5] != "image" and any(_NOT_THERE in report for report in reports)
         gone = case.file.suffix == ".yaml" or not os.path.isfile(root / case.file)

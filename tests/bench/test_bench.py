@@ -12,7 +12,8 @@ from rich.console import Console
 
 from retinanet import cli
 from retinanet.bench import cases, run
-from retinanet.bench.measure import Case, Measured, extra_memory, measure
+from retinanet.bench.measure import Case, Timing, extra_memory, measure
+from retinanet.bench.peer import torchvision_retinanet
 from retinanet.cli import bench as bench_verb
 from retinanet.model import RetinaNet
 
@@ -69,11 +70,11 @@ def test_memory_of_a_call() -> None:
 
 
 def test_ratios() -> None:
-    found = Measured("x", {"ours": 0.5, "torchvision": 2.0, "ours bf16": 0.25, "floor": 0.1}, {"ours": 2**20}, 4, ["n"])
+    found = Timing("x", {"ours": 0.5, "torchvision": 2.0, "ours bf16": 0.25, "floor": 0.1}, {"ours": 2**20}, 4, ["n"])
     assert found.times_faster() == 4
     assert found.times_faster("ours bf16") == 8
-    assert Measured("y", {"ours": 0.5}, {}).times_faster() is None
-    assert Measured("y", {"ours": 0.5, "pycocotools": 1.0}, {}).times_faster() == 2
+    assert Timing("y", {"ours": 0.5}, {}).times_faster() is None
+    assert Timing("y", {"ours": 0.5, "pycocotools": 1.0}, {}).times_faster() == 2
     assert found.to_dict() == {
         "what": "x",
         "median_ms": {"ours": 500, "torchvision": 2000, "ours bf16": 250, "floor": 100},
@@ -139,7 +140,7 @@ def test_sides_that_disagree_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     quick = {"loss": (lambda: [cases.focal(2, 100)], 1), "assignment": (lambda: [cases.assignment(3)], 1)}
     monkeypatch.setattr(run, "GROUPS", quick)
-    monkeypatch.setattr(run, "_SCALING", {"focal loss": ("classes", lambda n: cases.focal(n, 50), (1, 2))})
+    monkeypatch.setattr(run, "SCALING", {"focal loss": ("classes", lambda n: cases.focal(n, 50), (1, 2))})
     assert cli.main(["bench", "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "focal loss, 100 × 2" in shown
@@ -151,16 +152,16 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert cli.main(["bench", "assignment", "--out", str(tmp_path / "one")]) == 0
     assert not (tmp_path / "one" / "scaling.png").exists()
     assert cli.main(["bench", "lost", "--out", str(tmp_path)]) == 2
-    assert "nothing called 'lost' to measure; there are loss, assignment" in capsys.readouterr().err
+    assert "there is no benchmark 'lost'; choose from loss, assignment" in capsys.readouterr().err
 
 
 def test_the_groups_are_those_of_the_help() -> None:
     help_text = " ".join((bench_verb.Arguments.__doc__ or "").split())
     assert "torchvision" in help_text
     source = Path(bench_verb.__file__).read_text()
-    assert f'"""What to measure: {", ".join(run.GROUPS)}."""' in source
+    assert f'"""Benchmarks to run: {", ".join(run.GROUPS)}.' in source
     console = Console(quiet=True)
-    with pytest.raises(Exception, match="there are loss"):
+    with pytest.raises(Exception, match="choose from loss"):
         run.run(["x"], Path("unused"), console)
 
 
@@ -183,8 +184,8 @@ def test_quick_calls_are_repeated_and_slow_ones_are_not(clock: Clock) -> None:
 
 def test_both_sides_of_the_training_step_train_the_same_part_of_the_backbone() -> None:
     """torchvision makes a model that trains all of it, and batch norm, unless weights are given."""
-    peer = cases.torchvision_retinanet(80).train()
-    config = cases._recipe("paper", "model", backbone="resnet50", pretrained=False, freeze_stages=2)
+    peer = torchvision_retinanet(80).train()
+    config = cases.training_config()
     own = RetinaNet.from_config(config.model, config.anchors, 80).train()
 
     def trained(model: torch.nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""``retinanet reproduce`` as one types it."""
+"""``retinanet reproduce`` on the command line."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def test_without_a_name_it_lists_what_there_is(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("tabel1b", "nothing called 'tabel1b' to reproduce; did you mean 'table1b'?"),
+        ("tabel1b", "there is no experiment 'tabel1b'; did you mean 'table1b'?"),
         ("table1b nowhere", "nowhere: no such file or folder"),
         ("table1b PARTS --scale paper", "there is no annotations/instances_train2017.json"),
         ("table1b PARTS --jobs 0", "--jobs is 0; it must be at least 1"),
         ("table1b PARTS --images 0", "--images is 0"),
-        ("table1b PARTS --seeds 1 -2", "--seeds: give numbers that are not negative"),
+        ("table1b PARTS --seeds 1 -2", "--seeds must not be negative"),
         ("table1b PARTS --recipe nothing", "no recipe 'nothing'"),
-        ("table1b --scale paper --recipe modern", "--recipe is for --scale small"),
-        ("table1b PARTS --weights x.safetensors", "--weights is for fig4"),
+        ("table1b --scale paper --recipe modern", "--recipe needs --scale small"),
+        ("table1b PARTS --weights x.safetensors", "--weights needs fig4"),
         ("fig4 PARTS --weights x.safetensors", "x.safetensors: no such weights file"),
     ],
 )
@@ -117,7 +117,7 @@ def test_results_of_more_seeds_are_kept(parts: Path, tmp_path: Path, capsys: pyt
     assert cli.main([*words, "--seeds", "0", "2"]) == 0
     before = (tmp_path / "table3.json").read_text()
     assert cli.main([*words, "--seeds", "0"]) == 1
-    assert "table3.json holds results of more seeds; ask for them too (--seeds 0 2)" in capsys.readouterr().err
+    assert "table3.json holds results of more seeds; include them (--seeds 0 2)" in capsys.readouterr().err
     assert (tmp_path / "table3.json").read_text() == before
     assert cli.main([*words, "--seeds", "0", "1", "2"]) == 0
     assert json.loads((tmp_path / "table3.json").read_text())["seeds"] == [0, 1, 2]
@@ -130,5 +130,5 @@ def test_results_of_more_runs_are_kept(parts: Path, tmp_path: Path, capsys: pyte
     found["rows"][0]["runs"] = [{}]
     (tmp_path / "table3.json").write_text(json.dumps(found))
     assert cli.main(words) == 1
-    assert "holds results of 1 runs, and 0 are done in this --runs folder" in capsys.readouterr().err
+    assert "holds results of 1 runs, but the --runs folder has only 0" in capsys.readouterr().err
     assert json.loads((tmp_path / "table3.json").read_text()) == found

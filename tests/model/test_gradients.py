@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from retinanet.model.fpn import FeaturePyramid
-from retinanet.model.gradients import GroupNorm, StridedConv2d, _LargeDepthwise, speed_up_depthwise
+from retinanet.model.gradients import GroupNorm, LargeDepthwise, LargeDepthwiseSame, StridedConv2d, speed_up_depthwise
+
+LARGE_DEPTHWISE = (LargeDepthwise, LargeDepthwiseSame)
 
 
 def gradients(layer: nn.Module, x: Tensor, slope: Tensor) -> tuple[Tensor, ...]:
@@ -95,7 +97,7 @@ def test_depthwise(
     theirs = kind(channels, channels, kernel, stride, min(padding, kernel - 1), groups=channels, bias=bias).double()
     ours = copy.deepcopy(theirs)
     speed_up_depthwise(ours)
-    assert isinstance(ours, _LargeDepthwise) == (kernel > 3 or stride > 1)
+    assert isinstance(ours, LARGE_DEPTHWISE) == (kernel > 3 or stride > 1)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     x = channels_last(2, channels, height, width)
     slope = torch.randn_like(theirs(x))
@@ -116,7 +118,7 @@ def test_other_convolutions_are_left_alone() -> None:
         StdConv2d(8, 8, 5, padding=2, groups=8),
     )
     speed_up_depthwise(layers)
-    assert not any(isinstance(layer, _LargeDepthwise) for layer in layers)
+    assert not any(isinstance(layer, LARGE_DEPTHWISE) for layer in layers)
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "convnext_atto"])
@@ -126,7 +128,7 @@ def test_a_whole_backbone(name: str, autocast: bool) -> None:
     theirs = timm.create_model(name, features_only=True).eval().to(memory_format=torch.channels_last)
     ours = copy.deepcopy(theirs)
     speed_up_depthwise(ours)
-    assert sum(isinstance(module, _LargeDepthwise) for module in ours.modules()) > 5
+    assert sum(isinstance(module, LARGE_DEPTHWISE) for module in ours.modules()) > 5
     x = torch.randn(2, 3, 64, 96).to(memory_format=torch.channels_last)
     found = []
     for model in (ours, theirs):
@@ -160,7 +162,7 @@ def test_layers_can_be_copied_pickled_and_traced() -> None:
     speed_up_depthwise(layers)  # once more changes nothing
     x = channels_last(1, 8, 9, 9, dtype=torch.float32)
     again = pickle.loads(pickle.dumps(layers))
-    assert isinstance(again[0], _LargeDepthwise)
+    assert isinstance(again[0], LARGE_DEPTHWISE)
     assert torch.equal(again(x), layers(x))
     traced = torch.jit.trace(layers, x)  # type: ignore[no-untyped-call]
     torch.testing.assert_close(traced(x), layers(x))

@@ -1,4 +1,4 @@
-"""Loss curves, times, and the distribution of the loss, through a trained file and real pictures."""
+"""Loss curves, times, and the distribution of the loss, through a trained file and real images."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def test_loss_curves_are_the_papers_formulas() -> None:
 
 
 def test_milliseconds(parts: Path, weights: Path) -> None:
-    found = measure.milliseconds(weights, read_split(parts, "train"), pictures=4, warm_up=1)
+    found = measure.milliseconds(weights, read_split(parts, "train"), images=4, warm_up=1)
     assert 0 < found["low"] <= found["median"] <= found["high"] < 60_000
-    assert found["pictures"] == 4
+    assert found["images"] == 4
     assert found["threads"] == torch.get_num_threads()
 
 
@@ -77,7 +77,7 @@ def test_distribution_against_a_naive_recomputation(parts: Path, weights: Path) 
 def test_sampling_ends_with_the_papers_number_of_anchors(
     parts: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "_BACKGROUND", 4000)  # a picture has at most 1746
+    monkeypatch.setattr(measure, "BACKGROUND_ANCHORS", 4000)  # an image has at most 1746
     seen: list[int] = []
     found = measure.loss_distribution(weights, read_split(parts, "train"), seen.append)
     assert found["images"] == sum(seen) == 3

@@ -10,8 +10,7 @@ import tyro
 from retinanet.cli.train import Arguments as TrainArguments
 from retinanet.config import Config, LossConfig, load_recipe
 from retinanet.errors import ConfigError
-from retinanet.reproduce.order import Order, paper_commands
-from retinanet.reproduce.plan import Source, changed, paper_plan
+from retinanet.reproduce.plan import DataSource, Request, changed, paper_commands, paper_plan
 from retinanet.reproduce.rows import EXPERIMENTS, Experiment, Row, find_experiments
 
 # The paper's tables, read from it independently of rows.py.
@@ -124,19 +123,19 @@ def test_network_and_size_on_coco() -> None:
 def test_names() -> None:
     assert [experiment.name for experiment in find_experiments(["fig1"])] == ["fig1"]
     assert len(find_experiments(["all"])) == len(EXPERIMENTS) == 10
-    with pytest.raises(ConfigError, match=r"nothing called 'tabel1b' to reproduce; did you mean 'table1b'\?"):
+    with pytest.raises(ConfigError, match=r"there is no experiment 'tabel1b'; did you mean 'table1b'\?"):
         find_experiments(["tabel1b"])
-    with pytest.raises(ConfigError, match=r"there are table1a, .*, divergence, and all"):
+    with pytest.raises(ConfigError, match=r"choose one of table1a, .*, divergence, all"):
         find_experiments(["x"])
 
 
-def order(experiments: list[Experiment], seeds: tuple[int, ...] = (0,)) -> Order:
-    return Order(experiments, paper_plan("COCO", Path("runs")), seeds, Path("out"), every_row=True)
+def requested(experiments: list[Experiment], seeds: tuple[int, ...] = (0,)) -> Request:
+    return Request(experiments, paper_plan("COCO", Path("runs")), seeds, Path("out"), every_row=True)
 
 
 def test_printed_commands_train_with_the_papers_settings() -> None:
     """As the parser of ``retinanet train`` reads them, they are the configurations of the runs, folder and all."""
-    asked = order(find_experiments(["all"]), (0, 3))
+    asked = requested(find_experiments(["all"]), (0, 3))
     commands = paper_commands(asked)
     assert len(commands) == 2 * sum(len(experiment.rows) for experiment in EXPERIMENTS.values())
     folders = {}
@@ -153,5 +152,5 @@ def test_printed_commands_train_with_the_papers_settings() -> None:
 
 
 def test_source_is_what_is_printed() -> None:
-    assert order([]).plan.source == Source("COCO")
-    assert order([]).runs() == []
+    assert requested([]).plan.source == DataSource("COCO")
+    assert requested([]).runs() == []

@@ -20,8 +20,7 @@ from safetensors.torch import load_file
 from retinanet.errors import DataError, RetinaNetError
 from retinanet.files import write_json
 from retinanet.reproduce import plan as planning
-from retinanet.reproduce.order import Order, flags
-from retinanet.reproduce.plan import Plan, Run, paper_plan, require_coco, small_plan
+from retinanet.reproduce.plan import Plan, Request, Run, paper_plan, require_coco, small_plan
 from retinanet.reproduce.results import images_done, outcome
 from retinanet.reproduce.rows import EXPERIMENTS, Row, find_experiments
 from retinanet.reproduce.run import as_json, reproduce
@@ -49,9 +48,9 @@ def tiny(parts: Path, tmp_path: Path) -> Plan:
     return small_plan(parts, tmp_path / "runs", images=18, recipe=str(tmp_path / "tiny.yaml"))
 
 
-def one(plan: Plan, *rows: Row) -> Order:
+def one(plan: Plan, *rows: Row) -> Request:
     experiment = replace(EXPERIMENTS["table1b"], rows=rows)
-    return Order([experiment], plan, (0,), plan.runs / "out")
+    return Request([experiment], plan, (0,), plan.runs / "out")
 
 
 # What is to be run
@@ -92,7 +91,7 @@ def test_tables_share_runs(tiny: Plan) -> None:
     """γ = 2, α = 0.25 is a row of 1b, 1c, 1d, 1e, 3 and Figure 4; α-CE 0.75 one of 1a and 1b."""
 
     def count(*names: str) -> int:
-        return len(Order(find_experiments(names), replace(tiny, base=small), (0, 1), Path("out")).runs())
+        return len(Request(find_experiments(names), replace(tiny, base=small), (0, 1), Path("out")).runs())
 
     small = small_plan(tiny.source.path, tiny.runs, images=2400).base
     assert count("table1a") == count("table1b") == count("table1c") == 14
@@ -108,9 +107,9 @@ def test_tables_share_runs(tiny: Plan) -> None:
 
 
 def test_flags_say_what_a_row_changes(tiny: Plan) -> None:
-    assert flags(tiny, FL) == ""
-    assert flags(tiny, CE) == "--loss.classification ce"
-    assert flags(tiny, Row("", None, {"anchors": {"ratios": (1.0,)}})) == "--anchors.ratios 1.0"
+    assert tiny.flags(FL) == ""
+    assert tiny.flags(CE) == "--loss.classification ce"
+    assert tiny.flags(Row("", None, {"anchors": {"ratios": (1.0,)}})) == "--anchors.ratios 1.0"
 
 
 def test_only_coco_is_coco(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,9 +122,9 @@ def test_only_coco_is_coco(parts: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (named / "annotations" / f"instances_{split}2017.json").write_text(
             (parts / f"instances_{split}.json").read_text()
         )
-    with pytest.raises(DataError, match="9 train and 3 val pictures of 4 classes, not COCO's 118287, 5000 and 80"):
+    with pytest.raises(DataError, match="9 train and 3 val images of 4 classes, but COCO 2017 has 118287, 5000 and 80"):
         require_coco(str(named))
-    monkeypatch.setattr(planning, "_COCO_IMAGES", (9, 3))
+    monkeypatch.setattr(planning, "COCO_IMAGES", (9, 3))
     with pytest.raises(DataError, match="of 4 classes"):
         require_coco(str(named))
     assert paper_plan("COCO", tmp_path).train_images == 9
@@ -136,9 +135,9 @@ def test_only_coco_is_coco(parts: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_what_is_missing_is_trained_once(tiny: Plan) -> None:
     terminal, said = console()
-    order = one(tiny, FL, CE)
-    reproduce(order, 2, terminal)
-    found = json.loads((order.out / "table1b.json").read_text())
+    request = one(tiny, FL, CE)
+    reproduce(request, 2, terminal)
+    found = json.loads((request.out / "table1b.json").read_text())
     for row, measured in zip((FL, CE), found["rows"], strict=True):
         run = tiny.run(row, 0)
         (own,) = measured["runs"]
@@ -152,15 +151,15 @@ def test_what_is_missing_is_trained_once(tiny: Plan) -> None:
         assert 0 < own["seconds"] < 600
         assert sum(own["shares"].values()) == pytest.approx(1, abs=1e-3)
         assert not own["diverged"]
-    assert "2 runs, 0 of them done" in said.getvalue()
-    assert (order.out / "table1b.png").exists()
-    assert "not run" not in (order.out / "table1b.md").read_text()
+    assert "2 runs, 0 of them finished" in said.getvalue()
+    assert (request.out / "table1b.png").exists()
+    assert "not run" not in (request.out / "table1b.md").read_text()
 
-    before = {run.folder: (run.folder / "last.safetensors").stat().st_mtime_ns for run in order.runs()}
+    before = {run.folder: (run.folder / "last.safetensors").stat().st_mtime_ns for run in request.runs()}
     terminal, said = console()
-    reproduce(order, 1, terminal)
-    assert "2 runs, 2 of them done" in said.getvalue()
-    assert before == {run.folder: (run.folder / "last.safetensors").stat().st_mtime_ns for run in order.runs()}
+    reproduce(request, 1, terminal)
+    assert "2 runs, 2 of them finished" in said.getvalue()
+    assert before == {run.folder: (run.folder / "last.safetensors").stat().st_mtime_ns for run in request.runs()}
 
 
 def test_lists_of_numbers_are_a_line() -> None:
@@ -173,10 +172,10 @@ def test_lists_of_numbers_are_a_line() -> None:
 
 def test_a_report_trains_nothing(tiny: Plan) -> None:
     terminal, _ = console()
-    order = one(tiny, FL)
-    reproduce(order, 1, terminal, report=True)
+    request = one(tiny, FL)
+    reproduce(request, 1, terminal, report=True)
     assert not tiny.run(FL, 0).folder.exists()
-    assert "| FL | 34.0 | not run |" in (order.out / "table1b.md").read_text()
+    assert "| FL | 34.0 | not run |" in (request.out / "table1b.md").read_text()
 
 
 def test_a_killed_queue_goes_on_where_it_stopped(tiny: Plan, tmp_path: Path) -> None:
@@ -214,8 +213,8 @@ def test_a_killed_queue_goes_on_where_it_stopped(tiny: Plan, tmp_path: Path) -> 
 def test_a_diverged_run_is_a_result(tiny: Plan) -> None:
     wild = Row("lr", None, {"train": {"lr": 1e9, "warmup": 0}}, diverges=True)
     terminal, said = console()
-    order = one(tiny, wild)
-    reproduce(order, 1, terminal)
+    request = one(tiny, wild)
+    reproduce(request, 1, terminal)
     found = outcome(tiny.run(wild, 0))
     assert found is not None
     assert found.diverged is not None
@@ -223,21 +222,21 @@ def test_a_diverged_run_is_a_result(tiny: Plan) -> None:
     assert (found.ap, found.images) == (None, min(18, 4 * found.diverged))
     assert len(found.losses) == found.diverged - 1
     assert f"diverged at step {found.diverged}" in said.getvalue()
-    page = (order.out / "table1b.md").read_text()
+    page = (request.out / "table1b.md").read_text()
     assert f"| lr | diverges | diverged | – | – | 0 | 1 of 1, at step {found.diverged} |" in page
     terminal, said = console()
-    reproduce(order, 1, terminal)
-    assert "1 runs, 1 of them done" in said.getvalue()
+    reproduce(request, 1, terminal)
+    assert "1 runs, 1 of them finished" in said.getvalue()
 
 
 def test_a_run_that_cannot_be_done_is_said_and_tried_again(tiny: Plan) -> None:
     broken = Row("broken", None, {"model": {"backbone": "no_such_network"}})
     terminal, said = console()
-    order = one(tiny, broken)
-    with pytest.raises(RetinaNetError, match=r"1 runs have no result; the first: .*no backbone 'no_such_network'"):
-        reproduce(order, 1, terminal)
+    request = one(tiny, broken)
+    with pytest.raises(RetinaNetError, match=r"1 runs failed, first .*no backbone 'no_such_network'"):
+        reproduce(request, 1, terminal)
     assert "failed" in said.getvalue()
-    assert "| broken | – | not run |" in (order.out / "table1b.md").read_text()
+    assert "| broken | – | not run |" in (request.out / "table1b.md").read_text()
     assert not (tiny.run(broken, 0).folder / FAILURE).exists()
 
 
@@ -247,7 +246,7 @@ def test_garbage_in_a_folder_takes_one_line(tiny: Plan) -> None:
     for name in (FAILURE, SECONDS):
         for content in ("{garbage", "[1, 2]", '{"stop": 1}'):
             (run.folder / name).write_text(content)
-            with pytest.raises(RetinaNetError, match=rf"{name}: .*; remove .* to train it anew"):
+            with pytest.raises(RetinaNetError, match=rf"{name}: .*; remove .* to train it again"):
                 outcome(run)
         (run.folder / name).unlink()
 
@@ -275,16 +274,16 @@ def test_figures_2_and_4_of_trained_runs(tiny: Plan) -> None:
         "R-50, 400 px", 30.5, {}, {}, {"data": {"size": 64, "max_size": 64}}, 64, here="64 px (for R-50, 400 px)"
     )
     experiments = [replace(EXPERIMENTS["fig2"], rows=(sized,)), EXPERIMENTS["fig4"]]
-    order = Order(experiments, replace(tiny, base=_larger(tiny)), (0, 1), tiny.runs / "out")
-    assert len(order.runs()) == 2  # seed 0 is that of Figure 4 as well
-    reproduce(order, 2, terminal)
-    speed = json.loads((order.out / "fig2.json").read_text())["extra"]["speed"]
+    request = Request(experiments, replace(tiny, base=_larger(tiny)), (0, 1), tiny.runs / "out")
+    assert len(request.runs()) == 2  # seed 0 is that of Figure 4 as well
+    reproduce(request, 2, terminal)
+    speed = json.loads((request.out / "fig2.json").read_text())["extra"]["speed"]
     assert speed[sized.here]["median"] > 0
-    found: dict[str, Any] = json.loads((order.out / "fig4.json").read_text())["extra"]["distribution"]
+    found: dict[str, Any] = json.loads((request.out / "fig4.json").read_text())["extra"]["distribution"]
     assert found["model"].startswith("the recipe `paper` with `--model.backbone")
     assert "after 2 epochs, AP " in found["model"]
     assert found["images"] == 3
-    assert "of the background" in (order.out / "fig4.md").read_text()
+    assert "of the background" in (request.out / "fig4.md").read_text()
 
 
 def _larger(plan: Plan) -> Any:

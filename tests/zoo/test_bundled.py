@@ -45,7 +45,7 @@ def test_each_has_a_card_with_what_a_user_must_know(name: str) -> None:
     measured = [float(number) for number in re.findall(r"\| (0\.\d{3}) \|", card)]
     assert measured
     assert max(measured) > 0.2
-    assert re.search(r"!\[.+\]\(|No example picture: ", card)
+    assert re.search(r"!\[.+\]\(|There is no example image", card)
     for link in re.findall(r"\]\(([^)#:]+)\)", card):
         assert (BUNDLED / link).is_file(), link
         assert (BUNDLED / link).resolve().parent == BUNDLED, f"{link} is not installed with the package"

@@ -1,1 +1,1 @@
-"""This package and torchvision side by side on this machine: ``retinanet bench``."""
+"""``retinanet bench``: compare the speed of this package with torchvision's on this machine."""

@@ -1,8 +1,8 @@
-"""What is compared. Each function makes the tensors once and returns cases whose sides work on the same ones.
+"""The cases of ``retinanet bench``. Each function makes its tensors once, so that all sides work on the same ones.
 
-torchvision's side is what its own RetinaNet does: ``torchvision.ops`` and ``torchvision.models.detection``. Everything
-runs on the CPU. Where both compute the same, that is checked first; in a training step the two differ by design (box
-loss, normaliser, forced matches).
+torchvision's side calls the functions of its own RetinaNet: ``torchvision.ops`` and ``torchvision.models.detection``.
+Everything runs on the CPU. Where both sides compute the same, their results are compared first. Training steps differ
+by design (box loss, normalizer, forced matches).
 """
 
 from __future__ import annotations
@@ -14,21 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.models import resnet50
-from torchvision.models.detection import RetinaNet as PeerRetinaNet
 from torchvision.models.detection import retinanet_resnet50_fpn
-from torchvision.models.detection._utils import Matcher, overwrite_eps
-from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
-from torchvision.ops import FrozenBatchNorm2d, box_iou, sigmoid_focal_loss
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.models.detection._utils import Matcher
+from torchvision.ops import box_iou, sigmoid_focal_loss
 from torchvision.transforms.functional import to_tensor
 
 from retinanet.anchors import BACKGROUND, AnchorSpec, assign, match_batch
+from retinanet.bench.inputs import random_boxes, textured_image
 from retinanet.bench.measure import Case
+from retinanet.bench.peer import set_input_size, torchvision_retinanet, torchvision_step
 from retinanet.config import Config, DataConfig, DecodeConfig, load_recipe
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.images import to_rgb
@@ -49,7 +46,7 @@ _CPU = torch.device("cpu")
 
 
 def focal(classes: int, anchors: int = 120_087) -> Case:
-    """Loss and gradient of one image's logits; 120,087 anchors are those of 800×800 pixels."""
+    """Focal loss and its gradient for the logits of one image. An image of 800×800 pixels has 120,087 anchors."""
     torch.manual_seed(0)
     logits = torch.randn(anchors, classes) - 4.6
     labels = torch.full((anchors,), BACKGROUND)
@@ -82,12 +79,12 @@ def focal(classes: int, anchors: int = 120_087) -> Case:
 
 
 def assignment(count: int) -> Case:
-    """Which anchors of an 800×800 image learn which of ``count`` boxes."""
+    """Assignment of ``count`` boxes to the anchors of an 800×800 image."""
     grid = AnchorSpec().grid((800, 800))
-    boxes = _boxes(count, 800)
+    boxes = random_boxes(count, 800)
     matcher = Matcher(0.5, 0.4, allow_low_quality_matches=False)
     sides: dict[str, Callable[[], Any]] = {"ours": lambda: assign(grid, boxes)}
-    note = "torchvision's matrix of overlaps would take 2.4 GB and half a minute" if count > 1000 else ""
+    note = "torchvision's IoU matrix would take 2.4 GB and half a minute" if count > 1000 else ""
     if not note:
         sides["torchvision"] = lambda: matcher(box_iou(boxes, grid.boxes))
         if not torch.equal(assign(grid, boxes), matcher(box_iou(boxes, grid.boxes))):
@@ -99,7 +96,7 @@ def assignment(count: int) -> Case:
 
 
 def postprocessing(classes: int, images: int = 8) -> Case:
-    """Outputs of 800×800 images with tens of thousands of scores over the threshold → 300 detections each."""
+    """Post-processing of 800×800 images: tens of thousands of scores over the threshold to 300 detections each."""
     torch.manual_seed(0)
     grid = AnchorSpec().grid((800, 800))
     mean = -5.6 if classes > 1 else -2.5
@@ -117,10 +114,10 @@ def postprocessing(classes: int, images: int = 8) -> Case:
     def theirs() -> Any:
         return peer.postprocess_detections({"cls_logits": logits, "bbox_regression": deltas}, anchors, sizes)
 
-    for mine, other in zip(ours(), theirs(), strict=True):
-        _require_close(mine.scores, other["scores"], 1e-5)
-        _require_close(mine.boxes, other["boxes"], 1e-2)
-        _require_close(mine.labels.float(), other["labels"].float(), 0)
+    for own, other in zip(ours(), theirs(), strict=True):
+        _require_close(own.scores, other["scores"], 1e-5)
+        _require_close(own.boxes, other["boxes"], 1e-2)
+        _require_close(own.labels.float(), other["labels"].float(), 0)
     over = sum(int((level > -2.944).sum()) for level in logits) // images
     return Case(
         f"post-processing, {images} images × {classes} class{'es' * (classes > 1)}",
@@ -133,13 +130,13 @@ def postprocessing(classes: int, images: int = 8) -> Case:
 
 
 def detector(side: int = 800) -> Case:
-    """One image from the uint8 array to its detections: ResNet-50, the same weights through the importer."""
+    """Detection in one uint8 image with ResNet-50, with the same weights on both sides."""
     peer = torchvision_retinanet(91)
-    exact, quick = (from_torchvision(peer.state_dict(), precision=p, device="cpu") for p in ("fp32", "bf16"))
-    image = torch.from_numpy(_photograph(side, side))
+    fp32, bf16 = (from_torchvision(peer.state_dict(), precision=p, device="cpu") for p in ("fp32", "bf16"))
+    image = torch.from_numpy(textured_image(side, side))
     array = image.permute(1, 2, 0).numpy()
-    peer.transform.min_size, peer.transform.max_size = (side,), side
-    for found in (exact, quick):
+    set_input_size(peer, side)
+    for found in (fp32, bf16):
         found.info = _with_size(found, side)
 
     def ours(which: Detector) -> Callable[[], Any]:
@@ -149,47 +146,47 @@ def detector(side: int = 800) -> Case:
     def theirs() -> Any:
         return peer([torch.from_numpy(array).permute(2, 0, 1).float() / 255])
 
-    batch = normalized_batch([image], exact.model.mean, exact.model.std)
+    batch = normalized_batch([image], fp32.model.mean, fp32.model.std)
 
     @torch.inference_mode()
     def network() -> Any:
-        return exact.network(batch)
+        return fp32.network(batch)
 
-    mine, other = ours(exact)()[0], theirs()[0]
-    for ours_of, theirs_of, tolerance in ((mine.scores, other["scores"], 1e-3), (mine.boxes, other["boxes"], 0.1)):
-        _require_close(ours_of[:50], theirs_of[:50], tolerance)
+    own, other = ours(fp32)()[0], theirs()[0]
+    _require_close(own.scores[:50], other["scores"][:50], 1e-3)
+    _require_close(own.boxes[:50], other["boxes"][:50], 0.1)
     return Case(
         f"detector R-50, one {side}×{side} image",
-        {"ours": ours(exact), "torchvision": theirs, "ours bf16": ours(quick)},
+        {"ours": ours(fp32), "torchvision": theirs, "ours bf16": ours(bf16)},
         network,
         "our float32 network alone",
     )
 
 
 def training_step(side: int = 320, images: int = 4) -> Case:
-    """Forward, losses, backward and optimiser step of ResNet-50, as the paper trains it, on tensors in memory."""
+    """A training step of ResNet-50 with the paper's settings, on tensors in memory."""
     torch.manual_seed(0)
-    pictures = [torch.from_numpy(_photograph(side, side)) for _ in range(images)]
-    boxes = [_boxes(12, side) for _ in range(images)]
+    pixels = [torch.from_numpy(textured_image(side, side)) for _ in range(images)]
+    boxes = [random_boxes(12, side) for _ in range(images)]
     labels = [torch.randint(80, (len(b),)) for b in boxes]
     nothing = [torch.zeros(0, 4)] * images
-    batch = Batch(pictures, boxes, labels, nothing, list(range(images)))
+    batch = Batch(pixels, boxes, labels, nothing, list(range(images)))
 
     def side_of(precision: Precision) -> Callable[[], Any]:
         step = _our_step(precision)
         return lambda: step(batch)
 
-    their_step = _their_step(side)
+    their_step = torchvision_step(side)
     return Case(
         f"training step R-50, {images} × {side} px",
         {"ours": side_of("fp32"), "torchvision": lambda: their_step(batch), "ours bf16": side_of("bf16")},
         items=images,
-        note="both freeze the stem, the first stage and batch norm, and train with SGD",
+        note="both sides freeze the stem, the first stage and batch norm, and use SGD",
     )
 
 
 def _our_step(precision: Precision) -> Callable[[Batch], None]:
-    config = _recipe("paper", "model", backbone="resnet50", pretrained=False, freeze_stages=2)
+    config = training_config()
     model = RetinaNet.from_config(config.model, config.anchors, 80).to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer(model, config.train)
     for group in optimizer.param_groups:
@@ -212,24 +209,8 @@ def _our_step(precision: Precision) -> Callable[[Batch], None]:
     return step
 
 
-def _their_step(side: int) -> Callable[[Batch], None]:
-    peer = torchvision_retinanet(80).train()
-    peer.transform.min_size, peer.transform.max_size = (side,), side
-    trained = [p for p in peer.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=1e-6, momentum=0.9, weight_decay=1e-4)
-
-    def step(batch: Batch) -> None:
-        targets = [{"boxes": b, "labels": label} for b, label in zip(batch.boxes, batch.labels, strict=True)]
-        losses = peer([picture.float() / 255 for picture in batch.images], targets)
-        optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
-        optimizer.step()
-
-    return step
-
-
 def from_files(images: int = 4, side: int = 320) -> Iterator[Case]:
-    """Training and detection of ResNet-50 from picture files: decoding, scaling and colours included."""
+    """Training and detection of ResNet-50 from image files, which includes decoding, scaling and colour changes."""
     with tempfile.TemporaryDirectory() as folder:
         write_sample(Path(folder), images=40, size=480)
         dataset = read_split(Path(folder), "train")
@@ -248,7 +229,7 @@ def from_files(images: int = 4, side: int = 320) -> Iterator[Case]:
             f"training R-50 from files, {images} × {side} px",
             {
                 "ours": side_of(_our_step("fp32")),
-                "torchvision": side_of(_their_step(side)),
+                "torchvision": side_of(torchvision_step(side)),
                 "ours bf16": side_of(_our_step("bf16")),
             },
             items=images,
@@ -256,7 +237,7 @@ def from_files(images: int = 4, side: int = 320) -> Iterator[Case]:
         )
 
         peer = torchvision_retinanet(91)
-        peer.transform.min_size, peer.transform.max_size = (480,), 480
+        set_input_size(peer, 480)
         sources = find_pictures([str(dataset.path(i)) for i in range(images)])
 
         def ours(precision: Precision) -> Callable[[], Any]:
@@ -266,8 +247,8 @@ def from_files(images: int = 4, side: int = 320) -> Iterator[Case]:
 
         @torch.inference_mode()
         def theirs() -> Any:
-            pictures = [Image.open(source.path).convert("RGB") for source in sources]
-            return [peer([to_tensor(picture)]) for picture in pictures]
+            images = [Image.open(source.path).convert("RGB") for source in sources]
+            return [peer([to_tensor(image)]) for image in images]
 
         yield Case(
             f"detection R-50 from files, {images} × 480 px",
@@ -277,10 +258,10 @@ def from_files(images: int = 4, side: int = 320) -> Iterator[Case]:
 
 
 def photograph(stages: bool = True) -> Iterator[Case]:
-    """The bundled detector of people on a 640×480 photograph, from the JPEG file's bytes; and where the time goes."""
+    """Detection of people in a 640×480 JPEG with the bundled model, and the time of each of its stages."""
     person = load("person", device="cpu")
     stream = io.BytesIO()
-    Image.fromarray(_photograph(480, 640).transpose(1, 2, 0)).save(stream, "JPEG", quality=90)
+    Image.fromarray(textured_image(480, 640).transpose(1, 2, 0)).save(stream, "JPEG", quality=90)
     data = stream.getvalue()
 
     def read() -> Tensor:
@@ -312,7 +293,7 @@ def photograph(stages: bool = True) -> Iterator[Case]:
 
 
 def evaluation(images: int = 5000, detections: int = 100) -> Case:
-    """COCO's twelve numbers from 5,000 images with 500,000 detections; the other side is pycocotools."""
+    """COCO evaluation of 5,000 images with 500,000 detections. The other side is pycocotools."""
     from retinanet.bench.coco import evaluation_sides
 
     ours, theirs = evaluation_sides(images, detections)
@@ -320,53 +301,20 @@ def evaluation(images: int = 5000, detections: int = 100) -> Case:
     return Case(f"COCO evaluation, {images:,} images", sides, note=f"{images * detections:,} detections")
 
 
-def _recipe(name: str, group: str, **settings: Any) -> Config:
-    values = load_recipe(name).to_dict()
-    values[group] |= settings
+def training_config() -> Config:
+    """The recipe ``paper`` with a ResNet-50 whose stem and first stage are frozen, as in torchvision."""
+    values = load_recipe("paper").to_dict()
+    values["model"] |= {"backbone": "resnet50", "pretrained": False, "freeze_stages": 2}
     return Config.from_dict(values)
 
 
 def _with_size(found: Detector, side: int) -> Any:
+    """The detector's ``info`` with another input size."""
     data = replace(found.info.config.data, size=side, max_size=side)
     return replace(found.info, config=replace(found.info.config, data=data))
 
 
-def torchvision_retinanet(classes: int) -> Any:
-    """torchvision's first RetinaNet as it is with published weights (batch norm, the stem and the first stage frozen).
-
-    Without weights its own function makes another one, that trains all of them. Scores are such that hundreds of boxes
-    are found.
-    """
-    torch.manual_seed(0)
-    trunk = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
-    backbone = _resnet_fpn_extractor(trunk, 3, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256))
-    peer = PeerRetinaNet(backbone, num_classes=classes).eval()
-    overwrite_eps(peer, 0.0)
-    with torch.no_grad():
-        peer.head.classification_head.cls_logits.weight.normal_(std=0.05)
-        peer.head.classification_head.cls_logits.bias.fill_(-4.0)
-    return peer
-
-
-def _boxes(count: int, side: int) -> Tensor:
-    """Boxes of 10–200 px (in 800), as many small as large."""
-    generator = torch.Generator().manual_seed(count)
-    corner = torch.rand(count, 2, generator=generator) * 0.9 * side
-    size = side / 80 * torch.exp(3 * torch.rand(count, 2, generator=generator))
-    return torch.cat([corner, (corner + size).clamp(max=side)], dim=1)
-
-
-def _photograph(height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Something with structure at every scale, ``(3, H, W)``."""
-    rng = np.random.default_rng(0)
-    image = np.zeros((height, width, 3))
-    for size in (4, 16, 64):
-        noise = Image.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8))
-        image += np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC), dtype=float) / 3
-    return np.ascontiguousarray(image.clip(0, 255).astype(np.uint8).transpose(2, 0, 1))
-
-
 def _require_close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
-    """No side may be fast by computing something else."""
+    """Refuse to time sides whose results differ."""
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance):
         raise AssertionError(f"the sides disagree: {ours} and {theirs}")

@@ -1,4 +1,4 @@
-"""A COCO-sized evaluation for both libraries, made of random boxes."""
+"""A COCO evaluation of random boxes for this package and pycocotools."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SIDE = 640
 
 
 def evaluation_sides(images: int, detections: int) -> tuple[Callable[[], Any], Callable[[], Any] | None]:
-    """Our evaluation, and pycocotools' of the same boxes (None where it is not installed)."""
+    """Our evaluation, and that of pycocotools on the same boxes (None if it is not installed)."""
     rng = np.random.default_rng(0)
     builder = DatasetBuilder("random", Path("."), [f"class {i}" for i in range(_CLASSES)])
     found: list[np.ndarray[Any, Any]] = []

@@ -1,4 +1,4 @@
-"""Times and memory of the sides of a comparison, taken in turn."""
+"""Measure time and memory of the sides of a case, called in turn."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from typing import Any
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
-# A side that needs longer than this for one call is not called again.
+# A side whose call takes longer than this (seconds) is not called again.
 _PATIENCE = 20.0
 
-# Quick calls are repeated further, for so many seconds or times: three of a millisecond each say little.
+# Fast calls are repeated for at least this many seconds, or up to this many times, to reduce noise.
 _AT_LEAST, _ENOUGH = 1.0, 200
 
 
 @dataclass
 class Case:
-    """One row of the table: several ways to compute one thing.
+    """A row of the table: a computation and the sides that compute it.
 
     Attributes:
-        name: what is computed.
-        sides: a call for each side; the first two are ours and torchvision's.
-        floor: a call that does no more than the task's least work, if there is such a thing.
-        floor_name: what that is.
-        items: images (say) per call, for a rate.
-        note: what the reader should know.
+        name: the computation.
+        sides: a call for each side. The first two are ours and torchvision's.
+        floor: a call that does only the least work that the computation needs, if there is such a call.
+        floor_name: description of ``floor``.
+        items: number of items (such as images) per call.
+        note: a remark for the reader.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Case:
 
 
 @dataclass
-class Measured:
-    """Medians of one case.
+class Timing:
+    """Medians of a case.
 
     Attributes:
-        name: of the case.
+        name: the name of the case.
         seconds: median of each side, and of ``floor``.
-        memory: bytes that a call of each side takes beyond what was in use; empty where the system does not tell.
-        items: per call.
+        memory: peak of additional bytes during a call of each side. Empty if the system does not report it.
+        items: number of items per call.
         notes: see :class:`Case`.
     """
 
@@ -65,13 +65,13 @@ class Measured:
         return "pycocotools" if "pycocotools" in self.seconds else "torchvision"
 
     def times_faster(self, ours: str = "ours") -> float | None:
-        """How many times as long the peer takes."""
+        """The peer's time divided by ours."""
         if ours not in self.seconds or self.peer not in self.seconds:
             return None
         return self.seconds[self.peer] / self.seconds[ours]
 
     def to_dict(self) -> dict[str, Any]:
-        """For the JSON file."""
+        """The entry of the JSON file."""
         return {
             "what": self.name,
             "median_ms": {side: round(1000 * value, 3) for side, value in self.seconds.items()},
@@ -86,10 +86,10 @@ class Measured:
         }
 
 
-def measure(case: Case, repeats: int, memory: bool = True) -> Measured:
-    """Call the sides in turn, after a first round that warms up; medians, and memory if asked for.
+def measure(case: Case, repeats: int, memory: bool = True) -> Timing:
+    """Call the sides in turn and take medians, after a warm-up round; measure memory if ``memory`` is set.
 
-    Each is called ``repeats`` times, and quick ones more often.
+    Each side is called ``repeats`` times. Fast sides are called more often.
     """
     calls = dict(case.sides)
     if case.floor is not None:
@@ -112,16 +112,16 @@ def measure(case: Case, repeats: int, memory: bool = True) -> Measured:
         if found is not None:
             taken[side] = found
     notes = [text for text in (case.note, case.floor_name and f"floor: {case.floor_name}") if text]
-    return Measured(case.name, {k: statistics.median(v) for k, v in times.items()}, taken, case.items, notes)
+    return Timing(case.name, {k: statistics.median(v) for k, v in times.items()}, taken, case.items, notes)
 
 
 def extra_memory(call: Callable[[], Any]) -> int | None:
-    """Bytes by which a call raises the memory in use at its peak; None where the system does not tell."""
+    """The peak of additional bytes in use during a call. None: the system does not report it."""
     gc.collect()
     try:
-        # What was freed goes back to the system first, or reusing it would not show.
+        # Return freed memory to the system first. Otherwise its reuse would not be counted.
         ctypes.CDLL(None).malloc_trim(0)
-        _CLEAR.write_text("5")  # the peak starts again from what is in use now
+        _CLEAR.write_text("5")  # reset the peak to the memory in use
         before = _peak()
         call()
         return max(0, _peak() - before)

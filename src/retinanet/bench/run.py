@@ -1,4 +1,4 @@
-"""``retinanet bench``: measure, show a table, keep the numbers and a plot."""
+"""Run ``retinanet bench``: measure the cases, print a table, write the numbers and a plot."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from rich.console import Console
 
 from retinanet.bench import cases
-from retinanet.bench.measure import Case, Measured, measure
+from retinanet.bench.measure import Case, Timing, measure
 from retinanet.errors import ConfigError
 from retinanet.files import write_atomically, write_json
 from retinanet.hardware import cores, processor
 from retinanet.progress import progress_bar
 
-# What can be asked for by name, and how often each side is called.
+# The groups of cases by name, and how often each side is called.
 GROUPS: dict[str, tuple[Callable[[], Iterable[Case]], int]] = {
     "loss": (lambda: (cases.focal(classes) for classes in (1, 80, 1203)), 3),
     "assignment": (lambda: (cases.assignment(count) for count in (7, 50, 500, 5000)), 5),
@@ -29,19 +29,19 @@ GROUPS: dict[str, tuple[Callable[[], Iterable[Case]], int]] = {
 
 
 def run(names: Sequence[str], out: Path, console: Console, scaling: bool = True, threads: int | None = None) -> None:
-    """Measure the groups of cases in ``names`` (all of them if empty); writes ``bench.json`` and ``scaling.png``.
+    """Measure the groups of cases in ``names`` (all groups if empty); write ``bench.json`` and ``scaling.png``.
 
     Raises:
-        ConfigError: there is no such group.
+        ConfigError: there is no group of that name.
     """
     unknown = [name for name in names if name not in GROUPS]
     if unknown:
-        raise ConfigError(f"nothing called {unknown[0]!r} to measure; there are {', '.join(GROUPS)}")
+        raise ConfigError(f"there is no benchmark {unknown[0]!r}; choose from {', '.join(GROUPS)}")
     if threads:
         torch.set_num_threads(threads)
     chosen = list(names) or list(GROUPS)
-    results: list[Measured] = []
-    curves = _SCALING if scaling and not names else {}
+    results: list[Timing] = []
+    curves = SCALING if scaling and not names else {}
     with progress_bar(console, "measuring", len(chosen) + len(curves)) as bar:
         for name in chosen:
             make, repeats = GROUPS[name]
@@ -64,15 +64,15 @@ def run(names: Sequence[str], out: Path, console: Console, scaling: bool = True,
     console.print(f"wrote {', '.join(written)} in {out}")
 
 
-_SCALING: dict[str, tuple[str, Callable[[int], Case], tuple[int, ...]]] = {
+SCALING: dict[str, tuple[str, Callable[[int], Case], tuple[int, ...]]] = {
     "assignment": ("boxes in an 800×800 image", cases.assignment, (1, 5, 20, 100, 500, 2000, 5000)),
     "focal loss": ("classes (12,000 anchors)", lambda n: cases.focal(n, 12_000), (1, 5, 20, 80, 365, 1203)),
-    "detector": ("pixels a side", cases.detector, (320, 512, 800, 1120, 1600)),
+    "detector": ("pixels per side", cases.detector, (320, 512, 800, 1120, 1600)),
 }
 
 
-def table(results: Iterable[Measured]) -> str:
-    """Medians, how many times faster, the floor's share of ours, extra memory: a line for each result."""
+def table(results: Iterable[Timing]) -> str:
+    """Format a line for each result: medians, speed-up, the floor's share of our time, additional memory."""
     header = ("", "ours", "ours bf16", "theirs", "faster", "bf16", "floor", "memory", "theirs")
     rows: list[tuple[str, ...]] = [header]
     for row in results:
@@ -88,7 +88,7 @@ def table(results: Iterable[Measured]) -> str:
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()  # names to the left
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()  # align names to the left
         for row in rows
     ]
     return "\n".join([_machine(), *lines])
@@ -113,7 +113,7 @@ def _machine() -> str:
     return f"torch {torch.__version__}, {threads} threads on {cores()} cores, {processor()}; medians"
 
 
-def _save(out: Path, results: Sequence[Measured], curves: dict[str, list[tuple[int, Measured]]]) -> None:
+def _save(out: Path, results: Sequence[Timing], curves: dict[str, list[tuple[int, Timing]]]) -> None:
     import torchvision
 
     out.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def _save(out: Path, results: Sequence[Measured], curves: dict[str, list[tuple[i
     write_json(out / "bench.json", content, indent=1)
 
 
-def _plot(curves: dict[str, list[tuple[int, Measured]]], path: Path) -> None:
+def _plot(curves: dict[str, list[tuple[int, Timing]]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(curves), 3.6), layout="constrained")
@@ -140,7 +140,7 @@ def _plot(curves: dict[str, list[tuple[int, Measured]]], path: Path) -> None:
             line = [(value, 1000 * found.seconds[side]) for value, found in points if side in found.seconds]
             if line:
                 axes.loglog(*zip(*line, strict=True), marker="o", markersize=4, label=side, color=color)
-        axes.set(title=title, xlabel=_SCALING[title][0], ylabel="ms")
+        axes.set(title=title, xlabel=SCALING[title][0], ylabel="ms")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
         axes.legend(frameon=False, fontsize=8)

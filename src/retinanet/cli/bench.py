@@ -14,16 +14,17 @@ from retinanet.cli.terminal import console, make_folder, parse
 
 @dataclass(frozen=True)
 class Arguments:
-    """Time this package beside torchvision, in turn and on the same tensors; about six minutes on two cores."""
+    """Compare the speed of this package with torchvision's on the same tensors (about six minutes on two cores)."""
 
     names: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME...]")] = ()
-    """What to measure: loss, assignment, post-processing, detector, training-step, files, photograph, evaluation."""
+    """Benchmarks to run: loss, assignment, post-processing, detector, training-step, files, photograph, evaluation.
+    Unset: all."""
     out: Path = Path("bench")
     """Folder for bench.json and scaling.png."""
     scaling: bool = True
-    """Also draw how times grow with boxes, classes and pixels (only when everything is measured)."""
+    """Also plot the times against the number of boxes, classes and pixels (only without NAME)."""
     threads: int | None = None
-    """Threads for PyTorch; unset: its own choice."""
+    """Number of PyTorch threads. Unset: PyTorch's default."""
 
 
 def run(argv: Sequence[str]) -> int:

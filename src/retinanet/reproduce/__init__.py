@@ -1,1 +1,1 @@
-"""``retinanet reproduce``: the paper's tables and figures again, with its settings on COCO or small on any data."""
+"""``retinanet reproduce``: repeat the paper's tables and figures, on COCO as in the paper or small on any data."""

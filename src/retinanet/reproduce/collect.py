@@ -1,4 +1,4 @@
-"""From runs to results: what was measured for an experiment, as far as it was."""
+"""Collect the results of an experiment from its finished runs."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from retinanet.cli.terminal import changed_flags
 from retinanet.config import load_recipe
+from retinanet.flags import changed_flags
 from retinanet.hardware import cores, processor
 from retinanet.progress import progress_bar
 from retinanet.reproduce import measure
-from retinanet.reproduce.order import GROUPS, Order, flags
-from retinanet.reproduce.plan import Plan, Run
-from retinanet.reproduce.results import Measured, Results, outcome
+from retinanet.reproduce.plan import GROUPS, Plan, Request, Run
+from retinanet.reproduce.results import MeasuredRow, Results, outcome
 from retinanet.reproduce.rows import Experiment, Row
 from retinanet.zoo.weights import ModelInfo, read_info
 
 
-def collect(order: Order, experiment: Experiment, console: Console) -> Results:
-    """What was measured for an experiment, as far as it was."""
-    plan, seeds = order.plan, list(order.seeds)
+def collect(request: Request, experiment: Experiment, console: Console) -> Results:
+    """Collect the results of an experiment. Runs that have not ended are left out."""
+    plan, seeds = request.plan, list(request.seeds)
     trains = bool(experiment.rows)
-    rows = [_measured(plan, row, seeds) for row in order.rows(experiment)] if experiment.name != "fig4" else []
-    if experiment.name != "divergence":  # the only one that shows the losses of single steps
+    rows = [_measured_row(plan, row, seeds) for row in request.rows(experiment)] if experiment.name != "fig4" else []
+    if experiment.name != "divergence":  # no other page shows the losses of single steps
         rows = [replace(row, runs=[replace(run, losses=[]) for run in row.runs]) for row in rows]
-    measures: dict[str, Callable[[Order, Experiment, Console], dict[str, Any]]] = {
+    measures: dict[str, Callable[[Request, Experiment, Console], dict[str, Any]]] = {
         "fig1": lambda *_: measure.loss_curves(),
         "fig2": _speed,
         "fig4": _distribution,
@@ -39,9 +38,7 @@ def collect(order: Order, experiment: Experiment, console: Console) -> Results:
         claim=experiment.claim,
         where=experiment.where,
         note=experiment.note if plan.scale == "small" else "",
-        command=" ".join(
-            ["retinanet reproduce", experiment.name, *([order.command] if trains and order.command else [])]
-        ),
+        command=f"retinanet reproduce {experiment.name} {request.command if trains else ''}".strip(),
         scale=plan.scale if trains else "no training",
         data=plan.name if trains else "no data",
         train_images=plan.train_images if trains else 0,
@@ -51,43 +48,44 @@ def collect(order: Order, experiment: Experiment, console: Console) -> Results:
         machine=f"{cores()} cores ({processor()}), torch {torch.__version__}",
         seeds=seeds,
         rows=rows,
-        extra=measures[experiment.name](order, experiment, console) if experiment.name in measures else {},
+        extra=measures[experiment.name](request, experiment, console) if experiment.name in measures else {},
     )
 
 
-def _measured(plan: Plan, row: Row, seeds: Iterable[int]) -> Measured:
+def _measured_row(plan: Plan, row: Row, seeds: Iterable[int]) -> MeasuredRow:
     runs = [found for seed in seeds if (found := outcome(plan.run(row, seed))) is not None]
-    return Measured(row.name(plan.scale == "small"), row.ap, flags(plan, row), row.milliseconds, row.diverges, runs)
+    name = row.name(plan.scale == "small")
+    return MeasuredRow(name, row.ap, plan.flags(row), row.milliseconds, row.diverges, runs)
 
 
-def _speed(order: Order, experiment: Experiment, console: Console) -> dict[str, Any]:
-    """Milliseconds of the first trained seed of each row; speed does not depend on the seed."""
-    _, val_set = order.plan.source.read()
+def _speed(request: Request, experiment: Experiment, console: Console) -> dict[str, Any]:
+    """Time the first trained seed of each row. The speed does not depend on the seed."""
+    _, val_set = request.plan.source.read()
     found = {}
-    for row in order.rows(experiment):
-        runs = [run for seed in order.seeds if (run := order.plan.run(row, seed)) and _trained(run)]
+    for row in request.rows(experiment):
+        runs = [run for seed in request.seeds if (run := request.plan.run(row, seed)) and _has_weights(run)]
         if runs:
-            name = row.name(order.plan.scale == "small")
+            name = row.name(request.plan.scale == "small")
             console.print(f"timing {name}")
             found[name] = measure.milliseconds(runs[0].folder / "last.safetensors", val_set)
     return {"speed": found}
 
 
-def _distribution(order: Order, experiment: Experiment, console: Console) -> dict[str, Any]:
-    weights = order.weights
+def _distribution(request: Request, experiment: Experiment, console: Console) -> dict[str, Any]:
+    weights = request.weights
     if weights is None:
-        run = order.plan.run(order.rows(experiment)[0], order.seeds[0])
-        if not _trained(run):
+        run = request.plan.run(request.rows(experiment)[0], request.seeds[0])
+        if not _has_weights(run):
             return {}
         weights = run.folder / "last.safetensors"
-    _, val_set = order.plan.source.read()
-    with progress_bar(console, "pictures", len(val_set)) as bar:
+    _, val_set = request.plan.source.read()
+    with progress_bar(console, "images", len(val_set)) as bar:
         found = measure.loss_distribution(weights, val_set, bar.advance)
-    return {"distribution": {**found, "model": _described(read_info(weights))}}
+    return {"distribution": {**found, "model": _description(read_info(weights))}}
 
 
-def _described(model: ModelInfo) -> str:
-    """How a model was trained, and how good it is."""
+def _description(model: ModelInfo) -> str:
+    """Describe how a model was trained, and its AP."""
     known = load_recipe("paper")
     changes = " ".join(changed_flags(model.config, known, GROUPS))
     epochs = model.progress.get("epoch")
@@ -101,6 +99,6 @@ def _described(model: ModelInfo) -> str:
     )
 
 
-def _trained(run: Run) -> bool:
+def _has_weights(run: Run) -> bool:
     found = outcome(run)
     return found is not None and found.ap is not None

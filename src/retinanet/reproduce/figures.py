@@ -1,4 +1,4 @@
-"""The plots, drawn from results alone."""
+"""Draw the plots of results."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# One colour for each curve, in order; distinguishable also by people who see few colours (Okabe and Ito).
+# Colours of the curves in order. They are distinguishable with colour blindness (Okabe and Ito).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 _OURS, _PAPER = "#0072b2", "#555555"
 
 
 def draw(results: Results, path: Path) -> None:
-    """Write ``NAME.png``."""
+    """Draw ``NAME.png``."""
     from matplotlib.figure import Figure
 
     figures: dict[str, Callable[[Figure, Results], None]] = {
@@ -41,7 +41,7 @@ def draw(results: Results, path: Path) -> None:
 
 
 def _table(figure: Figure, results: Results) -> None:
-    """The paper's AP and ours, a line for each setting, in two panels that share the lines."""
+    """Draw the paper's AP and ours in two panels, with a line for each setting."""
     rows = results.rows
     figure.set_size_inches(10, 1.5 + 0.42 * len(rows))
     paper, here = figure.subplots(1, 2, sharey=True)
@@ -68,7 +68,7 @@ def _ours(axes: Axes, results: Results) -> None:
 
 
 def _points(axes: Axes, points: list[tuple[int, Any, list[Any]]], color: str) -> None:
-    """A mean as a short bar and the single values as dots; AP from 0 on, so that lengths can be compared."""
+    """Draw each mean as a short bar and its values as dots. The axis starts at 0, so that lengths can be compared."""
     for place, mean, values in points:
         axes.plot([0, mean], [place, place], color=color, linewidth=1.2, alpha=0.35)
         axes.plot([mean, mean], [place - 0.25, place + 0.25], color=color, linewidth=2.5)
@@ -80,12 +80,12 @@ def _points(axes: Axes, points: list[tuple[int, Any, list[Any]]], color: str) ->
 
 
 def _note(axes: Axes, place: int, text: str) -> None:
-    # at the left end, a little below the line: a mean may be there as well
+    # At the left end, slightly below the line, where no mean covers it.
     axes.annotate(text, (0, place), (4, -9), textcoords="offset points", va="center", fontsize=7, color="#a33")
 
 
 def _losses(figure: Figure, results: Results) -> None:
-    """Figure 1, and Figure 5 of the appendix beside it."""
+    """Draw Figure 1, and Figure 5 of the appendix beside it."""
     by_probability, by_logit = figure.subplots(1, 2)
     for color, (gamma, values) in zip(COLORS, results.extra["fl"].items(), strict=False):
         name = f"γ = {gamma}" + (" (cross entropy)" if gamma == "0" else "")
@@ -104,12 +104,12 @@ def _losses(figure: Figure, results: Results) -> None:
 
 
 def _speed(figure: Figure, results: Results) -> None:
-    """Milliseconds and AP: the paper's and ours, which have axes of their own."""
+    """Draw AP against milliseconds, the paper's and ours on separate axes."""
     paper, here = figure.subplots(1, 2)
     for color, depth in zip((_PAPER, "#d55e00"), ("R-50", "R-101"), strict=True):
         rows = [row for row in EXPERIMENTS["fig2"].rows if row.setting.startswith(f"{depth},")]
         _line(paper, [(row.milliseconds, row.ap, row.setting.split(", ")[1]) for row in rows], color, depth)
-    paper.set(title="the paper: COCO test-dev, one M40", xlabel="ms a picture", ylabel="AP")
+    paper.set(title="the paper: COCO test-dev, one M40", xlabel="ms per image", ylabel="AP")
     found = results.extra["speed"]
     points = [
         (found[row.setting]["median"], row.mean(), row.setting.split(" (")[0].split(", ")[-1])
@@ -120,8 +120,8 @@ def _speed(figure: Figure, results: Results) -> None:
     for row in results.rows:
         for ap in row.aps() if row.setting in found else []:
             here.plot(found[row.setting]["median"], ap, "o", color=_OURS, markersize=3, alpha=0.5)
-    here.set(title=f"here: {results.data}", xlabel="ms a picture, from file to detections", ylabel="AP", ylim=(0, None))
-    here.set_xlim(0, 1.15 * max([point[0] for point in points], default=1))  # the last label is beside its point
+    here.set(title=f"here: {results.data}", xlabel="ms per image, from file to detections", ylabel="AP", ylim=(0, None))
+    here.set_xlim(0, 1.15 * max([point[0] for point in points], default=1))  # leaves room for the last label
     for axes in (paper, here):
         axes.legend(frameon=False, fontsize=9, loc="lower right")
 
@@ -129,14 +129,14 @@ def _speed(figure: Figure, results: Results) -> None:
 def _line(axes: Axes, points: list[tuple[Any, Any, str]], color: str, label: str) -> None:
     axes.plot([x for x, _, _ in points], [y for _, y, _ in points], marker="o", color=color, label=label)
     for i, (x, y, size) in enumerate(points):
-        above = label == "R-101" and i > 0  # the paper's two lines cross after their first points
+        above = label == "R-101" and i > 0  # labels of the paper's two lines must not overlap
         axes.annotate(
             size, (x, y), (-34, 5) if above else (5, -10), textcoords="offset points", fontsize=8, color=color
         )
 
 
 def _distribution(figure: Figure, results: Results) -> None:
-    """Figure 4: cumulative loss against the anchors, sorted from easy to hard."""
+    """Draw Figure 4: cumulative loss over the anchors, sorted from easy to hard."""
     found = results.extra.get("distribution")
     for axes, group in zip(figure.subplots(1, 2), ("foreground", "background"), strict=True):
         axes.set(
@@ -153,7 +153,7 @@ def _distribution(figure: Figure, results: Results) -> None:
 
 
 def _divergence(figure: Figure, results: Results) -> None:
-    """Loss of the first steps, a line for each seed; and the AP that came of it."""
+    """Draw the losses of the first steps, with a line for each seed, and the resulting AP."""
     losses, precision = figure.subplots(1, 2, width_ratios=(3, 2))
     for color, row in zip(COLORS, results.rows, strict=False):
         label: str | None = row.setting
@@ -164,7 +164,7 @@ def _divergence(figure: Figure, results: Results) -> None:
             if run.diverged is not None and finite.any() and run.diverged <= len(steps) + 1:
                 losses.plot(steps[finite][-1], np.array(run.losses)[finite][-1], "x", color=color, markersize=9)
             label = None
-    losses.set(title="loss of single batches (×: not finite after it)", xlabel="step", ylabel="loss", yscale="log")
+    losses.set(title="loss of single batches (×: last finite loss)", xlabel="step", ylabel="loss", yscale="log")
     if losses.lines:
         losses.legend(frameon=False, fontsize=8)
     _ours(precision, results)

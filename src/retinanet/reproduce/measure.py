@@ -1,4 +1,4 @@
-"""What figures show besides average precision: loss curves (Figure 1), speed (2), and who has the loss (4)."""
+"""Measure what figures show besides AP: loss curves (Figure 1), speed (Figure 2), loss distribution (Figure 4)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from retinanet.model.inference import for_inference
 GAMMAS = (0.0, 0.5, 1.0, 2.0)
 HARDEST = (0.001, 0.01, 0.1, 0.2)
 
-# Points of the curves that are kept, and the paper's number of background windows, at which sampling ends.
-_POINTS, _BACKGROUND = 501, 10_000_000
+# Number of points of each stored curve, and the number of background anchors at which sampling ends (as in the paper).
+_POINTS, BACKGROUND_ANCHORS = 501, 10_000_000
 
 
 def loss_curves() -> dict[str, Any]:
-    """Figure 1 and Figure 5, computed by the losses themselves."""
+    """Compute the curves of Figure 1 and Figure 5 with the package's loss functions."""
     x_t = torch.linspace(-6, 6, 241, dtype=torch.float64)
     p_t = torch.linspace(0.005, 1, 200, dtype=torch.float64)
     logits = torch.logit(p_t.clamp(max=1 - 1e-9))
@@ -64,14 +64,14 @@ def loss_curves() -> dict[str, Any]:
     }
 
 
-def milliseconds(weights: Path, dataset: Dataset, pictures: int = 30, warm_up: int = 3) -> dict[str, Any]:
-    """Time from an image file to its detections, one picture at a time, on all threads.
+def milliseconds(weights: Path, dataset: Dataset, images: int = 30, warm_up: int = 3) -> dict[str, Any]:
+    """Time the detector from an image file to its detections, one image at a time, on all threads.
 
     Returns:
-        ``median``, ``low`` and ``high`` (the middle half) in milliseconds, ``pictures`` and ``threads``.
+        ``median``, ``low`` and ``high`` (quartiles) in milliseconds, ``images`` and ``threads``.
     """
     detector = load(weights)
-    paths = [dataset.path(i) for i in _spread(len(dataset), pictures)]
+    paths = [dataset.path(i) for i in _evenly_spaced(len(dataset), images)]
     times = []
     for path in [*paths[:1] * warm_up, *paths]:
         began = time.perf_counter()
@@ -79,25 +79,25 @@ def milliseconds(weights: Path, dataset: Dataset, pictures: int = 30, warm_up: i
         times.append(1000 * (time.perf_counter() - began))
     low, median, high = np.percentile(times[warm_up:], (25, 50, 75))
     rounded = {name: round(float(value), 1) for name, value in (("median", median), ("low", low), ("high", high))}
-    return {**rounded, "pictures": len(paths), "threads": torch.get_num_threads()}
+    return {**rounded, "images": len(paths), "threads": torch.get_num_threads()}
 
 
-def _spread(count: int, wanted: int) -> list[int]:
-    """Up to ``wanted`` of ``count`` positions, evenly spread."""
+def _evenly_spaced(count: int, wanted: int) -> list[int]:
+    """Up to ``wanted`` of ``count`` positions, evenly spaced."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, wanted))})
 
 
 def loss_distribution(
     weights: Path, dataset: Dataset, progress: Callable[[int], object] = lambda images: None
 ) -> dict[str, Any]:
-    """Cumulative focal loss over the foreground and background anchors of ``dataset`` for ``GAMMAS``.
+    """Compute the cumulative focal loss over the foreground and background anchors of ``dataset`` for ``GAMMAS``.
 
-    All pictures are used, in the order of a seeded shuffle, until there are as many background anchors as in the paper.
+    Images are used in the order of a seeded shuffle, until there are as many background anchors as in the paper.
 
     Returns:
-        ``images``, how many were used; ``foreground`` and ``background``, each with ``anchors``, ``curves`` (for each γ
-        the loss of the easiest 0 … all anchors, at equal steps) and ``hardest`` (for each γ the share of the loss that
-        the hardest ``HARDEST`` have).
+        ``images`` (their number); ``foreground`` and ``background``, each with ``anchors`` (their number), ``curves``
+        (for each γ, the cumulative loss from the easiest to the hardest anchor, in equal steps) and ``hardest`` (for
+        each γ, the fractions of the loss that belong to the fractions ``HARDEST`` of the anchors).
 
     Raises:
         DataError: no anchor matches an object.
@@ -108,18 +108,18 @@ def loss_distribution(
     parts: dict[str, list[torch.Tensor]] = {"foreground": [], "background": []}
     images = background = 0
     for part in (dataset.subset([i]) for i in dataset):
-        losses = _losses(detector, part)
+        losses = _anchor_losses(detector, part)
         for group, own in zip(parts, losses, strict=True):
             parts[group].append(own)
         images, background = images + 1, background + losses[1].shape[1]
         progress(1)
-        if background >= _BACKGROUND:
+        if background >= BACKGROUND_ANCHORS:
             break
     result: dict[str, Any] = {"images": images}
     for group, values in parts.items():
         together = torch.cat(values, dim=1)  # (γ, anchors)
         if together.shape[1] == 0:
-            raise DataError(f"{dataset.name}: no {group} anchor in {images} images; there is no loss to divide")
+            raise DataError(f"{dataset.name}: no {group} anchor in {images} images, so there is no loss to distribute")
         named = [(f"{gamma:g}", each) for gamma, each in zip(GAMMAS, together, strict=True)]
         result[group] = {
             "anchors": together.shape[1],
@@ -130,11 +130,12 @@ def loss_distribution(
 
 
 @torch.inference_mode()
-def _losses(detector: Detector, image: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+def _anchor_losses(detector: Detector, image: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     config = detector.info.config
     ((sample,),) = evaluation_loader(image, config.data)
     pixels = normalized_batch([sample.image], detector.model.mean, detector.model.std, detector.device)
-    outputs = for_inference(detector.model).to(detector.device)(pixels)  # in float32, unlike detection
+    # in float32; detection may use bf16
+    outputs = for_inference(detector.model).to(detector.device)(pixels)
     grid = config.anchors.grid((pixels.shape[-2], pixels.shape[-1]))
     matched = assign_batch(grid, [sample.boxes], [sample.ignore], config.assign)
     losses = anchor_losses(outputs, matched.to(detector.device), sample.labels.to(detector.device), GAMMAS)

@@ -1,4 +1,4 @@
-"""Commands, several at a time, each a process of its own: threads that wait for each other lose more than processes."""
+"""Run commands in parallel processes. On few cores, processes with one thread each are faster than shared threads."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-# Seconds between looks at what runs, and those that a process has to save its state when it is asked to stop.
-_LOOK, _GRACE = 0.2, 60.0
+# Seconds between two checks of the processes, and seconds that a stopped process has to save its state.
+_POLL, _GRACE = 0.2, 60.0
 
 
 @dataclass(frozen=True)
 class Task:
-    """A command and what to call it."""
+    """A command and its name."""
 
     name: str
     command: tuple[str, ...]
@@ -24,7 +24,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: exit code, seconds, and what it said."""
+    """How a command ended: exit code, seconds, stdout and stderr."""
 
     task: Task
     code: int
@@ -51,15 +51,15 @@ def run_tasks(
 ) -> None:
     """Run all commands, ``at_once`` at a time.
 
-    The standard input of a command is a pipe that ends when this process does, however it ends. When the queue is left
-    early (Ctrl-C, an error in ``ended``), the commands that still run get SIGTERM and a minute to save their state.
+    The standard input of each command is a pipe that closes when this process ends for any reason. If the queue stops
+    early (Ctrl-C, an error in ``ended``), the running commands get SIGTERM and a minute to save their state.
 
     Args:
-        tasks: what to run, in this order.
-        at_once: processes at a time.
-        ended: called with each command that ended, also one that failed.
+        tasks: the commands, in the order in which they start.
+        at_once: number of processes that run in parallel.
+        ended: called with each command that ended, including failed commands.
         tick: called several times a second.
-        one_thread: give each command a single thread for its arithmetic.
+        one_thread: set ``OMP_NUM_THREADS=1`` for each command.
     """
     waiting, running = list(reversed(tasks)), list[_Process]()
     environment = dict(os.environ) | ({"OMP_NUM_THREADS": "1"} if one_thread else {})
@@ -72,7 +72,7 @@ def run_tasks(
                 ended(_finish(each))
             tick()
             if running:
-                time.sleep(_LOOK)
+                time.sleep(_POLL)
     finally:
         _stop(running)
 

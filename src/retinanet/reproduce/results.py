@@ -1,4 +1,4 @@
-"""What was measured: read from the folders of the runs, kept as JSON, and the source of every page and plot."""
+"""Results: read from the folders of the runs, stored as JSON, shown by every page and plot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from retinanet.zoo.weights import read_info
 
 SHARES = ("share_foreground", "share_hard", "share_easy")
 
-# Losses of the first steps are kept, for the curves of ``divergence``; shares are a mean of the last measurements.
+# Number of first steps whose losses are kept (for the curves of ``divergence``), and number of last measurements whose
+# mean gives the loss shares.
 _STEPS, _MEASUREMENTS = 300, 5
 
 
@@ -26,16 +27,16 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        seed: of the run.
-        folder: its name.
-        ap: of the last weights, 0–1; None if the training diverged.
+        seed: the seed of the run.
+        folder: the name of its folder.
+        ap: AP of the last weights, 0–1. None: the training diverged.
         ap50: AP at IoU 0.5.
         ap75: AP at IoU 0.75.
-        seconds: of training and evaluation; None where a process was killed before it could say.
-        images: shown in training.
+        seconds: duration of training and evaluation. None: a process was killed before it recorded the time.
+        images: number of images shown in training.
         diverged: the step at which the loss was NaN or infinite.
-        shares: who owned the classification loss at the end: foreground, hard and easy background.
-        losses: of the first steps.
+        shares: shares of the classification loss at the end: foreground, hard background, easy background.
+        losses: the losses of the first steps.
     """
 
     seed: int
@@ -51,16 +52,16 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A row of a table with what was measured for it.
+class MeasuredRow:
+    """A row of a table with its results.
 
     Attributes:
-        setting: what a reader calls it.
+        setting: the name of the row.
         paper: the paper's COCO AP, in points.
-        paper_ms: the paper's milliseconds.
+        flags: the changes of the base, as flags of ``retinanet train``.
+        paper_ms: the paper's milliseconds for each image.
         paper_diverges: the paper says that this training diverges.
-        flags: what differs from the base, as flags of ``retinanet train``.
-        runs: those that are done.
+        runs: the finished runs.
     """
 
     setting: str
@@ -75,41 +76,41 @@ class Measured:
         return [100 * run.ap for run in self.runs if run.ap is not None]
 
     def mean(self) -> float | None:
-        """Their mean; None if there is none."""
+        """Mean AP in points. None: no run has an AP."""
         return statistics.mean(self.aps()) if self.aps() else None
 
     def standing(self) -> float | None:
-        """What settings are put in order by: the mean AP, where a run that diverged found nothing; None if not run."""
-        found = _here(self)
+        """The mean AP by which settings are ranked. A diverged run counts as −1. None: there are no runs."""
+        found = _aps_with_diverged(self)
         return statistics.mean(found) if found else None
 
     @property
     def diverged(self) -> int:
-        """Number of runs whose loss became NaN or infinite."""
+        """Number of runs that diverged (loss NaN or infinite)."""
         return sum(run.diverged is not None for run in self.runs)
 
 
 @dataclass(frozen=True)
 class Results:
-    """All that a page says.
+    """The content of a page of results.
 
     Attributes:
-        name: of the experiment.
+        name: the name of the experiment.
         title: its heading.
-        claim: what the paper says.
+        claim: the paper's statement.
         where: the setting of the paper's numbers.
-        note: what a reader must know of the rows.
-        command: what makes the page again.
+        note: a remark on the rows.
+        command: the command that makes the page again.
         scale: small or paper.
         data: name of the dataset.
-        train_images: how many there are to train on.
-        val_images: and to measure on.
+        train_images: number of images in train.
+        val_images: number of images in val.
         base: the settings that every row starts from.
-        base_flags: what of them differs from the recipe ``paper``, as flags of ``retinanet train``.
+        base_flags: the differences of ``base`` from the recipe ``paper``, as flags of ``retinanet train``.
         machine: processor, cores and versions.
-        seeds: asked for.
+        seeds: the requested seeds.
         rows: the table.
-        extra: what a figure measured besides.
+        extra: further measurements of a figure.
     """
 
     name: str
@@ -126,16 +127,16 @@ class Results:
     base_flags: str
     machine: str
     seeds: list[int]
-    rows: list[Measured] = field(default_factory=list)
+    rows: list[MeasuredRow] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``NAME.json`` holds it."""
+        """The content of ``NAME.json``."""
         return asdict(self)
 
 
 def outcome(run: Run) -> Outcome | None:
-    """How ``run`` ended; None if it has not yet."""
+    """Read how ``run`` ended. None: it has not ended."""
     folder, seed = run.folder, run.config.train.seed
     log = folder / "metrics.jsonl"
     lines = read_lines(log) if log.exists() else []
@@ -143,9 +144,9 @@ def outcome(run: Run) -> Outcome | None:
     losses = [line["loss"] for line in steps[:_STEPS]]
     measured = [line for line in steps if SHARES[0] in line][-_MEASUREMENTS:]
     shares = {key: round(statistics.mean(line[key] for line in measured), 4) for key in SHARES if measured}
-    seconds = _seconds(folder)
+    seconds = _training_seconds(folder)
     if (folder / FAILURE).exists():
-        step = int(_read(folder / FAILURE, dict)["step"])
+        step = int(_json_content(folder / FAILURE, dict)["step"])
         seen = min(run.images, step * run.config.train.batch)
         return Outcome(seed, folder.name, None, None, None, seconds, seen, step, shares, losses)
     last = folder / "last.safetensors"
@@ -154,32 +155,32 @@ def outcome(run: Run) -> Outcome | None:
     try:
         info = read_info(last)
     except CheckpointError as error:
-        raise RetinaNetError(f"{error}; remove {folder} to train it anew") from error
+        raise RetinaNetError(f"{error}; remove {folder} to train it again") from error
     if not info.progress.get("finished"):
         return None
     ap, ap50, ap75 = (info.metrics[key] for key in ("AP", "AP50", "AP75"))
     return Outcome(seed, folder.name, ap, ap50, ap75, seconds, run.images, None, shares, losses)
 
 
-def _seconds(folder: Path) -> float | None:
+def _training_seconds(folder: Path) -> float | None:
     path = folder / SECONDS
-    seconds: float | None = _read(path, int | float | None) if path.exists() else None
+    seconds: float | None = _json_content(path, int | float | None) if path.exists() else None
     return seconds
 
 
-def _read(path: Path, kind: Any) -> Any:
-    """What a run's process wrote, which has to be of ``kind``."""
+def _json_content(path: Path, kind: Any) -> Any:
+    """The content of a JSON file of a run, checked to be of ``kind``."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise RetinaNetError(f"{path}: cannot be read ({error}); remove {path.parent} to train it anew") from error
+        raise RetinaNetError(f"{path}: cannot be read ({error}); remove {path.parent} to train it again") from error
     if not isinstance(found, kind) or (kind is dict and not isinstance(found.get("step"), int)):
-        raise RetinaNetError(f"{path}: not as a training writes it; remove {path.parent} to train it anew")
+        raise RetinaNetError(f"{path}: not a file of a training; remove {path.parent} to train it again")
     return found
 
 
 def images_done(run: Run) -> int:
-    """Pictures that a run in progress has seen, by the last line of its log."""
+    """Number of images that a run in progress has shown, by the last line of its log."""
     path = run.folder / "metrics.jsonl"
     try:
         with path.open("rb") as file:
@@ -190,7 +191,7 @@ def images_done(run: Run) -> int:
     for text in reversed(end):
         try:
             step = json.loads(text)["step"]
-        except (json.JSONDecodeError, KeyError, TypeError):  # a line cut in two
+        except (json.JSONDecodeError, KeyError, TypeError):  # an incomplete line
             continue
         return int(min(run.images, step * run.config.train.batch))
     return 0
@@ -199,17 +200,17 @@ def images_done(run: Run) -> int:
 def refuse_other_results(
     path: Path, data: str, scale: str, seeds: Sequence[int], settings: dict[str, Any] | None = None
 ) -> None:
-    """Keep results from replacing others that more was spent on, or of other data.
+    """Refuse to replace results of other data, settings or further seeds.
 
     Args:
-        path: of the JSON to be written.
+        path: the JSON file to be written.
         data: name of the dataset.
         scale: small or paper.
-        seeds: of the results to be written; it may be more than there were.
-        settings: what else has to be the same there: attributes of :class:`Results`.
+        seeds: seeds of the new results. They must include those in the file.
+        settings: further attributes of :class:`Results` that must be equal.
 
     Raises:
-        RetinaNetError: ``path`` holds results of other data, at another scale, of further seeds or from other settings.
+        RetinaNetError: ``path`` holds results of other data, at another scale, of further seeds or with other settings.
     """
     if not path.exists():
         return
@@ -217,7 +218,7 @@ def refuse_other_results(
         found = json.loads(path.read_text(encoding="utf-8"))
         there = (found["data"], found["scale"])
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise RetinaNetError(f"{path}: not results of this command; choose another --out") from error
+        raise RetinaNetError(f"{path}: not a results file of this command; choose another --out") from error
     if there != (data, scale):
         raise RetinaNetError(
             f"{path} holds results of {there[0]} at {there[1]} scale, not of {data} at {scale} scale; "
@@ -226,21 +227,21 @@ def refuse_other_results(
     asked = json.loads(json.dumps(settings or {}))  # lists for tuples
     if any(found.get(key) != value for key, value in asked.items()):
         raise RetinaNetError(
-            f"{path} holds results of {data} from other trainings (--images, --recipe, or other pictures); choose "
+            f"{path} holds results of {data} with other settings (--images, --recipe) or other images; choose "
             "another --out, or move it"
         )
     if lost := sorted(set(found.get("seeds", [])) - set(seeds)):
         every = " ".join(map(str, sorted({*lost, *seeds})))
         raise RetinaNetError(
-            f"{path} holds results of more seeds; ask for them too (--seeds {every}), choose another --out, or move it"
+            f"{path} holds results of more seeds; include them (--seeds {every}), choose another --out, or move it"
         )
 
 
 def refuse_fewer_runs(path: Path, results: Results) -> None:
-    """Keep results from replacing those of more trainings, as where the folder of the runs lies elsewhere.
+    """Refuse to replace results of more runs, for example when --runs names another folder.
 
     Raises:
-        RetinaNetError: ``path``, which is a file of :func:`refuse_other_results`, has more runs than ``results``.
+        RetinaNetError: the results file ``path`` has more runs than ``results``.
     """
     if not path.exists():
         return
@@ -248,22 +249,26 @@ def refuse_fewer_runs(path: Path, results: Results) -> None:
     there, here = sum(len(row["runs"]) for row in rows), sum(len(row.runs) for row in results.rows)
     if there > here and results.rows:
         raise RetinaNetError(
-            f"{path} holds results of {there} runs, and {here} are done in this --runs folder; finish the others, "
+            f"{path} holds results of {there} runs, but the --runs folder has only {here}; finish the others, "
             "choose another --out, or move it"
         )
 
 
-def pairs_in_order(rows: Sequence[Measured]) -> tuple[int, int, int, int]:
-    """How far the order of the settings here agrees with the paper's.
+def pairs_in_order(rows: Sequence[MeasuredRow]) -> tuple[int, int, int, int]:
+    """Count the pairs of settings whose order agrees with the paper's.
 
-    Only pairs that differ in the paper and were measured here count. A run that diverged counts as one that found
-    nothing, as a diverging setting of the paper does.
+    Pairs with equal AP in the paper, or without a run here, do not count. A diverged run, here or in the paper, has
+    AP −1.
 
     Returns:
-        Pairs; those in the paper's order by their means; pairs told apart here (several runs each, whose APs do not
-        overlap); those of them in the paper's order.
+        Number of pairs; number of pairs whose means have the paper's order; number of separated pairs (several runs
+        each, and the ranges of AP do not overlap); number of separated pairs that have the paper's order.
     """
-    ranked = [(paper, aps) for row in rows if (paper := _paper(row)) is not None and (aps := _here(row))]
+    ranked = [
+        (paper, aps)
+        for row in rows
+        if (paper := _ranked_paper_ap(row)) is not None and (aps := _aps_with_diverged(row))
+    ]
     pairs = agree = apart = apart_agree = 0
     for i, (paper, aps) in enumerate(ranked):
         for other_paper, others in ranked[i + 1 :]:
@@ -271,19 +276,19 @@ def pairs_in_order(rows: Sequence[Measured]) -> tuple[int, int, int, int]:
                 continue
             pairs += 1
             difference = statistics.mean(aps) - statistics.mean(others)
-            right = difference * (paper - other_paper) > 0
-            agree += right
-            several = min(len(aps), len(others)) > 1  # single runs always lie apart
+            same_order = difference * (paper - other_paper) > 0
+            agree += same_order
+            several = min(len(aps), len(others)) > 1  # the ranges of single runs never overlap
             if several and (min(aps) > max(others) or max(aps) < min(others)):
                 apart += 1
-                apart_agree += right
+                apart_agree += same_order
     return pairs, agree, apart, apart_agree
 
 
-def _paper(row: Measured) -> float | None:
+def _ranked_paper_ap(row: MeasuredRow) -> float | None:
     return -1.0 if row.paper_diverges else row.paper
 
 
-def _here(row: Measured) -> list[float]:
-    """APs of the seeds; one that diverged found nothing, and is below all that did not diverge."""
+def _aps_with_diverged(row: MeasuredRow) -> list[float]:
+    """APs of the runs in points. Diverged runs count as −1, below every other."""
     return row.aps() + [-1.0] * row.diverged

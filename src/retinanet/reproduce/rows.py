@@ -1,7 +1,7 @@
-"""What the paper's tables and figures compare: each row's settings, and the AP that the paper has for it.
+"""The rows of the paper's tables and figures: settings of each row, and its AP in the paper.
 
-The paper is *Focal Loss for Dense Object Detection*, https://arxiv.org/abs/1708.02002v2. Rows of several tables that
-have the same settings are the same training.
+The paper is *Focal Loss for Dense Object Detection*, https://arxiv.org/abs/1708.02002v2. Rows of different tables with
+equal settings share one training.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Row:
     """One setting of a comparison.
 
     Attributes:
-        setting: what a reader calls it.
-        ap: COCO AP in the paper, in points; None where the paper has none.
-        changes: what differs from the base at both scales.
-        paper: what differs besides on COCO.
-        small: what differs besides at small scale; None: the row has no counterpart there.
-        milliseconds: per image in the paper, on an M40.
-        extra: run only if all rows are asked for.
+        setting: the name of the row in tables.
+        ap: COCO AP in the paper, in points. None: the paper has no number.
+        changes: changes of the base settings at both scales.
+        paper: further changes on COCO.
+        small: further changes at small scale. None: the row has no counterpart there.
+        milliseconds: time for each image in the paper, on an M40.
+        extra: train this row only with ``--every-row``.
         diverges: the paper says that this training diverges.
-        here: what a reader calls it at small scale, if that is something else.
+        here: the name of the row at small scale, if it differs.
     """
 
     setting: str
@@ -44,7 +44,7 @@ class Row:
     here: str = ""
 
     def name(self, small: bool) -> str:
-        """What the row is called at this scale."""
+        """The name of the row at this scale."""
         return self.here if small and self.here else self.setting
 
 
@@ -53,13 +53,13 @@ class Experiment:
     """A table or figure of the paper.
 
     Attributes:
-        name: what it is asked for by.
+        name: the argument of ``retinanet reproduce``.
         title: the heading of its page.
         summary: one line for the list.
-        claim: what the paper says, in a sentence.
-        where: the paper's setting, for the head of its numbers.
-        rows: the trainings; none where nothing is trained.
-        note: what a reader must know of the rows at small scale.
+        claim: the paper's statement, in a sentence.
+        where: the setting of the paper's numbers.
+        rows: the trainings. Empty: nothing is trained.
+        note: a remark on the rows at small scale.
     """
 
     name: str
@@ -71,12 +71,13 @@ class Experiment:
     note: str = ""
 
     def chosen(self, every: bool, small: bool) -> tuple[Row, ...]:
-        """The rows to train: at small scale those that have a counterpart, and the extra ones only on demand."""
+        """The rows to train. The extra ones need ``every``; at small scale, rows without a counterpart are left out."""
         return tuple(row for row in self.rows if (every or not row.extra) and not (small and row.small is None))
 
 
 _R50_600: Changes = {"data": {"size": 600}}
-# Group norm, which small.yaml has, would hide what the paper says of networks without it; they need a lower rate.
+# The paper's subnets have no norm. The group norm of small.yaml would prevent the divergence. Without it, the learning
+# rate must be lower.
 _PLAIN_SUBNETS: Changes = {"model": {"subnet_norm": "none"}, "train": {"lr": 0.01}}
 _R101_600: Changes = {"model": {"backbone": "resnet101.tv_in1k"}, "data": {"size": 600}}
 
@@ -91,7 +92,7 @@ def _balanced(alpha: float, ap: float, setting: str = "") -> Row:
 
 
 def _anchors(scales: int, ratios: int, ap: float) -> Row:
-    # 3×3 are the defaults, exactly: it is the same training as FL of the other tables
+    # 3×3 equals the defaults exactly, so this row shares the training of FL in the other tables.
     changes = {
         "anchors": {
             "scales": tuple(2 ** (i / scales) for i in range(scales)),
@@ -108,7 +109,7 @@ def _mined(ratio: str, batch: int, nms: float, ap: float, extra: bool = True) ->
 
 
 def _sized(depth: int, size: int, ap: float, milliseconds: float) -> Row:
-    """At small scale, sizes keep their proportion: 320 pixels, as in small.yaml, stand for the paper's 800."""
+    """A row of Table 1e. At small scale, sizes keep their proportion: 320 pixels (as in small.yaml) replace 800."""
     backbone: Changes = {"model": {"backbone": "resnet101.tv_in1k"}} if depth == 101 else {}
     own = round(size * 0.4)
     small: Changes | None = {"data": {"size": own, "max_size": own * 4 // 3}} if depth == 50 else None
@@ -138,7 +139,7 @@ _ALL = (
         "table1a",
         "Table 1a: the α of balanced cross entropy",
         "balanced cross entropy: seven values of α",
-        "The best α of cross entropy is 0.75; very small values learn nothing.",
+        "The best α of cross entropy is 0.75. With very small values the network learns nothing.",
         rows=tuple(
             _balanced(alpha, ap)
             for alpha, ap in (
@@ -155,8 +156,8 @@ _ALL = (
     Experiment(
         "table1b",
         "Table 1b: the γ of the focal loss, each with its best α",
-        "focal loss: seven values of γ, each with the α that the paper found best for it",
-        "The focal loss beats balanced cross entropy (γ = 0) for every γ here, by 2.9 AP at the best, γ = 2.",
+        "focal loss: seven values of γ, each with the best α of the paper",
+        "The focal loss beats balanced cross entropy (γ = 0) for every γ in this table. The best, γ = 2, gains 2.9 AP.",
         rows=(
             _balanced(0.75, 31.1, "FL, γ = 0, α = 0.75 (α-CE)"),
             *(_focal(*row) for row in ((0.1, 0.75, 31.4), (0.2, 0.75, 31.9), (0.5, 0.5, 32.9), (1, 0.25, 33.7))),
@@ -168,8 +169,8 @@ _ALL = (
         "table1c",
         "Table 1c: scales and aspect ratios of the anchors",
         "anchors: one to four scales, one or three aspect ratios",
-        "A single anchor does surprisingly well; two or three scales with three ratios gain nearly 4 AP, more gain "
-        "nothing.",
+        "A single anchor does surprisingly well. Two or three scales with three ratios gain nearly 4 AP, further "
+        "scales gain nothing.",
         rows=tuple(
             _anchors(*row)
             for row in (
@@ -210,7 +211,7 @@ _ALL = (
         "table3",
         "Table 3: FL*, the alternative focal loss",
         "FL and two settings of FL*",
-        "FL* (appendix A) is as good as FL: what matters is to discount well-classified examples, not how.",
+        "FL* (appendix A) is as good as FL: any loss that discounts well-classified examples works.",
         rows=(
             _focal(2, 0.25, 34.0),
             *(
@@ -227,30 +228,30 @@ _ALL = (
     Experiment(
         "fig1",
         "Figure 1: the focal loss against the probability of the true class",
-        "the loss curves for five γ, and those of FL* (Figure 5); nothing is trained",
-        "With γ = 2, an example classified with p_t = 0.9 costs 100 times less than in cross entropy, one with "
-        "p_t ≈ 0.968 1000 times less (section 3.2).",
+        "the loss curves for five γ, and those of FL* (Figure 5), without training",
+        "With γ = 2, the loss of an example with p_t = 0.9 is 100 times lower than its cross entropy, and 1000 times "
+        "lower at p_t ≈ 0.968 (section 3.2).",
     ),
     Experiment(
         "fig2",
         "Figure 2: speed against accuracy",
         "AP and milliseconds per image at five input sizes, measured on this machine",
-        "Accuracy is bought with time; RetinaNet's curve lies above that of the detectors before it.",
+        "More accurate settings are slower. RetinaNet's curve lies above those of the earlier detectors.",
         _TEST_DEV,
         _SIZES,
     ),
     Experiment(
         "fig4",
-        "Figure 4: who has the loss of a trained model",
+        "Figure 4: distribution of the loss of a trained model",
         "cumulative loss of foreground and background anchors, from easy to hard, for four γ",
-        "Among foreground anchors γ hardly changes the distribution; with γ = 2 the vast majority of the background's "
-        "loss comes from a tiny share of hard anchors.",
+        "γ hardly changes the distribution among foreground anchors. With γ = 2, the vast majority of the background's "
+        "loss comes from a small fraction of hard anchors.",
         "COCO, R-101, 600 px, trained with γ = 2",
         (Row("FL, γ = 2, α = 0.25", 36.0, {}, _R101_600),),
     ),
     Experiment(
         "divergence",
-        "The prior π of the start: with it and without (sections 3.3 and 4.1)",
+        "The prior π of the initialisation (sections 3.3 and 4.1)",
         "loss curves and AP with π = 0.01 and with π = 0.5, for cross entropy and focal loss",
         "Cross entropy without the prior diverges; with π = 0.01 it trains (AP 30.2; α-CE with α = 0.5 in Table 1a).",
         rows=(
@@ -259,21 +260,21 @@ _ALL = (
             _with_prior("FL", 0.5, None),
             _with_prior("FL", 0.01, 34.0),
         ),
-        note="All rows have subnets without group norm, as in the paper, and a quarter of the learning rate.",
+        note="All rows have subnets without group norm, as in the paper, and a quarter of the base's learning rate.",
     ),
 )
 EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}
 
 
 def find_experiments(names: Sequence[str]) -> list[Experiment]:
-    """The experiments of these names, each once; ``all`` is every one.
+    """The experiments with these names, each once. ``all`` selects every experiment.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no experiment of that name.
     """
     for name in names:
         if name not in (*EXPERIMENTS, "all"):
             near = difflib.get_close_matches(name, [*EXPERIMENTS, "all"], n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(EXPERIMENTS)}, and all"
-            raise ConfigError(f"nothing called {name!r} to reproduce; {hint}")
+            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(EXPERIMENTS)}, all"
+            raise ConfigError(f"there is no experiment {name!r}; {hint}")
     return [EXPERIMENTS[name] for name in EXPERIMENTS if name in names or "all" in names]

@@ -1,4 +1,4 @@
-"""A page of results in Markdown: the paper's number beside what was measured, and nothing that was not."""
+"""Write a page of results in Markdown, with the paper's numbers beside the measured ones."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from retinanet.reproduce.results import Measured, Outcome, Results, pairs_in_order
+from retinanet.reproduce.results import MeasuredRow, Outcome, Results, pairs_in_order
 
 
 def page(results: Results) -> str:
-    """The text of ``NAME.md``."""
+    """The content of ``NAME.md``."""
     parts = [f"# {results.title}", f"The paper: {results.claim}"]
     if results.rows:
         parts += [
@@ -33,23 +33,23 @@ def _setting(results: Results) -> str:
     seen, rate = train["epochs"] * results.train_images, train["lr"] * train["batch"] / 16
     with_changes = f" with `{results.base_flags}`" if results.base_flags else ""
     return (
-        f"The paper's numbers: {results.where}. Here: {results.data}, {results.train_images:,} pictures to train on "
-        f"and {results.val_images:,} to measure on; {results.base['model']['backbone']}, {data['size']} px{longest}; "
-        f"{epochs} ({seen:,} pictures seen) in batches of {train['batch']}, learning rate {rate:g}, unless a row says "
-        f"otherwise. Every row starts from the recipe `paper`{with_changes}. AP is that of the "
-        "last weights, in points: mean ± standard deviation over the seeds, with the lowest and highest. "
+        f"The paper's numbers: {results.where}. Here: {results.data}, {results.train_images:,} images in train and "
+        f"{results.val_images:,} in val; {results.base['model']['backbone']}, {data['size']} px{longest}; "
+        f"{epochs} ({seen:,} images shown) in batches of {train['batch']}, learning rate {rate:g}, unless a row says "
+        f"otherwise. Every row starts from the recipe `paper`{with_changes}. AP is the AP of the "
+        "last weights, in points: mean ± standard deviation over the seeds, with the range in brackets. "
         f"{results.machine}."
     )
 
 
 def _table(results: Results) -> str:
-    heads = ["setting", "AP, paper", "AP, here", "AP50", "AP75", "seeds", "diverged", "seconds a run", "flags"]
+    heads = ["setting", "AP, paper", "AP, here", "AP50", "AP75", "seeds", "diverged", "seconds per run", "flags"]
     lines = [" | ".join(heads), "|".join(["---"] * len(heads))]
     lines += [" | ".join(_cells(row)) for row in results.rows]
     return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
 
 
-def _cells(row: Measured) -> list[str]:
+def _cells(row: MeasuredRow) -> list[str]:
     paper = "diverges" if row.paper_diverges else "–" if row.paper is None else f"{row.paper:.1f}"
     flags = f"`{row.flags}`" if row.flags else "(the base)"
     if not row.runs:
@@ -70,7 +70,7 @@ def _cells(row: Measured) -> list[str]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Mean, ± standard deviation and range where there are several."""
+    """The mean; with several values also the standard deviation and the range."""
     mean = statistics.mean(values)
     if len(values) == 1:
         return f"{mean:.1f}"
@@ -87,8 +87,8 @@ def _diverged(runs: Sequence[Outcome]) -> str:
     return f"{len(steps)} of {len(runs)}, at step {', '.join(map(str, steps))}" if steps else "0"
 
 
-def _remarks(rows: Sequence[Measured]) -> list[str]:
-    """The order of the settings in the paper and here."""
+def _remarks(rows: Sequence[MeasuredRow]) -> list[str]:
+    """Compare the order of the settings in the paper with the order here."""
     ranked = [row for row in rows if row.runs and (row.paper is not None or row.paper_diverges)]
     if len(ranked) < 2:
         return []
@@ -97,24 +97,24 @@ def _remarks(rows: Sequence[Measured]) -> list[str]:
     pairs, agree, apart, apart_agree = pairs_in_order(ranked)
     lines = [
         f"* Best to worst in the paper: {_ordered(paper, [_paper(row) for row in paper])}.",
-        f"* Best to worst here: {_ordered(here, [row.standing() for row in here])}{_counted_as_nothing(here)}.",
-        f"* Of {pairs} pairs of settings that differ in the paper, {agree} are in the same order here. {apart} pairs "
-        f"are told apart here (the APs of their seeds do not overlap); {apart_agree} of them are in the paper's order.",
+        f"* Best to worst here: {_ordered(here, [row.standing() for row in here])}{_note_on_diverged(here)}.",
+        f"* {agree} of the {pairs} pairs of settings that differ in the paper have the same order here. {apart} pairs "
+        f"are separated here (the APs of their seeds do not overlap); {apart_agree} of these have the paper's order.",
     ]
     if max(len(row.runs) for row in ranked) == 1:
-        lines.append("* One seed: nothing here says how much of a difference is chance.")
+        lines.append("* There is one seed, so differences may be due to chance.")
     return ["\n".join(lines)]
 
 
-def _counted_as_nothing(rows: Sequence[Measured]) -> str:
-    return " (a seed that diverged counts as one that found nothing)" if any(row.diverged for row in rows) else ""
+def _note_on_diverged(rows: Sequence[MeasuredRow]) -> str:
+    return " (a diverged seed counts as −1)" if any(row.diverged for row in rows) else ""
 
 
-def _paper(row: Measured) -> float | None:
+def _paper(row: MeasuredRow) -> float | None:
     return None if row.paper_diverges else row.paper
 
 
-def _ordered(rows: Sequence[Measured], values: Sequence[float | None]) -> str:
+def _ordered(rows: Sequence[MeasuredRow], values: Sequence[float | None]) -> str:
     text = rows[0].setting
     for i in range(1, len(rows)):
         text += (" = " if values[i] == values[i - 1] else " > ") + rows[i].setting
@@ -135,7 +135,7 @@ def _extra(results: Results) -> list[str]:
 
 
 def _claims(claims: Sequence[dict[str, float]]) -> str:
-    lines = ["| p_t | cross entropy | focal loss, γ = 2 | times less |", "|---|---|---|---|"]
+    lines = ["| p_t | cross entropy | focal loss, γ = 2 | ratio |", "|---|---|---|---|"]
     for row in claims:
         ratio = row["ce"] / row["fl"]
         lines.append(f"| {row['p_t']:g} | {row['ce']:.4f} | {row['fl']:.3g} | {ratio:.{0 if ratio > 10 else 1}f} |")
@@ -146,9 +146,9 @@ def _distribution(found: dict[str, Any], data: str) -> str:
     lines = [
         f"The model: {found['model']}.",
         "",
-        f"Anchors of {found['images']} held-out pictures of {data}: {found['foreground']['anchors']:,} of the "
-        f"foreground, {found['background']['anchors']:,} of the background. Share of the loss "
-        "of its group that the hardest anchors have, the loss computed with each γ:",
+        f"The anchors of {found['images']} held-out images of {data}: {found['foreground']['anchors']:,} foreground "
+        f"anchors and {found['background']['anchors']:,} background anchors. The table shows which fraction of a "
+        "group's loss belongs to its hardest anchors, with the loss computed for each γ:",
         "",
     ]
     fractions = list(next(iter(found["background"]["hardest"].values())))
@@ -161,7 +161,7 @@ def _distribution(found: dict[str, Any], data: str) -> str:
 
 
 def _speed(results: Results) -> str:
-    lines = ["| setting | ms a picture, paper (M40) | ms a picture, here | AP, here |", "|---|---|---|---|"]
+    lines = ["| setting | ms per image, paper (M40) | ms per image, here | AP, here |", "|---|---|---|---|"]
     for row in results.rows:
         found = results.extra["speed"].get(row.setting)
         here = f"{found['median']:.0f} ({found['low']:.0f}–{found['high']:.0f})" if found else "not measured"
@@ -172,16 +172,17 @@ def _speed(results: Results) -> str:
     if some:
         lines += [
             "",
-            f"From an image file to its detections, one picture at a time: median and middle half of "
-            f"{some['pictures']} pictures, {some['threads']} threads, {results.machine}.",
+            f"From an image file to its detections, one image at a time: median and interquartile range of "
+            f"{some['images']} images, {some['threads']} threads, {results.machine}.",
         ]
     return "\n".join(lines)
 
 
-def _shares(rows: Sequence[Measured]) -> str:
+def _shares(rows: Sequence[MeasuredRow]) -> str:
     lines = [
-        "Who owns the classification loss at the end of the training, on batches of it (mean over the seeds). Hard "
-        "background is scored at 0.5 and more. Of losses that mine, it is the cross entropy before mining:",
+        "Shares of the classification loss at the end of the training, on training batches (mean over the seeds). "
+        "Hard background anchors have a score of 0.5 or more. For OHEM, the shares are those of the cross entropy "
+        "before mining:",
         "",
         "| setting | foreground | hard background | easy background |",
         "|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Do the runs that are missing, and show how far they are."""
+"""Train the missing runs and show their progress."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from retinanet.reproduce.queue import Ended, Task, run_tasks
 from retinanet.reproduce.results import Outcome, images_done, outcome
 from retinanet.reproduce.worker import SPEC
 
-# Seconds between looks at the logs of the runs.
+# Seconds between two readings of the logs.
 _LOOK = 1.0
 
 
 def train_missing(runs: Sequence[Run], jobs: int, console: Console) -> list[str]:
-    """Do the runs that are not done, ``jobs`` at a time; what was begun goes on where it stopped.
+    """Train the runs that have not ended, ``jobs`` at a time. Interrupted runs are resumed.
 
     Returns:
-        A line for each run that failed for another reason than a loss that became NaN or infinite.
+        A line for each failed run. A run that diverged (loss NaN or infinite) is a result, not a failure.
     """
     waiting = [run for run in runs if outcome(run) is None]
     if runs:
-        console.print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done")
+        console.print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished")
     if not waiting:
         return []
     for run in waiting:
@@ -41,14 +41,14 @@ def train_missing(runs: Sequence[Run], jobs: int, console: Console) -> list[str]
         try:
             run_tasks(list(by_task), jobs, progress.ended, progress.look, one_thread=jobs > 1)
         except KeyboardInterrupt:
-            console.print("the same command goes on where this one stops")
+            console.print("run the same command to resume")
             raise
     return progress.failures
 
 
 @dataclass
 class _Progress:
-    """Counts the pictures of all runs by their logs, and says how each run ended."""
+    """Counts the images shown by all runs, from their logs, and prints how each run ended."""
 
     console: Console
     bar: Bar
@@ -63,7 +63,7 @@ class _Progress:
         self._over = 0
 
     def look(self) -> None:
-        """Read the logs, once in a while."""
+        """Read the logs, at most once in ``_LOOK`` seconds."""
         if time.monotonic() - self._looked < _LOOK:
             return
         self._looked = time.monotonic()
@@ -72,20 +72,20 @@ class _Progress:
         self.bar.update(sum(self._seen.values()) - before, f"{self._over} of {len(self.runs)} runs")
 
     def ended(self, ended: Ended) -> None:
-        """Say how a run ended."""
+        """Print how a run ended."""
         run = self.tasks[ended.task]
         self._over += 1
         self.bar.advance(run.images - self._seen[run.folder])
-        self._seen[run.folder] = run.images  # a run that diverged leaves the rest of its pictures undone
+        self._seen[run.folder] = run.images  # a diverged run stops before its last image
         found = outcome(run) if ended.code == 0 else None
         if found is None:
             said = (ended.errors.strip().splitlines() or [f"its process ended with {ended.code}"])[-1]
             self.failures.append(f"{run.name}: {said}")
         end = f"failed ({self.failures[-1]})" if found is None else _ending(found)
-        left = self._left()
+        left = self._time_left()
         self.console.print(f"{self._over:>3} of {len(self.runs)}  {run.name}: {end}, {ended.seconds:.0f} s{left}")
 
-    def _left(self) -> str:
+    def _time_left(self) -> str:
         done = sum(self._seen.values()) - sum(self._at_first.values())
         rest = sum(run.images for run in self.runs) - sum(self._seen.values())
         return f"; about {(time.monotonic() - self._began) / done * rest / 60:.0f} min left" if done and rest else ""

@@ -1,7 +1,7 @@
-"""One training of a queue, as a process: ``python -m retinanet.reproduce.worker FOLDER``, with ``run.json`` in it.
+"""Train one run in its own process: ``python -m retinanet.reproduce.worker FOLDER``. The folder contains ``run.json``.
 
-Other files it leaves there besides those of the training: ``failure.json`` if the loss became NaN or infinite, which is
-a result, and ``seconds.json``, how long it took in all (``null`` once a process ended without being able to say).
+Besides the files of the training, the worker writes ``failure.json`` if the loss became NaN or infinite, and
+``seconds.json`` with the total duration (``null`` after a process that was killed).
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from typing import Any
 from retinanet.config import Config
 from retinanet.errors import NonFiniteLossError, RetinaNetError
 from retinanet.files import write_json
-from retinanet.reproduce.plan import Source
+from retinanet.reproduce.plan import DataSource
 from retinanet.train.log import read_lines
 
 SPEC, FAILURE, SECONDS = "run.json", "failure.json", "seconds.json"
 
 
 def main(folder: Path) -> int:
-    """Train, or go on training; returns the exit code."""
+    """Start or resume the training; returns the exit code."""
     threading.Thread(target=_stop_with_the_queue, daemon=True).start()
     from retinanet.train.loop import TrainingStopped, train
 
     spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
-    with _alone(folder), _clock(folder / SECONDS):
+    with _locked(folder), _timed(folder / SECONDS):
         if (folder / FAILURE).exists():
             return 0
         try:
-            train_set, val_set = Source(**spec["source"]).read()
+            train_set, val_set = DataSource(**spec["source"]).read()
             train(Config.from_dict(spec["config"], where=str(folder / SPEC)), train_set, val_set, folder, resume=True)
         except NonFiniteLossError as error:
             write_json(folder / FAILURE, {"step": last_step(folder) + 1, "message": str(error)})
@@ -47,21 +47,21 @@ def main(folder: Path) -> int:
 
 
 def last_step(folder: Path) -> int:
-    """The newest step in ``metrics.jsonl``; 0 if there is none yet."""
+    """The last step in ``metrics.jsonl``, or 0 if there is none."""
     path = folder / "metrics.jsonl"
     lines = read_lines(path) if path.exists() else []
     return int(lines[-1]["step"]) if lines else 0
 
 
 def _stop_with_the_queue() -> None:
-    """Ask this training to save its state and stop when the process that started it is gone."""
-    os.read(sys.stdin.fileno(), 1)  # nothing is ever written: this returns when the pipe ends
+    """Send SIGTERM to this training when the process that started it has ended, so that it saves its state."""
+    os.read(sys.stdin.fileno(), 1)  # blocks until the other end of the pipe closes
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait while another queue works on this run."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of the run; wait while another queue holds it."""
     import fcntl
 
     with (folder / "lock").open("w") as file:
@@ -70,7 +70,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _clock(path: Path) -> Iterator[None]:
+def _timed(path: Path) -> Iterator[None]:
     before: Any = json.loads(path.read_text(encoding="utf-8")) if path.exists() else 0.0
     write_json(path, None)
     began = time.monotonic()
