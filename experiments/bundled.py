@@ -22,10 +22,11 @@ import torch
 from PIL import Image
 
 import retinanet
-from retinanet.config import Config, load_recipe
+from retinanet.config import Config
 from retinanet.data.formats.detect import read_split
 from retinanet.evaluate.ap import evaluate
 from retinanet.evaluate.predict import predict
+from retinanet.recipes import load_recipe
 from retinanet.zoo.weights import BUNDLED, load_weights, read_info, save_weights
 
 

@@ -59,7 +59,8 @@ def one(data: Path, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recipe(spec: dict[str, Any], train_set: Any, val_set: Any, epochs: int) -> dict[str, Any]:
-    from retinanet.config import Config, load_recipe
+    from retinanet.config import Config
+    from retinanet.recipes import load_recipe
     from retinanet.train.loop import train
 
     recipe, _, change = spec["side"].partition("_")

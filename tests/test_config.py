@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from retinanet.config import (
-    RECIPES,
     AnchorSpec,
     AssignConfig,
     Config,
@@ -22,9 +21,9 @@ from retinanet.config import (
     LossConfig,
     ModelConfig,
     TrainConfig,
-    load_recipe,
 )
 from retinanet.errors import ConfigError
+from retinanet.recipes import RECIPES, load_recipe
 
 
 def test_the_paper_recipe_is_the_default() -> None:
@@ -280,7 +279,7 @@ def test_settings_cannot_be_changed_in_place() -> None:
 
 
 def test_importing_the_settings_loads_no_torch() -> None:
-    code = "import sys; from retinanet.config import load_recipe; load_recipe('paper'); print('torch' in sys.modules)"
+    code = "import sys; from retinanet.recipes import load_recipe; load_recipe('paper'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from retinanet.anchors import AnchorSpec, assign_batch
-from retinanet.config import Config, DecodeConfig, load_recipe
+from retinanet.anchors import AnchorSpec, assign_batch, make_grid
+from retinanet.config import Config, DecodeConfig
 from retinanet.data.images import read_image
 from retinanet.data.loader import Batch
 from retinanet.decode import decode
@@ -20,6 +20,7 @@ from retinanet.detect.detector import load
 from retinanet.losses import Normalizer, detection_losses
 from retinanet.losses.terms import Focal, FocalStar, QualityFocal, Terms, Varifocal, reference, summed
 from retinanet.model import Outputs, RetinaNet
+from retinanet.recipes import load_recipe
 from retinanet.train.distributed import Processes
 from retinanet.train.step import backward
 
@@ -60,7 +61,7 @@ def test_kernel_is_the_definition(terms: Terms, dtype: torch.dtype, classes: int
 def random_outputs(images: int) -> tuple[Outputs, Outputs]:
     """On the CPU and on the GPU."""
     torch.manual_seed(1)
-    sizes = AnchorSpec().grid((SIDE, SIDE)).level_sizes
+    sizes = make_grid(AnchorSpec(), (SIDE, SIDE)).level_sizes
     logits = [torch.randn(images, n, 8) - 4 for n in sizes]
     deltas = [0.2 * torch.randn(images, n, 4) for n in sizes]
     return Outputs(logits, deltas), Outputs([x.cuda() for x in logits], [x.cuda() for x in deltas])
@@ -68,7 +69,7 @@ def random_outputs(images: int) -> tuple[Outputs, Outputs]:
 
 def test_decoding_finds_the_same() -> None:
     here, there = random_outputs(3)
-    grid, config = AnchorSpec().grid((SIDE, SIDE)), DecodeConfig()
+    grid, config = make_grid(AnchorSpec(), (SIDE, SIDE)), DecodeConfig()
     sizes = [(SIDE, SIDE), (200, 100), (60, SIDE)]
     expected = decode(here, grid, sizes, config)
     for found, each in zip(decode(there, grid.to("cuda"), sizes, config), expected, strict=True):
@@ -81,7 +82,7 @@ def test_decoding_finds_the_same() -> None:
 def test_losses_are_those_of_the_cpu(recipe: str) -> None:
     here, there = random_outputs(2)
     config = load_recipe(recipe)
-    grid = config.anchors.grid((SIDE, SIDE))
+    grid = make_grid(config.anchors, (SIDE, SIDE))
     boxes = [torch.tensor([[10.0, 20, 90, 110], [100, 100, 240, 200]]), torch.tensor([[5.0, 5, 60, 50]])]
     matched = assign_batch(grid, boxes, [torch.zeros(0, 4)] * 2, config.assign)
     labels = torch.tensor([0, 7, 3])

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -150,3 +151,8 @@ def special_file(path: Path | str) -> str | None:
     if stat.S_ISREG(mode):
         return None
     return "a folder" if stat.S_ISDIR(mode) else "a named pipe" if stat.S_ISFIFO(mode) else "a device"
+
+
+def quoted(path: str | Path) -> str:
+    """Return a path as it is written in a shell command."""
+    return shlex.quote(str(path))

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from retinanet import cli
-from retinanet.config import load_recipe
 from retinanet.data.synthetic import write_sample
+from retinanet.recipes import load_recipe
 from retinanet.train.find_lr import draw, smoothed, steepest
 from retinanet.zoo.weights import read_info
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from retinanet import cli
-from retinanet.config import Config, load_recipe
+from retinanet.config import Config
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.formats.detect import read_train_val
 from retinanet.data.loader import load_sample
@@ -32,6 +32,7 @@ from retinanet.data.synthetic import write_sample
 from retinanet.data.transforms import normalized_batch, resize
 from retinanet.errors import CheckpointError, ConfigError, DataError, NonFiniteLossError
 from retinanet.model import RetinaNet
+from retinanet.recipes import load_recipe
 from retinanet.train import loop, step
 from retinanet.train.meter import Meter
 from retinanet.zoo.weights import load_weights, read_info

@@ -2,7 +2,17 @@
 
 from retinanet.anchors.assign import BACKGROUND, IGNORE, assign, assign_batch
 from retinanet.anchors.coding import decode, encode
-from retinanet.anchors.grid import AnchorGrid
+from retinanet.anchors.grid import AnchorGrid, make_grid
 from retinanet.config import AnchorSpec
 
-__all__ = ["BACKGROUND", "IGNORE", "AnchorGrid", "AnchorSpec", "assign", "assign_batch", "decode", "encode"]
+__all__ = [
+    "BACKGROUND",
+    "IGNORE",
+    "AnchorGrid",
+    "AnchorSpec",
+    "assign",
+    "assign_batch",
+    "decode",
+    "encode",
+    "make_grid",
+]

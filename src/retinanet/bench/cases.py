@@ -27,9 +27,9 @@ from torchvision.ops import FrozenBatchNorm2d, box_iou, sigmoid_focal_loss
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.transforms.functional import to_tensor
 
-from retinanet.anchors import BACKGROUND, AnchorSpec, assign, assign_batch
+from retinanet.anchors import BACKGROUND, AnchorSpec, assign, assign_batch, make_grid
 from retinanet.bench.measure import Case
-from retinanet.config import Config, DataConfig, DecodeConfig, load_recipe
+from retinanet.config import Config, DataConfig, DecodeConfig
 from retinanet.data.formats.detect import read_split
 from retinanet.data.images import to_rgb
 from retinanet.data.loader import Batch, training_loader
@@ -42,6 +42,7 @@ from retinanet.detect.sources import find_pictures, pictures_with_detections
 from retinanet.hardware import Precision, autocast, resolve_precision
 from retinanet.losses import Normalizer, detection_losses, focal_loss
 from retinanet.model import Outputs, RetinaNet
+from retinanet.recipes import load_recipe
 from retinanet.train.optim import make_optimizer
 from retinanet.zoo.importers import from_torchvision
 
@@ -83,7 +84,7 @@ def focal(classes: int, anchors: int = 120_087) -> Case:
 
 def assignment(count: int) -> Case:
     """Which anchors of an 800×800 image learn which of ``count`` boxes."""
-    grid = AnchorSpec().grid((800, 800))
+    grid = make_grid(AnchorSpec(), (800, 800))
     boxes = _boxes(count, 800)
     matcher = Matcher(0.5, 0.4, allow_low_quality_matches=False)
     sides: dict[str, Callable[[], Any]] = {"ours": lambda: assign(grid, boxes)}
@@ -101,7 +102,7 @@ def assignment(count: int) -> Case:
 def postprocessing(classes: int, images: int = 8) -> Case:
     """Outputs of 800×800 images with tens of thousands of scores over the threshold → 300 detections each."""
     torch.manual_seed(0)
-    grid = AnchorSpec().grid((800, 800))
+    grid = make_grid(AnchorSpec(), (800, 800))
     mean = -5.6 if classes > 1 else -2.5
     logits = [torch.randn(images, count, classes) + mean for count in grid.level_sizes]
     deltas = [0.2 * torch.randn(images, count, 4) for count in grid.level_sizes]
@@ -199,7 +200,7 @@ def _our_step(precision: Precision) -> Callable[[Batch], None]:
 
     def step(batch: Batch) -> None:
         images = normalized_batch(batch.images, model.mean, model.std)
-        grid = config.anchors.grid((images.shape[-2], images.shape[-1]))
+        grid = make_grid(config.anchors, (images.shape[-2], images.shape[-1]))
         with autocast(_CPU, dtype):
             outputs = model(images)
         matched = assign_batch(grid, batch.boxes, batch.ignore, config.assign)
@@ -294,7 +295,7 @@ def photograph(stages: bool = True) -> Iterator[Case]:
     shape = scaled_size(480, 640, config)
     scaled = resize_image(image, shape, config)
     batch = normalized_batch([scaled], person.model.mean, person.model.std)
-    grid = person.info.config.anchors.grid((batch.shape[-2], batch.shape[-1]))
+    grid = make_grid(person.info.config.anchors, (batch.shape[-2], batch.shape[-1]))
 
     @torch.inference_mode()
     def network() -> Outputs:

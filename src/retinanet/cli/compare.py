@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from retinanet.cli.terminal import console, describe, make_folder, print_next, print_notes, quoted
+from retinanet.cli.terminal import console, describe, make_folder, print_next, print_notes
 from retinanet.errors import ConfigError
+from retinanet.files import quoted
 
 if TYPE_CHECKING:
     from retinanet.cli.evaluate import Arguments

@@ -9,8 +9,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, make_folder, parse, print_next, quoted
+from retinanet.cli.terminal import console, make_folder, parse, print_next
 from retinanet.errors import CheckpointError, ConfigError, RetinaNetError
+from retinanet.files import quoted
 
 
 @dataclass(frozen=True)

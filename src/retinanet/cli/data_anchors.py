@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import changed_flags, console, describe, option, parse, print_next, print_notes, quoted
-from retinanet.config import RECIPES, AnchorSpec, AssignConfig, Config, DataConfig, load_recipe
+from retinanet.cli.terminal import console, describe, option, parse, print_next, print_notes
+from retinanet.config import AnchorSpec, AssignConfig, Config, DataConfig
 from retinanet.errors import ConfigError, DataError
+from retinanet.files import quoted
+from retinanet.recipes import RECIPES, changed_flags, load_recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,6 +164,7 @@ def _print_coverage(dataset: Dataset, config: Config, spec: AnchorSpec, before: 
     """Coverage before and after; returns the boxes' width and height for the network, ``(M, 2)``."""
     import numpy as np
 
+    from retinanet.anchors import make_grid
     from retinanet.anchors.fit import ScaledBoxes
     from retinanet.anchors.search import closer
     from retinanet.data.sample import MIN_SIDE
@@ -208,7 +211,7 @@ def _print_coverage(dataset: Dataset, config: Config, spec: AnchorSpec, before: 
     console.print(f"  {'anchors per location':<42}{config.anchors.per_location:>9}{spec.per_location:>9}")
     median = np.median(scaled.canvas, axis=0).astype(int)
     pixels = (int(median[0]), int(median[1]))
-    counts = [len(each.grid(pixels).boxes) for each in (config.anchors, spec)]
+    counts = [len(make_grid(each, pixels).boxes) for each in (config.anchors, spec)]
     console.print(f"  {f'anchors in a {pixels[1]}×{pixels[0]} image':<42}{counts[0]:>9}{counts[1]:>9}")
     for name in ("sizes", "scales", "ratios"):
         console.print(f"fitted {name}: {', '.join(f'{value:g}' for value in getattr(spec, name))}")

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import changed_flags, console, make_folder, option, parse, print_next, quoted
-from retinanet.config import Config, load_recipe
+from retinanet.cli.terminal import console, make_folder, option, parse, print_next
+from retinanet.config import Config
 from retinanet.errors import ConfigError
+from retinanet.files import quoted
+from retinanet.recipes import changed_flags, load_recipe
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset

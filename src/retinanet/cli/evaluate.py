@@ -10,17 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from rich.table import Table
 from tyro.conf import Positional, UseAppendAction, arg
 
-from retinanet.cli.terminal import (
-    console,
-    describe,
-    make_folder,
-    parse,
-    positionals_first,
-    print_next,
-    print_notes,
-    quoted,
-)
+from retinanet.cli.terminal import console, describe, make_folder, parse, positionals_first, print_next, print_notes
 from retinanet.errors import ConfigError
+from retinanet.files import quoted
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset

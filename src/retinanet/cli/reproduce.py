@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, make_folder, parse, quoted
+from retinanet.cli.terminal import console, make_folder, parse
 from retinanet.errors import ConfigError
+from retinanet.files import quoted
 
 if TYPE_CHECKING:
     from retinanet.reproduce.order import Order

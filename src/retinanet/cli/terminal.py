@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -16,7 +14,6 @@ from rich.console import Console
 from retinanet.errors import RetinaNetError
 
 if TYPE_CHECKING:
-    from retinanet.config import Config
     from retinanet.data.dataset import Dataset
 
 Arguments = TypeVar("Arguments")
@@ -54,21 +51,6 @@ def option(argv: Sequence[str], name: str) -> str | None:
     joined = [word.split("=", 1)[1] for word in argv if word.startswith(f"{name}=")]
     following = [value for word, value in pairwise(argv) if word == name]
     return next(iter([*following, *joined]), None)
-
-
-def changed_flags(config: Config, base: Config, groups: Sequence[str]) -> Iterator[str]:
-    """The flags that make ``config`` of ``base``."""
-    for group in groups:
-        ours, theirs = getattr(config, group), getattr(base, group)
-        for each in fields(ours):
-            value, name = getattr(ours, each.name), each.name.replace("_", "-")
-            if value == getattr(theirs, each.name):
-                continue
-            if isinstance(value, bool):
-                yield f"--{group}.{'' if value else 'no-'}{name}"
-            else:
-                words = value if isinstance(value, tuple) else (value,)
-                yield " ".join([f"--{group}.{name}", *(quoted(str(word)) for word in words)])
 
 
 def make_folder(out: Path, flag: str = "--out ") -> None:
@@ -111,8 +93,3 @@ def print_notes(notes: Sequence[str]) -> None:
 def print_next(command: str) -> None:
     """End a verb with the command to go on with."""
     console.print(f"next: {command}")
-
-
-def quoted(path: str | Path) -> str:
-    """A path as a shell takes it."""
-    return shlex.quote(str(path))

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, describe, make_folder, option, parse, print_next, print_notes, quoted
-from retinanet.config import Config, load_recipe
+from retinanet.cli.terminal import console, describe, make_folder, option, parse, print_next, print_notes
+from retinanet.config import Config
+from retinanet.files import quoted
+from retinanet.recipes import load_recipe
 
 if TYPE_CHECKING:
     from retinanet.train.distributed import Processes

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torchvision.ops import box_iou
 
 from retinanet import page
-from retinanet.anchors.grid import base_anchors
+from retinanet.anchors.grid import base_anchors, make_grid
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.findings import Finding, Kind, Sight, by_kind
@@ -208,7 +208,7 @@ def _unreached_figures(survey: Survey, config: Config, rows: Sequence[int]) -> I
         scaled = scaled_size(height, width, config.data)
         factors = np.array([scaled[1] / width, scaled[0] / height] * 2, dtype=np.float32)
         down, across = (-(-side // PAD_TO) * PAD_TO for side in scaled)
-        anchors = config.anchors.grid((down, across)).boxes
+        anchors = make_grid(config.anchors, (down, across)).boxes
         box = dataset.boxes[row]
         best = int(box_iou(torch.from_numpy(box * factors)[None], anchors)[0].argmax())
         both = np.stack([box, anchors[best].numpy() / factors])

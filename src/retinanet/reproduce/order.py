@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retinanet.cli.terminal import changed_flags, quoted
+from retinanet.files import quoted
+from retinanet.recipes import changed_flags
 from retinanet.reproduce.plan import Plan, Run
 from retinanet.reproduce.rows import Experiment, Row
 

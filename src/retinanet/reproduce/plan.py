@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from retinanet.config import Config, load_recipe
+from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.detect import read_train_val
 from retinanet.errors import DataError
+from retinanet.recipes import load_recipe
 from retinanet.reproduce.rows import Changes, Row
 from retinanet.train.checkpoint import describe_data
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from retinanet.anchors import IGNORE, AnchorGrid, assign_batch
+from retinanet.anchors import IGNORE, AnchorGrid, assign_batch, make_grid
 from retinanet.config import Config
 from retinanet.data.loader import Batch
 from retinanet.data.transforms import normalized_batch, padded_size
@@ -40,7 +40,7 @@ class Targets(NamedTuple):
 
 def make_targets(batch: Batch, size: tuple[int, int], config: Config) -> Targets:
     """Match the anchors of images padded to ``size``, ``(height, width)``, with the objects of ``batch``."""
-    grid = config.anchors.grid(size)
+    grid = make_grid(config.anchors, size)
     matched = assign_batch(grid, batch.boxes, batch.ignore, config.assign)
     return Targets(grid, matched, torch.cat(batch.boxes), torch.cat(batch.labels))
 

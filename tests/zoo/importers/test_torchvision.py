@@ -29,6 +29,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 import retinanet
+from retinanet.anchors.grid import make_grid
 from retinanet.decode import Detections, decode
 from retinanet.detect.detector import Detector
 from retinanet.errors import CheckpointError
@@ -188,7 +189,7 @@ def assert_parity(detector: Detector, model: RetinaNet, image: Tensor, least: in
     # From the same outputs, the same detections without exception …
     config = detector.info.config
     (height, width), padded = scaled_size(model, image), tuple(theirs.batch.shape[-2:])
-    grid = config.anchors.grid((padded[0], padded[1]))
+    grid = make_grid(config.anchors, (padded[0], padded[1]))
     (found,) = decode(Outputs(theirs.logits, theirs.deltas), grid, [(height, width)], config.decode)
     back = torch.tensor([image.shape[-1] / width, image.shape[-2] / height] * 2)
     assert_same_detections(found._replace(boxes=found.boxes * back), theirs.found)
