@@ -47,7 +47,7 @@ from retinanet.errors import RetinaNetError
 from retinanet.losses import detection_losses
 from retinanet.model import Outputs
 from retinanet.recipes import load_recipe
-from retinanet.train.loop import train
+from retinanet.train.loop import train_on
 
 SEED = 20260423
 CASES = 500
@@ -137,7 +137,7 @@ def _read_and_train(case: Case, root: Path, out: Path) -> tuple[Content, list[st
     for dataset in (train_set, val_set):
         _load_and_lose(dataset, reports, case.verify != "off")
     if case.number % 6 == 5:
-        train(_config(), train_set, val_set, out)
+        train_on(_config(), train_set, val_set, out)
     return _content(train_set) | _content(val_set), reports
 
 

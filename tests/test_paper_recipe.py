@@ -26,6 +26,7 @@ from retinanet.losses import detection_losses, focal_loss
 from retinanet.model import Outputs, RetinaNet
 from retinanet.recipes import load_recipe
 from retinanet.train import loop
+from retinanet.train.job import Job
 from retinanet.train.optim import learning_rate
 
 COCO_IMAGES = 118_287  # train2017, which is the paper's trainval35k
@@ -418,11 +419,11 @@ def settings_of(
 ) -> Callable[..., Config]:
     """The settings that ``retinanet train`` would train with."""
 
-    def stop(config: Config, *arguments: Any) -> NoReturn:
-        raise _Stopped(config)
+    def stop(job: Job, *arguments: Any) -> NoReturn:
+        raise _Stopped(job.config)
 
     def settings(*flags: str) -> Config:
-        monkeypatch.setattr(loop, "train", stop)
+        monkeypatch.setattr("retinanet.train.api.train_job", stop)
         with pytest.raises(_Stopped) as caught:
             cli.main(["train", str(parts), "--out", str(tmp_path / "run"), *flags])
         config: Config = caught.value.value
@@ -505,7 +506,7 @@ def test_training_treats_crowds_as_the_setting_says(
     data = replace(paper.data, crowd=policy)  # type: ignore[arg-type]
     config = replace(paper, model=model, data=data, train=replace(paper.train, device="cpu"))
     with pytest.raises(_Stopped) as caught:
-        loop.train(config, dataset, dataset, tmp_path / "run")
+        loop.train_on(config, dataset, dataset, tmp_path / "run")
     used: Dataset = caught.value.value
     assert used.boxes[~used.ignore].tolist() == [list(boxes[index]) for index in objects]
     assert used.boxes[used.ignore].tolist() == [list(boxes[index]) for index in regions]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,18 +114,3 @@ def as_yaml(config: Config) -> str:
     for group in values.values():  # YAML has no tuples
         group.update({key: list(value) for key, value in group.items() if isinstance(value, tuple)})
     return yaml.safe_dump(values, sort_keys=False)
-
-
-def changed_flags(config: Config, base: Config, groups: Sequence[str]) -> Iterator[str]:
-    """Yield the flags that turn ``base`` into ``config``, in ``groups`` of settings."""
-    for group in groups:
-        ours, theirs = getattr(config, group), getattr(base, group)
-        for setting in fields(ours):
-            value, name = getattr(ours, setting.name), setting.name.replace("_", "-")
-            if value == getattr(theirs, setting.name):
-                continue
-            if isinstance(value, bool):
-                yield f"--{group}.{'' if value else 'no-'}{name}"
-            else:
-                words = value if isinstance(value, tuple) else (value,)
-                yield " ".join([f"--{group}.{name}", *(shlex.quote(str(word)) for word in words)])

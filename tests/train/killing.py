@@ -39,7 +39,7 @@ def config() -> Config:
 def train(data: Path, out: Path) -> None:
     """One start."""
     train_set, val_set, _ = read_train_val(data)
-    loop.train(config(), train_set, val_set, out, resume=True)
+    loop.train_on(config(), train_set, val_set, out, resume=True)
 
 
 def killed_while_writing(data: Path, out: Path, writes: int) -> None:

@@ -18,15 +18,17 @@ from retinanet.errors import CheckpointError
 from retinanet.losses import Normalizer
 from retinanet.model import RetinaNet
 from retinanet.train.checkpoint import (
+    Checkpoint,
+    Progress,
     check_same_data,
     check_same_settings,
     describe_data,
     restore_training,
     save_training,
-    weights_to_use,
 )
 from retinanet.train.distributed import Processes
 from retinanet.train.optim import MovingAverage, make_average, make_optimizer
+from retinanet.train.state import TrainingState
 from retinanet.zoo.weights import ModelInfo, load_weights
 
 CLASSES = ("cat", "dog")
@@ -37,8 +39,8 @@ MOVING = LossConfig(normalizer="moving")
 
 def check_same_training(path: Path, info: ModelInfo, config: Config, data: Dataset) -> None:
     """What a resumed training checks."""
-    check_same_settings(path, info, config)
-    check_same_data(path, info, data)
+    check_same_settings(path, info.config, config)
+    check_same_data(path, info.progress["data"], describe_data(data), "training", data)
 
 
 def config(optimizer: str, ema: float | None = None, norm: str = "frozen") -> Config:
@@ -48,16 +50,19 @@ def config(optimizer: str, ema: float | None = None, norm: str = "frozen") -> Co
 
 
 class Training:
-    """The objects of a training, and steps whose data depend on their number only."""
+    """A training state, and steps whose data depend on their number only."""
 
-    def __init__(self, settings: Config, seed: int) -> None:
+    def __init__(self, settings: Config, seed: int, processes: Processes = ALONE) -> None:
         torch.manual_seed(seed)
         self.settings = settings
         self.model = RetinaNet.from_config(settings.model, settings.anchors, len(CLASSES), pretrained=False)
         self.model.to(memory_format=torch.channels_last).train()
-        self.average: MovingAverage | None = make_average(self.model, settings.train)
+        self.ema: MovingAverage | None = make_average(self.model, settings.train)
         self.optimizer = make_optimizer(self.model, settings.train)
         self.normalizer = Normalizer(settings.loss)
+        self.checkpointed = TrainingState(
+            settings, self.model, self.model, self.ema, self.optimizer, self.normalizer, torch.float32, processes
+        )
 
     def steps(self, first: int, last: int) -> None:
         for step in range(first, last):
@@ -68,21 +73,21 @@ class Training:
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
-            if self.average is not None:
-                self.average.update_parameters(self.model)
+            if self.ema is not None:
+                self.ema.update_parameters(self.model)
 
     def state(self) -> dict[str, Tensor]:
         result = {f"model.{k}": v.clone() for k, v in self.model.state_dict().items()}
-        if self.average is not None:
-            result |= {f"average.{k}": v.clone() for k, v in self.average.state_dict().items()}
+        if self.ema is not None:
+            result |= {f"ema.{k}": v.clone() for k, v in self.ema.state_dict().items()}
         return result
 
-    def save(self, path: Path, processes: Processes = ALONE) -> None:
-        info = ModelInfo.of(self.model, CLASSES, self.settings, progress={"step": 2})
-        save_training(path, self.model, self.average, self.optimizer, self.normalizer, info, processes)
+    def save(self, path: Path) -> None:
+        progress = Progress(step=2, epoch=0.5).to_dict()
+        save_training(path, self.checkpointed, ModelInfo.of(self.model, CLASSES, self.settings, progress=progress))
 
-    def restore(self, path: Path, processes: Processes = ALONE) -> ModelInfo:
-        return restore_training(path, self.model, self.average, self.optimizer, self.normalizer, processes)
+    def restore(self, path: Path) -> None:
+        restore_training(path, self.checkpointed)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -99,7 +104,8 @@ def test_a_restored_training_goes_on_bit_for_bit(tmp_path: Path, optimizer: str,
 
     second = Training(settings, seed=2)  # other initial weights
     assert not torch.equal(second.model.fpn.p6.weight, saved["model.fpn.p6.weight"])
-    assert second.restore(path).progress == {"step": 2}
+    second.restore(path)
+    assert Checkpoint.read(path).progress == Progress(step=2, epoch=0.5)
     for name, value in second.state().items():
         assert torch.equal(value, saved[name]), name
     second.steps(3, 6)
@@ -116,11 +122,11 @@ def test_the_checkpoint_loads_as_the_model_to_use(tmp_path: Path, ema: float | N
     path = tmp_path / "last.safetensors"
     training.save(path)
     loaded, _ = load_weights(path)
-    wanted: Any = training.model if training.average is None else training.average.module
-    assert weights_to_use(training.model, training.average) is wanted
+    wanted: Any = training.model if training.ema is None else training.ema.module
+    assert training.checkpointed.best_model is wanted
     for name, value in wanted.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
-    if training.average is not None:
+    if training.ema is not None:
         assert not torch.equal(wanted.fpn.p6.weight, training.model.fpn.p6.weight)
 
 
@@ -147,12 +153,13 @@ def of_one_process(rank: int, folder: str) -> None:
     """Two processes save, and so find their own average again."""
     path, settings = Path(folder) / "last.safetensors", dataclasses.replace(config("sgd"), loss=MOVING)
     distributed.init_process_group("gloo", f"file://{folder}/meeting", timedelta(minutes=2), world_size=2, rank=rank)
-    processes, training = Processes(rank, 2), Training(settings, seed=1)
+    processes = Processes(rank, 2)
+    training = Training(settings, 1, processes)
     own = training.normalizer(torch.tensor((3, 500)[rank])).clone()
-    training.save(path, processes)
+    training.save(path)
     processes.wait()
-    again = Training(settings, seed=1)
-    again.restore(path, processes)
+    again = Training(settings, 1, processes)
+    again.restore(path)
     assert torch.equal(again.normalizer.average, own)
     distributed.destroy_process_group()
 
@@ -256,3 +263,22 @@ def test_other_data_is_refused_and_the_difference_named(other: Dataset, differen
 
 def test_the_fingerprint_ignores_where_the_data_lies() -> None:
     assert describe_data(dataclasses.replace(dataset(), root=Path("/elsewhere"))) == describe_data(dataset())
+
+
+def test_progress_has_the_keys_that_earlier_versions_wrote() -> None:
+    written = Progress(30, 1.5, 0.25, 1, None, {"images": 3}, {"images": 2}).to_dict()
+    assert list(written) == ["step", "epoch", "data", "val", "best_ap", "best_epoch", "finished"]
+    assert Progress.from_dict(written) == Progress(30, 1.5, 0.25, 1, None, {"images": 3}, {"images": 2})
+    assert Progress().to_dict()["best_ap"] is None  # JSON has no infinity
+    assert Progress.from_dict(Progress().to_dict()) == Progress()
+
+
+def test_progress_of_an_old_checkpoint_lacks_some_values() -> None:
+    assert Progress.from_dict({"step": 4, "epoch": 2.0, "best_ap": None}) == Progress(step=4, epoch=2.0)
+
+
+def test_a_weight_file_without_a_step_is_no_checkpoint(tmp_path: Path) -> None:
+    training, path = Training(config("sgd"), seed=1), tmp_path / "last.safetensors"
+    save_training(path, training.checkpointed, ModelInfo.of(training.model, CLASSES, training.settings))
+    with pytest.raises(CheckpointError, match="does not say how far its training is"):
+        Checkpoint.read(path)

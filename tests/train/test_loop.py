@@ -35,6 +35,7 @@ from retinanet.model import RetinaNet
 from retinanet.recipes import load_recipe
 from retinanet.train import loop, step
 from retinanet.train.meter import Meter
+from retinanet.train.validation import epoch_line
 from retinanet.zoo.weights import load_weights, read_info
 
 
@@ -216,14 +217,14 @@ def test_a_signal_to_the_whole_group_saves_the_exact_step_first(
 def test_same_seed_same_weights_and_other_seed_others(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     runs = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        loop.train(_config(seed=seed), *sets, tmp_path / name)
+        loop.train_on(_config(seed=seed), *sets, tmp_path / name)
         runs[name] = load_file(tmp_path / name / "last.safetensors")
     assert all(torch.equal(runs["a"][key], runs["b"][key]) for key in runs["a"])
     assert any(not torch.equal(runs["a"][key], runs["c"][key]) for key in runs["a"])
 
 
 def test_writes_what_it_promises(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
-    result = loop.train(_config(epochs=2), *sets, tmp_path / "run")
+    result = loop.train_on(_config(epochs=2), *sets, tmp_path / "run")
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         ".lock",
         "best.safetensors",
@@ -248,7 +249,7 @@ def test_writes_what_it_promises(sets: tuple[Dataset, Dataset], tmp_path: Path) 
 def test_averaged_weights_differ_from_raw_ones_and_are_the_ones_saved(
     sets: tuple[Dataset, Dataset], tmp_path: Path
 ) -> None:
-    loop.train(_config(ema=0.9), *sets, tmp_path / "run")
+    loop.train_on(_config(ema=0.9), *sets, tmp_path / "run")
     state = load_file(tmp_path / "run" / "last.safetensors")
     name = "classification.predict.weight"
     assert not torch.equal(state[name], state[f"train.model.{name}"])
@@ -262,7 +263,7 @@ def test_learns_one_image_by_heart(sets: tuple[Dataset, Dataset], tmp_path: Path
     one = train_set.subset([next(i for i in train_set if 3 <= len(train_set.boxes[train_set.rows(i)]) <= 6)])
     config = _config(epochs=100, batch=1, eval_every=100, lr=0.02, ema=None)
     config = replace(config, data=replace(config.data, size=192, flip=0.0, scale=(1.0, 1.0), color=0.0))
-    result = loop.train(config, one, one, tmp_path / "run")
+    result = loop.train_on(config, one, one, tmp_path / "run")
     assert result.metrics["AP50"] > 0.9
 
 
@@ -288,7 +289,7 @@ def test_stops_at_the_first_non_finite_loss_and_names_the_image(
 
     monkeypatch.setattr("retinanet.train.step.normalized_batch", poisoned)
     with pytest.raises(NonFiniteLossError) as caught:
-        loop.train(config, train_set, val_set, tmp_path / "run")
+        loop.train_on(config, train_set, val_set, tmp_path / "run")
     assert culprit in str(caught.value)
     assert ("--train.clip 10" in str(caught.value)) == (config.train.clip is None)
     assert "\n" not in str(caught.value)
@@ -300,33 +301,33 @@ def test_stops_at_the_first_non_finite_loss_and_names_the_image(
 
 
 def test_refuses_a_folder_that_holds_a_run(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
-    loop.train(_config(), *sets, tmp_path / "run")
+    loop.train_on(_config(), *sets, tmp_path / "run")
     before = (tmp_path / "run" / "last.safetensors").read_bytes()
     with pytest.raises(CheckpointError, match="--resume"):
-        loop.train(_config(), *sets, tmp_path / "run")
+        loop.train_on(_config(), *sets, tmp_path / "run")
     assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
 
 
 def test_resume_refuses_other_settings_and_other_data(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     train_set, val_set = sets
-    loop.train(_config(), *sets, tmp_path / "run")
+    loop.train_on(_config(), *sets, tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"train\.lr"):
-        loop.train(_config(lr=0.5), *sets, tmp_path / "run", resume=True)
+        loop.train_on(_config(lr=0.5), *sets, tmp_path / "run", resume=True)
     with pytest.raises(CheckpointError, match="data has changed"):
-        loop.train(_config(), train_set.subset(range(5)), val_set, tmp_path / "run", resume=True)
+        loop.train_on(_config(), train_set.subset(range(5)), val_set, tmp_path / "run", resume=True)
 
 
 def test_resuming_a_finished_run_changes_nothing(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
-    first = loop.train(_config(), *sets, tmp_path / "run")
+    first = loop.train_on(_config(), *sets, tmp_path / "run")
     before = load_file(tmp_path / "run" / "last.safetensors")
-    again = loop.train(_config(), *sets, tmp_path / "run", resume=True)
+    again = loop.train_on(_config(), *sets, tmp_path / "run", resume=True)
     after = load_file(tmp_path / "run" / "last.safetensors")
     assert again.metrics == first.metrics
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_resume_without_a_checkpoint_starts(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
-    assert loop.train(_config(), *sets, tmp_path / "run", resume=True).best.exists()
+    assert loop.train_on(_config(), *sets, tmp_path / "run", resume=True).best.exists()
 
 
 def test_a_set_without_boxes_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -334,7 +335,7 @@ def test_a_set_without_boxes_is_refused_with_the_reason(tmp_path: Path) -> None:
     builder.add_image("a.jpg", 10, 10)
     empty = builder.build()
     with pytest.raises(DataError, match="no box to learn from"):
-        loop.train(_config(), empty, empty, tmp_path / "run")
+        loop.train_on(_config(), empty, empty, tmp_path / "run")
 
 
 def test_a_finished_run_says_so(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -353,14 +354,14 @@ def test_stops_when_nothing_gets_better_and_stays_stopped(
 ) -> None:
     precisions = iter([0.1, 0.3, 0.2, 0.3, 0.25, 0.9])
     empty = {"AP50": 0.0, "AP75": 0.0, "per_class": {}}
-    monkeypatch.setattr(loop, "validate", lambda *_: ({"AP": next(precisions), **empty}, []))
-    result = loop.train(_config(epochs=20, patience=3), *sets, tmp_path / "run")
+    monkeypatch.setattr("retinanet.train.validation.validate", lambda *_: ({"AP": next(precisions), **empty}, []))
+    result = loop.train_on(_config(epochs=20, patience=3), *sets, tmp_path / "run")
     assert result.finished == "no better AP in the 3 epochs since epoch 2"
     assert result.metrics["AP"] == 0.3
     info = read_info(tmp_path / "run" / "last.safetensors")
     assert info.progress["epoch"] == 5
     assert read_info(result.best).progress["epoch"] == 2
-    again = loop.train(_config(epochs=20, patience=3), *sets, tmp_path / "run", resume=True)
+    again = loop.train_on(_config(epochs=20, patience=3), *sets, tmp_path / "run", resume=True)
     assert again.finished == result.finished
     assert read_info(tmp_path / "run" / "last.safetensors").progress["epoch"] == 5
 
@@ -377,11 +378,11 @@ def test_patience_survives_a_resume(
         except StopIteration:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr(loop, "validate", measured)
+    monkeypatch.setattr("retinanet.train.validation.validate", measured)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(_config(epochs=20, patience=4), *sets, tmp_path / "run")
-    monkeypatch.setattr(loop, "validate", lambda *_: ({"AP": 0.1, **empty}, []))
-    result = loop.train(_config(epochs=20, patience=4), *sets, tmp_path / "run", resume=True)
+        loop.train_on(_config(epochs=20, patience=4), *sets, tmp_path / "run")
+    monkeypatch.setattr("retinanet.train.validation.validate", lambda *_: ({"AP": 0.1, **empty}, []))
+    result = loop.train_on(_config(epochs=20, patience=4), *sets, tmp_path / "run", resume=True)
     assert result.finished == "no better AP in the 4 epochs since epoch 1"
 
 
@@ -389,13 +390,13 @@ def test_more_patience_goes_on_with_a_training_that_stopped_early(
     sets: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty = {"AP50": 0.0, "AP75": 0.0, "per_class": {}}
-    monkeypatch.setattr(loop, "validate", lambda *_: ({"AP": 0.3, **empty}, []))
-    early = loop.train(_config(epochs=4, patience=1), *sets, tmp_path / "run")
+    monkeypatch.setattr("retinanet.train.validation.validate", lambda *_: ({"AP": 0.3, **empty}, []))
+    early = loop.train_on(_config(epochs=4, patience=1), *sets, tmp_path / "run")
     assert "no better AP" in early.finished
-    longer = loop.train(_config(epochs=4, patience=30), *sets, tmp_path / "run", resume=True)
+    longer = loop.train_on(_config(epochs=4, patience=30), *sets, tmp_path / "run", resume=True)
     assert longer.finished == "all 4 epochs are done"
-    monkeypatch.setattr(loop, "validate", lambda *_: ({"AP": 0.3, **empty}, []))
-    loop.train(_config(epochs=4, patience=30), *sets, tmp_path / "whole")
+    monkeypatch.setattr("retinanet.train.validation.validate", lambda *_: ({"AP": 0.3, **empty}, []))
+    loop.train_on(_config(epochs=4, patience=30), *sets, tmp_path / "whole")
     found, expected = (load_file(tmp_path / run / "last.safetensors") for run in ("run", "whole"))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -404,21 +405,21 @@ def test_killed_between_the_best_weights_and_the_first_checkpoint(
     sets: tuple[Dataset, Dataset], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    loop.train(_config(), *sets, out)
+    loop.train_on(_config(), *sets, out)
     expected = load_file(out / "last.safetensors")
     (out / "last.safetensors").rename(out / ".last.123456.safetensors")  # what such a kill leaves
     with pytest.raises(CheckpointError, match="earlier run"):
-        loop.train(_config(), *sets, out)
-    loop.train(_config(), *sets, out, resume=True)
+        loop.train_on(_config(), *sets, out)
+    loop.train_on(_config(), *sets, out, resume=True)
     assert all(torch.equal(load_file(out / "last.safetensors")[name], tensor) for name, tensor in expected.items())
     assert not list(out.glob(".*.*"))
 
 
 def test_other_val_data_is_refused(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     train_set, val_set = sets
-    loop.train(_config(), train_set, val_set, tmp_path / "run")
+    loop.train_on(_config(), train_set, val_set, tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"the validation data has changed since .*3 images → 2"):
-        loop.train(_config(), train_set, val_set.subset([0, 1]), tmp_path / "run", resume=True)
+        loop.train_on(_config(), train_set, val_set.subset([0, 1]), tmp_path / "run", resume=True)
 
 
 def test_val_without_boxes_is_said_and_the_newest_weights_are_kept(
@@ -427,7 +428,7 @@ def test_val_without_boxes_is_said_and_the_newest_weights_are_kept(
     train_set, val_set = sets
     nothing = replace(val_set, ignore=np.ones_like(val_set.ignore))
     console = Console(record=True, width=200)
-    result = loop.train(_config(epochs=2), train_set, nothing, tmp_path / "run", console=console)
+    result = loop.train_on(_config(epochs=2), train_set, nothing, tmp_path / "run", console=console)
     assert "has no box to measure with; the newest weights are kept as the best" in console.export_text()
     assert read_info(result.best).progress["epoch"] == 2
 
@@ -457,7 +458,7 @@ def test_an_image_that_went_bad_is_replaced_named_and_counted(
 def test_all_images_gone_ends_the_training_with_the_reason(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     train_set, val_set = (replace(dataset, root=Path("/gone")) for dataset in sets)
     with pytest.raises(DataError, match="8 images in a row cannot be read; is their disk still there"):
-        loop.train(_config(), train_set, val_set, tmp_path / "run")
+        loop.train_on(_config(), train_set, val_set, tmp_path / "run")
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(
@@ -476,12 +477,12 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     monkeypatch.setattr(Path, "write_bytes", full)
     config = _config(epochs=2, checkpoint_minutes=1e-9)
     with pytest.raises(CheckpointError, match="No space left on device"):
-        loop.train(config, *sets, tmp_path / "run")
+        loop.train_on(config, *sets, tmp_path / "run")
     monkeypatch.undo()
     assert read_info(tmp_path / "run" / "last.safetensors").progress["step"] == 2
     assert not list((tmp_path / "run").glob(".*.*"))  # no half-written file is left to fill the disk
-    loop.train(config, *sets, tmp_path / "run", resume=True)
-    loop.train(config, *sets, tmp_path / "whole")
+    loop.train_on(config, *sets, tmp_path / "run", resume=True)
+    loop.train_on(config, *sets, tmp_path / "whole")
     found, expected = (load_file(tmp_path / run / "last.safetensors") for run in ("run", "whole"))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -490,9 +491,9 @@ def test_numbers_read_a_step_late_as_on_a_gpu_change_nothing(
     sets: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = _config(epochs=2)
-    loop.train(config, *sets, tmp_path / "at once")
-    monkeypatch.setattr(loop, "Meter", lambda processes, deferred: Meter(processes, deferred=True))
-    loop.train(config, *sets, tmp_path / "late")
+    loop.train_on(config, *sets, tmp_path / "at once")
+    monkeypatch.setattr("retinanet.train.recorder.Meter", lambda processes, deferred: Meter(processes, deferred=True))
+    loop.train_on(config, *sets, tmp_path / "late")
     found, expected = (load_file(tmp_path / run / "last.safetensors") for run in ("late", "at once"))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     steps = [[line for line in _lines(tmp_path / r / "metrics.jsonl") if "loss" in line] for r in ("late", "at once")]
@@ -515,17 +516,17 @@ def test_a_step_that_is_not_finite_is_left_out(
             gradient.fill_(float("nan"))
         return losses, imbalance
 
-    monkeypatch.setattr(loop, "backward", poisoned)
+    monkeypatch.setattr("retinanet.train.state.backward", poisoned)
     late = deferred
-    monkeypatch.setattr(loop, "Meter", lambda processes, deferred: Meter(processes, deferred=late))
+    monkeypatch.setattr("retinanet.train.recorder.Meter", lambda processes, deferred: Meter(processes, deferred=late))
     with pytest.raises(NonFiniteLossError):
-        loop.train(_config(epochs=2), *sets, tmp_path / "run")
+        loop.train_on(_config(epochs=2), *sets, tmp_path / "run")
     assert len(models) == 2 + deferred
     assert all(torch.isfinite(p).all() for p in models[0].parameters())
 
 
 def test_who_owns_the_loss_is_logged(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
-    loop.train(_config(), *sets, tmp_path / "run")
+    loop.train_on(_config(), *sets, tmp_path / "run")
     first, *others = [line for line in _lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     shares = [first[f"share_{name}"] for name in ("foreground", "easy", "hard")]
     assert sum(shares) == pytest.approx(1, abs=1e-3)
@@ -536,14 +537,14 @@ def test_who_owns_the_loss_is_logged(sets: tuple[Dataset, Dataset], tmp_path: Pa
 def test_rare_classes_are_shown_more_often(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     config = _config()
     config = replace(config, data=replace(config.data, repeat_rare=1.0))
-    loop.train(config, *sets, tmp_path / "run")
+    loop.train_on(config, *sets, tmp_path / "run")
     plain = TrainingOrder(sets[0], 4, 1, 0).steps_per_epoch
     assert read_info(tmp_path / "run" / "last.safetensors").progress["step"] > plain
 
 
 def test_parts_of_a_step_train_as_the_whole(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     for accumulate in (1, 3):
-        loop.train(_config(optimizer="sgd", lr=0.01, accumulate=accumulate), *sets, tmp_path / str(accumulate))
+        loop.train_on(_config(optimizer="sgd", lr=0.01, accumulate=accumulate), *sets, tmp_path / str(accumulate))
     whole, parts = (load_file(tmp_path / run / "last.safetensors") for run in ("1", "3"))
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, rtol=1e-3, atol=1e-3)
@@ -566,7 +567,7 @@ def test_an_image_with_5000_boxes(method: str, tmp_path: Path) -> None:
     dataset = crowded(tmp_path, 5000)
     config = _config()
     config = replace(config, assign=replace(config.assign, method=method))  # type: ignore[arg-type]
-    result = loop.train(config, dataset, dataset, tmp_path / "run")
+    result = loop.train_on(config, dataset, dataset, tmp_path / "run")
     (step,) = [line for line in _lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert step["foreground"] > 0 or method == "iou"
     assert result.metrics["AP"] >= 0
@@ -578,21 +579,24 @@ def test_objects_that_no_anchor_reaches_are_said(tmp_path: Path) -> None:
     dataset = crowded(tmp_path, 60)
     config = _config(epochs=1)
     config = replace(config, assign=replace(config.assign, method="iou"))
-    loop.train(config, dataset, dataset, tmp_path / "run", console=console)
+    loop.train_on(config, dataset, dataset, tmp_path / "run", console=console)
     said = console.export_text()
-    assert "warning: 120 of 120 objects (100%, in the 2 images looked at) get no anchor and teach nothing" in said
+    assert (
+        "warning: 120 of 120 objects (100%, in 2 images) are matched with no anchor, so nothing is learned from them"
+        in said
+    )
     assert "'retinanet data anchors' fits anchors" in said
     assert _lines(tmp_path / "run" / "metrics.jsonl")[0]["warning"].startswith("120 of 120 objects")
 
 
 def test_one_image_is_enough(tmp_path: Path) -> None:
     dataset = crowded(tmp_path, 5, images=1)
-    assert loop.train(_config(), dataset, dataset, tmp_path / "run").metrics["AP"] >= 0
+    assert loop.train_on(_config(), dataset, dataset, tmp_path / "run").metrics["AP"] >= 0
 
 
 def test_synced_norm_needs_gpus(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="works on GPUs only"):
-        loop.train(_config(sync_norm=True, device="cpu"), *sets, tmp_path / "run")
+        loop.train_on(_config(sync_norm=True, device="cpu"), *sets, tmp_path / "run")
 
 
 def test_paper_recipe_trains(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
@@ -603,7 +607,7 @@ def test_paper_recipe_trains(sets: tuple[Dataset, Dataset], tmp_path: Path) -> N
         data=replace(paper.data, size=96, workers=0),
         train=replace(paper.train, epochs=1, batch=4, precision="fp32"),
     )
-    result = loop.train(config, *sets, tmp_path / "run")
+    result = loop.train_on(config, *sets, tmp_path / "run")
     steps = [line for line in _lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert len(steps) == 3
     assert result.best.exists()
@@ -615,7 +619,7 @@ def test_long_gradients_are_clipped(sets: tuple[Dataset, Dataset], tmp_path: Pat
     config = _config(optimizer="sgd", momentum=0.0, weight_decay=0.0, ema=None, warmup=0, clip=clip, batch=64)
     train_set, val_set = sets
     out = tmp_path / "run"
-    loop.train(config, train_set, val_set, out)
+    loop.train_on(config, train_set, val_set, out)
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     (step,) = (line for line in steps if "grad_norm" in line)
     torch.manual_seed(config.train.seed)
@@ -629,7 +633,5 @@ def test_long_gradients_are_clipped(sets: tuple[Dataset, Dataset], tmp_path: Pat
 
 def test_waiting_for_pictures_is_logged_and_much_of_it_said() -> None:
     loss, metrics = 1.0, {"AP": 0.5, "AP50": 0.7, "AP75": 0.4}
-    assert loop._epoch_line(3, 10, loss, metrics, 0.05) == "epoch  3/10  loss 1.000  AP 0.500  AP50 0.700  AP75 0.400"
-    assert "35% of the time waiting for pictures; try more --data.workers" in loop._epoch_line(
-        3, 10, loss, metrics, 0.35
-    )
+    assert epoch_line(3, 10, loss, metrics, 0.05) == "epoch  3/10  loss 1.000  AP 0.500  AP50 0.700  AP75 0.400"
+    assert "35% of the time waiting for images; try more --data.workers" in epoch_line(3, 10, loss, metrics, 0.35)

@@ -54,7 +54,7 @@ def gradient(settings: Config, processes: Processes, images: int) -> tuple[Tenso
     losses, _ = step.backward(network, mine, settings, Normalizer(settings.loss), torch.float32, processes, images)
     values = processes.sum(torch.stack([losses.classification, losses.box, losses.foreground.double()]))
     grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    return grads, values[:2] / processes.count, int(values[2])
+    return grads, values[:2] / processes.world_size, int(values[2])
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from retinanet.config import Config
 from retinanet.errors import ConfigError
 from retinanet.evaluate.pictures import save_pictures
 from retinanet.train.log import Log
-from retinanet.train.tools import _logged_in
+from retinanet.train.tools import logged_in
 from retinanet.train.tracking import open_trackers
 
 pytest.importorskip("tensorboard", reason="pip install 'retinanet[tensorboard]'")
@@ -282,14 +282,14 @@ def test_wandb_never_asks_for_a_key(out: Path, monkeypatch: pytest.MonkeyPatch) 
         open_trackers(["wandb"], out, CONFIG)
 
 
-def test_wandb_is_online_for_those_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not _logged_in()
+def test_wandb_is_online_for_thoselogged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not logged_in()
     (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password secret\n")
-    assert _logged_in()
+    assert logged_in()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert not _logged_in()
+    assert not logged_in()
     monkeypatch.setenv("WANDB_API_KEY", "secret")
-    assert _logged_in()
+    assert logged_in()
 
 
 def test_mlflow_refuses_paths_it_would_read_otherwise(out: Path) -> None:

@@ -28,7 +28,7 @@ class Recorder:
     view = "recorder show"
 
     def __init__(self, held: int = 0) -> None:
-        self.held: Mapping[str, int] = dict.fromkeys(tracking.GROUPS, held)
+        self.held: Mapping[str, int] = dict.fromkeys(tools.GROUPS, held)
         self.got: list[tuple[int, str]] = []
         self.failed: bool | None = None
         self.broken = False
@@ -93,7 +93,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
     for absent in ("no_such_package", "no_such_tool"):
-        monkeypatch.setitem(tracking._PACKAGES, "wandb", (absent,))
+        monkeypatch.setitem(tracking.PACKAGES, "wandb", (absent,))
         with pytest.raises(ConfigError) as caught:
             require_trackers(["tensorboard", "wandb"])
         assert str(caught.value).startswith(

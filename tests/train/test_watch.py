@@ -45,7 +45,7 @@ def test_objects_without_anchor_are_counted(settings: AssignConfig, left_out: in
     warning = objects_left_out(pictures([15.0] * 3 + [32.0, 40.0, 101.0, 256.0]), config)
     assert (warning is None) == (left_out == 0)
     if warning:
-        assert warning.startswith("3 of 7 objects (43%, in the 7 images looked at) get no anchor")
+        assert warning.startswith("3 of 7 objects (43%, in 7 images) are matched with no anchor")
         assert "data anchors" in warning
         assert "\n" not in warning
 
@@ -59,7 +59,7 @@ def test_few_objects_without_anchor_are_no_news() -> None:
 def test_of_many_images_some_are_looked_at() -> None:
     warning = objects_left_out(pictures([15.0] * 300), Config(data=DataConfig(size=512)))
     assert warning is not None
-    assert warning.startswith("100 of 100 objects (100%, in the 100 images looked at)")
+    assert warning.startswith("100 of 100 objects (100%, in 100 images)")
 
 
 def test_flat_loss() -> None:

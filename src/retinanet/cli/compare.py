@@ -8,7 +8,7 @@ from rich.table import Table
 
 from retinanet.cli.terminal import console, describe, make_folder, print_next, print_notes
 from retinanet.errors import ConfigError
-from retinanet.files import quoted
+from retinanet.flags import quoted
 
 if TYPE_CHECKING:
     from retinanet.cli.evaluate import Arguments

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import console, make_folder, parse, print_next
 from retinanet.errors import CheckpointError, ConfigError, RetinaNetError
-from retinanet.files import quoted
+from retinanet.flags import quoted
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from tyro.conf import Positional, arg
 from retinanet.cli.terminal import console, describe, option, parse, print_next, print_notes
 from retinanet.config import AnchorSpec, AssignConfig, Config, DataConfig
 from retinanet.errors import ConfigError, DataError
-from retinanet.files import quoted
-from retinanet.recipes import RECIPES, changed_flags, load_recipe
+from retinanet.flags import changed_flags, quoted
+from retinanet.recipes import RECIPES, load_recipe
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import console, describe, parse, print_next, print_notes
-from retinanet.files import quoted
+from retinanet.flags import quoted
 
 
 @dataclass(frozen=True)

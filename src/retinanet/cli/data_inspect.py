@@ -13,8 +13,8 @@ from tyro.conf import Positional, arg
 from retinanet.cli.terminal import console, make_folder, option, parse, print_next
 from retinanet.config import Config
 from retinanet.errors import ConfigError
-from retinanet.files import quoted
-from retinanet.recipes import changed_flags, load_recipe
+from retinanet.flags import changed_flags, quoted
+from retinanet.recipes import load_recipe
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset

@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import console, parse, print_next
-from retinanet.files import quoted
+from retinanet.flags import quoted
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from retinanet.cli.terminal import console, describe, make_folder, parse, positionals_first, print_next, print_notes
 from retinanet.errors import ConfigError
-from retinanet.files import quoted
+from retinanet.flags import quoted
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset

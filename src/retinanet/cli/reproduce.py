@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import console, make_folder, parse
 from retinanet.errors import ConfigError
-from retinanet.files import quoted
+from retinanet.flags import quoted
 
 if TYPE_CHECKING:
     from retinanet.reproduce.order import Order

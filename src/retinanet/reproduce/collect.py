@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from retinanet.flags import changed_flags
 from retinanet.hardware import cores, processor
 from retinanet.progress import progress_bar
-from retinanet.recipes import changed_flags, load_recipe
+from retinanet.recipes import load_recipe
 from retinanet.reproduce import measure
 from retinanet.reproduce.order import GROUPS, Order, flags
 from retinanet.reproduce.plan import Plan, Run

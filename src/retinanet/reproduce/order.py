@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retinanet.files import quoted
-from retinanet.recipes import changed_flags
+from retinanet.flags import changed_flags, quoted
 from retinanet.reproduce.plan import Plan, Run
 from retinanet.reproduce.rows import Experiment, Row
 

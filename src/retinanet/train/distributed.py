@@ -1,7 +1,7 @@
-"""Several processes that train one model together, started by ``torchrun``; one process is the simple case.
+"""Several processes (ranks) that train one model together, started by ``torchrun``, or one process alone.
 
-The unit stays the batch of the whole training: each process takes its share of every batch, and gradients, divisors
-and metrics are those of the whole. So the number of processes changes neither the result nor the settings.
+``train.batch`` is the batch of all ranks together: each rank takes its share of every batch, and gradients, normalizers
+and metrics are those of the whole batch. So the number of ranks changes neither the result nor the settings.
 """
 
 from __future__ import annotations
@@ -23,107 +23,134 @@ from retinanet.errors import ConfigError, PeerError
 
 Item = TypeVar("Item")
 
-# A process that ends closes its connections, which the others notice at once; this is for one that hangs. Checking
-# the images of a large dataset may keep some waiting for that long.
+# Time until a rank that hangs counts as lost; a rank that ends is noticed at once. It is long because verifying
+# the images of a large dataset may keep some ranks waiting.
 _PATIENCE = timedelta(minutes=30)
 
-# How gloo says that a connection is gone; NCCL has exceptions of its own.
+# Words in gloo's messages about a lost connection; NCCL has exceptions of its own.
 _LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "connection refused")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among all: ``rank`` of ``count``, ``local`` on its machine."""
+    """The place of this process among all that train together.
+
+    Attributes:
+        rank: number of this process.
+        world_size: number of processes.
+        local_rank: number of this process on its machine.
+    """
 
     rank: int = 0
-    count: int = 1
-    local: int = 0
+    world_size: int = 1
+    local_rank: int = 0
 
     @property
-    def first(self) -> bool:
-        """Whether this is the one that writes files and speaks."""
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints messages."""
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This process's items; every item is some process's, and no item is that of two."""
-        return items[self.rank :: self.count]
+        """Return this rank's items; every item belongs to exactly one rank."""
+        return items[self.rank :: self.world_size]
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum of a CPU tensor over all processes."""
-        if self.count > 1:
+        """Sum a CPU tensor over all ranks, in place."""
+        if self.world_size > 1:
             distributed.all_reduce(values)
         return values
 
     def largest(self, *values: int) -> list[int]:
-        """The largest of each value over all processes."""
-        if self.count == 1:
+        """Return the largest of each value over all ranks."""
+        if self.world_size == 1:
             return list(values)
         together = torch.tensor(values)
         distributed.all_reduce(together, distributed.ReduceOp.MAX)
         return [int(value) for value in together]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's ``value``, which JSON must be able to hold (nothing is unpickled), in order of rank."""
-        if self.count == 1:
+        """Return every rank's ``value`` in order of rank. It must be JSON-serializable; nothing is unpickled."""
+        if self.world_size == 1:
             return [value]
         own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         return [json.loads(bytes(found.numpy())) for found in self._gather(own)]
 
     def gather_rows(self, rows: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """float64 ``(N, C)`` of every process, one below the other."""
-        if self.count == 1:
+        """Concatenate float64 ``(N, C)`` of all ranks."""
+        if self.world_size == 1:
             return rows
         parts = self._gather(torch.from_numpy(np.ascontiguousarray(rows)).flatten())
         return np.concatenate([part.numpy() for part in parts]).reshape(-1, rows.shape[1])
 
     def _gather(self, own: Tensor) -> list[Tensor]:
-        """Flat CPU tensors of different lengths, of all processes."""
-        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
+        """Gather flat CPU tensors of different lengths."""
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
         distributed.all_gather(lengths, torch.tensor([len(own)]))
         longest = max(1, *(int(length) for length in lengths))
         padded = torch.cat([own, own.new_zeros(longest - len(own))])
-        found = [torch.empty_like(padded) for _ in range(self.count)]
+        found = [torch.empty_like(padded) for _ in range(self.world_size)]
         distributed.all_gather(found, padded)
         return [part[: int(length)] for part, length in zip(found, lengths, strict=True)]
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """``model`` so that its gradients become the mean over the processes."""
-        if self.count == 1:
+        """Wrap ``model`` so that its gradients are averaged over the ranks."""
+        if self.world_size == 1:
             return model
         return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
     def wait(self) -> None:
-        """Until all processes are here."""
-        if self.count > 1:
+        """Wait until all ranks have called this."""
+        if self.world_size > 1:
             distributed.barrier()
 
     def same_buffers(self, model: nn.Module) -> None:
-        """Give all processes the buffers (batch norm's statistics) of the first."""
-        if self.count > 1:
+        """Copy the buffers (batch norm's statistics) of the main rank to all ranks."""
+        if self.world_size > 1:
             for buffer in model.buffers():
                 distributed.broadcast(buffer, 0)
 
 
-@contextmanager
-def joined_processes() -> Iterator[Processes]:
-    """Join the processes that ``torchrun`` started; a process alone if it did not.
+def require_agreement(processes: Processes, values: dict[str, Any]) -> None:
+    """Check that all ranks start from the same data, settings and checkpoint.
 
     Raises:
-        ConfigError: they cannot find each other.
-        PeerError: another of them ended or cannot be reached any more.
+        ConfigError: naming the first value that differs.
+    """
+    own = json.loads(json.dumps(values))
+    for rank, other in enumerate(processes.gather(own)):
+        for name, value in own.items():
+            if other[name] != value:
+                raise ConfigError(
+                    f"process {rank} has other {name} than process {processes.rank}; all need the same DATA, flags and "
+                    "--out, on a disk they share or in equal copies"
+                )
+
+
+def started_as_main() -> bool:
+    """Return whether this process is the main rank of those that ``torchrun`` started, or trains alone."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def joined_processes() -> Iterator[Processes]:
+    """Join the processes that ``torchrun`` started; without ``torchrun``, this process trains alone.
+
+    Raises:
+        ConfigError: the processes cannot find each other.
+        PeerError: another process ended or cannot be reached any more.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         yield Processes()
         return
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
-        torch.cuda.set_device(local % torch.cuda.device_count())
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
     try:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:160]
         raise ConfigError(f"the processes cannot find each other ({reason}); start them with torchrun") from error
-    processes = Processes(distributed.get_rank(), distributed.get_world_size(), local)
+    processes = Processes(distributed.get_rank(), distributed.get_world_size(), local_rank)
     try:
         yield processes
         distributed.barrier()
@@ -136,5 +163,5 @@ def joined_processes() -> Iterator[Processes]:
             "The last checkpoint is intact: start all of them again with --resume"
         ) from error
     finally:
-        # without the barrier of a good end: the others may be gone
+        # No barrier here: after an error the other ranks may be gone.
         distributed.destroy_process_group()

@@ -1,7 +1,7 @@
-"""Find a learning rate: train a while at rising rates, and look where the loss falls fastest.
+"""Find a learning rate: train a few steps at rising rates, and take the rate at which the loss falls fastest.
 
-The range test of https://arxiv.org/abs/1506.01186: the rate grows exponentially from step to step; where it is too
-small, the loss stays; where it is too large, it explodes.
+This is the range test of https://arxiv.org/abs/1506.01186. The rate grows exponentially from step to step. Where it is
+too small, the loss stays; where it is too large, the loss explodes.
 """
 
 from __future__ import annotations
@@ -12,23 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from rich.console import Console
-from torch import nn
 
-from retinanet.config import Config
-from retinanet.data.dataset import Dataset
 from retinanet.data.loader import training_loader
-from retinanet.data.sampling import TrainingOrder, sampling_factors
 from retinanet.errors import DataError
 from retinanet.files import write_atomically
-from retinanet.losses import Normalizer
-from retinanet.model import RetinaNet
 from retinanet.progress import progress_bar
-from retinanet.train.distributed import Processes
+from retinanet.train.job import Job
 from retinanet.train.meter import Meter, Step
-from retinanet.train.optim import REFERENCE_BATCH, make_optimizer, set_learning_rate
-from retinanet.train.step import backward
+from retinanet.train.optim import REFERENCE_BATCH
+from retinanet.train.state import TrainingState
 
 _STEPS = 100
 
@@ -38,75 +30,65 @@ _LOWEST, _HIGHEST = 0.01, 30.0
 # The test ends when the smoothed loss is this many times its lowest.
 _EXPLODED = 2.0
 
-# Smoothing of the loss, as in Adam's moments: a batch of few images says little.
+# Decay of the moving average that smooths the loss: the loss of a single small batch is mostly noise.
 _SMOOTHING = 0.9
 
 
-def find_learning_rate(
-    config: Config,
-    train_set: Dataset,
-    out: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    processes: Processes,
-    console: Console,
-) -> float:
-    """The learning rate, for 16 images as ``config.train.lr`` is, to train with; ``out`` gets ``learning_rate.png``.
+def find_learning_rate(job: Job) -> float:
+    """Return the learning rate to train with, for 16 images like ``train.lr``; writes ``learning_rate.png``.
 
-    The weights that were trained for it are thrown away.
+    The weights that are trained for it are thrown away.
 
     Raises:
-        DataError: the loss never falls, so nothing can be said.
+        DataError: the loss falls at no rate.
     """
-    settings = config.train
-    torch.manual_seed(settings.seed)
-    model = RetinaNet.from_config(config.model, config.anchors, len(train_set.classes))
-    model.to(device).to(memory_format=torch.channels_last).train()
-    network = processes.wrap(model, device)
-    optimizer = make_optimizer(model, settings)
-    normalizer, meter = Normalizer(config.loss), Meter(processes, deferred=False)
-    factors = sampling_factors(train_set, config.data)
-    order = TrainingOrder(train_set, settings.batch, _STEPS, settings.seed, 0, factors, processes.rank, processes.count)
-    workers = replace(config.data, workers=0)  # few steps: not worth starting processes for
-    rates, losses = [], []
-    best = math.inf
-    with progress_bar(console, "learning rate", _STEPS) as bar:
-        batches = zip(training_loader(train_set, order, workers, settings.seed), order.lengths(), strict=False)
+    settings, curve = job.config.train, job.out / "learning_rate.png"
+    rates, losses = _range_test(job)
+    found = steepest(rates, losses)
+    if found is None:
+        raise DataError(
+            f"{job.train_set.name}: --train.find-lr: the loss falls at no rate between {settings.lr * _LOWEST:.2g} and "
+            f"{settings.lr * _HIGHEST:.2g}; 'retinanet data inspect' may show why"
+        )
+    if job.processes.is_main:
+        draw(rates, losses, found, curve)
+    job.console.print(
+        f"learning rate: {found:.2g} for 16 images (the recipe's is {settings.lr:.2g}); curve in {curve}",
+        highlight=False,
+    )
+    return found
+
+
+def _range_test(job: Job) -> tuple[list[float], list[float]]:
+    """Train at rising rates until the loss explodes; returns the rate and the loss of each step."""
+    settings = job.config.train
+    config = replace(job.config, train=replace(settings, ema=None))
+    state = TrainingState.create(config, len(job.train_set.classes), job.processes)
+    meter, order = Meter(job.processes, deferred=False), job.training_order(epochs=_STEPS)
+    data = replace(config.data, workers=0)  # the steps are too few to be worth starting processes
+    batches = zip(training_loader(job.train_set, order, data, settings.seed), order.lengths(), strict=False)
+    rates: list[float] = []
+    losses: list[float] = []
+    lowest = math.inf
+    with progress_bar(job.console, "learning rate", _STEPS) as bar:
         for step, (batch, images) in zip(range(_STEPS), batches, strict=False):
             rate = settings.lr * _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
-            set_learning_rate(optimizer, rate * settings.batch / REFERENCE_BATCH)
-            optimizer.zero_grad(set_to_none=True)
-            found, _ = backward(network, batch, config, normalizer, dtype, processes, images)
-            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip or math.inf)
-            (reading,) = meter.add(Step(step + 1, batch, images, rate, found, grad_norm, None, False, False))
+            update = state.step(batch, images, rate * settings.batch / REFERENCE_BATCH)
+            (reading,) = meter.add(Step(step + 1, batch, images, rate, update))
             if not reading.finite:
                 break
             rates.append(rate)
             losses.append(reading.loss)
-            optimizer.step()
             smooth = smoothed(losses)[-1]
-            best = min(best, smooth)
-            if step > _STEPS // 10 and smooth > _EXPLODED * best:
+            lowest = min(lowest, smooth)
+            if step > _STEPS // 10 and smooth > _EXPLODED * lowest:
                 break
             bar.update(1, f"lr {rate:.2g}  loss {smooth:.3f}")
-    chosen = steepest(rates, losses)
-    if chosen is None:
-        raise DataError(
-            f"{train_set.name}: --train.find-lr: the loss falls at no rate between {settings.lr * _LOWEST:.2g} and "
-            f"{settings.lr * _HIGHEST:.2g}; 'retinanet data inspect' may show why"
-        )
-    if processes.first:
-        draw(rates, losses, chosen, out / "learning_rate.png")
-    console.print(
-        f"learning rate: {chosen:.2g} for 16 images (the recipe's is {settings.lr:.2g}); curve in "
-        f"{out / 'learning_rate.png'}",
-        highlight=False,
-    )
-    return chosen
+    return rates, losses
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
-    """Exponential moving average without the bias of its start."""
+    """Return the exponential moving average of the losses so far, corrected for the bias of its start."""
     result, value = [], 0.0
     for step, loss in enumerate(losses, start=1):
         value = _SMOOTHING * value + (1 - _SMOOTHING) * loss
@@ -115,9 +97,9 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 
 
 def steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Rate around which the loss falls fastest per unit of log(rate), by a straight line through a fifth of the steps.
+    """Return the rate at which the loss falls fastest per unit of log(rate); None if it never falls.
 
-    None if it falls nowhere. Fewer steps would follow the noise of small batches.
+    The slope is that of a straight line through a fifth of the steps; fewer would follow the noise of small batches.
     """
     window = max(3, len(losses) // 5)
     if len(losses) < window:

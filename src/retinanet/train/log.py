@@ -1,4 +1,4 @@
-"""What a training leaves to read: ``metrics.jsonl`` and ``curves.png``."""
+"""The log of a training: ``metrics.jsonl`` and ``curves.png``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from retinanet.files import write_atomically, write_text
 
 
 class Log:
-    """Appends one JSON object per line; lines after step ``resume_at`` are dropped first, they will come again.
+    """Writes one JSON object per line. Lines after step ``resume_at`` are dropped first; those steps are done again.
 
     Args:
         path: the file.
-        resume_at: steps already done.
-        write: off in all but one of several processes.
+        resume_at: number of steps already done.
+        write: whether to write the file; off on all ranks but the main one.
     """
 
     def __init__(self, path: Path, resume_at: int = 0, write: bool = True) -> None:
@@ -38,11 +38,11 @@ class Log:
                 file.write(json.dumps(values) + "\n")
         except OSError as error:
             raise RetinaNetError(
-                f"{self.path}: cannot be written ({error.strerror}); then go on with --resume"
+                f"{self.path}: cannot be written ({error.strerror}); solve this, then go on with --resume"
             ) from error
 
     def newest(self, key: str) -> dict[str, Any]:
-        """The newest line that has ``key``; empty if none has."""
+        """Return the newest line that has ``key``, or an empty one."""
         return next((line for line in reversed(self.lines) if key in line), {})
 
     def draw(self, path: Path) -> None:
@@ -72,7 +72,7 @@ class Log:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl`` that can be read and belong to a step."""
+    """Return the readable lines of a ``metrics.jsonl`` that belong to a step."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -83,7 +83,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
-    """Exponential moving average, so that a curve of single batches can be read."""
+    """Return the exponential moving average, which makes the trend in noisy losses visible."""
     result: list[float] = []
     for value in values:
         result.append(value if not result else weight * result[-1] + (1 - weight) * value)

@@ -1,7 +1,7 @@
-"""The numbers of a step: read when they are there, added up over processes, written to the log.
+"""The numbers of each step, copied to the CPU and summed over the ranks.
 
-On a GPU a step is only launched when Python goes on. Its numbers are read after the next step is launched, so that the
-GPU never waits for Python; what must be exact (a checkpoint, the end of an epoch) asks for all of them first.
+On a GPU, Python runs ahead of the computation. The numbers of a step are read after the next step was launched, so that
+the GPU never waits for Python. Before a checkpoint and at the end of an epoch, :meth:`Meter.flush` reads all of them.
 """
 
 from __future__ import annotations
@@ -14,41 +14,37 @@ import torch
 from torch import Tensor
 
 from retinanet.data.loader import Batch
-from retinanet.losses import Losses
 from retinanet.losses.imbalance import Imbalance
 from retinanet.train.distributed import Processes
+from retinanet.train.state import Update
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step that was launched.
+    """A step whose computation was launched.
 
     Attributes:
-        number: from 1.
-        batch: this process's images.
-        images: how many there are on all processes.
+        number: of the step, from 1.
+        batch: this rank's images.
+        images: number of images on all ranks.
         lr: its learning rate.
-        losses: this process's.
-        grad_norm: scalar, before clipping.
-        imbalance: who owns this process's loss, if it was measured.
-        stop: this process was asked to stop.
-        save: this process thinks that a checkpoint is due.
+        update: losses, gradient norm and loss shares of this rank.
+        stop: this rank was asked to stop.
+        save: a checkpoint is due; only the main rank's value counts.
     """
 
     number: int
     batch: Batch
     images: int
     lr: float
-    losses: Losses
-    grad_norm: Tensor
-    imbalance: Imbalance | None
-    stop: bool
-    save: bool
+    update: Update
+    stop: bool = False
+    save: bool = False
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A step's numbers over all processes."""
+    """The numbers of a step over all ranks."""
 
     step: Step
     loss: float
@@ -60,11 +56,11 @@ class Reading:
 
     @property
     def finite(self) -> bool:
-        """Whether losses and gradient are numbers; all processes agree."""
+        """Whether losses and gradient are finite; the same on all ranks."""
         return math.isfinite(self.loss + self.grad_norm)
 
     def line(self, steps_per_epoch: int) -> dict[str, Any]:
-        """What the log says about the step."""
+        """Return the step's line of ``metrics.jsonl``."""
         numbers = {name: round(getattr(self, name), 5) for name in ("loss", "classification", "box")}
         imbalance = self.imbalance.to_dict() if self.imbalance is not None else {}
         return {
@@ -80,16 +76,17 @@ class Reading:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """A step's losses, gradient norm and, if measured, shares of the loss, on their way to the CPU."""
+    """Losses, gradient norm and (if measured) loss shares of a step, on their way to the CPU."""
 
     values: Tensor
     arrived: torch.cuda.Event | None
 
     @classmethod
     def of(cls, step: Step) -> _Numbers:
-        """Copy them behind the step itself: who reads them later waits for this step and not for the next one."""
-        shares = () if step.imbalance is None else step.imbalance[:3]
-        values = torch.stack([step.losses.classification, step.losses.box, step.grad_norm, *shares]).detach()
+        """Start the device-to-host copy now, so that reading the values later waits for this step only."""
+        losses, grad_norm, imbalance = step.update
+        shares = () if imbalance is None else imbalance[:3]
+        values = torch.stack([losses.classification, losses.box, grad_norm, *shares]).detach()
         if values.device.type != "cuda":
             return cls(values, None)
         copied = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
@@ -98,18 +95,18 @@ class _Numbers:
         return cls(copied, arrived)
 
     def read(self) -> Tensor:
-        """float64, on the CPU."""
+        """Return the values as float64 on the CPU."""
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.values.double()
 
 
 class Meter:
-    """Takes launched steps and gives readings.
+    """Turns launched steps into readings.
 
     Attributes:
-        stop: some process was asked to stop.
-        save: the first process wants a checkpoint.
+        stop: a rank was asked to stop.
+        save: a checkpoint is due.
     """
 
     def __init__(self, processes: Processes, deferred: bool) -> None:
@@ -119,12 +116,12 @@ class Meter:
         self._waiting: list[tuple[Step, _Numbers]] = []
 
     def add(self, step: Step) -> list[Reading]:
-        """Readings that are due now that ``step`` is launched: its own, or on a GPU that of the step before."""
+        """Return the readings that are due: that of ``step``, or on a GPU that of the step before."""
         self._waiting.append((step, _Numbers.of(step)))
         return self._read(len(self._waiting) - self._deferred)
 
     def flush(self) -> list[Reading]:
-        """Readings of all steps so far."""
+        """Return the readings of all steps that were not read yet."""
         return self._read(len(self._waiting))
 
     def _read(self, count: int) -> list[Reading]:
@@ -133,12 +130,12 @@ class Meter:
 
     def _reading(self, step: Step, numbers: Tensor) -> Reading:
         own, grad_norm, shares = numbers[:2], numbers[2].item(), numbers[3:]
-        foreground = step.losses.foreground
-        asked = torch.tensor([float(foreground), step.stop, step.save and self._processes.first], dtype=torch.float64)
+        foreground = step.update.losses.foreground
+        asked = torch.tensor([float(foreground), step.stop, step.save and self._processes.is_main], dtype=torch.float64)
         values = self._processes.sum(torch.cat([own, asked])).tolist()
         self.stop, self.save = self.stop or values[3] > 0, values[4] > 0
-        # gradients are means over the processes, so the loss they are of is one, too
-        classification_loss, box_loss = (value / self._processes.count for value in values[:2])
+        # Gradients are means over the ranks, so the loss is their mean, too.
+        classification_loss, box_loss = (value / self._processes.world_size for value in values[:2])
         return Reading(
             step,
             classification_loss + box_loss,
@@ -146,11 +143,11 @@ class Meter:
             box_loss,
             int(values[2]),
             grad_norm,
-            self._summed(step.imbalance, shares),
+            self._summed(step.update.imbalance, shares),
         )
 
     def _summed(self, own: Imbalance | None, shares: Tensor) -> Imbalance | None:
-        """Over all processes, which measure it in the same steps."""
+        """Sum over all ranks, which measure in the same steps."""
         if own is None:
             return None
         together = self._processes.sum(torch.cat([shares, own.positives.double()]))

@@ -98,7 +98,7 @@ def backward(
             grid, matched, boxes, labels = targets
             losses = detection_losses(outputs, grid, matched[part], boxes, labels, config.loss, normalizer, divisor)
             # a mean over images is weighted by how many of the step's images it is of
-            share = len(own.indices) * processes.count / images if each else 1.0
+            share = len(own.indices) * processes.world_size / images if each else 1.0
             (share * losses.total).backward()  # type: ignore[no-untyped-call]
         total += share * torch.stack([losses.classification.detach(), losses.box.detach()])
         if measure_imbalance:

@@ -1,4 +1,4 @@
-"""The tools of :mod:`retinanet.train.tracking`: TensorBoard, Weights & Biases, MLflow. None needs a server."""
+"""The tools of :mod:`retinanet.train.tracking`: TensorBoard, Weights & Biases, MLflow. None of them needs a server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -22,18 +22,41 @@ from PIL import Image as Pictures
 from retinanet.config import Config
 from retinanet.errors import ConfigError
 from retinanet.files import write_json
-from retinanet.train.tracking import GROUPS, Tool
 
 Image = npt.NDArray[np.uint8]
 
-# Of the projects and experiments that runs are sorted into, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME is set.
+# Names of scalars and images start with one of these groups and a slash.
+GROUPS = ("train", "val", "pictures")
+
+# Name of the project (W&B) and the experiment (MLflow), unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME is set.
 _PROJECT = "retinanet"
 
-# Seconds between writes: a step must not wait for a disk or a server.
+# Seconds between writes, so that not every step waits for a disk or a server.
 _FLUSH_SECONDS = 10.0
 
-# Seconds that a server may keep a training waiting.
+# Seconds that a training waits for a server.
 _SERVER_SECONDS = 20
+
+
+class Tool(Protocol):
+    """A tool that keeps scalars and images.
+
+    Attributes:
+        view: the command that shows what it kept.
+        held: for each of ``GROUPS``, the last step that it has from before the training was resumed.
+    """
+
+    view: str
+    held: Mapping[str, int]
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep values by name."""
+
+    def pictures(self, step: int, images: Mapping[str, Image]) -> None:
+        """Keep uint8 RGB images ``(H, W, 3)`` by name."""
+
+    def close(self, failed: bool) -> None:
+        """Write pending values and mark the run as finished or failed."""
 
 
 class TensorBoard:
@@ -46,34 +69,34 @@ class TensorBoard:
         known = bool(resume_at) and any(folder.glob("events.*"))
         self.view = f"tensorboard --logdir {shlex.quote(str(folder))}"
         self.held: Mapping[str, int] = dict.fromkeys(GROUPS, resume_at if known else 0)
-        # What earlier files hold from purge_step on is not shown any more.
+        # TensorBoard hides values of earlier files from purge_step on.
         self._writer: Any = SummaryWriter(str(folder), purge_step=resume_at + 1 if known else 0, flush_secs=1)
         if not known:
             self._writer.add_text("config", "\n".join(f"    {k}: {v}" for k, v in _settings(config).items()), 0)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """See :class:`retinanet.train.tracking.Tool`."""
+        """Write values by name."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:
-        """See :class:`retinanet.train.tracking.Tool`."""
+        """Write images by name."""
         for name, image in images.items():
             self._writer.add_image(name, image, step, dataformats="HWC")
 
     def close(self, failed: bool) -> None:
-        """See :class:`retinanet.train.tracking.Tool`."""
+        """Write pending values and end the run."""
         self._writer.close()
 
 
 class WandB:
-    """A run of Weights & Biases in ``RUN/wandb``: offline, unless WANDB_MODE is set or the user is logged in."""
+    """A run of Weights & Biases in ``RUN/wandb``. It is offline, unless WANDB_MODE is set or the user is logged in."""
 
     def __init__(self, out: Path, config: Config, resume_at: int) -> None:
         import wandb
 
         identity = _identity(out, "wandb", uuid.uuid4().hex[:8], new=not resume_at)
-        # An offline run cannot be continued: its folder gives way to a new one that gets every step again.
+        # An offline run cannot be resumed: its folder is replaced by a new one that gets every step again.
         for folder in (out / "wandb").glob(f"offline-run-*-{identity}"):
             shutil.rmtree(folder, ignore_errors=True)
         settings = wandb.Settings(
@@ -95,27 +118,27 @@ class WandB:
             id=identity,
             resume="allow" if resume_at else None,
             config=config.to_dict(),
-            mode=None if "WANDB_MODE" in os.environ or _logged_in() else "offline",
+            mode=None if "WANDB_MODE" in os.environ or logged_in() else "offline",
             settings=settings,
         )
         self.view = self._run.url or f"wandb sync {shlex.quote(str(Path(self._run.dir).parent))}"
         self.held: Mapping[str, int] = dict.fromkeys(GROUPS, max(0, self._run.step - 1))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """See :class:`retinanet.train.tracking.Tool`."""
+        """Write values by name."""
         self._run.log(dict(values), step=step)
 
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:
-        """See :class:`retinanet.train.tracking.Tool`."""
+        """Write images by name."""
         self._run.log({n: self._wandb.Image(image, file_type="jpg") for n, image in images.items()}, step=step)
 
     def close(self, failed: bool) -> None:
-        """See :class:`retinanet.train.tracking.Tool`."""
+        """Write pending values and end the run."""
         self._run.finish(exit_code=int(failed))
 
 
 class MLflow:
-    """A run of MLflow in ``RUN/mlflow.db`` and ``RUN/mlflow``, or where MLFLOW_TRACKING_URI says.
+    """A run of MLflow in ``RUN/mlflow.db`` and ``RUN/mlflow``, or at MLFLOW_TRACKING_URI.
 
     The database is SQLite: MLflow refuses plain files since 3.14.
     """
@@ -136,7 +159,7 @@ class MLflow:
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         self._artifacts = None if uri else (out / "mlflow").as_uri()
         if not uri:
-            if set("%?") & set(str(out)):  # the database would come to lie elsewhere
+            if set("%?") & set(str(out)):  # the database would be written elsewhere
                 raise ConfigError(f"{out}: MLflow takes no % and ? in the path of a run")
             uri = f"sqlite:///{out / 'mlflow.db'}"
         self.view = f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if uri.startswith("sqlite:") else uri
@@ -161,33 +184,35 @@ class MLflow:
         return str(known.experiment_id if known else self._client.create_experiment(name, self._artifacts))
 
     def _continue(self, resume_at: int) -> bool:
-        """Go on with the run; not with one whose artifacts lie where the folder was before it was moved."""
+        """Resume the run; False if the folder was moved, because its artifacts then lie at the old place."""
         if self._artifacts and not self._client.get_run(self._run).info.artifact_uri.startswith(self._artifacts + "/"):
             return False
-        # MLflow takes back nothing: what it has is not sent again
+        # MLflow cannot delete steps, so those it has are not sent again.
         last = {"train": "train/loss", "val": "val/AP"}
         histories = {group: self._client.get_metric_history(self._run, name) for group, name in last.items()}
         self.held = {group: max((m.step for m in ms), default=0) for group, ms in histories.items()}
-        self.held = {**self.held, "pictures": resume_at}  # later ones replace files of the same name
+        self.held = {**self.held, "pictures": resume_at}  # later images replace files of the same name
         self._client.update_run(self._run, status="RUNNING")
         return True
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """See :class:`retinanet.train.tracking.Tool`."""
+        """Write values by name."""
         now = int(time.time() * 1000)
         self._waiting += [self._metric(name, value, now, step) for name, value in values.items()]
-        if len(self._waiting) > 900 or time.monotonic() - self._written > _FLUSH_SECONDS:  # 1000 are the most at once
+        if (
+            len(self._waiting) > 900 or time.monotonic() - self._written > _FLUSH_SECONDS
+        ):  # MLflow takes at most 1000 at once
             self._flush()
 
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:
-        """See :class:`retinanet.train.tracking.Tool`."""
+        """Write images by name."""
         for name, image in images.items():
             folder, _, stem = name.rpartition("/")
             file = f"{folder}/step_{step:07d}/{stem}.jpg"
             self._client.log_image(self._run, Pictures.fromarray(image), artifact_file=file)
 
     def close(self, failed: bool) -> None:
-        """See :class:`retinanet.train.tracking.Tool`."""
+        """Write pending values and end the run."""
         self._flush()
         self._client.set_terminated(self._run, status="FAILED" if failed else "FINISHED")
 
@@ -205,7 +230,7 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _identity(out: Path, tool: str, fresh: str, new: bool) -> str:
-    """The id of the run in ``tool``, kept in ``RUN/tracking.json``; ``fresh`` if there is none or it is ``new``."""
+    """Return the run's id in ``tool`` from ``RUN/tracking.json``; if it is missing or ``new``, store ``fresh``."""
     path = out / "tracking.json"
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -219,8 +244,8 @@ def _identity(out: Path, tool: str, fresh: str, new: bool) -> str:
     return str(known[tool])
 
 
-def _logged_in() -> bool:
-    """Whether W&B would find a key, without asking it: it asks the user and the network."""
+def logged_in() -> bool:
+    """Return whether W&B would find a key. W&B itself is not asked, because it asks the user and the network."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc

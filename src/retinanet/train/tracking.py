@@ -1,7 +1,7 @@
-"""Experiment tracking: what ``metrics.jsonl`` holds, mirrored to TensorBoard, Weights & Biases and MLflow.
+"""Experiment tracking: copies ``metrics.jsonl`` to TensorBoard, Weights & Biases and MLflow.
 
-``metrics.jsonl`` stays the truth. A tool that fails is switched off and the training goes on; on resuming, a tool gets
-from there what it lacks, and never a step twice.
+A tool that fails is switched off and the training goes on. On resuming, a tool gets the steps that it lacks from
+``metrics.jsonl``, and no step twice.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 
 from retinanet.config import Config
@@ -25,81 +23,54 @@ from retinanet.evaluate.ap import SUMMARY
 from retinanet.evaluate.pictures import safe_names
 from retinanet.progress import progress_bar
 from retinanet.train.log import read_lines
+from retinanet.train.tools import TOOLS, Image, Tool
 
-Image = npt.NDArray[np.uint8]
-
-# What a tool needs besides what the package itself does.
-_PACKAGES = {
+# Packages that each tool needs in addition to those of this package.
+PACKAGES = {
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
 }
 
-# What to do if it cannot start.
+# Advice for a tool that cannot start.
 _HINTS = {
     "tensorboard": "check that RUN/tensorboard can be written",
     "wandb": "set WANDB_MODE=offline to need no server",
     "mlflow": "unset MLFLOW_TRACKING_URI to need no server, or choose another --out",
 }
 
-# Names of scalars and pictures start with the group they are shown in.
-GROUPS = ("train", "val", "pictures")
-
-
-class Tool(Protocol):
-    """A tool that keeps scalars and pictures.
-
-    Attributes:
-        view: the command that shows what it kept.
-        held: for each of ``GROUPS``, the last step it has from before the training was resumed.
-    """
-
-    view: str
-    held: Mapping[str, int]
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Keep values by name."""
-
-    def pictures(self, step: int, images: Mapping[str, Image]) -> None:
-        """Keep uint8 RGB pictures ``(H, W, 3)`` by name."""
-
-    def close(self, failed: bool) -> None:
-        """Write what is left and mark the run as finished or failed."""
-
 
 def require_trackers(names: Sequence[str]) -> None:
-    """Refuse tools whose package is not installed; cheap, nothing is imported.
+    """Check that the packages of the named tools are installed, without importing them.
 
     Raises:
         ConfigError: naming the package and how to install it.
     """
     for name in names:
-        for package in _PACKAGES[name]:
+        for package in PACKAGES[name]:
             spec = importlib.util.find_spec(package)
             if spec is None or spec.origin is None:  # a plain folder of that name, such as ./wandb, has no origin
                 raise ConfigError(
                     f"--train.track {name} needs the package {package}: pip install 'retinanet[{name}]', "
-                    "or leave it out; metrics.jsonl is written always"
+                    "or leave it out; metrics.jsonl is always written"
                 )
 
 
 def open_trackers(
     names: Sequence[str], out: Path, config: Config, resume_at: int = 0, console: Console | None = None
 ) -> Trackers:
-    """Start the named tools, or go on with those of the run in ``out``.
+    """Start the named tools, or resume them for the run in ``out``.
 
     Args:
         names: any of ``tensorboard``, ``wandb``, ``mlflow``.
         out: the run's folder; ``metrics.jsonl`` there holds the steps up to ``resume_at``.
-        config: all settings, which the tools show beside the run.
-        resume_at: steps already done; what was kept of later ones gives way to what comes.
-        console: where it is said how to look at each tool, and that one failed.
+        config: all settings, which the tools show with the run.
+        resume_at: number of steps already done; what a tool has of later steps is replaced.
+        console: where the command that shows each tool is printed, and failures.
 
     Raises:
-        ConfigError: a package is missing, or a tool of a new training cannot start. In a resumed one it is left out.
+        ConfigError: a package is missing, or a tool of a new training cannot start. A resumed training goes on without.
     """
-    from retinanet.train.tools import TOOLS  # loads no tool itself
-
     require_trackers(names)
     console = console or Console(quiet=True)
     tools: dict[str, Tool] = {}
@@ -123,28 +94,28 @@ def open_trackers(
 
 
 class Trackers:
-    """The tools of a training; a context manager that closes them. None of its methods raises for a tool's sake."""
+    """The tools of a training, and a context manager that closes them. Errors of a tool are never raised."""
 
     def __init__(self, tools: dict[str, Tool], console: Console) -> None:
         self._tools, self._console = tools, console
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Send values by name; a name starts with one of ``GROUPS`` and a slash."""
+        """Send values by name; a name starts with ``train/``, ``val/`` or ``pictures/``."""
         self._send(step, values, lambda tool, missing: tool.scalars(step, missing))
 
     def pictures(self, step: int, images: Mapping[str, Image]) -> None:
-        """Send uint8 RGB pictures ``(H, W, 3)`` by name."""
+        """Send uint8 RGB images ``(H, W, 3)`` by name."""
         named = {f"pictures/{name}": image for name, image in images.items()}
         self._send(step, named, lambda tool, missing: tool.pictures(step, missing))
 
     def log_line(self, line: Mapping[str, Any]) -> None:
-        """Send what a line of ``metrics.jsonl`` holds."""
+        """Send the numbers of a line of ``metrics.jsonl``."""
         values = grouped(line)
         if values:
             self.scalars(int(line["step"]), values)
 
     def replay(self, out: Path, resume_at: int) -> None:
-        """Send what ``out`` holds of the steps up to ``resume_at``; each tool takes what it lacks."""
+        """Send the steps up to ``resume_at`` from the files in ``out``; each tool gets those that it lacks."""
         lines = [line for line in read_lines(out / "metrics.jsonl") if line["step"] <= resume_at]
         folders = {line["step"]: out / "pictures" / f"epoch_{epoch:04d}" for epoch, line in _epoch_ends(lines)}
         with progress_bar(self._console, "earlier steps for the trackers", len(lines)) as bar:
@@ -156,13 +127,13 @@ class Trackers:
                     self.pictures(step, _readable_pictures(folders[step]))
 
     def close(self, failed: bool = False) -> None:
-        """Let every tool write what is left."""
+        """Let every tool write its pending values."""
         for name in list(self._tools):
             self._attempt(name, lambda tool: tool.close(failed))
         self._tools.clear()
 
     def report(self, name: str, error: Exception) -> None:
-        """Say in a line that a tool is off."""
+        """Print that a tool is switched off."""
         line = f"warning: {name} failed ({_reason(error)}); the training goes on without it, see metrics.jsonl"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -178,7 +149,7 @@ class Trackers:
     def _attempt(self, name: str, action: Callable[[Tool], None]) -> None:
         try:
             action(self._tools[name])
-        except Exception as error:  # a full disk, a server that is gone, a bug of the tool: none is worth a training
+        except Exception as error:  # a full disk, a lost server or a bug of the tool must not end the training
             self._tools.pop(name)
             self.report(name, error)
 
@@ -192,9 +163,9 @@ class Trackers:
 
 
 def grouped(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line of ``metrics.jsonl`` under the names the tools show: ``train/loss``, ``val/AP50``, …
+    """Return the numbers of a line of ``metrics.jsonl`` under the names in the tools: ``train/loss``, ``val/AP50``, …
 
-    ``val/AP/CLASS`` is the AP of a class. An AP of −1, which stands for nothing to measure, is left out.
+    ``val/AP/CLASS`` is the AP of a class. An AP of −1 (there was nothing to measure) is left out.
     """
     values: dict[str, float] = {}
     for name, value in line.items():
@@ -210,7 +181,7 @@ def grouped(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _epoch_ends(lines: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Each finished epoch with its last line."""
+    """Yield each finished epoch with its last line."""
     ends = {line["epoch"]: line for line in lines if float(line.get("epoch", math.inf)).is_integer()}
     for epoch, line in ends.items():
         yield int(epoch), line
@@ -221,7 +192,7 @@ def _readable_pictures(folder: Path) -> dict[str, Image]:
     for path in sorted(folder.glob("*.jpg")):
         try:
             images[path.stem] = read_image(path)
-        except RetinaNetError:  # half a picture of a crash is no reason to stop
+        except RetinaNetError:  # a crash may have left half a file
             continue
     return images
 

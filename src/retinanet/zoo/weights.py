@@ -158,11 +158,22 @@ def _of_channels(values: Any, above: float = -math.inf) -> tuple[float, ...]:
     return numbers
 
 
-def read_tensors(path: str | Path, training: bool = False) -> dict[str, Tensor]:
-    """Tensors of a weight file: the model's, or with ``training`` the training state's without their prefix."""
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read the model's tensors of a weight file; the state of its training is not read."""
     with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(TRAINING_PREFIX) == training]  # noqa: SIM118  # no mapping
-        return {name.removeprefix(TRAINING_PREFIX): file.get_tensor(name) for name in names}
+        names = [name for name in file.keys() if not name.startswith(TRAINING_PREFIX)]  # noqa: SIM118  # no mapping
+        return {name: file.get_tensor(name) for name in names}
+
+
+def read_all_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read the model's tensors of a weight file, and those of its training state without their prefix."""
+    weights: dict[str, Tensor] = {}
+    training: dict[str, Tensor] = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  # no mapping
+            group = training if name.startswith(TRAINING_PREFIX) else weights
+            group[name.removeprefix(TRAINING_PREFIX)] = file.get_tensor(name)
+    return weights, training
 
 
 def load_weights(path: str | Path) -> tuple[RetinaNet, ModelInfo]:
