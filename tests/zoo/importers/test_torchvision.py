@@ -609,7 +609,9 @@ def test_missing_and_wrong_tensors_are_refused(light: RetinaNet, key: str) -> No
     refused({**state, key: larger}, *(() if ".cls_logits" in key or ".bbox_reg" in key or ".p6" in key else shapes))
     refused({**state, key: larger[None]})
     for kind in (torch.int8, torch.int64, torch.bool):
-        refused({**state, key: torch.zeros(state[key].shape, dtype=kind)}, f"{key!r} is no dense tensor", str(kind)[6:])
+        refused(
+            {**state, key: torch.zeros(state[key].shape, dtype=kind)}, f"{key!r} is not a dense tensor", str(kind)[6:]
+        )
     refused({**state, key: torch.zeros(())})
     refused({**state, f"{key}.more": torch.zeros(1)}, "more")
 
@@ -626,8 +628,8 @@ def test_odd_tensors_are_refused(light: RetinaNet) -> None:
     state, key = light.state_dict(), "backbone.fpn.extra_blocks.p7.weight"
     with pytest.raises(CheckpointError, match="its tensors hold no values"):
         from_torchvision({**state, key: state[key].to("meta")}, "fp32", "cpu")
-    refused({**state, key: state[key].to_sparse()}, key, "no dense tensor")
-    refused({**state, key: state[key].to(torch.complex64)}, key, "no dense tensor")
+    refused({**state, key: state[key].to_sparse()}, key, "not a dense tensor")
+    refused({**state, key: state[key].to(torch.complex64)}, key, "not a dense tensor")
     refused({**state, key: state[key] * math.nan}, key, "NaN")
     none = {name: torch.zeros(0, *value.shape[1:]) for name, value in state.items() if ".cls_logits." in name}
     refused({**state, **none}, "0 and 36 outputs a location")

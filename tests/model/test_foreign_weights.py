@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from retinanet.errors import CheckpointError
-from retinanet.zoo.foreign import read_foreign
+from retinanet.model.foreign_weights import read_foreign
 
 
 class Command:
