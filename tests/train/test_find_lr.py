@@ -47,7 +47,7 @@ def test_smoothing_has_no_bias_at_the_start() -> None:
     assert smoothed([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
 
 
-def test_the_curve_is_a_picture(tmp_path: Path) -> None:
+def test_the_curve_is_an_image(tmp_path: Path) -> None:
     draw(RATES, [fall(rate, 1e-3) for rate in RATES], 1e-3, tmp_path / "lr.png")
     assert Image.open(tmp_path / "lr.png").width > 300
 

@@ -30,7 +30,7 @@ def test_a_new_run_starts_an_empty_log(tmp_path: Path) -> None:
     assert path.read_text() == ""
 
 
-def test_curves_are_a_picture(tmp_path: Path) -> None:
+def test_curves_are_an_image(tmp_path: Path) -> None:
     log = Log(tmp_path / "metrics.jsonl")
     log.write(step=1, epoch=0.5, loss=1.0, classification=0.5, box=0.5)
     log.draw(tmp_path / "before.png")  # no evaluation yet

@@ -259,7 +259,7 @@ def test_averaged_weights_differ_from_raw_ones_and_are_the_ones_saved(
 
 def test_learns_one_image_by_heart(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     train_set = sets[0]
-    # a picture of a few parts, none of them hidden so far that it could be taken for another
+    # an image of a few parts; none is hidden so much that it looks like another class
     one = train_set.subset([next(i for i in train_set if 3 <= len(train_set.boxes[train_set.rows(i)]) <= 6)])
     config = _config(epochs=100, batch=1, eval_every=100, lr=0.02, ema=None)
     config = replace(config, data=replace(config.data, size=192, flip=0.0, scale=(1.0, 1.0), color=0.0))
@@ -525,7 +525,7 @@ def test_a_step_that_is_not_finite_is_left_out(
     assert all(torch.isfinite(p).all() for p in models[0].parameters())
 
 
-def test_who_owns_the_loss_is_logged(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
+def test_loss_shares_are_logged(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     loop.train_on(_config(), *sets, tmp_path / "run")
     first, *others = [line for line in _lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     shares = [first[f"share_{name}"] for name in ("foreground", "easy", "hard")]
@@ -551,7 +551,7 @@ def test_parts_of_a_step_train_as_the_whole(sets: tuple[Dataset, Dataset], tmp_p
 
 
 def crowded(folder: Path, boxes: int, images: int = 2) -> Dataset:
-    """Pictures of noise, each with that many small boxes."""
+    """Images of noise, each with that many small boxes."""
     rng = np.random.default_rng(0)
     builder = DatasetBuilder("crowded", folder, ("cell",))
     for number in range(images):
@@ -631,7 +631,7 @@ def test_long_gradients_are_clipped(sets: tuple[Dataset, Dataset], tmp_path: Pat
     assert float(moved) ** 0.5 == pytest.approx(expected, rel=0.01)
 
 
-def test_waiting_for_pictures_is_logged_and_much_of_it_said() -> None:
+def test_waiting_for_images_is_logged_and_printed_if_it_is_much() -> None:
     loss, metrics = 1.0, {"AP": 0.5, "AP50": 0.7, "AP75": 0.4}
     assert epoch_line(3, 10, loss, metrics, 0.05) == "epoch  3/10  loss 1.000  AP 0.500  AP50 0.700  AP75 0.400"
     assert "35% of the time waiting for images; try more --data.workers" in epoch_line(3, 10, loss, metrics, 0.35)

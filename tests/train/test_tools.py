@@ -33,7 +33,7 @@ STEPS_PER_EPOCH = 5
 
 
 class Kept(NamedTuple):
-    """What a tool holds: per scalar its (step, value) pairs, per picture its (step, mean colour), and settings."""
+    """What a tool holds: per scalar its (step, value) pairs, per image its (step, mean colour), and settings."""
 
     scalars: dict[str, list[tuple[int, float]]]
     pictures: dict[str, list[tuple[int, int]]]
@@ -103,7 +103,7 @@ def train(names: tuple[str, ...], out: Path, first: int, last: int, close: bool 
             trackers.log_line(line)
             images = {"photo 1": np.full((24, 32, 3), 10 * step, dtype=np.uint8)}
             save_pictures(out / "pictures" / f"epoch_{step // STEPS_PER_EPOCH:04d}", images)
-            trackers.pictures(step, images)
+            trackers.images(step, images)
     if close:
         trackers.close()
         wandb.teardown()  # as the end of a process does: its own process writes until then

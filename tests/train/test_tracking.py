@@ -41,7 +41,7 @@ class Recorder:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._keep(step, list(values))
 
-    def pictures(self, step: int, images: Mapping[str, npt.NDArray[np.uint8]]) -> None:
+    def images(self, step: int, images: Mapping[str, npt.NDArray[np.uint8]]) -> None:
         self._keep(step, list(images))
 
     def close(self, failed: bool) -> None:
@@ -110,7 +110,7 @@ def test_nothing_is_opened_without_names(tmp_path: Path, console: Console) -> No
     assert said(console) == []
 
 
-@pytest.mark.parametrize("broken_by", ["scalars", "pictures", "close"])
+@pytest.mark.parametrize("broken_by", ["scalars", "images", "close"])
 def test_a_failing_tool_is_switched_off_with_one_line(broken_by: str, console: Console) -> None:
     bad, good = Recorder(), Recorder()
     with Trackers({"wandb": bad, "tensorboard": good}, console) as trackers:
@@ -118,7 +118,7 @@ def test_a_failing_tool_is_switched_off_with_one_line(broken_by: str, console: C
         bad.broken = broken_by == "scalars"
         trackers.scalars(2, {"train/loss": 1.0})
         bad.broken = broken_by != "close"
-        trackers.pictures(2, {"a": PIXELS})
+        trackers.images(2, {"a": PIXELS})
         bad.broken = True
         trackers.scalars(3, {"train/loss": 1.0})
     assert said(console) == [
@@ -159,7 +159,7 @@ def test_a_tool_that_cannot_start_stops_a_new_training_and_not_a_resumed_one(
 
 
 def _write_run(out: Path) -> None:
-    """Two epochs of three steps with pictures, and a step of the third that the checkpoint does not have."""
+    """Two epochs of three steps with images, and a step of the third that the checkpoint does not have."""
     log = Log(out / "metrics.jsonl")
     for step in range(1, 8):
         log.write(step=step, epoch=round(step / 3, 4), loss=1.0)

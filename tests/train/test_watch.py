@@ -20,8 +20,8 @@ def log(losses: list[float], precisions: list[float], foreground: int = 10) -> l
     return lines
 
 
-def pictures(sides: list[float]) -> Dataset:
-    """One picture of 512 pixels for each side, with a square object of that side and an ignore region."""
+def images(sides: list[float]) -> Dataset:
+    """One image of 512 pixels for each side, with a square object of that side and an ignore region."""
     builder = DatasetBuilder("squares", Path("/data"), ("cat",))
     for number, side in enumerate(sides):
         builder.add_image(f"{number}.png", 512, 512)
@@ -42,7 +42,7 @@ def pictures(sides: list[float]) -> Dataset:
 def test_objects_without_anchor_are_counted(settings: AssignConfig, left_out: int) -> None:
     """An anchor of 32 pixels has an IoU of 0.22 with a square of 15 inside it; the others have one over 0.5."""
     config = Config(assign=settings, data=DataConfig(size=512))
-    warning = objects_left_out(pictures([15.0] * 3 + [32.0, 40.0, 101.0, 256.0]), config)
+    warning = objects_left_out(images([15.0] * 3 + [32.0, 40.0, 101.0, 256.0]), config)
     assert (warning is None) == (left_out == 0)
     if warning:
         assert warning.startswith("3 of 7 objects (43%, in 7 images) are matched with no anchor")
@@ -52,12 +52,12 @@ def test_objects_without_anchor_are_counted(settings: AssignConfig, left_out: in
 
 def test_few_objects_without_anchor_are_no_news() -> None:
     config = Config(data=DataConfig(size=512))
-    assert objects_left_out(pictures([15.0] * 10 + [64.0] * 90), config) is None
-    assert objects_left_out(pictures([15.0] * 11 + [64.0] * 89), config) is not None
+    assert objects_left_out(images([15.0] * 10 + [64.0] * 90), config) is None
+    assert objects_left_out(images([15.0] * 11 + [64.0] * 89), config) is not None
 
 
 def test_of_many_images_some_are_looked_at() -> None:
-    warning = objects_left_out(pictures([15.0] * 300), Config(data=DataConfig(size=512)))
+    warning = objects_left_out(images([15.0] * 300), Config(data=DataConfig(size=512)))
     assert warning is not None
     assert warning.startswith("100 of 100 objects (100%, in 100 images)")
 

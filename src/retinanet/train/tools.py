@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image as Pictures
+import PIL.Image
 
 from retinanet.config import Config
 from retinanet.errors import ConfigError
@@ -52,7 +52,7 @@ class Tool(Protocol):
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Keep values by name."""
 
-    def pictures(self, step: int, images: Mapping[str, Image]) -> None:
+    def images(self, step: int, images: Mapping[str, Image]) -> None:
         """Keep uint8 RGB images ``(H, W, 3)`` by name."""
 
     def close(self, failed: bool) -> None:
@@ -79,7 +79,7 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def pictures(self, step: int, images: Mapping[str, Image]) -> None:
+    def images(self, step: int, images: Mapping[str, Image]) -> None:
         """Write images by name."""
         for name, image in images.items():
             self._writer.add_image(name, image, step, dataformats="HWC")
@@ -128,7 +128,7 @@ class WandB:
         """Write values by name."""
         self._run.log(dict(values), step=step)
 
-    def pictures(self, step: int, images: Mapping[str, Image]) -> None:
+    def images(self, step: int, images: Mapping[str, Image]) -> None:
         """Write images by name."""
         self._run.log({n: self._wandb.Image(image, file_type="jpg") for n, image in images.items()}, step=step)
 
@@ -204,12 +204,12 @@ class MLflow:
         ):  # MLflow takes at most 1000 at once
             self._flush()
 
-    def pictures(self, step: int, images: Mapping[str, Image]) -> None:
+    def images(self, step: int, images: Mapping[str, Image]) -> None:
         """Write images by name."""
         for name, image in images.items():
             folder, _, stem = name.rpartition("/")
             file = f"{folder}/step_{step:07d}/{stem}.jpg"
-            self._client.log_image(self._run, Pictures.fromarray(image), artifact_file=file)
+            self._client.log_image(self._run, PIL.Image.fromarray(image), artifact_file=file)
 
     def close(self, failed: bool) -> None:
         """Write pending values and end the run."""

@@ -103,10 +103,10 @@ class Trackers:
         """Send values by name; a name starts with ``train/``, ``val/`` or ``pictures/``."""
         self._send(step, values, lambda tool, missing: tool.scalars(step, missing))
 
-    def pictures(self, step: int, images: Mapping[str, Image]) -> None:
+    def images(self, step: int, images: Mapping[str, Image]) -> None:
         """Send uint8 RGB images ``(H, W, 3)`` by name."""
         named = {f"pictures/{name}": image for name, image in images.items()}
-        self._send(step, named, lambda tool, missing: tool.pictures(step, missing))
+        self._send(step, named, lambda tool, missing: tool.images(step, missing))
 
     def log_line(self, line: Mapping[str, Any]) -> None:
         """Send the numbers of a line of ``metrics.jsonl``."""
@@ -124,7 +124,7 @@ class Trackers:
                     self.log_line(line)
                     bar.advance(1)
                 if step in folders and self._lacks("pictures", step):
-                    self.pictures(step, _readable_pictures(folders[step]))
+                    self.images(step, _readable_images(folders[step]))
 
     def close(self, failed: bool = False) -> None:
         """Let every tool write its pending values."""
@@ -187,7 +187,7 @@ def _epoch_ends(lines: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Mappi
         yield int(epoch), line
 
 
-def _readable_pictures(folder: Path) -> dict[str, Image]:
+def _readable_images(folder: Path) -> dict[str, Image]:
     images = {}
     for path in sorted(folder.glob("*.jpg")):
         try:

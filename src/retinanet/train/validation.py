@@ -55,7 +55,7 @@ class Validation:
         if job.processes.is_main and settings.pictures_every and epoch % settings.pictures_every == 0:
             folder = job.out / "pictures" / f"epoch_{epoch:04d}"
             drawn = draw_predictions(self._run.state.best_model, job.config, job.val_set, folder)
-            self._trackers.pictures(progress.step, drawn)
+            self._trackers.images(progress.step, drawn)
         return progress
 
     def _evaluate(self, progress: Progress, epoch: int) -> Progress:
@@ -154,11 +154,11 @@ def validate(
 def draw_predictions(model: RetinaNet, config: Config, val_set: Dataset, folder: Path) -> dict[str, Image]:
     """Draw the detections of ``model`` on a fixed choice of val images; write and return the drawings."""
     try:
-        pictures = prediction_pictures(_detector(model, config, val_set), val_set)
+        drawings = prediction_pictures(_detector(model, config, val_set), val_set)
     finally:
         model.train()
-    save_pictures(folder, pictures)
-    return pictures
+    save_pictures(folder, drawings)
+    return drawings
 
 
 def _detector(model: RetinaNet, config: Config, val_set: Dataset) -> Detector:
