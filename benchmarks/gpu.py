@@ -40,9 +40,9 @@ from retinanet.losses import Normalizer, focal_loss
 from retinanet.model import Outputs, RetinaNet
 from retinanet.model.backbone import load_backbone_weights
 from retinanet.recipes import load_recipe
-from retinanet.train.distributed import Processes
-from retinanet.train.optim import make_optimizer
-from retinanet.train.step import backward
+from retinanet.training.distributed import Processes
+from retinanet.training.optim import make_optimizer
+from retinanet.training.step import backward
 from retinanet.zoo.importers import from_torchvision
 
 CLASSES = 80

@@ -61,7 +61,7 @@ def one(data: Path, spec: dict[str, Any]) -> dict[str, Any]:
 def _recipe(spec: dict[str, Any], train_set: Any, val_set: Any, epochs: int) -> dict[str, Any]:
     from retinanet.config import Config
     from retinanet.recipes import load_recipe
-    from retinanet.train.loop import train_on
+    from retinanet.training.loop import train_on
 
     recipe, _, change = spec["side"].partition("_")
     values = load_recipe(recipe).to_dict()

@@ -82,7 +82,7 @@ def config_of(candidate: str, train_set: Any) -> Any:
 
 def one(data: Path, spec: dict[str, Any]) -> dict[str, Any]:
     """Train and evaluate one candidate on one set."""
-    from retinanet.train.loop import train_on
+    from retinanet.training.loop import train_on
 
     torch.set_num_threads(1)
     epochs = SETS[spec["set"]].screening_epochs

@@ -36,7 +36,7 @@ from retinanet import cli
 from retinanet.cli import detect, evaluate, train
 from retinanet.cli.terminal import parse
 from retinanet.data.synthetic import CLASSES
-from retinanet.train.log import Log
+from retinanet.training.log import Log
 from retinanet.zoo import weights as zoo
 
 # A network and pictures small enough that an epoch takes a second. 64 channels, because group norm needs more than one
@@ -791,12 +791,12 @@ def test_a_recipe_without_a_name(run: Command, parts: Path) -> None:
 def test_failures_of_the_machine(
     run: Command, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, hint: str
 ) -> None:
-    monkeypatch.setattr("retinanet.train.api.train_job", fail_with(error))
+    monkeypatch.setattr("retinanet.training.api.train_job", fail_with(error))
     assert hint in run.fails("train", parts, "--out", tmp_path / "run", *SMALL)
 
 
 def test_bugs_are_not_hidden(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retinanet.train.api.train_job", fail_with(RuntimeError("shapes differ")))
+    monkeypatch.setattr("retinanet.training.api.train_job", fail_with(RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         cli.main(["train", str(parts), "--out", str(tmp_path / "run"), *SMALL])
 

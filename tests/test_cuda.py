@@ -21,8 +21,8 @@ from retinanet.losses import Normalizer, detection_losses
 from retinanet.losses.terms import Focal, FocalStar, QualityFocal, Terms, Varifocal, reference, summed
 from retinanet.model import Outputs, RetinaNet
 from retinanet.recipes import load_recipe
-from retinanet.train.distributed import Processes
-from retinanet.train.step import backward
+from retinanet.training.distributed import Processes
+from retinanet.training.step import backward
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

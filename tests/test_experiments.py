@@ -90,7 +90,7 @@ def test_the_papers_recipe_can_have_fitted_anchors(
         trained[out.name] = config
         return SimpleNamespace(metrics={"AP": 0.5})
 
-    monkeypatch.setattr("retinanet.train.loop.train_on", train)
+    monkeypatch.setattr("retinanet.training.loop.train_on", train)
     dataset = read_split(parts, "train")
     middle = (dataset.boxes[:, :2] + dataset.boxes[:, 2:]) / 2
     small = np.concatenate([middle - 3, middle + 3], axis=1)  # 20 pixels of the network's input: too small for 32

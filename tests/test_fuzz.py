@@ -47,7 +47,7 @@ from retinanet.errors import RetinaNetError
 from retinanet.losses import detection_losses
 from retinanet.model import Outputs
 from retinanet.recipes import load_recipe
-from retinanet.train.loop import train_on
+from retinanet.training.loop import train_on
 
 SEED = 20260423
 CASES = 500

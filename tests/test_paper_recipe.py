@@ -25,9 +25,9 @@ from retinanet.data.transforms import PAD_TO, scaled_size
 from retinanet.losses import detection_losses, focal_loss
 from retinanet.model import Outputs, RetinaNet
 from retinanet.recipes import load_recipe
-from retinanet.train import loop
-from retinanet.train.job import Job
-from retinanet.train.optim import learning_rate
+from retinanet.training import loop
+from retinanet.training.job import Job
+from retinanet.training.optim import learning_rate
 
 COCO_IMAGES = 118_287  # train2017, which is the paper's trainval35k
 CLASSES = 80
@@ -423,7 +423,7 @@ def settings_of(
         raise _Stopped(job.config)
 
     def settings(*flags: str) -> Config:
-        monkeypatch.setattr("retinanet.train.api.train_job", stop)
+        monkeypatch.setattr("retinanet.training.api.train_job", stop)
         with pytest.raises(_Stopped) as caught:
             cli.main(["train", str(parts), "--out", str(tmp_path / "run"), *flags])
         config: Config = caught.value.value

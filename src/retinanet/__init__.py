@@ -15,10 +15,16 @@ from retinanet.errors import RetinaNetError
 if TYPE_CHECKING:
     from retinanet.detect.detector import Detector as Detector
     from retinanet.detect.detector import load as load
+    from retinanet.training.api import train as train
 
-__all__ = ["Detector", "RetinaNetError", "__version__", "load"]
+__all__ = ["Detector", "RetinaNetError", "__version__", "load", "train"]
 
-_LAZY = {"Detector": "retinanet.detect.detector", "load": "retinanet.detect.detector"}
+# Public names and their modules.
+_LAZY = {
+    "Detector": "retinanet.detect.detector",
+    "load": "retinanet.detect.detector",
+    "train": "retinanet.training.api",
+}
 
 # supervision asks every user to install OpenCV; its own NumPy drawing does all that is needed here.
 warnings.filterwarnings("ignore", message="OpenCV .* is not installed", category=UserWarning)

@@ -43,7 +43,7 @@ from retinanet.hardware import Precision, autocast, resolve_precision
 from retinanet.losses import Normalizer, detection_losses, focal_loss
 from retinanet.model import Outputs, RetinaNet
 from retinanet.recipes import load_recipe
-from retinanet.train.optim import make_optimizer
+from retinanet.training.optim import make_optimizer
 from retinanet.zoo.importers import from_torchvision
 
 _CPU = torch.device("cpu")

@@ -36,8 +36,8 @@ def run(argv: Sequence[str]) -> int:
     default = Arguments(dataset=tyro.MISSING, config=_default_settings(argv))
     arguments = parse(Arguments, argv, "retinanet train", default=default)
 
-    from retinanet.train.api import train
-    from retinanet.train.distributed import started_as_main
+    from retinanet.training.api import train
+    from retinanet.training.distributed import started_as_main
 
     result = train(arguments.dataset, arguments.out, arguments.config, arguments.resume, console)
     if started_as_main():

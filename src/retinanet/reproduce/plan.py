@@ -17,7 +17,7 @@ from retinanet.data.formats.detect import read_train_val
 from retinanet.errors import DataError
 from retinanet.recipes import load_recipe
 from retinanet.reproduce.rows import Changes, Row
-from retinanet.train.checkpoint import describe_data
+from retinanet.training.checkpoint import describe_data
 
 Scale = Literal["small", "paper"]
 

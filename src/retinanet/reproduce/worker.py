@@ -21,7 +21,7 @@ from retinanet.config import Config
 from retinanet.errors import NonFiniteLossError, RetinaNetError
 from retinanet.files import write_json
 from retinanet.reproduce.plan import Source
-from retinanet.train.log import read_lines
+from retinanet.training.log import read_lines
 
 SPEC, FAILURE, SECONDS = "run.json", "failure.json", "seconds.json"
 
@@ -29,8 +29,8 @@ SPEC, FAILURE, SECONDS = "run.json", "failure.json", "seconds.json"
 def main(folder: Path) -> int:
     """Train, or go on training; returns the exit code."""
     threading.Thread(target=_stop_with_the_queue, daemon=True).start()
-    from retinanet.train.loop import train_on
-    from retinanet.train.stopping import TrainingStopped
+    from retinanet.training.loop import train_on
+    from retinanet.training.stopping import TrainingStopped
 
     spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
     with _alone(folder), _clock(folder / SECONDS):

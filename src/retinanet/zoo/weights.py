@@ -1,6 +1,6 @@
 """Weight files: safetensors with the classes, the settings and the measured accuracy of their model.
 
-Tensors under ``train.`` are the state of a training, see ``train/checkpoint.py``.
+Tensors under ``train.`` are the state of a training, see ``training/checkpoint.py``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ModelInfo:
         mean: channel means that are subtracted from the input.
         std: channel standard deviations that the input is divided by.
         metrics: of the last evaluation, e.g. ``{"AP": 0.51, …}``.
-        progress: of the training that wrote the file, see :class:`retinanet.train.checkpoint.Progress`.
+        progress: of the training that wrote the file, see :class:`retinanet.training.checkpoint.Progress`.
     """
 
     classes: tuple[str, ...]

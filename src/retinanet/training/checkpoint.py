@@ -21,7 +21,7 @@ from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.errors import CheckpointError
 from retinanet.model import RetinaNet
-from retinanet.train.state import TrainingState
+from retinanet.training.state import TrainingState
 from retinanet.zoo.weights import TRAINING_PREFIX, ModelInfo, read_all_tensors, read_info, save_weights
 
 # Settings that may differ on resuming, because they change how a run proceeds but not what it computes.

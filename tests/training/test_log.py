@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from retinanet.errors import RetinaNetError
-from retinanet.train.log import Log
+from retinanet.training.log import Log
 
 
 def test_resuming_drops_later_and_torn_lines(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from retinanet.data.loader import Batch
 from retinanet.losses.imbalance import Imbalance
-from retinanet.train.distributed import Processes
-from retinanet.train.state import Update
+from retinanet.training.distributed import Processes
+from retinanet.training.state import Update
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from retinanet.config import TrainConfig
 from retinanet.model import RetinaNet
-from retinanet.train.optim import learning_rate, make_average, make_optimizer, set_learning_rate
+from retinanet.training.optim import learning_rate, make_average, make_optimizer, set_learning_rate
 
 # The paper's training: 90k steps of 16.
 STEPS = 90_000

@@ -16,17 +16,17 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.loader import Timed, training_loader
 from retinanet.files import claimed
 from retinanet.progress import progress_bar
-from retinanet.train.checkpoint import Checkpoint, Progress, save_training
-from retinanet.train.distributed import Processes
-from retinanet.train.job import Job, Result
-from retinanet.train.meter import Step
-from retinanet.train.optim import learning_rate
-from retinanet.train.recorder import Recorder
-from retinanet.train.resume import Start, open_run, start, starting_progress
-from retinanet.train.stopping import StopRequest, TrainingStopped, stop_requests
-from retinanet.train.tracking import open_trackers
-from retinanet.train.validation import Validation
-from retinanet.train.watch import objects_left_out
+from retinanet.training.checkpoint import Checkpoint, Progress, save_training
+from retinanet.training.distributed import Processes
+from retinanet.training.job import Job, Result
+from retinanet.training.meter import Step
+from retinanet.training.optim import learning_rate
+from retinanet.training.recorder import Recorder
+from retinanet.training.resume import Start, open_run, start, starting_progress
+from retinanet.training.stopping import StopRequest, TrainingStopped, stop_requests
+from retinanet.training.tracking import open_trackers
+from retinanet.training.validation import Validation
+from retinanet.training.watch import objects_left_out
 from retinanet.zoo.weights import read_info
 
 # Steps between measurements of the loss shares; each costs as much as a few passes over the logits.
@@ -42,7 +42,7 @@ def train_on(
     console: Console | None = None,
     processes: Processes | None = None,
 ) -> Result:
-    """Train a detector on datasets; see :func:`retinanet.train.api.train` for the same from a path.
+    """Train a detector on datasets; see :func:`retinanet.training.api.train` for the same from a path.
 
     ``out`` gets ``best.safetensors``, ``last.safetensors``, ``metrics.jsonl``, ``config.yaml`` and ``curves.png``.
 
@@ -53,8 +53,8 @@ def train_on(
         out: the run's folder.
         resume: go on from ``out/last.safetensors`` if it exists; the result is that of an uninterrupted run.
         console: where progress is shown; unset: nowhere.
-        processes: the ranks that train together, see :func:`retinanet.train.distributed.joined_processes`; unset: this
-            process alone.
+        processes: the ranks that train together, see :func:`retinanet.training.distributed.joined_processes`; unset:
+            this process alone.
 
     Raises:
         TrainingStopped: Ctrl-C or SIGTERM; the state was saved.

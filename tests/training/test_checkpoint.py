@@ -17,7 +17,7 @@ from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.errors import CheckpointError
 from retinanet.losses import Normalizer
 from retinanet.model import RetinaNet
-from retinanet.train.checkpoint import (
+from retinanet.training.checkpoint import (
     Checkpoint,
     Progress,
     check_same_data,
@@ -26,9 +26,9 @@ from retinanet.train.checkpoint import (
     restore_training,
     save_training,
 )
-from retinanet.train.distributed import Processes
-from retinanet.train.optim import MovingAverage, make_average, make_optimizer
-from retinanet.train.state import TrainingState
+from retinanet.training.distributed import Processes
+from retinanet.training.optim import MovingAverage, make_average, make_optimizer
+from retinanet.training.state import TrainingState
 from retinanet.zoo.weights import ModelInfo, load_weights
 
 CLASSES = ("cat", "dog")

@@ -10,10 +10,10 @@ from typing import Any
 from retinanet.data.loader import Batch
 from retinanet.errors import NonFiniteLossError
 from retinanet.progress import Bar
-from retinanet.train.meter import Meter, Reading, Step
-from retinanet.train.nonfinite import explain
-from retinanet.train.resume import Start
-from retinanet.train.tracking import Trackers
+from retinanet.training.meter import Meter, Reading, Step
+from retinanet.training.nonfinite import explain
+from retinanet.training.resume import Start
+from retinanet.training.tracking import Trackers
 
 
 class Recorder:

@@ -20,7 +20,7 @@ import torch
 from retinanet.config import Config
 from retinanet.data.formats.detect import read_train_val
 from retinanet.recipes import load_recipe
-from retinanet.train import loop
+from retinanet.training import loop
 
 SECONDS = 1.5  # of a start until it is killed, at most; about what an epoch takes
 

@@ -15,9 +15,9 @@ from rich.console import Console
 from retinanet.config import Config
 from retinanet.errors import ConfigError
 from retinanet.evaluate.pictures import save_pictures
-from retinanet.train import tools, tracking
-from retinanet.train.log import Log
-from retinanet.train.tracking import Trackers, grouped, open_trackers, require_trackers
+from retinanet.training import tools, tracking
+from retinanet.training.log import Log
+from retinanet.training.tracking import Trackers, grouped, open_trackers, require_trackers
 
 PIXELS = np.zeros((4, 6, 3), dtype=np.uint8)
 

@@ -18,11 +18,11 @@ from retinanet.data.verify import verify_images
 from retinanet.files import claimed, make_folder
 from retinanet.model.backbone import require_backbone
 from retinanet.progress import plain_console, progress_bar
-from retinanet.train.distributed import Processes, joined_processes
-from retinanet.train.job import Job, Result
-from retinanet.train.loop import train_job
-from retinanet.train.resume import open_run
-from retinanet.train.tracking import require_trackers
+from retinanet.training.distributed import Processes, joined_processes
+from retinanet.training.job import Job, Result
+from retinanet.training.loop import train_job
+from retinanet.training.resume import open_run
+from retinanet.training.tracking import require_trackers
 
 
 def train(

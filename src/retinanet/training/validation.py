@@ -19,13 +19,13 @@ from retinanet.evaluate.ap import Predictions, evaluate
 from retinanet.evaluate.pictures import prediction_pictures, save_pictures
 from retinanet.evaluate.predict import predict
 from retinanet.model import RetinaNet
-from retinanet.train.checkpoint import Progress
-from retinanet.train.distributed import Processes
-from retinanet.train.recorder import Recorder
-from retinanet.train.resume import Start
-from retinanet.train.tools import Image
-from retinanet.train.tracking import Trackers
-from retinanet.train.watch import why_nothing_is_learnt
+from retinanet.training.checkpoint import Progress
+from retinanet.training.distributed import Processes
+from retinanet.training.recorder import Recorder
+from retinanet.training.resume import Start
+from retinanet.training.tools import Image
+from retinanet.training.tracking import Trackers
+from retinanet.training.watch import why_nothing_is_learnt
 from retinanet.zoo.weights import ModelInfo, save_weights
 
 # Fraction of an epoch spent waiting for the loader above which a line about it is printed.

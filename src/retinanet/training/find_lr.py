@@ -17,10 +17,10 @@ from retinanet.data.loader import training_loader
 from retinanet.errors import DataError
 from retinanet.files import write_atomically
 from retinanet.progress import progress_bar
-from retinanet.train.job import Job
-from retinanet.train.meter import Meter, Step
-from retinanet.train.optim import REFERENCE_BATCH
-from retinanet.train.state import TrainingState
+from retinanet.training.job import Job
+from retinanet.training.meter import Meter, Step
+from retinanet.training.optim import REFERENCE_BATCH
+from retinanet.training.state import TrainingState
 
 _STEPS = 100
 

@@ -19,9 +19,9 @@ from rich.console import Console
 from retinanet.config import Config
 from retinanet.errors import ConfigError
 from retinanet.evaluate.pictures import save_pictures
-from retinanet.train.log import Log
-from retinanet.train.tools import logged_in
-from retinanet.train.tracking import open_trackers
+from retinanet.training.log import Log
+from retinanet.training.tools import logged_in
+from retinanet.training.tracking import open_trackers
 
 pytest.importorskip("tensorboard", reason="pip install 'retinanet[tensorboard]'")
 wandb = pytest.importorskip("wandb", reason="pip install 'retinanet[wandb]'")

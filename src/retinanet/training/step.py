@@ -19,7 +19,7 @@ from retinanet.hardware import autocast
 from retinanet.losses import Losses, Normalizer, detection_losses
 from retinanet.losses.imbalance import Imbalance, loss_shares
 from retinanet.model import Outputs, RetinaNet
-from retinanet.train.distributed import Processes
+from retinanet.training.distributed import Processes
 
 
 class Targets(NamedTuple):

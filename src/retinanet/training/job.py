@@ -13,8 +13,8 @@ from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.sampling import TrainingOrder, sampling_factors
 from retinanet.model import RetinaNet
-from retinanet.train.checkpoint import Progress
-from retinanet.train.distributed import Processes
+from retinanet.training.checkpoint import Progress
+from retinanet.training.distributed import Processes
 from retinanet.zoo.weights import ModelInfo
 
 

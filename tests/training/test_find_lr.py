@@ -12,7 +12,7 @@ from PIL import Image
 from retinanet import cli
 from retinanet.data.synthetic import write_sample
 from retinanet.recipes import load_recipe
-from retinanet.train.find_lr import draw, smoothed, steepest
+from retinanet.training.find_lr import draw, smoothed, steepest
 from retinanet.zoo.weights import read_info
 
 RATES = [1e-5 * 10 ** (4 * i / 99) for i in range(100)]

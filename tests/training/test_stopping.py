@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from retinanet.train.stopping import StopRequest, stop_requests
+from retinanet.training.stopping import StopRequest, stop_requests
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -33,9 +33,9 @@ from retinanet.data.transforms import normalized_batch, resize
 from retinanet.errors import CheckpointError, ConfigError, DataError, NonFiniteLossError
 from retinanet.model import RetinaNet
 from retinanet.recipes import load_recipe
-from retinanet.train import loop, step
-from retinanet.train.meter import Meter
-from retinanet.train.validation import epoch_line
+from retinanet.training import loop, step
+from retinanet.training.meter import Meter
+from retinanet.training.validation import epoch_line
 from retinanet.zoo.weights import load_weights, read_info
 
 
@@ -287,7 +287,7 @@ def test_stops_at_the_first_non_finite_loss_and_names_the_image(
                 batch[row] = float("nan") if met > 1 else batch[row]  # not in the first epoch
         return batch
 
-    monkeypatch.setattr("retinanet.train.step.normalized_batch", poisoned)
+    monkeypatch.setattr("retinanet.training.step.normalized_batch", poisoned)
     with pytest.raises(NonFiniteLossError) as caught:
         loop.train_on(config, train_set, val_set, tmp_path / "run")
     assert culprit in str(caught.value)
@@ -354,7 +354,7 @@ def test_stops_when_nothing_gets_better_and_stays_stopped(
 ) -> None:
     precisions = iter([0.1, 0.3, 0.2, 0.3, 0.25, 0.9])
     empty = {"AP50": 0.0, "AP75": 0.0, "per_class": {}}
-    monkeypatch.setattr("retinanet.train.validation.validate", lambda *_: ({"AP": next(precisions), **empty}, []))
+    monkeypatch.setattr("retinanet.training.validation.validate", lambda *_: ({"AP": next(precisions), **empty}, []))
     result = loop.train_on(_config(epochs=20, patience=3), *sets, tmp_path / "run")
     assert result.finished == "no better AP in the 3 epochs since epoch 2"
     assert result.metrics["AP"] == 0.3
@@ -378,10 +378,10 @@ def test_patience_survives_a_resume(
         except StopIteration:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr("retinanet.train.validation.validate", measured)
+    monkeypatch.setattr("retinanet.training.validation.validate", measured)
     with pytest.raises(KeyboardInterrupt):
         loop.train_on(_config(epochs=20, patience=4), *sets, tmp_path / "run")
-    monkeypatch.setattr("retinanet.train.validation.validate", lambda *_: ({"AP": 0.1, **empty}, []))
+    monkeypatch.setattr("retinanet.training.validation.validate", lambda *_: ({"AP": 0.1, **empty}, []))
     result = loop.train_on(_config(epochs=20, patience=4), *sets, tmp_path / "run", resume=True)
     assert result.finished == "no better AP in the 4 epochs since epoch 1"
 
@@ -390,12 +390,12 @@ def test_more_patience_goes_on_with_a_training_that_stopped_early(
     sets: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty = {"AP50": 0.0, "AP75": 0.0, "per_class": {}}
-    monkeypatch.setattr("retinanet.train.validation.validate", lambda *_: ({"AP": 0.3, **empty}, []))
+    monkeypatch.setattr("retinanet.training.validation.validate", lambda *_: ({"AP": 0.3, **empty}, []))
     early = loop.train_on(_config(epochs=4, patience=1), *sets, tmp_path / "run")
     assert "no better AP" in early.finished
     longer = loop.train_on(_config(epochs=4, patience=30), *sets, tmp_path / "run", resume=True)
     assert longer.finished == "all 4 epochs are done"
-    monkeypatch.setattr("retinanet.train.validation.validate", lambda *_: ({"AP": 0.3, **empty}, []))
+    monkeypatch.setattr("retinanet.training.validation.validate", lambda *_: ({"AP": 0.3, **empty}, []))
     loop.train_on(_config(epochs=4, patience=30), *sets, tmp_path / "whole")
     found, expected = (load_file(tmp_path / run / "last.safetensors") for run in ("run", "whole"))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
@@ -492,7 +492,9 @@ def test_numbers_read_a_step_late_as_on_a_gpu_change_nothing(
 ) -> None:
     config = _config(epochs=2)
     loop.train_on(config, *sets, tmp_path / "at once")
-    monkeypatch.setattr("retinanet.train.recorder.Meter", lambda processes, deferred: Meter(processes, deferred=True))
+    monkeypatch.setattr(
+        "retinanet.training.recorder.Meter", lambda processes, deferred: Meter(processes, deferred=True)
+    )
     loop.train_on(config, *sets, tmp_path / "late")
     found, expected = (load_file(tmp_path / run / "last.safetensors") for run in ("late", "at once"))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
@@ -516,9 +518,11 @@ def test_a_step_that_is_not_finite_is_left_out(
             gradient.fill_(float("nan"))
         return losses, imbalance
 
-    monkeypatch.setattr("retinanet.train.state.backward", poisoned)
+    monkeypatch.setattr("retinanet.training.state.backward", poisoned)
     late = deferred
-    monkeypatch.setattr("retinanet.train.recorder.Meter", lambda processes, deferred: Meter(processes, deferred=late))
+    monkeypatch.setattr(
+        "retinanet.training.recorder.Meter", lambda processes, deferred: Meter(processes, deferred=late)
+    )
     with pytest.raises(NonFiniteLossError):
         loop.train_on(_config(epochs=2), *sets, tmp_path / "run")
     assert len(models) == 2 + deferred

@@ -9,7 +9,7 @@ import pytest
 
 from retinanet.config import AssignConfig, Config, DataConfig
 from retinanet.data.dataset import Dataset, DatasetBuilder
-from retinanet.train.watch import objects_left_out, why_nothing_is_learnt
+from retinanet.training.watch import objects_left_out, why_nothing_is_learnt
 
 
 def log(losses: list[float], precisions: list[float], foreground: int = 10) -> list[dict[str, Any]]:

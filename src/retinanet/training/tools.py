@@ -1,4 +1,4 @@
-"""The tools of :mod:`retinanet.train.tracking`: TensorBoard, Weights & Biases, MLflow. None of them needs a server."""
+"""The tools of :mod:`retinanet.training.tracking`: TensorBoard, Weights & Biases, MLflow. None needs a server."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from retinanet.hardware import resolve_device, resolve_precision
 from retinanet.losses import Losses, Normalizer
 from retinanet.losses.imbalance import Imbalance
 from retinanet.model import RetinaNet
-from retinanet.train.distributed import Processes
-from retinanet.train.optim import MovingAverage, make_average, make_optimizer, set_learning_rate
-from retinanet.train.step import backward
+from retinanet.training.distributed import Processes
+from retinanet.training.optim import MovingAverage, make_average, make_optimizer, set_learning_rate
+from retinanet.training.step import backward
 
 
 class Update(NamedTuple):

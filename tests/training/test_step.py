@@ -17,8 +17,8 @@ from retinanet.data.transforms import normalized_batch
 from retinanet.errors import ConfigError
 from retinanet.losses import Normalizer
 from retinanet.model import RetinaNet
-from retinanet.train import step
-from retinanet.train.distributed import Processes
+from retinanet.training import step
+from retinanet.training.distributed import Processes
 
 SIZES = ((64, 96), (96, 64), (32, 40), (96, 96), (64, 64), (80, 30), (50, 96), (64, 33))
 

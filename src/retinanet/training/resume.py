@@ -14,7 +14,7 @@ from retinanet.data.sampling import TrainingOrder
 from retinanet.errors import CheckpointError, DataError
 from retinanet.files import remove_leftovers, write_text
 from retinanet.recipes import as_yaml, resolve
-from retinanet.train.checkpoint import (
+from retinanet.training.checkpoint import (
     Checkpoint,
     Progress,
     check_same_data,
@@ -22,11 +22,11 @@ from retinanet.train.checkpoint import (
     describe_data,
     restore_training,
 )
-from retinanet.train.distributed import require_agreement
-from retinanet.train.find_lr import find_learning_rate
-from retinanet.train.job import Job
-from retinanet.train.log import Log
-from retinanet.train.state import TrainingState
+from retinanet.training.distributed import require_agreement
+from retinanet.training.find_lr import find_learning_rate
+from retinanet.training.job import Job
+from retinanet.training.log import Log
+from retinanet.training.state import TrainingState
 
 
 @dataclass(frozen=True)

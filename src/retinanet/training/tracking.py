@@ -22,8 +22,8 @@ from retinanet.errors import ConfigError, RetinaNetError
 from retinanet.evaluate.ap import SUMMARY
 from retinanet.evaluate.pictures import safe_names
 from retinanet.progress import progress_bar
-from retinanet.train.log import read_lines
-from retinanet.train.tools import TOOLS, Image, Tool
+from retinanet.training.log import read_lines
+from retinanet.training.tools import TOOLS, Image, Tool
 
 # Packages that each tool needs in addition to those of this package.
 PACKAGES = {

@@ -20,7 +20,7 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
 from retinanet.data.synthetic import write_sample
-from retinanet.train.distributed import Processes, joined_processes
+from retinanet.training.distributed import Processes, joined_processes
 from retinanet.zoo.weights import read_info
 
 pytestmark = pytest.mark.skipif(not distributed.is_gloo_available(), reason="this PyTorch has no gloo")

@@ -8,9 +8,9 @@ from typing import Any
 
 from retinanet.data.loader import Batch
 from retinanet.files import write_json
-from retinanet.train.job import Job
-from retinanet.train.state import TrainingState
-from retinanet.train.step import forward_alone
+from retinanet.training.job import Job
+from retinanet.training.state import TrainingState
+from retinanet.training.step import forward_alone
 
 
 def explain(job: Job, state: TrainingState, batch: Batch) -> str:
