@@ -59,13 +59,15 @@ def test_a_run_is_resumed_with_its_own_settings(parts: Path, tmp_path: Path) -> 
         retinanet.train(parts, out, console=QUIET, **SMALL)
     again = retinanet.train(parts, out, resume=True, console=QUIET)
     assert (again.metrics, again.seconds) == (first.metrics, 0.0)
+    other: dict[str, Any] = {"train.batch": 2}
     with pytest.raises(CheckpointError, match=r"train\.batch 4 → 2"):
-        retinanet.train(parts, out, resume=True, console=QUIET, **{"train.batch": 2})
+        retinanet.train(parts, out, resume=True, console=QUIET, **other)
 
 
 def test_a_recipe_can_be_a_config(parts: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"train.epochs": 0}
     with pytest.raises(ConfigError, match=r"train\.epochs is 0"):
-        retinanet.train(parts, tmp_path / "run", Config(), console=QUIET, **{"train.epochs": 0})
+        retinanet.train(parts, tmp_path / "run", Config(), console=QUIET, **settings)
 
 
 @pytest.mark.parametrize(
