@@ -802,7 +802,7 @@ def test_bugs_are_not_hidden(parts: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_ctrl_c_without_anything_to_save(run: Command, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retinanet.data.formats.detect.read_train_val", fail_with(KeyboardInterrupt()))
+    monkeypatch.setattr("retinanet.training.api.read_train_val", fail_with(KeyboardInterrupt()))
     assert run("train", parts) == Said(130, "", "stopped\n")
 
 

@@ -138,8 +138,7 @@ class LossConfig:
     box_weight: float = 1.0
     """Factor on the box loss. Raise it if boxes are found but fit badly."""
     normalizer: Literal["batch", "image", "rank", "moving"] = "batch"
-    """Positive anchors that divide the loss: of the batch on all ranks (the paper), of each image, of the images on
-    this rank, or a moving average of the latter."""
+    """Positive anchors that divide the loss: of the batch (the paper), each image, this rank, or a moving average."""
 
     def __post_init__(self) -> None:
         require_finite(self, "loss")
@@ -157,9 +156,9 @@ class DataConfig:
     """The images, their size and their augmentation."""
 
     train: str | None = None
-    """Split of DATA, or annotation file, to train on. Unset: the split called train."""
+    """Split of DATA, or annotation file, to train on. Unset: found by name, such as train."""
     val: str | None = None
-    """Split of DATA, or annotation file, to evaluate on. Unset: the split called val, else a part of train."""
+    """Split of DATA, or annotation file, to evaluate on. Unset: found by name, else a part of train."""
     val_fraction: float = 0.1
     """Fraction of the training images that is set aside for evaluation if there is no val split."""
     size: int = 800
@@ -179,8 +178,7 @@ class DataConfig:
     color: float = 0.0
     """Strength of random changes in brightness, contrast and saturation, from 0 (none) to below 1."""
     repeat_rare: float = 0.0
-    """Oversample images that contain a class present in fewer than this fraction of the images (repeat-factor
-    sampling). 0 disables it; try 0.1 if rare classes are found badly."""
+    """Oversample images that contain a class present in fewer than this fraction of the images. 0 disables it."""
     background: float | None = None
     """Largest fraction of images without objects in an epoch; the others are shown in later epochs. Unset: no limit."""
     workers: int | None = None
@@ -241,8 +239,7 @@ class TrainConfig:
     clip: float | None = None
     """Largest norm of the gradient; a longer gradient is scaled down. Unset: no limit. Try 10 if the loss diverges."""
     ema: float | None = None
-    """Decay, per 16 images, of the exponential moving average of the weights (EMA) that is evaluated and saved. Unset:
-    no EMA."""
+    """Decay per 16 images of the weights' moving average (EMA), which is evaluated and saved. Unset: no EMA."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network. auto: bf16 if the hardware has instructions for it. Losses are always fp32."""
     device: str = "auto"
