@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +37,7 @@ from retinanet.detect.detector import Detector
 from retinanet.errors import CheckpointError
 from retinanet.model import Outputs
 from retinanet.zoo.importers import from_torchvision
+from retinanet.zoo.importers.torchvision import load_torchvision
 from retinanet.zoo.weights import save_weights
 
 # What the tests shrink 800 and 1333 to; torchvision takes the numbers as arguments.
@@ -667,3 +670,17 @@ def test_saved_and_loaded_again(light: RetinaNet, light_imported: Detector, tmp_
     assert result.class_id is not None
     public = Detections(*(torch.from_numpy(a) for a in (result.xyxy, result.confidence, result.class_id)))
     assert_same_detections(public, theirs, allowed=2)
+
+
+def test_importing_weights_needs_no_detector() -> None:
+    """The layers hold: ``zoo`` lies below ``detect``, and ``from_torchvision`` is looked up on first use."""
+    code = "import sys, retinanet.zoo.importers.torchvision; print('retinanet.detect.detector' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_model_is_given_with_its_description(light: nn.Module) -> None:
+    model, info = load_torchvision(light.state_dict(), classes=list("abcdefg"))
+    assert not model.training
+    assert info.classes == tuple("abcdefg")
+    assert_equal(model.state_dict(), tensors(from_torchvision(light.state_dict(), "fp32", "cpu")))
