@@ -59,7 +59,11 @@ def main() -> None:
             }
         )
         print(f"{rows[-1]['what']}: {count:.1f} instructions, {at_memory_speed:.1f} to spend", flush=True)
-    compile_kernel(kernels._scale, {"gradient": "*bf16", "slope": "*fp32", "total": "i64"}, {"block": kernels._BLOCK})
+    compile_kernel(
+        kernels._scale,
+        {"gradient": "*bf16", "grad_output": "*fp32", "total": "i64"},
+        {"block": kernels.BLOCK_BYTES // 2},
+    )
     write_json(out, {"gpu": "H100 (SXM), not run: counted", "triton": triton.__version__, "rows": rows}, indent=1)
 
 
@@ -72,7 +76,7 @@ def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any]
     source = ASTSource(fn=kernel, signature=whole, constexprs=constexprs, attrs=aligned)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return triton.compile(source, target=TARGET, options={"num_warps": kernels._WARPS})
+        return triton.compile(source, target=TARGET, options={"num_warps": kernels.WARPS})
 
 
 def instructions(loss: str, dtype: str, classes: int, gamma: float) -> tuple[float, int]:
@@ -85,14 +89,15 @@ def instructions(loss: str, dtype: str, classes: int, gamma: float) -> tuple[flo
         "total": "i64",
     }
     square = gamma == 2 and loss != "focal_star"
-    flags = {"kind": LOSSES.index(loss), "square": square, "learns": True, "fast": True}
-    constants = {**flags, "classes": classes, "block": kernels._BLOCK, "near": kernels.rows_of_a_block(classes)}
+    flags = {"kind": LOSSES.index(loss), "square": square, "requires_grad": True, "fast": True}
+    block = kernels.BLOCK_BYTES // BYTES_OF[dtype]
+    constants = {**flags, "classes": classes, "block": block, "near": kernels.rows_of_a_block(classes, block)}
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(compile_kernel(kernels._loss_and_gradient, types, constants).asm["cubin"])
         code = _tool("nvdisasm", "-c", str(binary))
         registers = int(_tool("cuobjdump", "-res-usage", str(binary)).split("REG:")[1].split()[0])
-    return 32 * kernels._WARPS * _outside_the_branch(code) / kernels._BLOCK, registers
+    return 32 * kernels.WARPS * _outside_the_branch(code) / block, registers
 
 
 def _tool(name: str, *words: str) -> str:

@@ -35,7 +35,7 @@ import torch
 
 import fuzz_corruptions
 from fuzz_datasets import WRITERS, Content, Said, box_of, pictures, said_by
-from retinanet.anchors import assign_batch, make_grid
+from retinanet.anchors import make_grid, match_batch
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.detect import read_train_val
@@ -149,14 +149,14 @@ def _load_and_lose(dataset: Dataset, reports: list[str], verified: bool) -> None
     for batch in training_loader(dataset, TrainingOrder(dataset, 4, 1, seed=0), config.data, seed=0):
         images = normalized_batch(batch.images, (0.5,) * 3, (0.25,) * 3)
         grid = make_grid(config.anchors, (images.shape[-2], images.shape[-1]))
-        matched = assign_batch(grid, batch.boxes, batch.ignore, config.assign)
+        matches = match_batch(grid, batch.boxes, batch.ignore, config.assign)
         sizes, draw = grid.level_sizes, torch.Generator().manual_seed(0)
         logits, deltas = (
             [torch.randn(len(images), n, k, generator=draw, requires_grad=True) for n in sizes]
             for k in (max(1, len(dataset.classes)), 4)
         )
         losses = detection_losses(
-            Outputs(logits, deltas), grid, matched, torch.cat(batch.boxes), torch.cat(batch.labels), config.loss
+            Outputs(logits, deltas), grid, matches, torch.cat(batch.boxes), torch.cat(batch.labels), config.loss
         )
         losses.total.backward()  # type: ignore[no-untyped-call]
         values = [losses.total, *(level.grad.sum() for level in (*logits, *deltas) if level.grad is not None)]

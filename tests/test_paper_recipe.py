@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from retinanet import cli
-from retinanet.anchors import BACKGROUND, IGNORE, assign, assign_batch, make_grid
+from retinanet.anchors import BACKGROUND, IGNORE, Matches, assign, assign_batch, make_grid
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.formats.detect import read_split
@@ -311,7 +311,7 @@ def test_the_first_loss_is_what_the_prior_predicts(
 ) -> None:
     outputs, matched, boxes, labels = start
     grid = make_grid(paper.anchors, (128, 160))
-    losses = detection_losses(outputs, grid, matched, boxes, labels, paper.loss)
+    losses = detection_losses(outputs, grid, Matches.from_dense(matched), boxes, labels, paper.loss)
     positive, negative = predicted_loss(paper, matched, 0.01)
     assert losses.foreground.item() == (matched >= 0).sum() > 20
     assert IGNORE in matched
@@ -329,7 +329,8 @@ def test_without_the_prior_the_background_is_nearly_all_of_the_loss(
     even = Outputs([level - prior_bias for level in outputs.logits], outputs.deltas)
     grid = make_grid(paper.anchors, (128, 160))
     at_prior, at_half = (
-        detection_losses(o, grid, matched, boxes, labels, paper.loss).classification.item() for o in (outputs, even)
+        detection_losses(o, grid, Matches.from_dense(matched), boxes, labels, paper.loss).classification.item()
+        for o in (outputs, even)
     )
     positive, negative = predicted_loss(paper, matched, 0.5)
     assert at_half == pytest.approx(positive + negative, rel=0.01)

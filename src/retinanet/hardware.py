@@ -1,4 +1,4 @@
-"""Which device and which arithmetic to use on this machine."""
+"""Device, precision and number of cores of this machine."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str = "auto", local: int = 0) -> torch.device:
-    """``auto`` → a GPU if there is one, else the CPU; other names as PyTorch understands them.
+    """Resolve ``auto`` to a GPU if there is one, else to the CPU; other names are those of PyTorch.
 
     Args:
-        name: the device's.
-        local: number of this process on its machine; ``auto`` and ``cuda`` give each its own GPU.
+        name: name of the device.
+        local: number of this process on its machine; ``auto`` and ``cuda`` give each process its own GPU.
 
     Raises:
-        ConfigError: no such device here.
+        ConfigError: this machine has no such device.
     """
     if name in ("auto", "cuda") and torch.cuda.device_count() > 1:
         return torch.device("cuda", local % torch.cuda.device_count())
@@ -43,7 +43,7 @@ def resolve_device(name: str = "auto", local: int = 0) -> torch.device:
 
 
 def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
-    """``auto`` → bfloat16 where the hardware multiplies it, else float32."""
+    """Resolve ``auto`` to bfloat16 where the hardware multiplies it, else to float32."""
     if name != "auto":
         if name not in _DTYPES:
             raise ConfigError(f"precision is {name!r}; choose auto, {', '.join(_DTYPES)}")
@@ -54,19 +54,19 @@ def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """The network's arithmetic in ``dtype``; losses and decoding return to float32 themselves."""
+    """Run the network in ``dtype``; losses and post-processing convert to float32 themselves."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
 
 
 def cores() -> int:
-    """Processor cores this process may use."""
+    """Return the number of processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:
-    """What the processor calls itself."""
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -81,8 +81,8 @@ def _cpu_multiplies_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on ``device``, without waiting for what a GPU still has to do."""
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy ``tensor`` to ``device`` without waiting for work that a GPU has not finished."""
     if tensor.device.type == "cpu" and device.type == "cuda":
-        tensor = tensor.pin_memory()  # from other memory, the copy would wait
+        tensor = tensor.pin_memory()  # a copy from pageable memory would wait
     return tensor.to(device, non_blocking=True)

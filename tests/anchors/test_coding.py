@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 
-from retinanet.anchors import decode, encode
+from retinanet.anchors import decode_boxes, encode
 
 
 def boxes_of(draws: list[tuple[float, float, float, float]]) -> Tensor:
@@ -28,14 +28,14 @@ def test_decode_inverts_encode(boxes: Tensor, anchors: Tensor) -> None:
     boxes, anchors = boxes[:count], anchors[:count]
     ratio = (boxes[:, 2:] - boxes[:, :2]) / (anchors[:, 2:] - anchors[:, :2])
     boxes, anchors = (b[ratio.amax(dim=1) < 60] for b in (boxes, anchors))
-    torch.testing.assert_close(decode(encode(boxes, anchors), anchors), boxes, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(decode_boxes(encode(boxes, anchors), anchors), boxes, rtol=1e-9, atol=1e-9)
 
 
 @given(boxes=_boxes, data=st.data())
 def test_encode_inverts_decode(boxes: Tensor, data: st.DataObject) -> None:
     numbers = data.draw(st.lists(st.floats(-3, 3), min_size=4 * len(boxes), max_size=4 * len(boxes)))
     deltas = torch.tensor(numbers, dtype=torch.float64).view(-1, 4)
-    torch.testing.assert_close(encode(decode(deltas, boxes), boxes), deltas, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(encode(decode_boxes(deltas, boxes), boxes), deltas, rtol=1e-7, atol=1e-7)
 
 
 def test_by_hand() -> None:
@@ -43,8 +43,8 @@ def test_by_hand() -> None:
     box = torch.tensor([[5.0, 5.0, 25.0, 15.0]])  # centre (15, 10), 20 × 10
     expected = [1.0, 0.0, math.log(2), -math.log(2)]
     assert encode(box, anchor)[0].tolist() == pytest.approx(expected, abs=1e-6)
-    assert decode(torch.tensor([expected]), anchor)[0].tolist() == pytest.approx(box[0].tolist(), abs=1e-5)
-    assert decode(torch.zeros(1, 4), anchor).tolist() == anchor.tolist()
+    assert decode_boxes(torch.tensor([expected]), anchor)[0].tolist() == pytest.approx(box[0].tolist(), abs=1e-5)
+    assert decode_boxes(torch.zeros(1, 4), anchor).tolist() == anchor.tolist()
 
 
 def test_agrees_with_torchvision() -> None:
@@ -56,23 +56,23 @@ def test_agrees_with_torchvision() -> None:
     torch.testing.assert_close(encode(boxes, anchors), coder.encode_single(boxes, anchors), rtol=1e-4, atol=1e-5)
     deltas = torch.randn(50, 4, generator=generator) * 3  # some beyond the limit on the log scale
     theirs = coder.decode_single(deltas, anchors)
-    torch.testing.assert_close(decode(deltas, anchors), theirs, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(decode_boxes(deltas, anchors), theirs, rtol=1e-4, atol=1e-2)
 
 
 def test_sizes_are_limited() -> None:
     anchor = torch.tensor([[-8.0, -8.0, 8.0, 8.0]])
-    huge = decode(torch.tensor([[0.0, 0.0, 1e4, 50.0]]), anchor)
+    huge = decode_boxes(torch.tensor([[0.0, 0.0, 1e4, 50.0]]), anchor)
     assert huge[0].tolist() == pytest.approx([-500.0, -500.0, 500.0, 500.0], rel=1e-5)  # 16 px × 1000/16
-    tiny = decode(torch.tensor([[0.0, 0.0, -1e4, -1e4]]), anchor)
+    tiny = decode_boxes(torch.tensor([[0.0, 0.0, -1e4, -1e4]]), anchor)
     assert tiny[0].tolist() == [0.0, 0.0, 0.0, 0.0]
 
 
 def test_leading_dimensions_broadcast() -> None:
     anchors = torch.tensor([[0.0, 0.0, 8.0, 8.0], [4.0, 4.0, 20.0, 12.0]])
     deltas = torch.linspace(-1, 1, 3 * 2 * 4).view(3, 2, 4)
-    together = decode(deltas, anchors)
+    together = decode_boxes(deltas, anchors)
     assert together.shape == (3, 2, 4)
-    assert torch.equal(together[2, 1], decode(deltas[2, 1], anchors[1]))
+    assert torch.equal(together[2, 1], decode_boxes(deltas[2, 1], anchors[1]))
 
 
 def test_gradients() -> None:
@@ -80,5 +80,5 @@ def test_gradients() -> None:
     anchors = torch.tensor([[0.0, 0.0, 8.0, 8.0], [4.0, 4.0, 20.0, 12.0]], dtype=torch.float64)
     deltas = torch.randn(2, 4, dtype=torch.float64, generator=generator).requires_grad_()
     boxes = (anchors + torch.rand(2, 4, dtype=torch.float64, generator=generator)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda d: decode(d, anchors), (deltas,))
+    assert torch.autograd.gradcheck(lambda d: decode_boxes(d, anchors), (deltas,))
     assert torch.autograd.gradcheck(lambda b: encode(b, anchors), (boxes,))

@@ -11,9 +11,9 @@ from torchvision.models.detection.image_list import ImageList
 
 from retinanet.anchors import AnchorSpec, make_grid
 from retinanet.config import DecodeConfig
-from retinanet.decode import decode
 from retinanet.errors import ConfigError
 from retinanet.model import Outputs, RetinaNet
+from retinanet.postprocess import postprocess
 
 SQUARE = AnchorSpec(scales=(1.0,), ratios=(1.0,))
 
@@ -127,12 +127,12 @@ def test_a_prediction_lands_where_its_location_is(small_model: RetinaNet) -> Non
             subnet.predict.weight[4 * 2 + 1, :, 1, 1] = 1.0  # anchor 4 (scale 1, ratio 1), class 1
             assert subnet.predict.bias is not None
             subnet.predict.bias.fill_(-20.0)
-            logits = subnet(feature)
+            logits = subnet([feature])[0]
     finally:
         subnet.load_state_dict(before)
     levels = [logits, *(torch.full((1, n, 2), -20.0) for n in grid.level_sizes[1:])]
     deltas = [torch.zeros(1, n, 4) for n in grid.level_sizes]
-    (found,) = decode(Outputs(levels, deltas), grid, [(64, 96)], DecodeConfig(score=0.5))
+    (found,) = postprocess(Outputs(levels, deltas), grid, [(64, 96)], DecodeConfig(score=0.5))
     assert found.labels.tolist() == [1]
     half = 16 * 2 ** (1 / 3)
     by_hand = [7 * 8 - half, 5 * 8 - half, 7 * 8 + half, 5 * 8 + half]

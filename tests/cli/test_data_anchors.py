@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from retinanet import cli
-from retinanet.anchors import assign_batch, make_grid
+from retinanet.anchors import make_grid, match_batch
 from retinanet.anchors.fit import best_overlaps
 from retinanet.config import AnchorSpec, DataConfig
 from retinanet.data.formats.detect import read_split
@@ -93,9 +93,9 @@ def test_a_network_learns_with_the_fitted_anchors(parts: Path, tmp_path: Path) -
     settings = replace(config.model, channels=64, subnet_depth=1)
     model = RetinaNet.from_config(settings, config.anchors, 4, pretrained=False)
     grid, boxes = make_grid(config.anchors, (64, 64)), torch.tensor([[8.0, 8.0, 30.0, 30.0]])
-    matched = assign_batch(grid, [boxes], [torch.zeros(0, 4)], config.assign)
+    matches = match_batch(grid, [boxes], [torch.zeros(0, 4)], config.assign)
     losses = detection_losses(
-        model(torch.rand(1, 3, 64, 64)), grid, matched, boxes, torch.zeros(1, dtype=torch.int64), config.loss
+        model(torch.rand(1, 3, 64, 64)), grid, matches, boxes, torch.zeros(1, dtype=torch.int64), config.loss
     )
     assert losses.foreground > 0
     losses.total.backward()  # type: ignore[no-untyped-call]

@@ -18,6 +18,7 @@ from retinanet.detect.detector import Detector
 from retinanet.detect.draw import draw
 from retinanet.errors import CheckpointError, ConfigError, DataError
 from retinanet.hardware import autocast
+from retinanet.zoo.weights import load_weights
 
 Array = npt.NDArray[np.uint8]
 
@@ -258,3 +259,16 @@ def test_a_network_that_cannot_be_compiled_says_so(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(detector.network, "forward", broken)
     with pytest.raises(ConfigError, match=r"cannot be compiled here \(No working C\+\+ compiler found\); leave"):
         detector(np.zeros((40, 40, 3), dtype=np.uint8))
+
+
+def test_the_model_handed_in_is_not_changed(weights: Path) -> None:
+    """A training that looks at its own detections goes on as before."""
+    model, info = load_weights(weights)
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    detector = Detector(model, info, "bf16", "cpu")
+    assert model.training
+    assert detector.model is model
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not detector.network.training

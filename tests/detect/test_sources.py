@@ -107,4 +107,4 @@ def test_detections_come_in_order_and_bad_files_are_told(weights: Path, parts: P
         assert result.image is not None
         assert result.found is not None
         alone = detector(result.source.path, score=0.3)
-        np.testing.assert_allclose(result.found.boxes.numpy(), alone.xyxy, atol=1e-3)
+        np.testing.assert_allclose(result.found.boxes, np.asarray(alone.xyxy, dtype=np.float32), atol=1e-3)

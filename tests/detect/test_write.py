@@ -9,24 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from retinanet.decode import Detections
 from retinanet.detect.sources import Picture, Source
 from retinanet.detect.write import Writer
+from retinanet.detections import Detections
 from retinanet.errors import DataError
 
 CLASSES = ("nut & bolt", "screw")
 FORMATS = ("coco", "csv", "yolo", "voc")
 
-FOUND = Detections(
-    boxes=torch.tensor([[1.0, 2.0, 21.5, 30.25], [0.0, 0.0, 40.0, 30.0]]),
-    scores=torch.tensor([0.875, 0.5]),
-    labels=torch.tensor([1, 0]),
+FOUND = Detections.of_one_image(
+    boxes=np.array([[1.0, 2.0, 21.5, 30.25], [0.0, 0.0, 40.0, 30.0]], dtype=np.float32),
+    scores=np.array([0.875, 0.5], dtype=np.float32),
+    labels=np.array([1, 0]),
 )
-NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+NOTHING = Detections.empty()
 
 
 def picture(folder: Path, name: str, found: Detections = FOUND) -> Picture:

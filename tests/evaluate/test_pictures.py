@@ -10,15 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from retinanet.data.dataset import Dataset, DatasetBuilder, FileList
 from retinanet.data.formats.detect import read_split
-from retinanet.decode import Detections
 from retinanet.detect.detector import Detector, load
+from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.evaluate.pictures import (
     Album,
@@ -31,7 +30,7 @@ from retinanet.evaluate.pictures import (
     spread,
 )
 
-NOTHING = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+NOTHING = Detections.empty()
 
 
 @pytest.fixture(scope="module")

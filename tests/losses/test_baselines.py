@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from retinanet.anchors import BACKGROUND, IGNORE, AnchorGrid, AnchorSpec, assign_batch, make_grid
+from retinanet.anchors import BACKGROUND, IGNORE, AnchorGrid, AnchorSpec, Matches, assign_batch, make_grid
 from retinanet.config import LossConfig
 from retinanet.losses import detection_losses, ohem_loss
 from retinanet.model import Outputs
@@ -351,7 +351,7 @@ def gradients(loss: Tensor, levels: list[Tensor]) -> Array:
 def test_cross_entropy_by_name(config: LossConfig, alpha: float | None) -> None:
     """Neither reads γ, and plain cross entropy no α."""
     outputs, grid, matched, boxes, classes, labels = scene()
-    losses = detection_losses(outputs, grid, matched, boxes, classes, config)
+    losses = detection_losses(outputs, grid, Matches.from_dense(matched), boxes, classes, config)
     values, gradient = cross_entropy(all_levels(outputs.logits), labels, alpha)
     foreground = int((labels >= 0).sum())
     assert losses.foreground.item() == foreground > 3
@@ -369,7 +369,7 @@ def test_cross_entropys_gradient_by_finite_differences(name: str) -> None:
 
     def loss(*logits: Tensor) -> Tensor:
         predicted = Outputs(list(logits), outputs.deltas)
-        return detection_losses(predicted, grid, matched, boxes, classes, config).classification
+        return detection_losses(predicted, grid, Matches.from_dense(matched), boxes, classes, config).classification
 
     assert torch.autograd.gradcheck(loss, tuple(outputs.logits))
 
@@ -386,7 +386,7 @@ def test_mining_through_the_objective(name: str, ratio: int | None, nms_iou: flo
         ohem_nms=nms_iou,
         normalizer=normalizer,  # type: ignore[arg-type]
     )
-    losses = detection_losses(outputs, grid, matched, boxes, classes, config)
+    losses = detection_losses(outputs, grid, Matches.from_dense(matched), boxes, classes, config)
     x, anchors = all_levels(outputs.logits), grid.boxes.double().numpy()
     parts = [mined(x[i], labels[i], anchors, 12, nms_iou, ratio) for i in range(3)]
     count = sum(len(chosen) for _, _, chosen in parts)
@@ -401,7 +401,7 @@ def test_mining_through_the_objective(name: str, ratio: int | None, nms_iou: flo
 def test_mining_divided_image_by_image(name: str, ratio: int | None) -> None:
     outputs, grid, matched, boxes, classes, labels = scene()
     config = LossConfig(classification=name, ohem_batch=12, normalizer="image")  # type: ignore[arg-type]
-    losses = detection_losses(outputs, grid, matched, boxes, classes, config)
+    losses = detection_losses(outputs, grid, Matches.from_dense(matched), boxes, classes, config)
     x, anchors = all_levels(outputs.logits), grid.boxes.double().numpy()
     parts = [mined(x[i], labels[i], anchors, 12, 0.5, ratio) for i in range(3)]
     expected = sum(value / len(chosen) for value, _, chosen in parts) / 3
@@ -416,7 +416,7 @@ def test_the_box_loss_does_not_depend_on_the_classification_loss(name: str, norm
         detection_losses(
             outputs,
             grid,
-            matched,
+            Matches.from_dense(matched),
             boxes,
             classes,
             LossConfig(classification=kind, normalizer=normalizer, ohem_batch=8),  # type: ignore[arg-type]
@@ -434,7 +434,7 @@ def test_mining_where_every_anchor_is_ignored(name: str) -> None:
     outputs, grid, matched, boxes, classes, _ = scene(torch.float32)
     ignored = torch.full_like(matched, IGNORE)
     config = LossConfig(classification=name)  # type: ignore[arg-type]
-    losses = detection_losses(outputs, grid, ignored, boxes, classes, config)
+    losses = detection_losses(outputs, grid, Matches.from_dense(ignored), boxes, classes, config)
     assert losses.total.item() == 0
     losses.total.backward()  # type: ignore[no-untyped-call]
     assert all(t.grad is not None and (t.grad == 0).all() for t in outputs.logits)

@@ -211,7 +211,7 @@ def test_loss_of_an_untrained_network(alpha: float | None, gamma: float) -> None
     """Section 3.3: every anchor starts at p = π = 0.01, so N background anchors cost N·K·(1 − α)·π^γ·(−log(1 − π))."""
     model = RetinaNet("resnet18", num_classes=3, channels=32, prior=0.01)
     with torch.no_grad():
-        logits = model.classification(torch.zeros(2, 32, 8, 8))
+        logits = model.classification([torch.zeros(2, 32, 8, 8)])[0]
     count = 2 * 8 * 8 * 9
     labels = torch.full((2, 8 * 8 * 9), BACKGROUND)
     weight = 1 if alpha is None else 1 - alpha

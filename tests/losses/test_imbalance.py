@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retinanet.anchors import BACKGROUND, IGNORE, AnchorSpec, make_grid
+from retinanet.anchors import BACKGROUND, IGNORE, AnchorSpec, Matches, make_grid
 from retinanet.config import LossConfig
 from retinanet.losses import detection_losses
 from retinanet.losses.imbalance import Imbalance, loss_shares
@@ -34,7 +34,7 @@ def example(seed: int) -> tuple[Outputs, torch.Tensor, torch.Tensor, torch.Tenso
 def test_against_a_plain_computation(seed: int) -> None:
     outputs, matched, boxes, labels = example(seed)
     config = LossConfig()
-    found = loss_shares(outputs, GRID, matched, boxes, labels, config)
+    found = loss_shares(outputs, GRID, Matches.from_dense(matched), boxes, labels, config)
     x = torch.cat(outputs.logits, dim=1).double()  # (B, A, K)
     p = x.sigmoid()
     foreground = easy = hard = 0.0
@@ -61,9 +61,9 @@ def test_against_a_plain_computation(seed: int) -> None:
 def test_the_parts_add_up_to_the_loss(kind: str) -> None:
     outputs, matched, boxes, labels = example(7)
     config = LossConfig(classification=kind)  # type: ignore[arg-type]
-    found = loss_shares(outputs, GRID, matched, boxes, labels, config)
-    divisor = torch.tensor(1.0)
-    losses = detection_losses(outputs, GRID, matched, boxes, labels, config, divisor=divisor)
+    found = loss_shares(outputs, GRID, Matches.from_dense(matched), boxes, labels, config)
+    divisor = 1.0
+    losses = detection_losses(outputs, GRID, Matches.from_dense(matched), boxes, labels, config, divisor=divisor)
     assert float(found.foreground + found.easy + found.hard) == pytest.approx(float(losses.classification), rel=1e-4)
 
 
@@ -84,6 +84,8 @@ def test_at_the_start_the_easy_background_owns_cross_entropy_and_not_the_focal_l
     """The paper's argument (section 3.3): with π = 0.01, few foreground anchors and many easy ones."""
     outputs, matched, boxes, labels = example(1)
     prior = Outputs([torch.full_like(level, -4.595) for level in outputs.logits], outputs.deltas)
-    cross_entropy = loss_shares(prior, GRID, matched, boxes, labels, LossConfig(classification="ce")).to_dict()
-    focal = loss_shares(prior, GRID, matched, boxes, labels, LossConfig()).to_dict()
+    cross_entropy = loss_shares(
+        prior, GRID, Matches.from_dense(matched), boxes, labels, LossConfig(classification="ce")
+    ).to_dict()
+    focal = loss_shares(prior, GRID, Matches.from_dense(matched), boxes, labels, LossConfig()).to_dict()
     assert focal["share_easy"] < 0.01 < cross_entropy["share_easy"]

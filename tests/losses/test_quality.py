@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou
 
-from retinanet.anchors import BACKGROUND, IGNORE, AnchorGrid, AnchorSpec, assign_batch, make_grid
+from retinanet.anchors import BACKGROUND, IGNORE, AnchorGrid, AnchorSpec, Matches, assign_batch, make_grid
 from retinanet.config import LossConfig
 from retinanet.losses import detection_losses, focal_loss, quality_focal_loss, varifocal_loss
 from retinanet.model import Outputs
@@ -249,7 +249,7 @@ def qualities(outputs: Outputs, grid: AnchorGrid, matched: Tensor, boxes: Tensor
 def test_the_quality_is_the_iou_of_the_predicted_box(name: str, box: str) -> None:
     outputs, grid, matched, boxes, classes = scene()
     config = LossConfig(classification=name, alpha=0.4, gamma=1.5, box=box)  # type: ignore[arg-type]
-    losses = detection_losses(outputs, grid, matched, boxes, classes, config)
+    losses = detection_losses(outputs, grid, Matches.from_dense(matched), boxes, classes, config)
     quality = qualities(outputs, grid, matched, boxes)
     of_objects = quality[matched >= 0]
     assert of_objects.min() == 0
@@ -271,8 +271,8 @@ def test_the_quality_is_the_iou_of_the_predicted_box(name: str, box: str) -> Non
 def test_the_box_subnet_does_not_learn_from_the_quality(name: str) -> None:
     outputs, grid, matched, boxes, classes = scene()
     config = LossConfig(classification=name, box="giou")  # type: ignore[arg-type]
-    losses = detection_losses(outputs, grid, matched, boxes, classes, config)
-    focal = detection_losses(outputs, grid, matched, boxes, classes, LossConfig(box="giou"))
+    losses = detection_losses(outputs, grid, Matches.from_dense(matched), boxes, classes, config)
+    focal = detection_losses(outputs, grid, Matches.from_dense(matched), boxes, classes, LossConfig(box="giou"))
     assert losses.box.item() == focal.box.item() > 0
     alone = torch.autograd.grad(losses.classification, outputs.deltas, allow_unused=True, retain_graph=True)
     assert all(gradient is None or (gradient == 0).all() for gradient in alone)
@@ -293,7 +293,7 @@ def test_a_better_box_asks_for_a_higher_score(name: str) -> None:
         deltas = [torch.zeros(1, n, 4) for n in grid.level_sizes]
         deltas[0][0, 0, 0] = shift
         config = LossConfig(classification=name)  # type: ignore[arg-type]
-        losses = detection_losses(Outputs(logits, deltas), grid, matched, boxes, classes, config)
+        losses = detection_losses(Outputs(logits, deltas), grid, Matches.from_dense(matched), boxes, classes, config)
         slopes.append(torch.autograd.grad(losses.classification, logits)[0][0, 0, 1].item())
     assert slopes[0] < slopes[1] < 0 < slopes[2]
 
@@ -304,7 +304,7 @@ def test_an_image_without_objects(name: str) -> None:
     empty = torch.full_like(matched, BACKGROUND)
     config = LossConfig(classification=name, alpha=0.75)  # type: ignore[arg-type]
     nothing, no_classes = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
-    losses = detection_losses(outputs, grid, empty, nothing, no_classes, config)
+    losses = detection_losses(outputs, grid, Matches.from_dense(empty), nothing, no_classes, config)
     x = torch.cat([t.detach() for t in outputs.logits], dim=1).numpy()
     zeros = np.zeros(empty.shape)
     if name == "quality_focal":

@@ -82,8 +82,8 @@ def test_resnet50_has_the_size_of_the_papers_network() -> None:
 def test_every_anchor_starts_at_the_prior(prior: float) -> None:
     network = RetinaNet("resnet18", num_classes=3, channels=32, prior=prior)
     with torch.no_grad():
-        probability = network.classification(torch.zeros(1, 32, 4, 4)).sigmoid()
-        deltas = network.regression(torch.zeros(1, 32, 4, 4))
+        probability = network.classification([torch.zeros(1, 32, 4, 4)])[0].sigmoid()
+        deltas = network.regression([torch.zeros(1, 32, 4, 4)])[0]
     torch.testing.assert_close(probability, torch.full_like(probability, prior), rtol=1e-5, atol=0)
     assert deltas.abs().max() == 0  # every box starts at its anchor
 
@@ -123,7 +123,7 @@ def test_subnets_are_four_convolutions_with_relu_and_one_without(model: RetinaNe
         last = model.classification.predict
         expected = F.conv2d(hidden, last.weight, last.bias, padding=1)  # (2, 9·3, 3, 5)
         assert sum(isinstance(layer, nn.Conv2d) for layer in model.classification.tower) == 4
-        found = model.classification(feature)
+        found = model.classification([feature])[0]
     assert expected.std() > 0.01
     for image, row, column, anchor, label in [(0, 0, 0, 0, 0), (1, 2, 4, 8, 2), (0, 1, 3, 5, 1), (1, 0, 4, 2, 0)]:
         value = found[image, (row * 5 + column) * 9 + anchor, label]
@@ -135,8 +135,8 @@ def test_subnets_are_shared_by_all_levels(model: RetinaNet) -> None:
         pyramid = model.fpn(model.backbone(images()))
         outputs = model(images())
         for level, feature in enumerate(pyramid):
-            torch.testing.assert_close(outputs.logits[level], model.classification(feature), rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(outputs.deltas[level], model.regression(feature), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(outputs.logits[level], model.classification([feature])[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(outputs.deltas[level], model.regression([feature])[0], rtol=1e-4, atol=1e-5)
 
 
 def _upsampled(coarse: Tensor, like: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Where predictions live: the anchor grid, the assignment of ground truth to it, and the coding of boxes."""
+"""The anchor grid, the assignment of ground-truth boxes to it, and the encoding of boxes relative to it."""
 
-from retinanet.anchors.assign import BACKGROUND, IGNORE, assign, assign_batch
-from retinanet.anchors.coding import decode, encode
+from retinanet.anchors.assign import assign, assign_batch, match_batch
+from retinanet.anchors.coding import decode_boxes, encode
 from retinanet.anchors.grid import AnchorGrid, make_grid
+from retinanet.anchors.matches import BACKGROUND, IGNORE, Matches
 from retinanet.config import AnchorSpec
 
 __all__ = [
@@ -10,9 +11,11 @@ __all__ = [
     "IGNORE",
     "AnchorGrid",
     "AnchorSpec",
+    "Matches",
     "assign",
     "assign_batch",
-    "decode",
+    "decode_boxes",
     "encode",
     "make_grid",
+    "match_batch",
 ]

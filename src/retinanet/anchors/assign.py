@@ -1,8 +1,8 @@
-"""Ground truth → what every anchor learns: an object's index, ``BACKGROUND`` or ``IGNORE`` (section 4, Anchors).
+"""Assignment of ground-truth boxes to anchors: positive, ignored or background (section 4, Anchors).
 
-Two ways to the same result. On the CPU only the pairs of anchor and box that can matter are looked at
-(:mod:`retinanet.anchors.nearby`); their number depends on the boxes, which a GPU would have to tell the CPU first.
-There, and as the definition that tests hold the first way to, all anchors are compared with all boxes, some at a time.
+Two implementations compute the same result. On the CPU only the pairs of anchor and box that can matter are compared
+(:mod:`retinanet.anchors.nearby`); how many there are depends on the boxes, which a GPU would have to tell the CPU
+first. On a GPU all anchors are compared with all boxes. The tests use this dense version as the reference.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from retinanet.anchors.atss import assign_atss
+from retinanet.anchors.atss import atss_pairs
 from retinanet.anchors.coding import aligned_iou
 from retinanet.anchors.grid import AnchorGrid
+from retinanet.anchors.matches import BACKGROUND, IGNORE, Matches
 from retinanet.anchors.nearby import pairs_by_cover, pairs_by_iou
-from retinanet.anchors.winners import take_highest
 from retinanet.config import AssignConfig
-
-BACKGROUND = -1
-IGNORE = -2
 
 # Boxes compared with all anchors at once: bounds the memory at 32 × A numbers, however many objects there are.
 _CHUNK = 32
@@ -35,11 +32,11 @@ def assign(grid: AnchorGrid, boxes: Tensor, ignore: Tensor | None = None, config
     ``config.force_best``, an anchor that overlaps some box as much as any other anchor does keeps its own best box
     whatever the IoU (torchvision's low-quality matches); a box that overlaps no anchor at all still gets none.
 
-    Method ``atss``: see :func:`retinanet.anchors.atss.assign_atss`.
+    Method ``atss``: see :func:`retinanet.anchors.atss.atss_pairs`.
 
     Background anchors of which at least ``config.ignore_overlap`` lies inside an ``ignore`` region become ``IGNORE``.
 
-    Memory is O(A + G · k), k the anchors near a box.
+    On the CPU memory is O(A + G · k), k the anchors near a box.
 
     Args:
         grid: the image's anchors.
@@ -56,59 +53,61 @@ def assign(grid: AnchorGrid, boxes: Tensor, ignore: Tensor | None = None, config
 def assign_batch(
     grid: AnchorGrid, boxes: Sequence[Tensor], ignore: Sequence[Tensor], config: AssignConfig | None = None
 ) -> Tensor:
-    """:func:`assign` for each image of a batch, as indices into ``torch.cat(boxes)``.
+    """:func:`assign` for each image of a batch, as indices into ``torch.cat(boxes)``, where the anchors are.
 
     Returns:
         int64 ``(B, A)``.
     """
     config = config or AssignConfig()
-    anchors = grid.boxes
-    images, count = len(boxes), len(anchors)
-    if images == 0:
-        return torch.zeros(0, count, dtype=torch.int64, device=anchors.device)
-    every, image = _joined(boxes, anchors)
+    if grid.boxes.device.type == "cpu" and _has_lower_bound(config):
+        return match_batch(grid, boxes, ignore, config).dense()
+    return _assign_densely(grid, boxes, ignore, config)
+
+
+def match_batch(
+    grid: AnchorGrid, boxes: Sequence[Tensor], ignore: Sequence[Tensor], config: AssignConfig | None = None
+) -> Matches:
+    """:func:`assign_batch` with a sparse result; time and memory depend on the boxes and hardly on the anchors."""
+    config = config or AssignConfig()
+    grid = grid.to("cpu")
+    if not _has_lower_bound(config):
+        return Matches.from_dense(_assign_densely(grid, boxes, ignore, config))
+    images, count = len(boxes), len(grid.boxes)
+    every, image = _joined(boxes, grid.boxes)
     if config.method == "atss":
-        best, index = assign_atss(grid, every, image, images, config.candidates)
-        matched = torch.where(best >= 0, index, BACKGROUND)
+        pairs = atss_pairs(grid, every, image, config.candidates)
+        positive, _, box = best_per_anchor(*pairs)
+        ignored = positive.new_zeros(0)
     else:
-        lowest = min(config.background, config.foreground)
-        near = anchors.device.type == "cpu" and lowest > 0
-        find = best_nearby if near else best_overlap
-        best, index = find(grid, every, image, images, lowest)
-        matched = torch.where(best >= config.foreground, index, IGNORE)
-        matched = torch.where(best < config.background, BACKGROUND, matched)
-        if config.force_best and near:
-            matched = force_best_nearby(grid, every, image, images, lowest, index, matched)
-        elif config.force_best:
-            matched = force_best(grid, every, image, images, index, matched)
-    regions, region_image = _joined(ignore, anchors)
+        positive, box, ignored = _match_by_iou(grid, every, image, config)
+    regions, region_image = _joined(ignore, grid.boxes)
     if len(regions) > 0:
-        cover = cover_nearby if anchors.device.type == "cpu" else cover_overlap
-        covered = cover(grid, regions, region_image, images, config.ignore_overlap)
-        matched = torch.where(covered & (matched == BACKGROUND), IGNORE, matched)
-    return matched.view(images, count)
+        covered = cover_nearby(grid, regions, region_image, images, config.ignore_overlap)
+        covered[positive] = False
+        covered[ignored] = True
+        ignored = torch.nonzero(covered).squeeze(1)
+    return Matches(images, count, positive, box, ignored)
 
 
-def _joined(boxes: Sequence[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
-    """All images' boxes ``(G, 4)`` in ``like``'s type and place, and the image of each, int64 ``(G,)``."""
-    every = torch.cat([b.to(like) for b in boxes]) if boxes else like.new_zeros(0, 4)
-    lengths = torch.tensor([len(b) for b in boxes])
-    image = torch.repeat_interleave(lengths, output_size=len(every))
-    return every, image.to(like.device)
+def best_per_anchor(anchor: Tensor, overlap: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Reduce pairs of anchor and box to one per anchor: the highest overlap, of equals the first box.
+
+    Args:
+        anchor: int64 ``(N,)``, the anchor of each pair.
+        overlap: float ``(N,)``, not negative.
+        box: int64 ``(N,)``, the box of each pair.
+
+    Returns:
+        The distinct anchors ``(U,)`` in ascending order, their overlap and their box.
+    """
+    anchors, inverse = torch.unique(anchor, return_inverse=True)
+    best = overlap.new_full((len(anchors),), -1).scatter_reduce(0, inverse, overlap, "amax")
+    no_box = torch.iinfo(torch.int64).max
+    candidate = torch.where(overlap == best[inverse], box, no_box)
+    return anchors, best, torch.full_like(anchors, no_box).scatter_reduce(0, inverse, candidate, "amin")
 
 
-def best_nearby(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, lowest: float) -> tuple[Tensor, Tensor]:
-    """:func:`best_overlap` from the pairs whose IoU is at least ``lowest``; an anchor without one has overlap −1."""
-    anchor, box = pairs_by_iou(grid, boxes, lowest)
-    overlap = aligned_iou(boxes[box], grid.boxes[anchor])
-    counts = overlap >= lowest
-    anchor, box, overlap = anchor[counts], box[counts], overlap[counts]
-    return take_highest(image[box] * len(grid.boxes) + anchor, overlap, box, images * len(grid.boxes))
-
-
-def best_overlap(
-    grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, lowest: float = 0
-) -> tuple[Tensor, Tensor]:
+def best_overlap(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int) -> tuple[Tensor, Tensor]:
     """Highest IoU of every anchor of each image with any of its boxes, and the first box that reaches it.
 
     Args:
@@ -116,10 +115,9 @@ def best_overlap(
         boxes: ``(G, 4)`` of all images.
         image: int64 ``(G,)``, which image each belongs to, in order.
         images: B.
-        lowest: not needed here.
 
     Returns:
-        float32 ``(B · A,)`` (0 without one) and int64 ``(B · A,)`` (0 without one).
+        float32 ``(B · A,)`` (0 without a box) and int64 ``(B · A,)`` (0 without a box).
     """
     anchors = grid.boxes
     best = anchors.new_zeros(images, len(anchors))
@@ -137,33 +135,6 @@ def best_overlap(
     return best.view(-1), index.view(-1)
 
 
-def force_best_nearby(
-    grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, lowest: float, index: Tensor, matched: Tensor
-) -> Tensor:
-    """:func:`force_best`, looking at all anchors only for boxes that no anchor overlaps by ``lowest``."""
-    anchor, box = pairs_by_iou(grid, boxes, lowest)
-    overlap = aligned_iou(boxes[box], grid.boxes[anchor])
-    highest = boxes.new_full((len(boxes),), -1).scatter_reduce(0, box, overlap, "amax")
-    chosen = (overlap == highest[box]) & (overlap >= lowest)
-    forced = image[box[chosen]] * len(grid.boxes) + anchor[chosen]
-    matched = matched.clone()
-    matched[forced] = index[forced]
-    for start in range(0, len(boxes), _CHUNK):
-        part = torch.arange(start, min(start + _CHUNK, len(boxes)))
-        part = part[highest[part] < lowest]
-        overlap = box_iou(boxes[part], grid.boxes)  # (chunk, A)
-        best = overlap.amax(dim=1, keepdim=True)
-        row, anchor = torch.nonzero((overlap == best) & (best > 0), as_tuple=True)
-        if len(row) == 0:
-            continue
-        owner = image[part[row]]  # (n,) the image of each forced anchor
-        own = torch.where(owner[:, None] == image, box_iou(grid.boxes[anchor], boxes), -1)  # (n, G)
-        order = torch.arange(len(boxes))
-        first = torch.where(own == own.amax(dim=1, keepdim=True), order, len(boxes)).amin(dim=1)
-        matched[owner * len(grid.boxes) + anchor] = first
-    return matched
-
-
 def force_best(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, index: Tensor, matched: Tensor) -> Tensor:
     """Give the anchors that overlap some box as much as any other anchor does their own best box, ``index``."""
     forced = torch.zeros(images, len(grid.boxes), dtype=torch.bool, device=grid.boxes.device)
@@ -176,30 +147,129 @@ def force_best(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, inde
     return torch.where(forced.view(-1), index, matched)
 
 
-def cover_nearby(grid: AnchorGrid, regions: Tensor, image: Tensor, images: int, share: float) -> Tensor:
+def cover_nearby(grid: AnchorGrid, regions: Tensor, image: Tensor, images: int, fraction: float) -> Tensor:
     """:func:`cover_overlap` from the anchors near each region."""
-    # Most anchors are near a region as large as the image; to compare it with all of them is quicker then.
+    # Most anchors are near a region as large as the image; comparing it with all of them is faster then.
     extent = (grid.boxes[:, :2].amax(dim=0) - grid.boxes[:, :2].amin(dim=0)).prod()
     large = (regions[:, 2:] - regions[:, :2]).clamp(min=0).prod(dim=1) > extent / 20
-    result = cover_overlap(grid, regions[large], image[large], images, share)
+    result = cover_overlap(grid, regions[large], image[large], images, fraction)
     regions, image = regions[~large], image[~large]
-    anchor, region = pairs_by_cover(grid, regions, share)
-    counts = _covered(grid.boxes[anchor], regions[region]) >= share
+    anchor, region = pairs_by_cover(grid, regions, fraction)
+    counts = _covered(grid.boxes[anchor], regions[region]) >= fraction
     result[(image[region] * len(grid.boxes) + anchor)[counts]] = True
     return result
 
 
-def cover_overlap(grid: AnchorGrid, regions: Tensor, image: Tensor, images: int, share: float) -> Tensor:
-    """Whether at least ``share`` of each anchor lies inside one of its image's ``regions``: bool ``(B · A,)``."""
+def cover_overlap(grid: AnchorGrid, regions: Tensor, image: Tensor, images: int, fraction: float) -> Tensor:
+    """Whether at least ``fraction`` of each anchor lies inside one of its image's ``regions``: bool ``(B · A,)``."""
     covered = torch.zeros(images, len(grid.boxes), dtype=torch.uint8, device=regions.device)
     for start in range(0, len(regions), _CHUNK):
-        part = (_covered(grid.boxes, regions[start : start + _CHUNK, None]) >= share).byte()  # (chunk, A)
+        part = (_covered(grid.boxes, regions[start : start + _CHUNK, None]) >= fraction).byte()  # (chunk, A)
         rows = image[start : start + _CHUNK, None].expand_as(part)
         covered = covered.scatter_reduce(0, rows, part, "amax")
     return covered.bool().view(-1)
 
 
+def _has_lower_bound(config: AssignConfig) -> bool:
+    """Whether pairs of little overlap cannot matter, so that looking at the others is enough."""
+    return config.method == "atss" or min(config.background, config.foreground) > 0
+
+
+def _assign_densely(
+    grid: AnchorGrid, boxes: Sequence[Tensor], ignore: Sequence[Tensor], config: AssignConfig
+) -> Tensor:
+    """:func:`assign_batch` by comparing all anchors with all boxes; it never waits for a GPU."""
+    anchors = grid.boxes
+    images, count = len(boxes), len(anchors)
+    if images == 0:
+        return torch.zeros(0, count, dtype=torch.int64, device=anchors.device)
+    every, image = _joined(boxes, anchors)
+    if config.method == "atss":
+        matched = _scatter_pairs(*atss_pairs(grid, every, image, config.candidates), images * count)
+    else:
+        best, index = best_overlap(grid, every, image, images)
+        matched = torch.where(best >= config.foreground, index, IGNORE)
+        matched = torch.where(best < config.background, BACKGROUND, matched)
+        if config.force_best:
+            matched = force_best(grid, every, image, images, index, matched)
+    regions, region_image = _joined(ignore, anchors)
+    if len(regions) > 0:
+        covered = cover_overlap(grid, regions, region_image, images, config.ignore_overlap)
+        matched = torch.where(covered & (matched == BACKGROUND), IGNORE, matched)
+    return matched.view(images, count)
+
+
+def _scatter_pairs(anchor: Tensor, overlap: Tensor, box: Tensor, anchors: int) -> Tensor:
+    """:func:`best_per_anchor` for all ``anchors``, without a shape that depends on the data.
+
+    A pair of negative overlap takes no part. Returns int64 ``(anchors,)``: the box or ``BACKGROUND``.
+    """
+    best = overlap.new_full((anchors,), -1).scatter_reduce(0, anchor, overlap, "amax")
+    no_box = torch.iinfo(torch.int64).max
+    candidate = torch.where((overlap == best[anchor]) & (overlap >= 0), box, no_box)
+    first = torch.full((anchors,), no_box, device=box.device).scatter_reduce(0, anchor, candidate, "amin")
+    return torch.where(first == no_box, BACKGROUND, first)
+
+
+def _joined(boxes: Sequence[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+    """All images' boxes ``(G, 4)`` in ``like``'s type and place, and the image of each, int64 ``(G,)``."""
+    every = torch.cat([b.to(like) for b in boxes]) if boxes else like.new_zeros(0, 4)
+    lengths = torch.tensor([len(b) for b in boxes], dtype=torch.int64)
+    image = torch.repeat_interleave(lengths, output_size=len(every))
+    return every, image.to(like.device)
+
+
+def _match_by_iou(
+    grid: AnchorGrid, boxes: Tensor, image: Tensor, config: AssignConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Positive anchors, their boxes, and ignored anchors, by the method ``iou``."""
+    lowest = min(config.background, config.foreground)
+    near, box = pairs_by_iou(grid, boxes, lowest)
+    overlap = aligned_iou(boxes[box], grid.boxes[near])
+    kept = overlap >= lowest
+    box, overlap = box[kept], overlap[kept]
+    anchor = image[box] * len(grid.boxes) + near[kept]
+    anchors, best, first = best_per_anchor(anchor, overlap, box)
+    is_positive = (best >= config.foreground) & (best >= config.background)
+    if config.force_best:
+        highest = boxes.new_full((len(boxes),), -1).scatter_reduce(0, box, overlap, "amax")
+        forced = anchor[overlap == highest[box]]
+        is_positive |= torch.isin(anchors, forced)
+        far_anchor, far_box = _best_of_far_boxes(grid, boxes, image, highest < lowest)
+        new = ~torch.isin(far_anchor, anchors)  # anchors that are near another box keep that box
+        is_positive |= torch.isin(anchors, far_anchor)
+        anchors, order = torch.cat([anchors, far_anchor[new]]).sort()
+        first = torch.cat([first, far_box[new]])[order]
+        is_positive = torch.cat([is_positive, new[new]])[order]
+        best = torch.cat([best, best.new_full((int(new.sum()),), lowest)])[order]
+    is_ignored = ~is_positive & (best >= config.background)
+    return anchors[is_positive], first[is_positive], anchors[is_ignored]
+
+
+def _best_of_far_boxes(grid: AnchorGrid, boxes: Tensor, image: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
+    """Best anchors of the boxes marked by ``far``, found among all anchors, and the box that each overlaps most."""
+    found: list[tuple[Tensor, Tensor]] = []
+    for part in torch.split(torch.nonzero(far).squeeze(1), _CHUNK):
+        overlap = box_iou(boxes[part], grid.boxes)  # (chunk, A)
+        best = overlap.amax(dim=1, keepdim=True)
+        row, anchor = torch.nonzero((overlap == best) & (best > 0), as_tuple=True)
+        if len(row) == 0:
+            continue
+        owner = image[part[row]]  # (n,) the image of each forced anchor
+        own = torch.where(owner[:, None] == image, box_iou(grid.boxes[anchor], boxes), -1)  # (n, G)
+        order = torch.arange(len(boxes))
+        first = torch.where(own == own.amax(dim=1, keepdim=True), order, len(boxes)).amin(dim=1)
+        found.append((owner * len(grid.boxes) + anchor, first))
+    if not found:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return nothing, nothing
+    anchor, box = (torch.cat(parts) for parts in zip(*found, strict=True))
+    anchors, inverse = torch.unique(anchor, return_inverse=True)
+    # every pair of an anchor names the same box
+    return anchors, torch.zeros_like(anchors).scatter(0, inverse, box)
+
+
 def _covered(anchors: Tensor, regions: Tensor) -> Tensor:
-    """Share of each anchor's area inside its region: ``(…, 4)`` each, broadcastable → ``(…,)``."""
+    """Fraction of each anchor's area inside its region: ``(…, 4)`` each, broadcastable → ``(…,)``."""
     size = torch.minimum(anchors[..., 2:], regions[..., 2:]) - torch.maximum(anchors[..., :2], regions[..., :2])
     return size.clamp(min=0).prod(dim=-1) / (anchors[..., 2:] - anchors[..., :2]).prod(dim=-1)

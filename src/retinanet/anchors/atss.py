@@ -13,53 +13,50 @@ from torch import Tensor
 
 from retinanet.anchors.coding import aligned_iou
 from retinanet.anchors.grid import AnchorGrid
-from retinanet.anchors.winners import take_highest
 
 # Boxes looked at together: bounds the memory.
 _CHUNK = 512
 
 
-def assign_atss(
-    grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, candidates: int = 9
-) -> tuple[Tensor, Tensor]:
-    """Match the anchors of each image with its boxes by ATSS.
+def atss_pairs(grid: AnchorGrid, boxes: Tensor, image: Tensor, candidates: int = 9) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of anchor and box that ATSS selects.
 
-    For each box and level, the anchors at the ``candidates`` positions nearest to the box's centre are
-    candidates, of equally near ones the first. Those whose IoU reaches the mean plus standard deviation over all the
-    box's candidates, and whose centre lies inside the box, take the box. An anchor that several boxes want goes to the
-    one of highest IoU.
+    For each box and level, the anchors at the ``candidates`` positions nearest to the box's centre are candidates, of
+    equally near positions the first. A candidate is selected if its IoU reaches the mean plus standard deviation over
+    all candidates of the box and its centre lies inside the box. An anchor that several boxes select goes to the box of
+    highest IoU.
 
-    Only a window of positions around each centre is looked at, so memory is O(A + G · candidates).
+    Only a window of positions around each centre is compared, so memory is O(G · candidates).
 
     Args:
         grid: the anchors.
         boxes: ``(G, 4)`` of all images.
         image: int64 ``(G,)``, which image each belongs to.
-        images: B.
         candidates: positions on each level.
 
     Returns:
-        overlap ``(B · A,)`` of each anchor with its box, negative where it has none, and int64 ``(B · A,)`` the box.
+        Per pair: int64 anchor ``image · A + anchor``, float32 overlap, int64 box. On a GPU, where their number must not
+        be asked for, all candidates are returned, and those that are not selected have overlap −1.
     """
-    if len(boxes) == 0:
-        count = images * len(grid.boxes)
-        return boxes.new_full((count,), -1), torch.zeros(count, dtype=torch.int64, device=boxes.device)
     found = []
     for start in range(0, len(boxes), _CHUNK):
         part = boxes[start : start + _CHUNK]
         index, overlap = _candidates(grid, part, candidates)  # (G, N) both
         box = torch.arange(start, start + len(part), device=boxes.device)[:, None].expand_as(index)
         index = image[start : start + _CHUNK, None] * len(grid.boxes) + index
-        if index.device.type == "cpu":  # where counting them costs nothing, only those that are wanted are kept
-            wanted = overlap >= 0
-            index, overlap, box = index[wanted], overlap[wanted], box[wanted]
+        if index.device.type == "cpu":
+            selected = overlap >= 0
+            index, overlap, box = index[selected], overlap[selected], box[selected]
         found.append((index.reshape(-1), overlap.reshape(-1), box.reshape(-1)))
+    if not found:
+        nothing = torch.zeros(0, dtype=torch.int64, device=boxes.device)
+        return nothing, boxes.new_zeros(0), nothing
     index, overlap, box = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return take_highest(index, overlap, box, images * len(grid.boxes))
+    return index, overlap, box
 
 
 def _candidates(grid: AnchorGrid, boxes: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
-    """Indices ``(G, N)`` of each box's candidates and their IoU, −1 for those that it does not take."""
+    """Indices ``(G, N)`` of each box's candidates and their IoU, −1 for those that are not selected."""
     index = _nearest(grid, boxes, candidates)
     anchors = grid.boxes[index]  # (G, N, 4)
     overlap = aligned_iou(anchors, boxes[:, None])

@@ -24,7 +24,7 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat([(box_centre - anchor_centre) / anchor_size, torch.log(box_size / anchor_size)], dim=-1)
 
 
-def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
+def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
     """Boxes ``(…, 4)`` ``xyxy`` that ``deltas`` ``(…, 4)`` make of ``anchors``; inverse of :func:`encode`.
 
     Log scales are limited to ``MAX_LOG_SCALE``.

@@ -27,7 +27,7 @@ from torchvision.ops import FrozenBatchNorm2d, box_iou, sigmoid_focal_loss
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.transforms.functional import to_tensor
 
-from retinanet.anchors import BACKGROUND, AnchorSpec, assign, assign_batch, make_grid
+from retinanet.anchors import BACKGROUND, AnchorSpec, assign, make_grid, match_batch
 from retinanet.bench.measure import Case
 from retinanet.config import Config, DataConfig, DecodeConfig
 from retinanet.data.formats.detect import read_split
@@ -36,12 +36,12 @@ from retinanet.data.loader import Batch, training_loader
 from retinanet.data.sampling import TrainingOrder
 from retinanet.data.synthetic import write_sample
 from retinanet.data.transforms import normalized_batch, resize_image, scaled_size
-from retinanet.decode import decode
 from retinanet.detect.detector import Detector, load
 from retinanet.detect.sources import find_pictures, pictures_with_detections
 from retinanet.hardware import Precision, autocast, resolve_precision
 from retinanet.losses import Normalizer, detection_losses, focal_loss
 from retinanet.model import Outputs, RetinaNet
+from retinanet.postprocess import postprocess
 from retinanet.recipes import load_recipe
 from retinanet.training.optim import make_optimizer
 from retinanet.zoo.importers import from_torchvision
@@ -112,7 +112,7 @@ def postprocessing(classes: int, images: int = 8) -> Case:
     config = DecodeConfig(max_detections=300)
 
     def ours() -> Any:
-        return decode(Outputs(logits, deltas), grid, sizes, config)
+        return postprocess(Outputs(logits, deltas), grid, sizes, config)
 
     @torch.no_grad()
     def theirs() -> Any:
@@ -203,9 +203,9 @@ def _our_step(precision: Precision) -> Callable[[Batch], None]:
         grid = make_grid(config.anchors, (images.shape[-2], images.shape[-1]))
         with autocast(_CPU, dtype):
             outputs = model(images)
-        matched = assign_batch(grid, batch.boxes, batch.ignore, config.assign)
+        matches = match_batch(grid, batch.boxes, batch.ignore, config.assign)
         boxes, labels = torch.cat(batch.boxes), torch.cat(batch.labels)
-        losses = detection_losses(outputs, grid, matched, boxes, labels, config.loss, normalizer)
+        losses = detection_losses(outputs, grid, matches, boxes, labels, config.loss, normalizer)
         optimizer.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -309,7 +309,7 @@ def photograph(stages: bool = True) -> Iterator[Case]:
     normalise = {"ours": lambda: normalized_batch([scaled], person.model.mean, person.model.std)}
     yield Case("  of it normalising", normalise)
     yield Case(f"  of it network, {str(person.dtype).removeprefix('torch.')}", {"ours": network})
-    yield Case("  of it post-processing", {"ours": lambda: decode(outputs, grid, [shape])})
+    yield Case("  of it post-processing", {"ours": lambda: postprocess(outputs, grid, [shape])})
 
 
 def evaluation(images: int = 5000, detections: int = 100) -> Case:

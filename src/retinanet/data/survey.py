@@ -16,7 +16,7 @@ from retinanet.config import AssignConfig, Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.findings import Finding
 from retinanet.data.transforms import PAD_TO, scaled_size
-from retinanet.losses.terms import Focal
+from retinanet.losses.classification import Focal
 
 # IoU from which the paper gives a box an anchor.
 REACHED = 0.5

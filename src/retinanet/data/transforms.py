@@ -1,7 +1,7 @@
-"""Sample → sample: sizing for the network, and the random variations of training.
+"""Sample → sample: resizing for the network, and random augmentation for training.
 
-Every random choice comes from a generator made of (seed, epoch, image or batch), so that the number of worker
-processes, or a resumed run, changes nothing.
+Every random choice comes from a generator seeded with (seed, epoch, image or batch), so that neither the number of
+worker processes nor a resumed run changes it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torchvision.transforms.v2 import functional as F
 
 from retinanet.config import DataConfig
 from retinanet.data.sample import Sample
-from retinanet.hardware import send
+from retinanet.hardware import to_device
 
 # Images of a batch are padded to sides that the pyramid's strides up to C5 divide.
 PAD_TO = 32
 
 
 def training_view(sample: Sample, config: DataConfig, rng: random.Random, scale: float = 1.0) -> Sample:
-    """A random view of ``sample``, ``scale`` times the configured size: crop, colours and flip as ``config`` allows."""
+    """Augment ``sample`` at ``scale`` times the configured size: crop, colours and flip as set in ``config``."""
     if rng.random() < config.crop:
         sample = random_crop(sample, rng)
     sample = resize(sample, config, scale)
-    if config.color > 0:  # of the scaled picture, which most often has far fewer pixels
+    if config.color > 0:  # after resizing: most images then have far fewer pixels
         sample.image = jitter_color(sample.image, config.color, rng)
     if rng.random() < config.flip:
         sample = horizontal_flip(sample)
@@ -47,7 +47,7 @@ def resize(sample: Sample, config: DataConfig, scale: float = 1.0) -> Sample:
 
 
 def scaled_size(height: int, width: int, config: DataConfig, scale: float = 1.0) -> tuple[int, int]:
-    """``(height, width)`` an image is scaled to, with its aspect ratio; at least one pixel each.
+    """Return the ``(height, width)`` that an image is resized to; the aspect ratio is kept, each side is at least 1.
 
     The shorter side becomes ``scale`` · ``config.size``, unless the longer side would exceed ``scale`` ·
     ``config.longest``.
@@ -58,9 +58,9 @@ def scaled_size(height: int, width: int, config: DataConfig, scale: float = 1.0)
 
 
 def resize_image(image: Tensor, shape: tuple[int, int], config: DataConfig) -> Tensor:
-    """uint8 ``image`` ``(3, h, w)`` scaled to ``shape``; the result is float32 where ``config.resize`` is bilinear."""
+    """Resize uint8 ``image`` ``(3, h, w)`` to ``shape``; the result is float32 where ``config.resize`` is bilinear."""
     if config.resize == "bilinear":
-        # Not rounded to grey levels: torchvision scales after normalising, and the two commute only without rounding.
+        # Not rounded to grey levels: torchvision resizes after normalizing, which gives the same only without rounding.
         return interpolate(image[None].float(), size=shape, mode="bilinear", align_corners=False)[0]
     if tuple(image.shape[-2:]) == shape:
         return image
@@ -79,9 +79,9 @@ def horizontal_flip(sample: Sample) -> Sample:
 
 
 def random_crop(sample: Sample, rng: random.Random, smallest: float = 0.5) -> Sample:
-    """Cut out a window of ``smallest``–1 of each side; an object stays if at least half of it does.
+    """Crop a window of ``smallest`` to 1 times each side; an object stays if at least half of its area does.
 
-    An object that is cut off further becomes an ignore region: its remainder is neither a good example nor background.
+    The visible rest of any other object becomes an ignore region: it is neither a good example nor background.
     """
     height, width = sample.image.shape[-2:]
     new_height = max(1, round(height * rng.uniform(smallest, 1)))
@@ -99,7 +99,7 @@ def random_crop(sample: Sample, rng: random.Random, smallest: float = 0.5) -> Sa
 
 
 def jitter_color(image: Tensor, strength: float, rng: random.Random) -> Tensor:
-    """Brightness, contrast and saturation of an image in 0–255, each by a factor of 1 ± ``strength``."""
+    """Change brightness, contrast and saturation of an image in 0–255, each by a factor of up to 1 ± ``strength``."""
     unit = 255 if image.is_floating_point() else 1  # torchvision takes floating-point values from 0 to 1
     image = F.adjust_brightness(image / unit if unit > 1 else image, rng.uniform(1 - strength, 1 + strength))
     image = F.adjust_contrast(image, rng.uniform(1 - strength, 1 + strength))
@@ -114,7 +114,7 @@ def normalized_batch(
     device: torch.device | str = "cpu",
     size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Images of different sizes → one network input.
+    """Make one network input from images of different sizes.
 
     Args:
         images: ``(3, h, w)`` each, 0–255.
@@ -131,20 +131,20 @@ def normalized_batch(
     batch = torch.empty(shape, device=device, memory_format=torch.channels_last).zero_()
     scale, offset = _scale_and_offset(tuple(mean), tuple(std), device)
     for row, image in zip(batch, images, strict=True):
-        row[:, : image.shape[-2], : image.shape[-1]] = send(image, device).float() * scale + offset
+        row[:, : image.shape[-2], : image.shape[-1]] = to_device(image, device).float() * scale + offset
     return batch
 
 
-@lru_cache(maxsize=16)  # making them on a GPU would wait for it
+@lru_cache(maxsize=16)  # creating them on a GPU would wait for it
 @torch.inference_mode(False)
 def _scale_and_offset(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """(v / 255 − mean) / std as one multiplication and addition, ``(3, 1, 1)`` both."""
     scale, offset = 1 / (255 * torch.tensor(std)), -torch.tensor(mean) / torch.tensor(std)
-    return send(scale[:, None, None], device), send(offset[:, None, None], device)
+    return to_device(scale[:, None, None], device), to_device(offset[:, None, None], device)
 
 
 def padded_size(images: Sequence[Tensor]) -> tuple[int, int]:
-    """``(H, W)`` that holds every image ``(3, h, w)``, divisible by ``PAD_TO``."""
+    """Return the smallest ``(H, W)`` divisible by ``PAD_TO`` that holds every image ``(3, h, w)``."""
     height, width = (-(-max(image.shape[axis] for image in images) // PAD_TO) * PAD_TO for axis in (-2, -1))
     return height, width
 

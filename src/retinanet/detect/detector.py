@@ -18,11 +18,12 @@ from retinanet.anchors import AnchorGrid, make_grid
 from retinanet.config import AnchorSpec, DecodeConfig
 from retinanet.data.images import read_image, to_rgb
 from retinanet.data.transforms import normalized_batch, resize_image, scaled_size
-from retinanet.decode import Detections, decode
+from retinanet.detections import Detections
 from retinanet.errors import ConfigError, DataError
 from retinanet.hardware import Precision, autocast, resolve_device, resolve_precision
 from retinanet.model import Outputs, RetinaNet
 from retinanet.model.inference import for_inference
+from retinanet.postprocess import postprocess
 from retinanet.zoo.weights import ModelInfo, load_weights
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _ACCEPTED = "give a path, a Pillow image, a uint8 RGB array, or a list of those"
 
-Picture = str | Path | npt.NDArray[Any] | Image.Image
+ImageLike = str | Path | npt.NDArray[Any] | Image.Image
 
 
 def load(weights: str | Path, precision: Precision = "auto", device: str = "auto", compile: bool = False) -> Detector:
@@ -41,8 +42,8 @@ def load(weights: str | Path, precision: Precision = "auto", device: str = "auto
             (``person``).
         precision: arithmetic of the network; ``auto``: bf16 where the hardware multiplies it, else fp32.
         device: ``cpu``, ``cuda``, …; ``auto``: a GPU if there is one.
-        compile: let ``torch.compile`` make code for this machine at the first picture of each size, which takes up to a
-            minute and a C++ compiler; for many pictures.
+        compile: run the network through ``torch.compile``. That takes up to a minute at the first image of each size
+            and needs a C++ compiler; it pays for many images.
 
     Raises:
         CheckpointError: the file does not exist or is not one of this package.
@@ -53,10 +54,10 @@ def load(weights: str | Path, precision: Precision = "auto", device: str = "auto
 
 
 class Detector:
-    """Finds objects in pictures.
+    """Detects objects in images.
 
     Args:
-        model: the network.
+        model: the network; it is not changed.
         info: its classes and settings.
         precision: arithmetic of the network.
         device: where to run it.
@@ -64,7 +65,8 @@ class Detector:
 
     Attributes:
         model: the network as it was given.
-        network: what predicts, made from it: see :func:`retinanet.model.inference.for_inference`.
+        network: a copy of it prepared by :func:`retinanet.model.inference.for_inference`, on ``device``.
+        info: classes and settings.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Detector:
     ) -> None:
         self.device = resolve_device(device)
         self.dtype = resolve_precision(precision, self.device)
-        self.model = model.eval().to(self.device)
+        self.model = model
         self.network = for_inference(model, self.dtype).to(self.device)
         self.compiled = compile
         if compile:
@@ -91,40 +93,42 @@ class Detector:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str; it is one path here
-        self, source: Picture, score: float = ..., batch: int = ...
+        self, source: ImageLike, score: float = ..., batch: int = ...
     ) -> supervision.Detections: ...
 
     @overload
     def __call__(
-        self, source: Sequence[Picture], score: float = ..., batch: int = ...
+        self, source: Sequence[ImageLike], score: float = ..., batch: int = ...
     ) -> list[supervision.Detections]: ...
 
     def __call__(
-        self, source: Picture | Sequence[Picture], score: float = 0.3, batch: int = 8
+        self, source: ImageLike | Sequence[ImageLike], score: float = 0.3, batch: int = 8
     ) -> supervision.Detections | list[supervision.Detections]:
-        """Detect objects in one picture, or in each of a list.
+        """Detect objects in one image, or in each image of a list.
 
         Args:
             source: a path, a Pillow image, a uint8 RGB array ``(H, W, 3)`` (or grey ``(H, W)``), or a list of those.
             score: lowest score returned.
-            batch: pictures that go through the network together.
+            batch: images that go through the network together.
 
         Returns:
-            ``supervision.Detections`` (a list of them for a list) with ``xyxy`` in pixels of the picture,
+            ``supervision.Detections`` (a list of them for a list) with ``xyxy`` in pixels of the image,
             ``confidence``, ``class_id``, and names in ``data["class_name"]``; best first.
 
         Raises:
-            DataError: a picture cannot be read or has the wrong shape or type.
+            DataError: an image cannot be read or has the wrong shape or type.
         """
-        from retinanet.detect.draw import to_supervision  # supervision takes a second to import; training needs none
+        from retinanet.detect.draw import (
+            to_supervision,  # supervision takes a second to import; training does not need it
+        )
 
         if not 0 <= score < 1 or batch < 1:
             raise ConfigError(f"score is {score} and batch {batch}; give 0 ≤ score < 1 and batch ≥ 1")
         single = isinstance(source, str | Path | np.ndarray | Image.Image)
         if not single and not isinstance(source, list | tuple):
             raise DataError(f"cannot detect in a {type(source).__name__}; {_ACCEPTED}")
-        pictures: Sequence[Picture] = [source] if single else source  # type: ignore[list-item, assignment]
-        arrays = [_as_rgb(picture) for picture in pictures]
+        images: Sequence[ImageLike] = [source] if single else source  # type: ignore[list-item, assignment]
+        arrays = [_as_rgb(image) for image in images]
         found = [to_supervision(d, self.classes) for d in self.detect([_as_tensor(a) for a in arrays], score, batch)]
         return found[0] if single else found
 
@@ -145,7 +149,7 @@ class Detector:
                 scaled = [resize_image(images[i], shape, data) for i in chunk]
                 found = self.detect_scaled(scaled, score)
                 for i, detections in zip(chunk, found, strict=True):
-                    results[i] = _rescaled(detections, scaled=shape, original=tuple(images[i].shape[-2:]))
+                    results[i] = detections.rescaled(shape, images[i].shape[-2:])
         return [results[i] for i in range(len(images))]
 
     @torch.inference_mode()
@@ -157,7 +161,7 @@ class Detector:
             outputs = self._outputs(batch)
         settings = self._decode_config(score)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        return [Detections(*(t.cpu() for t in d)) for d in decode(outputs, grid, sizes, settings)]
+        return postprocess(outputs, grid, sizes, settings)
 
     def _outputs(self, batch: Tensor) -> Outputs:
         if not self.compiled:
@@ -176,33 +180,28 @@ class Detector:
         return self.info.config.decode if score is None else replace(self.info.config.decode, score=score)
 
 
-@lru_cache(maxsize=16)  # copied for every picture, it would keep a GPU waiting
+@lru_cache(maxsize=16)  # a copy for every image would keep a GPU waiting
 @torch.inference_mode(False)
 def _grid_on(device: torch.device, anchors: AnchorSpec, size: tuple[int, int]) -> AnchorGrid:
     return make_grid(anchors, size).to(device)
 
 
-def _as_rgb(picture: Picture) -> npt.NDArray[np.uint8]:
-    if isinstance(picture, str | Path):
-        return read_image(Path(picture))
-    if isinstance(picture, Image.Image):
-        return to_rgb(picture)
-    if not isinstance(picture, np.ndarray):
-        raise DataError(f"cannot detect in a {type(picture).__name__}; {_ACCEPTED}")
-    if picture.dtype != np.uint8:
-        raise DataError(f"the array holds {picture.dtype}; give uint8 values from 0 to 255")
-    if picture.ndim == 2:
-        picture = np.repeat(picture[:, :, None], 3, axis=2)
-    if picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-        raise DataError(f"the array has shape {picture.shape}; expected (height, width, 3) RGB or (height, width) grey")
-    return picture
+def _as_rgb(image: ImageLike) -> npt.NDArray[np.uint8]:
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if not isinstance(image, np.ndarray):
+        raise DataError(f"cannot detect in a {type(image).__name__}; {_ACCEPTED}")
+    if image.dtype != np.uint8:
+        raise DataError(f"the array holds {image.dtype}; give uint8 values from 0 to 255")
+    if image.ndim == 2:
+        image = np.repeat(image[:, :, None], 3, axis=2)
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise DataError(f"the array has shape {image.shape}; expected (height, width, 3) RGB or (height, width) grey")
+    return image
 
 
 def _as_tensor(array: npt.NDArray[np.uint8]) -> Tensor:
-    # torch warns about arrays it may not write to, such as those of Pillow images; these are copied
+    # torch warns about arrays it may not write to, such as those of Pillow images; those are copied
     return torch.from_numpy(np.require(array, requirements=["C", "W"])).permute(2, 0, 1)
-
-
-def _rescaled(found: Detections, scaled: tuple[int, int], original: tuple[int, ...]) -> Detections:
-    factors = torch.tensor([original[1] / scaled[1], original[0] / scaled[0]] * 2)
-    return found._replace(boxes=found.boxes * factors)

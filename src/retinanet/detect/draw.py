@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import supervision
 
-from retinanet.decode import Detections
+from retinanet.detections import Detections
 
 # Okabe and Ito's colours, which colour-blind people tell apart, then lighter companions
 COLORS = ["#56B4E9", "#E69F00", "#33C59A", "#F0E442", "#D98BB8", "#E8743B", "#8FA8FF", "#B7E07A", "#C9C9C9", "#FF9DA7"]
@@ -16,10 +16,10 @@ COLORS = ["#56B4E9", "#E69F00", "#33C59A", "#F0E442", "#D98BB8", "#E8743B", "#8F
 
 def to_supervision(found: Detections, classes: Sequence[str]) -> supervision.Detections:
     """Detections as the dataclass of the supervision library, with class names in ``data["class_name"]``."""
-    labels = found.labels.numpy()
+    labels = found.labels
     names = np.array([classes[int(k)] for k in labels], dtype=np.str_)
     return supervision.Detections(
-        xyxy=found.boxes.numpy(), confidence=found.scores.numpy(), class_id=labels, data={"class_name": names}
+        xyxy=found.boxes, confidence=found.scores, class_id=labels, data={"class_name": names}
     )
 
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 
 from retinanet.data.images import IMAGE_SUFFIXES, read_image
-from retinanet.decode import Detections
 from retinanet.detect.detector import Detector
+from retinanet.detections import Detections
 from retinanet.errors import DataError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from retinanet.decode import Detections
 from retinanet.detect.sources import Picture, Source
+from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.files import write_atomically, write_json, write_text
 
@@ -64,7 +64,7 @@ class Writer:
         image_id = len(self._images) + 1
         self._images.append({"id": image_id, "file_name": str(source.path), "width": width, "height": height})
         lines = []
-        for box, score, label in zip(*(t.tolist() for t in found), strict=True):
+        for box, score, label in rows_of(found):
             x1, y1, x2, y2 = (round(v, 2) for v in box)
             name, score = self.classes[label], round(score, 4)
             self.counts[name] += 1
@@ -82,7 +82,7 @@ class Writer:
             self._rows.append([str(source.path), x1, y1, x2, y2, name, score])
             centre = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
             lines.append(f"{label} {' '.join(f'{v:.6f}' for v in centre)} {score}\n")
-        if not len(found.scores):
+        if not len(found):
             self._rows.append([str(source.path), "", "", "", "", "", ""])
         if "yolo" in self.formats:
             path = Path("labels") / self._names[source].with_suffix(".txt")
@@ -128,12 +128,17 @@ class Writer:
             + "    <bndbox>"
             + "".join(f"<{k}>{v:.2f}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
             + "</bndbox>\n  </object>\n"
-            for box, score, label in zip(*(t.tolist() for t in found), strict=True)
+            for box, score, label in rows_of(found)
         )
         size = f"<width>{width}</width><height>{height}</height><depth>3</depth>"
         name, path = escape(source.path.name), escape(str(source.path))
         head = f"  <filename>{name}</filename>\n  <path>{path}</path>\n  <size>{size}</size>\n"
         return f"<annotation>\n{head}{objects}</annotation>\n"
+
+
+def rows_of(found: Detections) -> Iterator[tuple[list[float], float, int]]:
+    """Box, score and label of each detection, as plain numbers."""
+    return zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
 from retinanet.data.verify import other_size
-from retinanet.decode import Detections
+from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.files import write_atomically
 from retinanet.page import draw_boxes

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import numpy as np
-import torch
+from dataclasses import replace
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.loader import evaluation_loader
 from retinanet.detect.detector import Detector
+from retinanet.detections import Detections
 from retinanet.evaluate.ap import Predictions
 
 
@@ -30,16 +29,12 @@ def predict(
     Raises:
         DataError: an image cannot be read, and ``unreadable`` is not given.
     """
-    images, boxes, scores, labels = [], [], [], []
+    parts = []
     for samples in evaluation_loader(dataset, detector.info.config.data, unreadable=unreadable):
         found = detector.detect_scaled([sample.image for sample in samples])
         for sample, detections in zip(samples, found, strict=True):
-            height, width = sample.image.shape[-2:]
-            factors = torch.tensor([sample.size[0] / width, sample.size[1] / height] * 2)
-            images.append(np.full(len(detections.scores), sample.index, dtype=np.int64))
-            boxes.append((detections.boxes * factors).numpy())
-            scores.append(detections.scores.numpy())
-            labels.append(detections.labels.numpy())
+            scaled = detections.rescaled(sample.image.shape[-2:], sample.size[::-1])
+            parts.append(replace(scaled, images=scaled.images + sample.index))
         progress(len(samples))
-    order = np.argsort(np.concatenate(images), kind="stable")  # the loader groups images by size
-    return Predictions(*(np.concatenate(column)[order] for column in (images, boxes, scores, labels)))
+    every = Detections.concatenate(parts)  # the loader groups images by size
+    return Predictions(every.images, every.boxes, every.scores, every.labels)

@@ -6,11 +6,9 @@ import html
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from retinanet import page
 from retinanet.data.dataset import Dataset
-from retinanet.decode import Detections
+from retinanet.detections import Detections
 from retinanet.evaluate import sections
 from retinanet.evaluate.advice import next_steps
 from retinanet.evaluate.ap import Metrics, Predictions
@@ -189,11 +187,7 @@ def _figure(album: Album, predictions: Predictions, index: int, score: float) ->
     if image is None:
         return ""
     mine = (predictions.images == index) & (predictions.scores >= score)
-    found = Detections(
-        torch.from_numpy(predictions.boxes[mine]),
-        torch.from_numpy(predictions.scores[mine]),
-        torch.from_numpy(predictions.labels[mine]),
-    )
+    found = Detections.of_one_image(predictions.boxes[mine], predictions.scores[mine], predictions.labels[mine])
     rows = dataset.rows(index)
     picture = draw_example(image, dataset, index, found)
     name = Path(dataset.files[index]).name

@@ -1,10 +1,15 @@
 """(logits, labels) and (deltas, boxes) → scalar losses."""
 
-from retinanet.losses.baselines import ohem_loss
 from retinanet.losses.boxes import box_loss
+from retinanet.losses.classification import (
+    focal_loss,
+    focal_star_loss,
+    quality_focal_loss,
+    sigmoid_focal_loss,
+    varifocal_loss,
+)
 from retinanet.losses.detection import Losses, Normalizer, detection_losses
-from retinanet.losses.focal import focal_loss, focal_star_loss, sigmoid_focal_loss
-from retinanet.losses.quality import quality_focal_loss, varifocal_loss
+from retinanet.losses.mining import ohem_loss
 
 __all__ = [
     "Losses",

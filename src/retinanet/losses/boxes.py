@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
-from retinanet.anchors.coding import decode, encode
+from retinanet.anchors.coding import decode_boxes, encode
 from retinanet.config import LossConfig
 
 _SMALLEST_SIDE = 1e-2  # pixels
@@ -34,7 +34,7 @@ def box_loss(deltas: Tensor, anchors: Tensor, boxes: Tensor, config: LossConfig)
     """
     deltas = deltas.float()
     if config.box in _OF_DECODED_BOXES:
-        predicted = decode(deltas, anchors)
+        predicted = decode_boxes(deltas, anchors)
         if config.box == "ciou":  # it compares width / height, which a box without height does not have
             corner = torch.maximum(predicted[:, 2:], predicted[:, :2] + _SMALLEST_SIDE)
             predicted = torch.cat([predicted[:, :2], corner], dim=1)

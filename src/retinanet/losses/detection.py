@@ -1,4 +1,4 @@
-"""The training objective: classification loss + box loss, both divided by the number of foreground anchors."""
+"""The training objective: classification loss + box loss, both divided by the number of positive anchors."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed
 
-from retinanet.anchors.coding import aligned_iou, decode
+from retinanet.anchors.coding import aligned_iou, decode_boxes
 from retinanet.anchors.grid import AnchorGrid
+from retinanet.anchors.matches import Matches
 from retinanet.config import LossConfig
-from retinanet.hardware import send
-from retinanet.losses.baselines import ohem_loss
+from retinanet.hardware import to_device
 from retinanet.losses.boxes import box_loss
-from retinanet.losses.terms import Focal, FocalStar, QualityFocal, Terms, Varifocal, summed
+from retinanet.losses.classification import Focal, FocalStar, QualityFocal, Varifocal
+from retinanet.losses.formula import Formula
+from retinanet.losses.mining import ohem_loss
+from retinanet.losses.sum import summed_loss
+from retinanet.losses.targets import Targets, make_targets
 from retinanet.model import Outputs
 
-# detectron2's moving average of the foreground anchors: where it starts, and what it keeps at each step.
+# detectron2's moving average of the positive anchors: its start, and its decay per step.
 _MOVING_START, _MOVING_KEEP = 100.0, 0.9
 
 
 class Losses(NamedTuple):
-    """Scalars: ``classification`` and ``box``, normalised, and the ``foreground`` anchors of this process's batch."""
+    """Scalars: normalized ``classification`` and ``box`` loss; ``foreground``: positive anchors of this process."""
 
     classification: Tensor
     box: Tensor
@@ -29,17 +33,17 @@ class Losses(NamedTuple):
 
     @property
     def total(self) -> Tensor:
-        """What is minimised."""
+        """The sum that is minimized."""
         return self.classification + self.box
 
 
 class Normalizer:
-    """Number of foreground anchors → what the losses are divided by.
+    """Turn the number of positive anchors into the number that divides the losses.
 
-    ``batch``: the foreground anchors of the whole batch, on all processes, at least 1 (the paper). Gradients are
-    averaged over processes, so each divides by the total ÷ processes. ``rank``: this process's alone (mmdetection).
-    ``moving``: a moving average of this process's alone (detectron2). ``image`` divides each image's losses by its own
-    (torchvision).
+    ``batch``: the positive anchors of the whole batch, on all processes, at least 1 (the paper). Gradients are averaged
+    over processes, so each process divides by the total ÷ processes. ``rank``: the positive anchors of this process
+    (mmdetection). ``moving``: their moving average (detectron2). ``image``: the losses of each image are divided by its
+    own positive anchors (torchvision).
 
     Attributes:
         average: float32 scalar, the state of ``moving``.
@@ -49,13 +53,13 @@ class Normalizer:
         self.kind = config.normalizer
         self.average = torch.tensor(_MOVING_START)
 
-    def __call__(self, foreground: Tensor) -> Tensor:
-        """The divisor, float32, for a number of foreground anchors (int64 scalar)."""
+    def __call__(self, positives: int) -> float:
+        """The divisor for a number of positive anchors."""
         if self.kind != "moving":
-            return self.of_all(foreground)
-        own = foreground.float().clamp(min=1)
-        self.average = _MOVING_KEEP * self.average.to(own.device) + (1 - _MOVING_KEEP) * own
-        return self.average
+            return float(self.of_all(torch.tensor(positives)))
+        own = torch.tensor(float(max(1, positives)))
+        self.average = _MOVING_KEEP * self.average + (1 - _MOVING_KEEP) * own
+        return float(self.average)
 
     def of_all(self, count: Tensor) -> Tensor:
         """``count``, at least 1; of all processes ÷ their number, if the kind is ``batch``."""
@@ -69,110 +73,91 @@ class Normalizer:
 def detection_losses(
     outputs: Outputs,
     grid: AnchorGrid,
-    matched: Tensor,
+    matches: Matches,
     boxes: Tensor,
     labels: Tensor,
     config: LossConfig,
     normalizer: Normalizer | None = None,
-    divisor: Tensor | None = None,
+    divisor: float | None = None,
 ) -> Losses:
     """Losses of a batch.
 
-    ``grid``, ``matched``, ``boxes`` and ``labels`` may lie on the CPU while ``outputs`` lie on a GPU. Then nothing here
-    waits for the GPU: which anchors are foreground is known without asking it.
+    ``grid``, ``matches``, ``boxes`` and ``labels`` lie on the CPU while ``outputs`` may lie on a GPU. Then nothing here
+    waits for the GPU: which anchors are positive is known without asking it.
 
     Args:
         outputs: the network's predictions.
         grid: the anchors they refer to.
-        matched: int64 ``(B, A)`` from :func:`retinanet.anchors.assign_batch`, indices into ``boxes``.
+        matches: positive and ignored anchors, from :func:`retinanet.anchors.match_batch`.
         boxes: ``(G, 4)``, the ground truth of all images together.
         labels: int64 ``(G,)``, their classes.
         config: which losses.
         normalizer: keeps the state of ``config.normalizer``; None starts afresh.
-        divisor: what ``normalizer`` gave for a step of which this batch is only a part; unset: it is asked for this
-            batch. The losses of all parts add up to those of the step. (Each image has its own where the normaliser is
-            ``image``; mined anchors are counted part by part.)
+        divisor: what ``normalizer`` gave for a step of which this batch is only a part; None asks it for this batch.
+            The losses of all parts add up to those of the step. (Each image has its own divisor where the normalizer
+            is ``image``; mined anchors are counted part by part.)
     """
-    device = outputs.logits[0].device
-    targets = class_targets(send(matched, device), send(labels, device))  # (B, A)
     normalizer = normalizer or Normalizer(config)
+    positives = torch.tensor(len(matches.positive))
     if config.normalizer == "image":
-        images = [_of_image(outputs, i) for i in range(len(matched))]
-        sums = [
-            _sums(image, grid, targets[i : i + 1], matched[i : i + 1], boxes, config) for i, image in enumerate(images)
+        parts = [
+            _losses(_of_image(outputs, i), grid, matches[i : i + 1], boxes, labels, config, normalizer)
+            for i in range(matches.images)
         ]
-    else:
-        sums = [_sums(outputs, grid, targets, matched, boxes, config)]
-    parts = []
-    for part in sums:
-        of_boxes = normalizer(part.foreground) if divisor is None or config.normalizer == "image" else divisor
-        of_classes = of_boxes if part.mined is None else normalizer.of_all(part.mined)
-        of_boxes, of_classes = (send(of, part.box.device) for of in (of_boxes, of_classes))
-        parts.append(torch.stack([part.classification / of_classes, part.box / of_boxes]))
-    classification, box = torch.stack(parts).mean(dim=0)
-    return Losses(classification, config.box_weight * box, sum((s.foreground for s in sums), matched.new_zeros(())))
+        classification, box = (torch.stack(values).mean() for values in zip(*parts, strict=True))
+        return Losses(classification, box, positives)
+    return Losses(*_losses(outputs, grid, matches, boxes, labels, config, normalizer, divisor), positives)
 
 
-class _Sums(NamedTuple):
-    classification: Tensor
-    box: Tensor
-    foreground: Tensor
-    mined: Tensor | None  # anchors that count, where mining leaves only some
+def _losses(
+    outputs: Outputs,
+    grid: AnchorGrid,
+    matches: Matches,
+    boxes: Tensor,
+    labels: Tensor,
+    config: LossConfig,
+    normalizer: Normalizer,
+    divisor: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Classification and box loss of some images that are divided by one number."""
+    targets = make_targets(matches, grid, boxes, labels, outputs.logits[0].device)
+    if divisor is None:
+        divisor = normalizer(len(matches.positive))
+    deltas = targets.of_positives(outputs.deltas)  # (P, 4)
+    box = config.box_weight / divisor * box_loss(deltas, targets.anchors, targets.boxes, config)
+    if config.classification in ("ohem", "ohem_1_3"):
+        return _mined_loss(outputs, grid, targets, config, normalizer), box
+    formula = formula_of(config)
+    qualities: list[Tensor] | list[None] = [None] * len(targets.classes)
+    if config.classification in ("quality_focal", "varifocal"):
+        qualities = targets.spread(box_quality(deltas, targets.anchors, targets.boxes))
+    levels = zip(outputs.logits, targets.classes, qualities, strict=True)
+    sums = [summed_loss(logits, classes, formula, quality, divisor) for logits, classes, quality in levels]
+    return torch.stack(sums).sum(), box
 
 
-def _sums(
-    outputs: Outputs, grid: AnchorGrid, targets: Tensor, matched: Tensor, boxes: Tensor, config: LossConfig
-) -> _Sums:
-    device = outputs.logits[0].device
-    classification, box = torch.zeros((), device=device), torch.zeros((), device=device)
-    mining = config.classification in ("ohem", "ohem_1_3")
-    per_level = zip(
-        outputs.logits,
-        outputs.deltas,
-        grid.split(grid.boxes),
-        grid.split(targets, 1),
-        grid.split(matched, 1),
-        strict=True,
-    )
-    for logits, deltas, anchors, level_targets, level_matched in per_level:
-        image, anchor = torch.nonzero(level_matched >= 0, as_tuple=True)
-        objects, anchors = send(boxes[level_matched[image, anchor]], device), send(anchors[anchor], device)
-        image, anchor = send(image, device), send(anchor, device)
-        box = box + box_loss(deltas[image, anchor], anchors, objects, config)
-        if mining:
-            continue
-        quality = None
-        if config.classification in ("quality_focal", "varifocal"):
-            quality = torch.zeros(level_targets.shape, device=device)
-            quality[image, anchor] = box_quality(deltas[image, anchor], anchors, objects)
-        classification = classification + summed(logits, level_targets, terms_of(config), quality)
-    mined = None
-    if mining:
-        ratio = 3 if config.classification == "ohem_1_3" else None
-        logits = torch.cat(outputs.logits, dim=1)  # (B, A, K)
-        losses, counts = zip(
-            *(
-                ohem_loss(image, labels, send(grid.boxes, device), config.ohem_batch, config.ohem_nms, ratio)
-                for image, labels in zip(logits, targets, strict=True)
-            ),
-            strict=True,
-        )
-        classification, mined = torch.stack(losses).sum(), torch.stack(counts).sum()
-    return _Sums(classification, box, (matched >= 0).sum(), mined)
-
-
-def class_targets(matched: Tensor, labels: Tensor) -> Tensor:
-    """Class, ``BACKGROUND`` or ``IGNORE`` of every anchor, shaped as ``matched``."""
-    return torch.where(matched >= 0, labels[matched.clamp(min=0)], matched) if len(labels) else matched
+def _mined_loss(
+    outputs: Outputs, grid: AnchorGrid, targets: Targets, config: LossConfig, normalizer: Normalizer
+) -> Tensor:
+    """Classification loss of the mined anchors, divided by their number."""
+    ratio = 3 if config.classification == "ohem_1_3" else None
+    every = torch.cat(outputs.logits, dim=1)  # (B, A, K)
+    anchors = to_device(grid.boxes, every.device)
+    of_images = [
+        ohem_loss(logits, classes, anchors, config.ohem_batch, config.ohem_nms, ratio)
+        for logits, classes in zip(every, torch.cat(targets.classes, dim=1), strict=True)
+    ]
+    losses, counts = (torch.stack(values).sum() for values in zip(*of_images, strict=True))
+    return losses / to_device(normalizer.of_all(counts), losses.device)
 
 
 def box_quality(deltas: Tensor, anchors: Tensor, objects: Tensor) -> Tensor:
     """IoU of predicted boxes with their objects, ``(F, 4)`` each → ``(F,)``; no gradient flows through it."""
-    return aligned_iou(decode(deltas.detach().float(), anchors), objects)
+    return aligned_iou(decode_boxes(deltas.detach().float(), anchors), objects)
 
 
-def terms_of(config: LossConfig) -> Terms:
-    """The classification loss by its name; of losses that mine, what is mined from."""
+def formula_of(config: LossConfig) -> Formula:
+    """The formula of the configured classification loss; for losses that mine, of the loss that is mined."""
     match config.classification:
         case "ce" | "ohem" | "ohem_1_3":
             return Focal(None, 0.0)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from retinanet.anchors.assign import BACKGROUND
-from retinanet.losses.terms import focal
+from retinanet.anchors.matches import BACKGROUND
+from retinanet.losses.classification import focal
 from retinanet.model import Outputs
 
 

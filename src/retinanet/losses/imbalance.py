@@ -1,4 +1,4 @@
-"""Who owns the classification loss: foreground, hard background or the easy background that the paper is about."""
+"""Loss shares: how the classification loss divides into foreground, hard background and easy background."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from retinanet.anchors.assign import IGNORE
 from retinanet.anchors.grid import AnchorGrid
+from retinanet.anchors.matches import IGNORE, Matches
 from retinanet.config import LossConfig
-from retinanet.hardware import send
-from retinanet.losses.detection import box_quality, class_targets, terms_of
+from retinanet.losses.detection import box_quality, formula_of
+from retinanet.losses.targets import make_targets
 from retinanet.model import Outputs
 
 
@@ -44,7 +44,7 @@ class Imbalance(NamedTuple):
 
 @torch.no_grad()
 def loss_shares(
-    outputs: Outputs, grid: AnchorGrid, matched: Tensor, boxes: Tensor, labels: Tensor, config: LossConfig
+    outputs: Outputs, grid: AnchorGrid, matches: Matches, boxes: Tensor, labels: Tensor, config: LossConfig
 ) -> Imbalance:
     """Divide the classification loss of a batch among foreground, hard and easy background.
 
@@ -53,29 +53,24 @@ def loss_shares(
     Args:
         outputs: the network's predictions.
         grid: the anchors they refer to.
-        matched: int64 ``(B, A)``, indices into ``boxes``, or ``BACKGROUND`` or ``IGNORE``; it may lie on the CPU.
+        matches: positive and ignored anchors.
         boxes: ``(G, 4)`` of all images.
         labels: int64 ``(G,)``.
         config: which loss.
     """
-    terms, device = terms_of(config), outputs.logits[0].device
-    foreground, easy, hard = torch.zeros(3, device=device)
-    per_level = [grid.split(t, dim) for t, dim in ((grid.boxes, 0), (matched, 1))]
-    for logits, deltas, anchors, level in zip(outputs.logits, outputs.deltas, *per_level, strict=True):
-        image, anchor = torch.nonzero(level >= 0, as_tuple=True)
-        objects, own = boxes[level[image, anchor]], labels[level[image, anchor]]
-        ignored = send(class_targets(level, labels) == IGNORE, device)
-        objects, anchors, own = (send(t, device) for t in (objects, anchors[anchor], own))
-        image, anchor = send(image, device), send(anchor, device)
-        positive = logits[image, anchor, own].float()  # (F,)
-        quality = box_quality(deltas[image, anchor], anchors, objects)
-        foreground = foreground + terms.foreground(positive, quality).sum()
-        for x, left_out in zip(logits, ignored, strict=True):  # image by image: whole levels would take much memory
-            background = terms.background(x.float()).masked_fill(left_out[:, None], 0)  # (A_l, K)
-            wrong = torch.where(x >= 0, background, 0).sum()
-            hard, easy = hard + wrong, easy + background.sum() - wrong
-        loss = terms.background(positive)  # those were no background
-        wrong = torch.where(positive >= 0, loss, 0).sum()
-        hard, easy = hard - wrong, easy - (loss.sum() - wrong)
-    positives = torch.stack([(level >= 0).sum() for level in per_level[1]])
-    return Imbalance(foreground, easy.clamp(min=0), hard.clamp(min=0), positives)
+    formula, device = formula_of(config), outputs.logits[0].device
+    targets = make_targets(matches, grid, boxes, labels, device)
+    logits = targets.of_positives(outputs.logits)  # (P, K)
+    positive = logits.gather(1, targets.labels[:, None]).squeeze(1).float()  # (P,)
+    quality = box_quality(targets.of_positives(outputs.deltas), targets.anchors, targets.boxes)
+    foreground = formula.foreground(positive, quality).sum()
+    easy, hard = torch.zeros(2, device=device)
+    for level, classes in zip(outputs.logits, targets.classes, strict=True):
+        for x, ignored in zip(level, classes == IGNORE, strict=True):  # image by image: a level would take much memory
+            background = formula.background(x.float()).masked_fill(ignored[:, None], 0)  # (A_l, K)
+            misclassified = torch.where(x >= 0, background, 0).sum()
+            hard, easy = hard + misclassified, easy + background.sum() - misclassified
+    loss = formula.background(positive)  # counted above, although these logits are not background
+    misclassified = torch.where(positive >= 0, loss, 0).sum()
+    hard, easy = hard - misclassified, easy - (loss.sum() - misclassified)
+    return Imbalance(foreground, easy.clamp(min=0), hard.clamp(min=0), torch.tensor(targets.counts))

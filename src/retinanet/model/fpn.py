@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,8 +54,15 @@ class FeaturePyramid(nn.Module):
         pyramid = [self.output[-1](merged)]
         for level in (1, 0):
             lateral = self.lateral[level](features[level])
-            merged = lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
+            merged = lateral + _enlarged(merged, lateral)
             pyramid.insert(0, self.output[level](merged))
         p6 = self.p6(features[-1] if self.p6_from == "c5" else pyramid[-1])
         p7 = self.p7(F.relu(p6) if self.relu_before_p7 else p6)
         return [*pyramid, p6, p7]
+
+
+def _enlarged(coarse: Tensor, fine: Tensor) -> Tensor:
+    """``coarse`` at the size of ``fine``, by its nearest neighbour; autocast would first convert it to float32."""
+    half = coarse.dtype in (torch.float16, torch.bfloat16)
+    with torch.autocast(coarse.device.type, enabled=False) if half else contextlib.nullcontext():
+        return F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")

@@ -1,9 +1,9 @@
-"""Gradients that PyTorch's CPU kernels compute slowly or wrongly, computed from operations that they do well.
+"""Layers whose gradient PyTorch computes slowly or wrongly on the CPU, built from operations that it computes well.
 
-Of a training step with EfficientNet-Lite0 and group norm two of them took a third: the weight gradient of depthwise
-convolutions larger than 3×3 has no vectorised kernel (5×5 in bf16: 30 × slower than this), and the gradient of group
-norm on channels-last memory is walked in strides (10 × slower). Values and gradients are those of the plain layers; a
-second derivative is not supported.
+In a training step of EfficientNet-Lite0 with group norm, two gradients took a third of the time. The weight gradient of
+depthwise convolutions larger than 3×3 has no vectorised kernel (5×5 in bf16: 30 times slower than the code here). The
+gradient of group norm reads channels-last memory in strides (10 times slower). Values and gradients equal those of the
+plain layers; a second derivative is not supported.
 """
 
 from __future__ import annotations
@@ -19,33 +19,34 @@ from torch.nn import functional as F
 
 
 class GroupNorm(nn.GroupNorm):
-    """:class:`torch.nn.GroupNorm`, with a quick gradient on the CPU."""
+    """:class:`torch.nn.GroupNorm`, with a fast gradient on the CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(B, C, H, W)``."""
         last = x.ndim == 4 and x.numel() > 0 and x.is_contiguous(memory_format=torch.channels_last)
-        if not last or not self.affine or not _learns_on_cpu(x, self.weight):
+        if not last or not self.affine or not _needs_grad_on_cpu(x, self.weight):
             return super().forward(x)
         result: Tensor = _GroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
         return result
 
 
-def _learns_on_cpu(x: Tensor, weight: Tensor) -> bool:
-    """Whether a gradient will be asked for, here and of plain tensors."""
-    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return learns and x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+def _needs_grad_on_cpu(x: Tensor, weight: Tensor) -> bool:
+    """Whether autograd will compute a gradient of plain tensors on the CPU."""
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return needs_grad and x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 class StridedConv2d(nn.Conv2d):
-    """:class:`torch.nn.Conv2d` whose weight gradient is right for maps one pixel wide, also in bf16 on the CPU.
+    """:class:`torch.nn.Conv2d` whose weight gradient is also right in bf16 on the CPU for feature maps one pixel wide.
 
-    Where such a map is all padding to a row of a 3×3 kernel with stride 2, the bf16 kernel of torch 2.15 leaves that
-    part of the gradient as the memory was: mostly zeros, sometimes NaN. P7 of a small or narrow image is such a map.
+    With stride 2, some row of a 3×3 kernel sees only padding on such a map. The bf16 kernel of torch 2.15 does not
+    write that part of the gradient: it keeps what was in memory, mostly zeros, sometimes NaN. P7 of a small or narrow
+    image is such a map.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(B, C, H, W)``."""
-        if min(x.shape[-2:]) > 1 or not _learns_on_cpu(x, self.weight):
+        if min(x.shape[-2:]) > 1 or not _needs_grad_on_cpu(x, self.weight):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             result: Tensor = super().forward(x.to(self.weight.dtype))
@@ -66,32 +67,34 @@ class _GroupNorm(torch.autograd.Function):
         x, weight, mean, rstd = ctx.saved_tensors
         (batch, channels, height, width), groups = x.shape, mean.shape[1]
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        values, slope = (t.permute(0, 2, 3, 1).reshape(batch, -1, channels).to(dtype) for t in (x, grad))  # (B, HW, C)
+        values, grad_output = (
+            t.permute(0, 2, 3, 1).reshape(batch, -1, channels).to(dtype) for t in (x, grad)
+        )  # (B, HW, C)
         mean, rstd, scale = mean.to(dtype), rstd.to(dtype), weight.to(dtype)
 
-        def each_channel(of_group: Tensor) -> Tensor:  # (B, groups) → (B, C)
+        def per_channel(of_group: Tensor) -> Tensor:  # (B, groups) → (B, C)
             return of_group.repeat_interleave(channels // groups, dim=1)
 
-        total = slope.sum(dim=1)  # (B, C)
-        product = (slope * values).sum(dim=1)  # (B, C)
-        d_weight = ((product - each_channel(mean) * total) * each_channel(rstd)).sum(dim=0)
-        # weight·rstd·slope − rstd·mean(weight·slope) − rstd·x̂·mean(weight·slope·x̂), written as slope, x and 1 times
+        total = grad_output.sum(dim=1)  # (B, C)
+        product = (grad_output * values).sum(dim=1)  # (B, C)
+        d_weight = ((product - per_channel(mean) * total) * per_channel(rstd)).sum(dim=0)
+        # With g = grad_output: weight·rstd·g − rstd·mean(weight·g) − rstd·x̂·mean(weight·g·x̂), in terms of g, x and 1
         count = height * width * channels // groups
         scaled, scaled_product = ((t * scale).view(batch, groups, -1).sum(dim=2) / count for t in (total, product))
         of_x = (scaled * mean - scaled_product) * rstd**3  # (B, groups)
         constant = -of_x * mean - scaled * rstd
-        d_x = values * each_channel(of_x)[:, None]
-        d_x.addcmul_(slope, (each_channel(rstd) * scale)[:, None]).add_(each_channel(constant)[:, None])
+        d_x = values * per_channel(of_x)[:, None]
+        d_x.addcmul_(grad_output, (per_channel(rstd) * scale)[:, None]).add_(per_channel(constant)[:, None])
         d_x = d_x.to(x.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)
         return d_x, d_weight.to(weight.dtype), total.sum(dim=0).to(weight.dtype), None, None
 
 
 def speed_up_depthwise(body: nn.Module) -> None:
-    """Give the large depthwise convolutions in ``body`` a quick weight gradient on the CPU, in place."""
+    """Give the large depthwise convolutions in ``body`` a fast weight gradient on the CPU, in place."""
     for module in body.modules():
-        quick = _QUICK.get(type(module))
+        fast = _FAST.get(type(module))
         if (
-            quick is not None
+            fast is not None
             and isinstance(module, nn.Conv2d)
             and not isinstance(module.padding, str)
             and 1 < module.groups == module.in_channels == module.out_channels
@@ -101,15 +104,15 @@ def speed_up_depthwise(body: nn.Module) -> None:
             and module.dilation == (1, 1)
             and module.padding_mode == "zeros"
         ):
-            module.__class__ = quick  # weights keep their names, copies their behaviour
+            module.__class__ = fast  # weights keep their names, copies their behaviour
 
 
 class _LargeDepthwise(nn.Module):
-    """Mixed into depthwise convolutions."""
+    """Mix-in that gives a depthwise convolution a fast weight gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
         layer: Any = self
-        if x.ndim != 4 or not layer.weight.requires_grad or not _learns_on_cpu(x, layer.weight):
+        if x.ndim != 4 or not layer.weight.requires_grad or not _needs_grad_on_cpu(x, layer.weight):
             result: Tensor = super().forward(x)
             return result
         if isinstance(self, Conv2dSame):
@@ -129,7 +132,7 @@ class LargeDepthwiseSame(_LargeDepthwise, Conv2dSame):
     """A depthwise convolution that pads as TensorFlow does."""
 
 
-_QUICK: dict[type[nn.Module], type[nn.Conv2d]] = {nn.Conv2d: LargeDepthwise, Conv2dSame: LargeDepthwiseSame}
+_FAST: dict[type[nn.Module], type[nn.Conv2d]] = {nn.Conv2d: LargeDepthwise, Conv2dSame: LargeDepthwiseSame}
 
 
 class _Depthwise(torch.autograd.Function):
@@ -159,7 +162,7 @@ class _Depthwise(torch.autograd.Function):
 def _input_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """The convolution of the gradient, with zeros between its rows and columns, with the kernel turned round."""
+    """Convolve the gradient, with zeros between its rows and columns, with the kernel rotated by 180°."""
     size, (batch, channels, height, width) = weight.shape[-1], x.shape
     spread = grad.new_zeros(batch, height + size - 1, width + size - 1, channels).permute(0, 3, 1, 2)
     top, left = size - 1 - padding[0], size - 1 - padding[1]
@@ -172,7 +175,7 @@ def _input_gradient(
 def _weight_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """The kernel is covered by 3×3 kernels; each one's gradient is that of a 3×3 convolution of a shifted input."""
+    """Cover the kernel with 3×3 kernels; each gradient is that of a 3×3 convolution of a shifted input."""
     size, channels = weight.shape[-1], len(weight)
     offsets = sorted({*range(0, size - 2, 3), size - 3})
     height, width = ((n - 1) * step + 3 for n, step in zip(grad.shape[-2:], stride, strict=True))

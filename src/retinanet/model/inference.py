@@ -1,4 +1,4 @@
-"""A trained network made ready to predict: the same function, with less to do."""
+"""Prepare a trained network for inference: the same function with fewer operations."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from retinanet.errors import ModelError
 from retinanet.model.retinanet import RetinaNet
 
-# Largest difference that folding may make, relative to the largest output: float32 rounding through a deep network.
+# Largest difference that folding may cause, relative to the largest output: float32 rounding through a deep network.
 _TOLERANCE = 1e-3
 
 
 def for_inference(model: RetinaNet, dtype: torch.dtype = torch.float32) -> RetinaNet:
-    """A copy of ``model`` in evaluation mode, batch norm folded into the convolutions before it.
+    """Copy ``model`` in evaluation mode, with batch norm folded into the convolutions before it.
 
     Args:
-        model: the network; it is left as it is.
-        dtype: convolution weights are kept in it, so that they are not converted at every call; run the copy under
+        model: the network; it is not changed.
+        dtype: dtype of the convolution weights, so that they are not converted at every call; run the copy under
             autocast.
     """
     ready = copy.deepcopy(model).eval().requires_grad_(False)
@@ -37,10 +37,8 @@ def for_inference(model: RetinaNet, dtype: torch.dtype = torch.float32) -> Retin
 def fold_batch_norm(model: nn.Module) -> int:
     """Fold batch norm into the convolution whose output it takes, in place; returns how many were folded.
 
-    ``model`` takes ``(B, 3, H, W)``.
-
-    Which convolution that is shows when a picture goes through. If the network gives anything else afterwards (it used
-    the convolution's output twice, say), nothing is changed.
+    A random image ``(1, 3, 64, 64)`` goes through ``model`` to see which convolution feeds which batch norm. If the
+    outputs differ afterwards (because a convolution's output was used twice, for example), nothing is changed.
     """
     device = next(model.parameters()).device
     if device.type == "meta":  # shapes alone: nothing to compare
@@ -49,7 +47,12 @@ def fold_batch_norm(model: nn.Module) -> int:
     try:
         with _exact():
             pairs, before = _conv_before_norm(model, probe)
-    except (RuntimeError, AssertionError, ValueError, ModelError):  # takes no such picture: transformers of one size
+    except (
+        RuntimeError,
+        AssertionError,
+        ValueError,
+        ModelError,
+    ):  # the network does not take this size: some transformers
         return 0
     undo = [(owner, name, getattr(owner, name)) for _, _, owner, name in pairs]
     convolutions = [(conv, conv.weight, conv.bias) for conv, _, _, _ in pairs]
@@ -70,7 +73,7 @@ def fold_batch_norm(model: nn.Module) -> int:
 
 
 def _exact() -> contextlib.AbstractContextManager[None]:
-    """Convolutions in float32 also on a GPU, where TF32's rounding is larger than what folding may change."""
+    """Compute convolutions in float32 also on a GPU: TF32 rounds more than folding may change."""
     flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled, allow_tf32=False
     )
@@ -81,7 +84,7 @@ Pair = tuple[nn.Conv2d, Any, nn.Module, str]
 
 
 def _conv_before_norm(model: nn.Module, probe: Tensor) -> tuple[list[Pair], Tensor]:
-    """Convolutions with the batch norm that takes their output, where it is kept, and what ``model`` makes of it."""
+    """Pairs of convolution and batch norm, where each norm is registered, and the outputs for ``probe``."""
     produced: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}
     found: dict[nn.Module, nn.Conv2d] = {}
     calls: dict[nn.Module, int] = {}
@@ -89,7 +92,11 @@ def _conv_before_norm(model: nn.Module, probe: Tensor) -> tuple[list[Pair], Tens
     def after_conv(module: nn.Module, inputs: Any, output: Tensor) -> None:
         assert isinstance(module, nn.Conv2d)
         calls[module] = calls.get(module, 0) + 1
-        produced[id(output)] = (module, output, output._version)  # kept, so that no other tensor gets its id
+        produced[id(output)] = (
+            module,
+            output,
+            output._version,
+        )  # the tensor is kept, so that no other tensor gets its id
 
     def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[module] = calls.get(module, 0) + 1
@@ -116,7 +123,7 @@ def _conv_before_norm(model: nn.Module, probe: Tensor) -> tuple[list[Pair], Tens
 
 
 def _folded(conv: nn.Conv2d, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
-    """Weight and bias of one convolution that does what both do."""
+    """Weight and bias of one convolution that replaces both."""
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.double()
@@ -132,7 +139,7 @@ def _folded(conv: nn.Conv2d, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
 
 
 def _flat(outputs: Any) -> Tensor:
-    """All numbers of nested lists of tensors."""
+    """Flatten nested lists of tensors into one vector."""
     if isinstance(outputs, Tensor):
         return outputs.flatten()
     return torch.cat([_flat(part) for part in outputs])

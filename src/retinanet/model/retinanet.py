@@ -1,4 +1,4 @@
-"""The network of Figure 3: backbone → pyramid → two subnets. No resizing, no loss, no suppression of duplicates."""
+"""The network of Figure 3: backbone → pyramid → two subnets. No resizing, no loss, no suppression."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class RetinaNet(nn.Module):
         backbone: timm model name.
         num_classes: K; there is no background class.
         pretrained: start the backbone from ImageNet weights.
-        channels: of pyramid and subnets; None: 256, or 128 for backbones whose last stage has under 512 channels
-            (mobile networks, whose cost the subnets would otherwise be many times over).
+        channels: channels of pyramid and subnets; None: 256, or 128 for backbones whose last stage has fewer than 512
+            channels (mobile networks, beside which subnets of 256 channels would cost many times as much).
         anchors_per_location: A; 9 with the paper's anchors.
 
     The other arguments are described at :class:`retinanet.config.ModelConfig`.
@@ -77,7 +77,7 @@ class RetinaNet(nn.Module):
     def from_config(
         cls, config: ModelConfig, anchors: AnchorSpec, num_classes: int, pretrained: bool | None = None
     ) -> RetinaNet:
-        """The network a configuration describes; ``pretrained=False`` skips weights that a checkpoint will replace."""
+        """Build the network of a configuration; ``pretrained=False`` skips weights that a checkpoint will replace."""
         load_weights = config.pretrained if pretrained is None else pretrained
         return cls(
             config.backbone,
@@ -111,7 +111,4 @@ class RetinaNet(nn.Module):
         # Channels-last throughout: convolutions run faster in it, and the subnets' outputs become views.
         images = images.contiguous(memory_format=torch.channels_last)
         pyramid = self.fpn(self.backbone(images))
-        return Outputs(
-            logits=[self.classification(feature) for feature in pyramid],
-            deltas=[self.regression(feature) for feature in pyramid],
-        )
+        return Outputs(logits=self.classification(pyramid), deltas=self.regression(pyramid))

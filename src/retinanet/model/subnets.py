@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
+from retinanet.model.fused import conv_relu, folded, is_fused, settings_of
 from retinanet.model.gradients import GroupNorm
 
 
@@ -36,10 +38,17 @@ class Subnet(nn.Module):
         self.tower = nn.Sequential(*layers)
         self.predict = nn.Conv2d(channels, anchors * outputs, 3, padding=1)
 
-    def forward(self, feature: Tensor) -> Tensor:
-        """One pyramid level ``(B, C, H, W)`` → ``(B, H·W·A, outputs)``; a view where memory is channels-last."""
-        prediction: Tensor = self.predict(self.tower(feature))  # (B, A·outputs, H, W)
-        return prediction.permute(0, 2, 3, 1).reshape(len(feature), -1, self.outputs)
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Pyramid levels ``(B, C, H, W)`` → ``(B, H·W·A, outputs)`` each; views where memory is channels-last."""
+        hidden = list(features)
+        if is_fused(features[0]) and not any(isinstance(layer, nn.GroupNorm) for layer in self.tower):
+            for conv in (layer for layer in self.tower if isinstance(layer, nn.Conv2d)):
+                weight, bias = folded(conv, nn.Identity(), hidden[0])  # converted once for all levels
+                hidden = [conv_relu(x, weight, bias, settings_of(conv)) for x in hidden]
+        else:
+            hidden = [self.tower(x) for x in hidden]
+        predictions = [self.predict(x) for x in hidden]  # (B, A·outputs, H, W)
+        return [p.permute(0, 2, 3, 1).reshape(len(p), -1, self.outputs) for p in predictions]
 
 
 def initialize(module: nn.Module) -> None:

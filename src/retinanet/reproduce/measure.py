@@ -18,6 +18,7 @@ from retinanet.detect.detector import Detector, load
 from retinanet.errors import DataError
 from retinanet.losses import focal_loss, focal_star_loss
 from retinanet.losses.distribution import anchor_losses, cumulative, share_of_hardest
+from retinanet.model.inference import for_inference
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0)
 HARDEST = (0.001, 0.01, 0.1, 0.2)
@@ -133,7 +134,7 @@ def _losses(detector: Detector, image: Dataset) -> tuple[torch.Tensor, torch.Ten
     config = detector.info.config
     ((sample,),) = evaluation_loader(image, config.data)
     pixels = normalized_batch([sample.image], detector.model.mean, detector.model.std, detector.device)
-    outputs = detector.model(pixels)  # in float32, unlike detection
+    outputs = for_inference(detector.model).to(detector.device)(pixels)  # in float32, unlike detection
     grid = make_grid(config.anchors, (pixels.shape[-2], pixels.shape[-1]))
     matched = assign_batch(grid, [sample.boxes], [sample.ignore], config.assign)
     losses = anchor_losses(outputs, matched.to(detector.device), sample.labels.to(detector.device), GAMMAS)

@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule and weight averaging, all counted in images seen rather than in steps."""
+"""Optimizer, learning-rate schedule and EMA of the weights, all counted in images seen rather than in steps."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def learning_rate(config: TrainConfig, seen: int, total: int) -> float:
 
 
 class MovingAverage(AveragedModel):
-    """Exponential moving average of a model's weights and buffers; one that is no floating-point number is copied.
+    """Exponential moving average (EMA) of a model's weights and buffers; integer buffers are copied.
 
     The decay rises from 0 to its value, so that the random start is soon forgotten.
     """
@@ -60,27 +60,27 @@ class MovingAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Take in the weights after a step.
+        """Add the weights after a step.
 
-        PyTorch's own update sends its counter to the GPU at every step and waits until it is there.
+        PyTorch's own update copies its counter to the GPU at every step and waits for the copy.
         """
-        done = int(self.n_averaged)  # is on the CPU
+        done = int(self.n_averaged)  # on the CPU
         share = 1 - min((1 + done) / (10 + done), self.decay) if done else 1.0
         own, new = ([*of.parameters(), *of.buffers()] for of in (self.module, model))
-        learnt = [tensor.is_floating_point() for tensor in own]
-        torch._foreach_lerp_(list(compress(own, learnt)), list(compress(new, learnt)), share)
-        for average, value, averaged in zip(own, new, learnt, strict=True):
-            if not averaged:
-                average.copy_(value)
+        floating = [tensor.is_floating_point() for tensor in own]
+        torch._foreach_lerp_(list(compress(own, floating)), list(compress(new, floating)), share)
+        counters = [not is_floating for is_floating in floating]
+        if any(counters):
+            torch._foreach_copy_(list(compress(own, counters)), list(compress(new, counters)))
         self.n_averaged += 1
 
 
 def make_average(model: nn.Module, config: TrainConfig) -> MovingAverage | None:
-    """The average of ``config.ema``, a decay for :data:`REFERENCE_BATCH` images a step; None where that is unset."""
+    """Create the EMA for ``config.ema``, a decay per :data:`REFERENCE_BATCH` images; None if it is unset."""
     return None if config.ema is None else MovingAverage(model, config.ema ** (config.batch / REFERENCE_BATCH))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group ``lr`` times its ``factor``."""
+    """Set the learning rate of every parameter group to ``lr`` times its ``factor``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["factor"]

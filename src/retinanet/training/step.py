@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from retinanet.anchors import IGNORE, AnchorGrid, assign_batch, make_grid
+from retinanet.anchors import AnchorGrid, Matches, make_grid, match_batch
 from retinanet.config import Config
 from retinanet.data.loader import Batch
 from retinanet.data.transforms import normalized_batch, padded_size
@@ -22,27 +22,27 @@ from retinanet.model import Outputs, RetinaNet
 from retinanet.training.distributed import Processes
 
 
-class Targets(NamedTuple):
-    """What the anchors of a batch learn, on the CPU, so that no GPU is asked which anchors are foreground.
+class GroundTruth(NamedTuple):
+    """Anchors of a batch and what they match, on the CPU, so that no GPU is asked which anchors are positive.
 
     Attributes:
         grid: the anchors.
-        matched: int64 ``(B, A)``, indices into ``boxes``, ``BACKGROUND`` or ``IGNORE``.
+        matches: positive and ignored anchors.
         boxes: ``(G, 4)`` of all images.
         labels: int64 ``(G,)``.
     """
 
     grid: AnchorGrid
-    matched: Tensor
+    matches: Matches
     boxes: Tensor
     labels: Tensor
 
 
-def make_targets(batch: Batch, size: tuple[int, int], config: Config) -> Targets:
+def match_ground_truth(batch: Batch, size: tuple[int, int], config: Config) -> GroundTruth:
     """Match the anchors of images padded to ``size``, ``(height, width)``, with the objects of ``batch``."""
     grid = make_grid(config.anchors, size)
-    matched = assign_batch(grid, batch.boxes, batch.ignore, config.assign)
-    return Targets(grid, matched, torch.cat(batch.boxes), torch.cat(batch.labels))
+    matches = match_batch(grid, batch.boxes, batch.ignore, config.assign)
+    return GroundTruth(grid, matches, torch.cat(batch.boxes), torch.cat(batch.labels))
 
 
 def backward(
@@ -79,8 +79,8 @@ def backward(
     device = next(model.parameters()).device
     height, width = processes.largest(*padded_size(batch.images))
     each = config.loss.normalizer == "image"
-    targets: Targets | None = None
-    foreground, divisor = torch.zeros((), dtype=torch.int64), None
+    truth: GroundTruth | None = None
+    positives, divisor = 0, None
     total, imbalance = torch.zeros(2, device=device), None
     parts = _parts(len(batch.images), config.train.accumulate)
     for part in parts:
@@ -89,34 +89,34 @@ def backward(
             pixels = normalized_batch(own.images, model.mean, model.std, device, (height, width))  # (B, 3, H, W)
             with autocast(device, dtype):
                 outputs = network(pixels)  # per level logits (B, A_l, K), deltas (B, A_l, 4)
-            if targets is None:  # only now: a GPU computes the network meanwhile
-                targets = make_targets(batch, (height, width), config)
+            if truth is None:  # only now: a GPU computes the network meanwhile
+                truth = match_ground_truth(batch, (height, width), config)
                 if not batch.indices:
-                    targets = targets._replace(matched=torch.full_like(targets.matched, IGNORE))
-                foreground = (targets.matched >= 0).sum()
-                divisor = None if each else normalizer(foreground)
-            grid, matched, boxes, labels = targets
-            losses = detection_losses(outputs, grid, matched[part], boxes, labels, config.loss, normalizer, divisor)
+                    truth = truth._replace(matches=Matches.all_ignored(1, len(truth.grid.boxes)))
+                positives = len(truth.matches.positive)
+                divisor = None if each else normalizer(positives)
+            grid, matches, boxes, labels = truth
+            losses = detection_losses(outputs, grid, matches[part], boxes, labels, config.loss, normalizer, divisor)
             # a mean over images is weighted by how many of the step's images it is of
             share = len(own.indices) * processes.world_size / images if each else 1.0
             (share * losses.total).backward()  # type: ignore[no-untyped-call]
         total += share * torch.stack([losses.classification.detach(), losses.box.detach()])
         if measure_imbalance:
-            found = loss_shares(outputs, grid, matched[part], boxes, labels, config.loss)
+            found = loss_shares(outputs, grid, matches[part], boxes, labels, config.loss)
             imbalance = found if imbalance is None else imbalance.plus(found)
-    return Losses(total[0], total[1], foreground), imbalance
+    return Losses(total[0], total[1], torch.tensor(positives)), imbalance
 
 
 def forward_alone(model: RetinaNet, batch: Batch, config: Config, dtype: torch.dtype) -> tuple[Outputs, Losses]:
     """Outputs and losses of ``batch`` without gradients, whatever the other images of its step."""
     device = next(model.parameters()).device
-    targets = make_targets(batch, padded_size(batch.images), config)
+    truth = match_ground_truth(batch, padded_size(batch.images), config)
     with torch.no_grad(), autocast(device, dtype):
         outputs = model(normalized_batch(batch.images, model.mean, model.std, device))
     # Of mined anchors, too, its own are counted: no other process is asked, which may have fewer images to look at.
     alone = Normalizer(replace(config.loss, normalizer="rank"))
     with torch.no_grad():
-        return outputs, detection_losses(outputs, *targets, config.loss, alone, torch.tensor(1.0))
+        return outputs, detection_losses(outputs, *truth, config.loss, alone, 1.0)
 
 
 def _parts(images: int, count: int) -> list[slice]:

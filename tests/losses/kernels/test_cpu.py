@@ -15,10 +15,12 @@ from torch import Tensor
 
 from retinanet.anchors import BACKGROUND, IGNORE
 from retinanet.losses import focal_loss
+from retinanet.losses.classification import Focal, FocalStar, QualityFocal, Varifocal
+from retinanet.losses.formula import Formula
 from retinanet.losses.kernels import cpu
-from retinanet.losses.terms import Focal, FocalStar, QualityFocal, Terms, Varifocal, reference, summed
+from retinanet.losses.sum import reference_loss, summed_loss
 
-TERMS: list[Terms] = [
+TERMS: list[Formula] = [
     Focal(0.25, 2.0),
     Focal(None, 0.0),
     Focal(0.75, 0.0),
@@ -59,15 +61,15 @@ def value_and_gradient(loss: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     seed=st.integers(0, 10_000),
 )
 def test_value_and_gradient_are_the_definitions(
-    terms: Terms, count: int, classes: int, spread: float, piece: int, seed: int
+    terms: Formula, count: int, classes: int, spread: float, piece: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
     logits, labels, quality = scene(count, classes, spread)
     logits.requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "_PIECE", piece)
-        value, gradient = value_and_gradient(summed(logits, labels, terms, quality), logits)
-    expected, slope = value_and_gradient(reference(logits, labels, terms, quality), logits)
+        value, gradient = value_and_gradient(summed_loss(logits, labels, terms, quality), logits)
+    expected, slope = value_and_gradient(reference_loss(logits, labels, terms, quality), logits)
     torch.testing.assert_close(value, expected, rtol=1e-11, atol=1e-13)
     torch.testing.assert_close(gradient, slope, rtol=1e-8, atol=1e-12)
     assert (gradient[labels == IGNORE] == 0).all()
@@ -75,13 +77,13 @@ def test_value_and_gradient_are_the_definitions(
 
 @pytest.mark.parametrize("terms", TERMS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_training_precisions(terms: Terms, dtype: torch.dtype) -> None:
+def test_training_precisions(terms: Formula, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     logits, labels, quality = scene(5000, 6, 4.0, dtype)
     logits.requires_grad_()
-    value, gradient = value_and_gradient(summed(logits, labels, terms, quality), logits)
+    value, gradient = value_and_gradient(summed_loss(logits, labels, terms, quality), logits)
     exact = logits.detach().double().requires_grad_()
-    expected, slope = value_and_gradient(reference(exact, labels, terms, quality), exact)
+    expected, slope = value_and_gradient(reference_loss(exact, labels, terms, quality), exact)
     assert value.dtype == torch.float32
     assert gradient.dtype == dtype
     torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
@@ -94,7 +96,7 @@ def test_small_losses_do_not_drown_in_a_large_sum() -> None:
     torch.manual_seed(0)
     logits = torch.randn(120_087, 3) - 4.6
     labels = torch.full((120_087,), BACKGROUND)
-    exact = reference(logits.double(), labels, Focal(0.25, 2.0))
+    exact = reference_loss(logits.double(), labels, Focal(0.25, 2.0))
     assert focal_loss(logits, labels).item() == pytest.approx(exact.item(), rel=1e-6)
 
 
@@ -125,7 +127,7 @@ def test_logits_that_are_views() -> None:
     labels = torch.randint(-2, 3, (2, 5 * 4 * 4))
     for layout in (torch.channels_last, torch.contiguous_format):
         found = []
-        for function in (summed, reference):
+        for function in (summed_loss, reference_loss):
             x = base.clone(memory_format=layout).requires_grad_()
             loss = function(x.permute(0, 2, 3, 1).reshape(2, -1, 3), labels, Focal(0.25, 2.0))
             found.append(value_and_gradient(loss, x))
@@ -134,15 +136,15 @@ def test_logits_that_are_views() -> None:
 
 def test_without_gradient_none_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels, _ = scene(40, 3, 3.0)
-    expected = reference(logits, labels, Focal(0.25, 2.0))
+    expected = reference_loss(logits, labels, Focal(0.25, 2.0))
     made: list[bool] = []
-    original = cpu._value_and_gradient
+    original = cpu.value_and_gradient
 
     def recorded(*arguments: Any) -> Any:
         made.append(arguments[-1])
         return original(*arguments)
 
-    monkeypatch.setattr(cpu, "_value_and_gradient", recorded)
+    monkeypatch.setattr(cpu, "value_and_gradient", recorded)
     torch.testing.assert_close(focal_loss(logits, labels), expected)
     logits.requires_grad_()
     with torch.no_grad():
@@ -202,4 +204,4 @@ def test_no_classes_and_no_anchors_cost_nothing() -> None:
 
 def test_qualities_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="quality"):
-        summed(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), Varifocal(0.75, 2.0), torch.zeros(4, 1))
+        summed_loss(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), Varifocal(0.75, 2.0), torch.zeros(4, 1))

@@ -12,8 +12,14 @@ pytest.importorskip("triton")
 
 CHECK = """
 import torch
-from retinanet.losses.kernels.triton import summed_on_gpu
-from retinanet.losses.terms import Focal, FocalStar, QualityFocal, Varifocal, reference
+from retinanet.losses.classification import Focal, FocalStar, QualityFocal, Varifocal
+from retinanet.losses.kernels import triton
+from retinanet.losses.sum import SumByKernel, reference_loss
+
+def summed(logits, labels, formula, quality, divisor=1.0):
+    requires_grad = torch.is_grad_enabled() and logits.requires_grad
+    return SumByKernel.apply(logits, labels, formula, quality, divisor, triton, requires_grad)
+
 
 TERMS = [Focal(0.25, 2.0), Focal(None, 0.0), Focal(0.75, 0.0), Focal(0.3, 0.4), Focal(0.5, 5.0),
          FocalStar(0.25, 2.0, 1.0), FocalStar(None, 4.0, 0.0), QualityFocal(2.0), QualityFocal(0.7),
@@ -29,11 +35,11 @@ for terms in TERMS:
             labels = torch.where(kind > 0.8, -2, labels)
             quality = torch.rand(shape[:-1]) * (torch.rand(shape[:-1]) > 0.2)
             x = logits.clone().requires_grad_()
-            loss = summed_on_gpu(x, labels, terms, quality)
+            loss = summed(x, labels, terms, quality)
             (gradient,) = torch.autograd.grad(0.37 * loss, x, retain_graph=True)
             again = torch.autograd.grad(0.37 * loss, x)[0]
             exact = logits.double().requires_grad_()
-            expected = reference(exact, labels, terms, quality)
+            expected = reference_loss(exact, labels, terms, quality)
             (slope,) = torch.autograd.grad(0.37 * expected, exact)
             assert loss.dtype == torch.float32 and gradient.dtype == dtype
             torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=1e-6)
@@ -41,20 +47,24 @@ for terms in TERMS:
             torch.testing.assert_close(gradient.double(), slope, rtol=tolerance, atol=1e-6)
             assert torch.equal(gradient, again)
             with torch.no_grad():
-                assert summed_on_gpu(x, labels, terms, quality) == loss
+                assert summed(x, labels, terms, quality) == loss
+            divided = summed(x, labels, terms, quality, 7.0)
+            torch.testing.assert_close(divided.double(), expected / 7, rtol=2e-6, atol=1e-6)
+            (gradient,) = torch.autograd.grad(divided, x)
+            torch.testing.assert_close(0.37 * gradient.double(), slope / 7, rtol=tolerance, atol=1e-6)
             checked += 1
 for value in (1e4, -1e4, 2.0**100, -(2.0**100), 0.0):
     for label in (0, -1, -2):
         x = torch.tensor([[value]], requires_grad=True)
         for terms in TERMS[:5]:
-            loss = summed_on_gpu(x, torch.tensor([label]), terms, None)
+            loss = summed(x, torch.tensor([label]), terms, None)
             (gradient,) = torch.autograd.grad(loss, x)
             assert loss >= 0 and torch.isfinite(loss) and torch.isfinite(gradient).all()
             checked += 1
 half = torch.zeros(1, 1, requires_grad=True)  # p = q: no loss, and a gradient of 0 although γ < 1
-loss = summed_on_gpu(half, torch.zeros(1, dtype=torch.int64), QualityFocal(0.5), torch.tensor([0.5]))
+loss = summed(half, torch.zeros(1, dtype=torch.int64), QualityFocal(0.5), torch.tensor([0.5]))
 assert torch.autograd.grad(loss, half)[0] == 0
-assert summed_on_gpu(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), TERMS[0], None) == 0
+assert summed(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), TERMS[0], None) == 0
 print(checked)
 """
 

@@ -3,58 +3,51 @@
 Whole-tensor operations would write and read a temporary as large as the logits at each of some twenty steps; memory,
 not arithmetic, would set the time. Here every piece goes through all steps while it is in the cache, the logits are
 read once and the gradient is written once. Nearly all logits are background, whose formulas are worked out by hand; the
-few foreground ones go through :class:`retinanet.losses.terms.Terms` and automatic differentiation.
+few foreground logits go through the formula and automatic differentiation.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from retinanet.anchors.assign import BACKGROUND, IGNORE
-from retinanet.losses.terms import Dense, Terms
+from retinanet.anchors.matches import BACKGROUND, IGNORE
+from retinanet.losses.formula import Coefficients, Formula
 
 # Logits a piece: large enough to be shared by several threads, small enough that three of them fit a cache.
 _PIECE = 1 << 18
 
 
-def summed_on_cpu(logits: Tensor, labels: Tensor, terms: Terms, quality: Tensor | None) -> Tensor:
-    """:func:`retinanet.losses.terms.summed` for tensors on the CPU."""
-    learns = torch.is_grad_enabled() and logits.requires_grad
-    total: Tensor = _Summed.apply(logits, labels, terms, quality, learns)
-    return total
+class Gradient(NamedTuple):
+    """A gradient that still has to be scaled.
+
+    Attributes:
+        rows: ``(A, K)``, of the background, without ``factor``; whatever it has at ``where`` is replaced.
+        factor: of the background.
+        where: int64 ``(P,)``, positions of the foreground logits among all.
+        foreground: ``(P,)``, their gradient.
+    """
+
+    rows: Tensor
+    factor: float
+    where: Tensor
+    foreground: Tensor
 
 
-class _Summed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, terms: Terms, quality: Tensor | None, learns: bool) -> Tensor:
-        total, gradient = _value_and_gradient(logits, labels, terms, quality, learns)
-        if learns:
-            ctx.save_for_backward(logits, labels, quality)
-            ctx.terms, ctx.gradient = terms, gradient
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        logits, labels, quality = ctx.saved_tensors
-        # The gradient is scaled in place and given away; a second backward pass (retain_graph) makes a new one.
-        gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:
-            gradient = _value_and_gradient(logits, labels, ctx.terms, quality, True)[1]
-        dense, where, of_foreground = gradient
-        dense.mul_(ctx.terms.dense.weight * slope)  # a scalar keeps its own precision
-        dense.view(-1)[where] = (of_foreground * slope).to(dense.dtype)
-        return dense.view(logits.shape).to(logits.dtype), None, None, None, None
+def scaled(gradient: Gradient, grad_output: Tensor) -> Tensor:
+    """``gradient`` times ``grad_output``; its memory is used for the result."""
+    rows, factor, where, foreground = gradient
+    rows.mul_(factor * grad_output)  # a scalar keeps its own precision
+    rows.view(-1)[where] = (foreground * grad_output).to(rows.dtype)
+    return rows
 
 
-def _value_and_gradient(
-    logits: Tensor, labels: Tensor, terms: Terms, quality: Tensor | None, learns: bool
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-    """The loss, and of its gradient: the background's without its weight, which elements are foreground, and theirs."""
+def value_and_gradient(
+    logits: Tensor, labels: Tensor, formula: Formula, quality: Tensor | None, divisor: float, requires_grad: bool
+) -> tuple[Tensor, Gradient | None]:
+    """:func:`retinanet.losses.sum.summed_loss` for tensors on the CPU, and its gradient if ``requires_grad``."""
     classes, exact = logits.shape[-1], torch.float64 if logits.dtype == torch.float64 else torch.float32
     rows = logits.detach().reshape(-1, classes)  # (A, K)
     labels = labels.reshape(-1)
@@ -67,22 +60,30 @@ def _value_and_gradient(
 
     # float16 cannot hold the gradient before it is scaled
     dtype = exact if logits.dtype == torch.float16 else logits.dtype
-    gradient = torch.empty(rows.shape, dtype=dtype) if learns else None
-    total = _background(rows, where, ignored, terms.dense, gradient, exact)
+    gradient = torch.empty(rows.shape, dtype=dtype) if requires_grad else None
+    coefficients = formula.coefficients
+    total = _background(rows, where, ignored, coefficients, gradient, exact)
+    factor = coefficients.background / divisor
     if len(foreground) == 0:
-        return total.to(exact), None if gradient is None else (gradient, where, rows.new_zeros(0))
+        nothing = rows.new_zeros(0)
+        return (total / divisor).to(exact), None if gradient is None else Gradient(gradient, factor, where, nothing)
     with torch.enable_grad():
-        x = rows.reshape(-1)[where].to(exact).requires_grad_(learns)
+        x = rows.reshape(-1)[where].to(exact).requires_grad_(requires_grad)
         fits = None if quality is None else quality.detach().reshape(-1)[foreground].to(exact).clamp(0, 1)
-        loss = terms.foreground(x, fits).sum(dtype=torch.float64)
-    total = (total + loss.detach()).to(exact)
+        loss = formula.foreground(x, fits).sum(dtype=torch.float64) / divisor
+    total = (total / divisor + loss.detach()).to(exact)
     if gradient is None:
         return total, None
-    return total, (gradient, where, torch.autograd.grad(loss, x)[0])
+    return total, Gradient(gradient, factor, where, torch.autograd.grad(loss, x)[0])
 
 
 def _background(
-    rows: Tensor, where: Tensor, ignored: Tensor, terms: Dense, gradient: Tensor | None, exact: torch.dtype
+    rows: Tensor,
+    where: Tensor,
+    ignored: Tensor,
+    coefficients: Coefficients,
+    gradient: Tensor | None,
+    exact: torch.dtype,
 ) -> Tensor:
     """The background's loss with its weight (float64 scalar); its gradient without goes to ``gradient``.
 
@@ -95,20 +96,21 @@ def _background(
         starts = torch.arange(0, count + step, step)
         foreground_at = torch.searchsorted(where, starts * classes).tolist()
         ignored_at = torch.searchsorted(ignored, starts).tolist()
-    general = terms.beta is None and terms.gamma not in (0, 2)
-    copied = rows.dtype != exact or terms.beta is not None
+    star, gamma = coefficients.kind == "focal_star", coefficients.gamma
+    general = not star and gamma not in (0, 2)
+    copied = rows.dtype != exact or star
     buffers = torch.empty(4 if general or copied else 3, min(step, count) * classes, dtype=exact)
     sums = []
     for piece, start in enumerate(range(0, count, step)):
         source = rows[start : start + step].reshape(-1)
         p, s, w, *more = buffers[:, : len(source)]
         x = more[0].copy_(source) if copied else source
-        if terms.beta is not None:
-            x.mul_(terms.gamma).sub_(terms.beta)
+        if star:
+            x.mul_(gamma).sub_(coefficients.beta)
         torch.sigmoid(x, out=p)
         torch.ops.aten.softplus.out(x, 1, 40, out=s)  # above 40 it is x, also in float64
         if general:
-            torch.sub(x, s, out=w).mul_(terms.gamma).exp_()  # p^γ, as log p = x − s
+            torch.sub(x, s, out=w).mul_(gamma).exp_()  # p^γ, as log p = x − s
         skipped = where[foreground_at[piece] : foreground_at[piece + 1]] - start * classes
         left_out = ignored[ignored_at[piece] : ignored_at[piece + 1]] - start
         for values in (p, s):  # no loss and no gradient where both are 0
@@ -121,9 +123,9 @@ def _background(
             sums.append(torch.mul(w, s, out=more[0]).sum())
             if target is not None:
                 torch.addcmul(s, p, s, value=-1, out=s)  # (1 − p) s
-                torch.add(p, s, alpha=terms.gamma, out=s)
+                torch.add(p, s, alpha=gamma, out=s)
                 target.copy_(s.mul_(w))
-        elif terms.gamma == 2 and terms.beta is None:
+        elif gamma == 2 and not star:
             s.mul_(p)
             sums.append(torch.mul(p, s, out=w).sum())  # a dot product would add in float32 one by one
             if target is not None:  # 2 p · ((1 − p) p s + p² / 2)
@@ -135,4 +137,4 @@ def _background(
             if target is not None:
                 target.copy_(p)
     total = torch.stack(sums).sum(dtype=torch.float64) if sums else torch.zeros((), dtype=torch.float64)
-    return terms.weight * total / (1 if terms.beta is None else terms.gamma)
+    return coefficients.background * total / (gamma if star else 1)

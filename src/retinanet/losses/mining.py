@@ -1,6 +1,6 @@
-"""Online hard example mining, which the paper compares the focal loss with (section 5.1, Table 1d).
+"""Online hard example mining (OHEM), a baseline of the paper (section 5.1, Table 1d).
 
-Cross entropy and α-balanced cross entropy, its other baselines, are :func:`retinanet.losses.focal_loss` with γ = 0.
+The other baselines, cross entropy and α-balanced cross entropy, are :func:`retinanet.losses.focal_loss` with γ = 0.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import nms
 
-from retinanet.anchors.assign import IGNORE
+from retinanet.anchors.matches import IGNORE
 
 
 def ohem_loss(
     logits: Tensor, labels: Tensor, anchors: Tensor, batch: int = 128, nms_iou: float = 0.5, ratio: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy of the hardest anchors of one image; all others, the easy ones, count nothing.
+    """Cross entropy of the hardest anchors of one image; the loss of all other anchors is left out.
 
     An anchor's loss is the sum over the classes. Of two anchors that overlap by more than ``nms_iou`` only the one of
     higher loss is left, as in https://arxiv.org/abs/1604.03540; of those left, the ``batch`` of highest loss count.

@@ -1,0 +1,68 @@
+"""The container for detections, from the network to files and reports; NumPy arrays, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Detections:
+    """D detections of one image or of many, best first within each image.
+
+    Attributes:
+        images: int64 ``(D,)``, the position of the image of each detection; 0 for a single image.
+        boxes: float32 (float64 if read from a file) ``(D, 4)``, ``xyxy`` pixels.
+        scores: float32 (float64 if read from a file) ``(D,)``.
+        labels: int64 ``(D,)``, indices into the classes.
+    """
+
+    images: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.floating]
+    scores: npt.NDArray[np.floating]
+    labels: npt.NDArray[np.int64]
+
+    @classmethod
+    def of_one_image(
+        cls,
+        boxes: npt.NDArray[np.floating],
+        scores: npt.NDArray[np.floating],
+        labels: npt.NDArray[np.int64],
+        image: int = 0,
+    ) -> Detections:
+        """Detections that all belong to the image at position ``image``."""
+        return cls(np.full(len(scores), image, dtype=np.int64), boxes, scores, labels)
+
+    @classmethod
+    def empty(cls) -> Detections:
+        """No detections."""
+        integers, reals = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+        return cls(integers, reals.reshape(0, 4), reals, integers)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Detections]) -> Detections:
+        """Join detections, in order of their images; within an image the order stays."""
+        if not parts:
+            return cls.empty()
+        columns = [np.concatenate([getattr(part, name) for part in parts]) for name in cls.__annotations__]
+        return cls(*columns).take(np.argsort(columns[0], kind="stable"))
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def take(self, rows: npt.NDArray[Any] | slice) -> Detections:
+        """Select detections by position, mask or slice."""
+        return Detections(self.images[rows], self.boxes[rows], self.scores[rows], self.labels[rows])
+
+    def of_image(self, image: int) -> Detections:
+        """Select the detections of the image at position ``image``."""
+        return self.take(self.images == image)
+
+    def rescaled(self, size: Sequence[int], new_size: Sequence[int]) -> Detections:
+        """Convert boxes from an image of ``(height, width)`` pixels to the same image at another size."""
+        factors = np.array([new_size[1] / size[1], new_size[0] / size[0]] * 2, dtype=np.float32)
+        return Detections(self.images, self.boxes * factors, self.scores, self.labels)

@@ -1,0 +1,48 @@
+"""What a classification loss has to provide, so that one sum and its kernels serve all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """A formula as numbers, for kernels.
+
+    The loss of a background logit x, with p = sigmoid(x), is ``background · p^γ · softplus(x)``, and for ``focal_star``
+    ``background · softplus(γ x − β) / γ``.
+
+    Attributes:
+        kind: which formula.
+        background: factor on the loss of background logits.
+        foreground: factor on the loss of foreground logits.
+        gamma: focusing parameter γ.
+        beta: shift β of ``focal_star``, 0 elsewhere.
+    """
+
+    kind: Literal["focal", "focal_star", "quality_focal", "varifocal"]
+    background: float
+    foreground: float
+    gamma: float
+    beta: float = 0.0
+
+
+class Formula(Protocol):
+    """A classification loss of single logits, computed in at least float32.
+
+    A one-vs-all classifier has two kinds of logit: the class of a positive anchor (foreground), and all others
+    (background).
+    """
+
+    def background(self, x: Tensor) -> Tensor:
+        """Loss of background logits."""
+
+    def foreground(self, x: Tensor, quality: Tensor | None) -> Tensor:
+        """Loss of foreground logits; ``quality`` in [0, 1] is the IoU of the predicted box, for losses that use it."""
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """The formula as numbers."""

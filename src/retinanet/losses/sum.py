@@ -1,0 +1,109 @@
+"""The sum of a classification loss over all anchors, by the fastest way this device has.
+
+:func:`reference_loss` is the definition, from whole tensors. The kernels compute the same value and gradient in one
+pass over the logits; the tests compare them with the reference.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from retinanet.anchors.matches import IGNORE
+from retinanet.losses.formula import Formula
+from retinanet.losses.kernels import cpu
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def summed_loss(
+    logits: Tensor, labels: Tensor, formula: Formula, quality: Tensor | None = None, divisor: float = 1.0
+) -> Tensor:
+    """The loss summed over everything that is not ignored, in at least float32, also under autocast.
+
+    Args:
+        logits: ``(…, K)``, any floating dtype.
+        labels: int64 ``(…,)``: class ``0..K-1``, ``BACKGROUND`` (−1, all classes negative) or ``IGNORE`` (−2, no loss).
+        formula: which loss.
+        quality: ``(…,)``, of the positive anchors; the values of the others are not read.
+        divisor: the sum is divided by it. A kernel that knows it writes the final gradient in its only pass.
+
+    Raises:
+        ValueError: the shapes do not fit, or (on the CPU) a label is not below K.
+    """
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}: expected (…,) and (…, K)"
+        )
+    if quality is not None and quality.shape != labels.shape:
+        raise ValueError(f"quality {tuple(quality.shape)} does not fit labels {tuple(labels.shape)}")
+    with torch.autocast(logits.device.type, enabled=False):
+        kernel = _kernel(logits)
+        if kernel is None:
+            return reference_loss(logits, labels, formula, quality) / divisor
+        requires_grad = torch.is_grad_enabled() and logits.requires_grad
+        total: Tensor = SumByKernel.apply(logits, labels, formula, quality, divisor, kernel, requires_grad)
+        return total
+
+
+def reference_loss(logits: Tensor, labels: Tensor, formula: Formula, quality: Tensor | None = None) -> Tensor:
+    """:func:`summed_loss` by its definition, from whole tensors; the kernels are compared with it."""
+    x = logits if logits.dtype == torch.float64 else logits.float()
+    positive = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)  # (…, K)
+    if quality is not None:
+        quality = torch.where(labels >= 0, quality, 0).to(x.dtype).clamp(0, 1)[..., None].expand_as(x)
+    loss = torch.where(positive, formula.foreground(x, quality), formula.background(x))
+    return torch.where((labels != IGNORE)[..., None], loss, 0.0).sum()
+
+
+class SumByKernel(torch.autograd.Function):
+    """Value and gradient from one call of a kernel, a module with ``value_and_gradient`` and ``scaled``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor,
+        formula: Formula,
+        quality: Tensor | None,
+        divisor: float,
+        kernel: Any,
+        requires_grad: bool,
+    ) -> Tensor:
+        """Compute the sum, and the gradient with it."""
+        total, gradient = kernel.value_and_gradient(logits, labels, formula, quality, divisor, requires_grad)
+        if requires_grad:
+            ctx.save_for_backward(logits, labels, quality)
+            ctx.formula, ctx.divisor, ctx.kernel, ctx.gradient = formula, divisor, kernel, gradient
+        result: Tensor = total
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        """Hand out the gradient, times ``grad_output``."""
+        logits, labels, quality = ctx.saved_tensors
+        # The gradient is scaled in place and given away; a second backward pass (retain_graph) makes a new one.
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            gradient = ctx.kernel.value_and_gradient(logits, labels, ctx.formula, quality, ctx.divisor, True)[1]
+        scaled = ctx.kernel.scaled(gradient, grad_output)
+        return scaled.view(logits.shape).to(logits.dtype), None, None, None, None, None, None
+
+
+def _kernel(logits: Tensor) -> ModuleType | None:
+    """The module that computes the sum on this device; None: the reference."""
+    if logits.numel() == 0 or torch.compiler.is_compiling():
+        return None
+    if logits.device.type == "cpu":
+        return cpu
+    if logits.device.type == "cuda" and logits.dtype != torch.float64 and _HAS_TRITON:
+        from retinanet.losses.kernels import triton
+
+        return triton
+    return None

@@ -1,0 +1,193 @@
+"""Outputs → detections (section 4, Inference): threshold and top-k per level, decoding, merging, suppression."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from retinanet.anchors.coding import decode_boxes
+from retinanet.anchors.grid import AnchorGrid
+from retinanet.config import DecodeConfig
+from retinanet.detections import Detections
+from retinanet.hardware import to_device
+from retinanet.model import Outputs
+
+# Candidates that suppression looks at first, in multiples of the detections wanted.
+_PREFIX = 2
+# Pairs of candidates that a GPU compares at once: bounds the memory, at some 40 bytes a pair.
+_PAIRS = 1 << 24
+# Rounds of suppression between two questions to the GPU whether the result still changes.
+_ROUNDS = 6
+# So many scores, or fewer, are represented by their maximum at first; a power of two.
+_LARGEST_BLOCK, _SMALLEST_BLOCK = 64, 4
+
+
+class Candidates(NamedTuple):
+    """What is left of a batch before suppression: the same number N for every image, best first.
+
+    Attributes:
+        boxes: float32 ``(B, N, 4)``, clipped to each image.
+        scores: float32 ``(B, N)``; 0 where an image has fewer.
+        labels: int64 ``(B, N)``.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+@torch.no_grad()
+def postprocess(
+    outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]], config: DecodeConfig | None = None
+) -> list[Detections]:
+    """Detections of each image of a batch.
+
+    Per level: scores above ``config.score``, of them the ``config.top_k`` highest, decoded. All levels together: per
+    class, boxes that overlap a better one by more than IoU ``config.nms`` are dropped; ``config.max_detections`` stay.
+
+    Args:
+        outputs: the network's predictions for B images.
+        grid: the anchors they refer to.
+        image_sizes: ``(height, width)`` of each image inside the padded batch.
+        config: thresholds; the paper's by default.
+    """
+    config = config or DecodeConfig()
+    if not image_sizes:
+        return []
+    return suppress(select(outputs, grid, image_sizes, config), config)
+
+
+def select(outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]], config: DecodeConfig) -> Candidates:
+    """The best of each level over the threshold, decoded; see :func:`postprocess`."""
+    # Comparing logits spares the sigmoid of the 99 % of anchors that fall below the threshold.
+    lowest = math.log(config.score / (1 - config.score)) if config.score > 0 else -math.inf
+    levels = []
+    for logits, deltas, anchors in zip(outputs.logits, outputs.deltas, grid.split(grid.boxes), strict=True):
+        top, position = highest(logits.flatten(1), config.top_k)  # (B, k) both
+        anchor = position // logits.shape[-1]
+        chosen = deltas.gather(1, anchor[..., None].expand(-1, -1, 4))  # (B, k, 4)
+        levels.append((top, position % logits.shape[-1], chosen, anchors[anchor]))
+    logit, label, delta, anchor = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))  # (B, N, …)
+    box = decode_boxes(delta.float(), anchor)
+    finite = box.isfinite().all(dim=2, keepdim=True)
+    box = torch.where(finite, box, 0)
+    # compared in float32: rounded to the logits' precision, the threshold would be another
+    logit = torch.where((logit.float() > lowest) & finite[..., 0], logit.float(), -math.inf)
+    logit, order = logit.sort(dim=1, descending=True, stable=True)
+    sizes = to_device(torch.tensor(image_sizes, dtype=torch.float32), box.device).flip(1).repeat(1, 2)  # (B, 4) w h w h
+    box = box.gather(1, order[..., None].expand(-1, -1, 4))
+    box = torch.minimum(box.clamp(min=0), sizes[:, None])
+    return Candidates(box, logit.sigmoid(), label.gather(1, order))
+
+
+def highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` highest of each row of ``(B, n)``, all of them if there are fewer, and where they stand.
+
+    They lie in the ``count`` blocks of the highest maxima, and those are found the same way. So there is one quick pass
+    for the maxima and little to sort, and no shape depends on how many scores exceed a threshold.
+    """
+    length = values.shape[1]
+    count, size = min(count, length), _LARGEST_BLOCK
+    while size > _SMALLEST_BLOCK and size * size * count > 2 * length:
+        size //= 2
+    whole = length // size * size
+    if size == _SMALLEST_BLOCK or whole <= 2 * count * size:
+        return values.topk(count, dim=1)
+    blocks = values[:, :whole].view(len(values), -1, size)  # (B, n / size, size)
+    block = highest(blocks.amax(dim=2), count)[1]  # (B, count)
+    if whole == length:  # whole blocks are copied at once
+        first = torch.arange(len(values), device=values.device)[:, None] * (length // size)
+        chosen = values.reshape(-1, size).index_select(0, (block + first).view(-1)).view(len(values), -1)
+    else:
+        chosen = blocks.gather(1, block[..., None].expand(-1, -1, size)).flatten(1)
+        chosen = torch.cat([chosen, values[:, whole:]], dim=1)
+    top, order = highest(chosen, count)
+    in_block = block.gather(1, (order // size).clamp(max=count - 1)) * size + order % size
+    return top, torch.where(order < count * size, in_block, order + whole - count * size)
+
+
+def suppress(candidates: Candidates, config: DecodeConfig) -> list[Detections]:
+    """Drop boxes that overlap a better one of their class; see :func:`postprocess`."""
+    # A class is moved apart from another by more than the image's extent: boxes of different classes never overlap. In
+    # float64, whose precision the shift does not use up.
+    boxes = candidates.boxes.double()
+    extent = boxes.amax() + 1 if boxes.numel() else 1
+    apart = boxes + (candidates.labels * extent)[..., None]
+    wanted = min(apart.shape[1], _PREFIX * config.max_detections)
+    if apart.device.type == "cpu" or wanted**2 > _PAIRS:
+        return suppress_in_turn(candidates, apart, config)
+    return suppress_together(candidates, apart, config)
+
+
+def suppress_in_turn(candidates: Candidates, apart: Tensor, config: DecodeConfig) -> list[Detections]:
+    """:func:`suppress` image by image."""
+    results = []
+    counts = (candidates.scores > 0).sum(dim=1).tolist()
+    for image, count in enumerate(counts):
+        # Suppression goes from best to worst, so the best candidates' result does not depend on the rest.
+        taken = min(count, _PREFIX * config.max_detections)
+        while True:
+            keep = nms(apart[image, :taken], candidates.scores[image, :taken].double(), config.nms)
+            if len(keep) >= config.max_detections or taken == count:
+                break
+            taken = min(count, 2 * taken)
+        keep = keep[: config.max_detections]
+        boxes, scores, labels = (values[image, keep].cpu().numpy() for values in candidates)
+        results.append(Detections.of_one_image(boxes, scores, labels))
+    return results
+
+
+def suppress_together(candidates: Candidates, apart: Tensor, config: DecodeConfig) -> list[Detections]:
+    """:func:`suppress` for all images at once, on a GPU, which would spend its time waiting between single images."""
+    total = apart.shape[1]
+    counts = (candidates.scores > 0).sum(dim=1)
+    taken = min(total, _PREFIX * config.max_detections)
+    while True:
+        images = max(1, _PAIRS // taken**2) if taken else len(apart)
+        parts = zip(
+            torch.split(apart[:, :taken], images), torch.split(candidates.scores[:, :taken], images), strict=True
+        )
+        keep = torch.cat([_greedy(boxes, scores > 0, config.nms) for boxes, scores in parts])  # (B, taken)
+        kept = keep.sum(dim=1)
+        if taken == total or bool(((kept >= config.max_detections) | (counts <= taken)).all()):
+            break
+        taken = min(total, 2 * taken)
+        if taken**2 > _PAIRS:
+            return suppress_in_turn(candidates, apart, config)
+    first = (~keep).to(torch.uint8).sort(dim=1, stable=True).indices[:, : config.max_detections]  # (B, D)
+    boxes, scores, labels = (
+        values.cpu().numpy()
+        for values in (
+            candidates.boxes.gather(1, first[..., None].expand(-1, -1, 4)),
+            candidates.scores.gather(1, first),
+            candidates.labels.gather(1, first),
+        )
+    )
+    lengths = kept.clamp(max=config.max_detections).tolist()
+    return [Detections.of_one_image(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(lengths)]
+
+
+def _greedy(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    """Which of the boxes greedy suppression keeps: float64 ``(B, n, 4)`` and bool ``(B, n)``, best first → ``(B, n)``.
+
+    A box is kept if no better box that is kept overlaps it. Applied to any guess, that rule makes at least one more
+    decision final each time; once nothing changes, the result is that of going from best to worst.
+    """
+    sides = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
+    area = sides[0] * sides[1]  # (B, n)
+    (left, top, right, bottom), (row, column) = boxes.unbind(-1), ((..., slice(None), None), (..., None, slice(None)))
+    width = (torch.minimum(right[row], right[column]) - torch.maximum(left[row], left[column])).clamp(min=0)
+    height = (torch.minimum(bottom[row], bottom[column]) - torch.maximum(top[row], top[column])).clamp(min=0)
+    shared = width.mul_(height)  # (B, n, n)
+    overlaps = shared / (area[row] + area[column] - shared) > threshold
+    overlaps = overlaps.triu(diagonal=1)  # [i, j]: the better box i overlaps box j
+    keep = valid
+    while True:
+        for _ in range(_ROUNDS):
+            before, keep = keep, valid & ~(overlaps & keep[row]).any(dim=1)
+        if torch.equal(before, keep):
+            return keep
