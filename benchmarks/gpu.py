@@ -28,9 +28,9 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
-from retinanet.anchors import BACKGROUND, AnchorSpec, Matches, match_batch
+from retinanet.anchors import BACKGROUND, AnchorSpec, Matches, make_grid, match_batch
 from retinanet.bench.peer import torchvision_retinanet
-from retinanet.config import Config, DecodeConfig, load_recipe
+from retinanet.config import Config, DecodeConfig
 from retinanet.data.loader import Batch
 from retinanet.detect.detector import Detector
 from retinanet.files import write_json
@@ -39,9 +39,10 @@ from retinanet.losses import Normalizer, focal_loss
 from retinanet.model import Outputs, RetinaNet
 from retinanet.model.backbone import load_backbone_weights
 from retinanet.postprocess import postprocess
-from retinanet.train.distributed import Processes
-from retinanet.train.optim import make_optimizer
-from retinanet.train.step import backward
+from retinanet.recipes import load_recipe
+from retinanet.training.distributed import Processes
+from retinanet.training.optim import make_optimizer
+from retinanet.training.step import backward
 from retinanet.zoo.importers import from_torchvision
 
 CLASSES = 80
@@ -195,7 +196,7 @@ def ceilings(bench: Bench) -> Iterator[Row]:
 
 def losses(bench: Bench) -> Iterator[Row]:
     """Focal loss and gradient of a batch's logits. The floor reads each logit and writes each gradient: a copy."""
-    anchors = len(AnchorSpec().grid((bench.side, bench.side)).boxes)
+    anchors = len(make_grid(AnchorSpec(), (bench.side, bench.side)).boxes)
     for classes in (1, 80, 1203):
         images = bench.sizes(16)[0] if classes < 1000 else bench.sizes(2)[0]  # torchvision's temporaries must fit
         for dtype in (torch.float32, torch.bfloat16):
@@ -211,7 +212,7 @@ def losses(bench: Bench) -> Iterator[Row]:
 def _logits(bench: Bench, images: int, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Logits around the prior's, ``(images, A, classes)``, and labels with 40 foreground anchors an image."""
     torch.manual_seed(0)
-    anchors = len(AnchorSpec().grid((bench.side, bench.side)).boxes)
+    anchors = len(make_grid(AnchorSpec(), (bench.side, bench.side)).boxes)
     logits = (torch.randn(images, anchors, classes, device=bench.device) - 4.6).to(dtype)
     labels = torch.full((images, anchors), BACKGROUND)
     labels.view(-1)[torch.randperm(labels.numel())[: 40 * images]] = 0
@@ -279,7 +280,7 @@ def tuning(bench: Bench) -> Iterator[Row]:
 
 def assignment(bench: Bench) -> Iterator[Row]:
     """Ours runs on the CPU while the GPU computes the network; torchvision's on the GPU, image by image."""
-    grid = AnchorSpec().grid((bench.side, bench.side))
+    grid = make_grid(AnchorSpec(), (bench.side, bench.side))
     matcher = Matcher(0.5, 0.4, allow_low_quality_matches=False)
     (images,) = bench.sizes(16)
     for count in (7, 50, 500):
@@ -301,7 +302,7 @@ def assignment(bench: Bench) -> Iterator[Row]:
 
 def postprocessing(bench: Bench) -> Iterator[Row]:
     """Outputs on the device → 300 detections an image, with tens of thousands of scores over the threshold."""
-    grid = AnchorSpec().grid((bench.side, bench.side)).to(bench.device)
+    grid = make_grid(AnchorSpec(), (bench.side, bench.side)).to(bench.device)
     peer = torchvision_retinanet(CLASSES)
     for images in bench.sizes(1, 8, 32):
         torch.manual_seed(0)

@@ -22,10 +22,11 @@ import torch
 from PIL import Image
 
 import retinanet
-from retinanet.config import Config, load_recipe
+from retinanet.config import Config
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.predict import predict
+from retinanet.recipes import load_recipe
 from retinanet.zoo.weights import BUNDLED, load_weights, read_info, save_weights
 
 

@@ -60,8 +60,9 @@ def one(data: Path, spec: dict[str, Any]) -> dict[str, Any]:
 
 def train_recipe(spec: dict[str, Any], train_set: Any, val_set: Any, epochs: int) -> dict[str, Any]:
     """Train with one of our recipes; returns the metrics on ``val_set``."""
-    from retinanet.config import Config, load_recipe
-    from retinanet.train.loop import train
+    from retinanet.config import Config
+    from retinanet.recipes import load_recipe
+    from retinanet.training.loop import train_on
 
     recipe, _, change = spec["side"].partition("_")
     values = load_recipe(recipe).to_dict()
@@ -74,7 +75,7 @@ def train_recipe(spec: dict[str, Any], train_set: Any, val_set: Any, epochs: int
     if change == "fitted":
         values["anchors"] = fitted_anchors(Config.from_dict(values), train_set)
     out = KEPT / f"{spec['side']}-{spec['set']}-{spec['seed']}"
-    metrics: dict[str, Any] = train(Config.from_dict(values), train_set, val_set, out, resume=True).metrics
+    metrics: dict[str, Any] = train_on(Config.from_dict(values), train_set, val_set, out, resume=True).metrics
     return metrics
 
 

@@ -19,12 +19,13 @@ from torchvision.ops import box_iou
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.detect.detector import load
-from retinanet.evaluation.coco_ap import Predictions, coco_metrics
+from retinanet.detections import Detections
+from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.matching import make_scene, match
 from retinanet.evaluation.predict import predict
 
 
-def score_and_fit(dataset: Dataset, predictions: Predictions) -> tuple[float, float]:
+def score_and_fit(dataset: Dataset, predictions: Detections) -> tuple[float, float]:
     """Mean IoU of the true positives, and the rank correlation of their scores and IoUs."""
     scene = make_scene(dataset, predictions)
     matching = match(scene)

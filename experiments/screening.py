@@ -81,7 +81,7 @@ def config_of(candidate: str, train_set: Any) -> Any:
 
 def one(data: Path, spec: dict[str, Any]) -> dict[str, Any]:
     """Train and evaluate one candidate on one set."""
-    from retinanet.train.loop import train
+    from retinanet.training.loop import train_on
 
     torch.set_num_threads(1)
     epochs = SETS[spec["set"]].screening_epochs
@@ -90,7 +90,7 @@ def one(data: Path, spec: dict[str, Any]) -> dict[str, Any]:
     config = replace(config, train=replace(config.train, epochs=epochs, eval_every=epochs, seed=spec["seed"]))
     with tempfile.TemporaryDirectory() as out:
         began = time.time()
-        metrics = train(config, train_set, val_set, Path(out)).metrics
+        metrics = train_on(config, train_set, val_set, Path(out)).metrics
     numbers = {name: round(metrics[name], 4) for name in ("AP", "AP50", "AP75")}
     return {**numbers, "images_seen": epochs * len(train_set), "seconds": round(time.time() - began)}
 

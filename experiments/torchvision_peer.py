@@ -22,7 +22,8 @@ from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset
 from retinanet.data.loader import load_sample
 from retinanet.data.transforms import horizontal_flip, resize
-from retinanet.evaluation.coco_ap import Metrics, Predictions, coco_metrics
+from retinanet.detections import Detections
+from retinanet.evaluation.coco_ap import Metrics, coco_metrics
 from retinanet.hardware import resolve_device
 from retinanet.model.backbone import Backbone
 from runs import MAX_SIZE, SIZE
@@ -129,4 +130,4 @@ def _measure(model: RetinaNet, dataset: Dataset, config: DataConfig, device: tor
         columns[1].append((found["boxes"] * factors).numpy())
         columns[2].append(found["scores"].numpy())
         columns[3].append(found["labels"].numpy())
-    return coco_metrics(dataset, Predictions(*(np.concatenate(column) for column in columns)))
+    return coco_metrics(dataset, Detections(*(np.concatenate(column) for column in columns)))

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
-from retinanet.evaluation.coco_ap import Predictions
+from retinanet.detections import Detections
 
 CLASSES = ("cat", "dog", "fox", "owl")
 
@@ -47,7 +47,7 @@ def random_truth(
     return builder.build()
 
 
-def random_detections(dataset: Dataset, seed: int, noise: int = 6) -> Predictions:
+def random_detections(dataset: Dataset, seed: int, noise: int = 6) -> Detections:
     """Detections of the objects, precise, imprecise, twice or as another class, and noise; many scores are equal."""
     rng = np.random.default_rng(seed + 1000)
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
@@ -63,7 +63,7 @@ def random_detections(dataset: Dataset, seed: int, noise: int = 6) -> Prediction
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
     scores = np.concatenate([rng.uniform(0.2, 1, len(rows)), rng.uniform(0, 0.7, count)])
     order = rng.permutation(len(boxes))
-    return Predictions(
+    return Detections(
         images=np.concatenate([owner[rows], rng.integers(0, len(dataset), count)])[order].astype(np.int64),
         boxes=boxes[order].astype(np.float32),
         scores=scores[order].round(2).astype(np.float32),
@@ -71,17 +71,17 @@ def random_detections(dataset: Dataset, seed: int, noise: int = 6) -> Prediction
     )
 
 
-def apart(predictions: Predictions) -> Predictions:
+def apart(predictions: Detections) -> Detections:
     """The same detections with different scores."""
     return replace(predictions, scores=predictions.scores + np.arange(len(predictions.scores)) * 1e-7)
 
 
-def nothing() -> Predictions:
+def nothing() -> Detections:
     none = np.zeros(0, dtype=np.int64)
-    return Predictions(none, np.zeros((0, 4), dtype=np.float32), none.astype(np.float32), none)
+    return Detections(none, np.zeros((0, 4), dtype=np.float32), none.astype(np.float32), none)
 
 
-def repeated(dataset: Dataset, predictions: Predictions, times: npt.NDArray[np.int64]) -> tuple[Dataset, Predictions]:
+def repeated(dataset: Dataset, predictions: Detections, times: npt.NDArray[np.int64]) -> tuple[Dataset, Detections]:
     """The dataset with ``times[i]`` copies of image ``i``, each with an id of its own and its detections.
 
     Ids keep the order of the images. Copies of detections with equal scores in one image take turns.
@@ -91,14 +91,14 @@ def repeated(dataset: Dataset, predictions: Predictions, times: npt.NDArray[np.i
     rows = [np.flatnonzero(predictions.images == i) for i in indices]
     taken = np.concatenate(rows)
     images = np.repeat(np.arange(len(indices)), [len(r) for r in rows])
-    return replace(dataset.subset(indices), image_ids=ids), Predictions(
+    return replace(dataset.subset(indices), image_ids=ids), Detections(
         images, predictions.boxes[taken], predictions.scores[taken], predictions.labels[taken]
     )
 
 
 def pycoco(
     dataset: Dataset,
-    predictions: Predictions,
+    predictions: Detections,
     areas: npt.NDArray[np.float64] | None = None,
     found_areas: npt.NDArray[np.float64] | None = None,
     ranges: list[tuple[float, float]] | None = None,
@@ -150,7 +150,7 @@ def pycoco(
     return evaluation
 
 
-def reference(dataset: Dataset, predictions: Predictions) -> tuple[list[float], dict[str, dict[str, float]]]:
+def reference(dataset: Dataset, predictions: Detections) -> tuple[list[float], dict[str, dict[str, float]]]:
     """pycocotools' 12 metrics, and AP and AP50 of each class with objects."""
     evaluation = pycoco(dataset, predictions)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -179,10 +179,10 @@ def naive_iou(a: Any, b: Any) -> float:
     return shared / (float((a[2] - a[0]) * (a[3] - a[1])) + float((b[2] - b[0]) * (b[3] - b[1])) - shared)
 
 
-def perfect(dataset: Dataset) -> Predictions:
+def perfect(dataset: Dataset) -> Detections:
     keep = ~dataset.ignore
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
-    return Predictions(
+    return Detections(
         owner[keep].astype(np.int64),
         dataset.boxes[keep],
         np.full(int(keep.sum()), 0.9, dtype=np.float32),
@@ -190,9 +190,9 @@ def perfect(dataset: Dataset) -> Predictions:
     )
 
 
-def one_cat() -> tuple[Dataset, Predictions]:
+def one_cat() -> tuple[Dataset, Detections]:
     builder = DatasetBuilder("one", Path("/data"), ("cat",))
     builder.add_image("0.jpg", 200, 200)
     builder.add_box((10, 10, 60, 60), 0, "")
     box = np.array([[10, 10, 60, 60]], dtype=np.float32)
-    return builder.build(), Predictions(np.array([0]), box, np.array([0.8], np.float32), np.array([0]))
+    return builder.build(), Detections(np.array([0]), box, np.array([0.8], np.float32), np.array([0]))

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from retinanet.anchors import AnchorSpec, match_batch
-from retinanet.config import Config, DecodeConfig, load_recipe
+from retinanet.anchors import AnchorSpec, make_grid, match_batch
+from retinanet.config import Config, DecodeConfig
 from retinanet.data.images import read_image
 from retinanet.data.loader import Batch
 from retinanet.detect.detector import load
@@ -23,8 +23,9 @@ from retinanet.losses.formula import Formula
 from retinanet.losses.sum import reference_loss, summed_loss
 from retinanet.model import Outputs, RetinaNet, fused, subnets
 from retinanet.postprocess import Candidates, postprocess, suppress
-from retinanet.train.distributed import Processes
-from retinanet.train.step import backward
+from retinanet.recipes import load_recipe
+from retinanet.training.distributed import Processes
+from retinanet.training.step import backward
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -63,7 +64,7 @@ def test_kernel_is_the_definition(terms: Formula, dtype: torch.dtype, classes: i
 def random_outputs(images: int) -> tuple[Outputs, Outputs]:
     """On the CPU and on the GPU."""
     torch.manual_seed(1)
-    sizes = AnchorSpec().grid((SIDE, SIDE)).level_sizes
+    sizes = make_grid(AnchorSpec(), (SIDE, SIDE)).level_sizes
     logits = [torch.randn(images, n, 8) - 4 for n in sizes]
     deltas = [0.2 * torch.randn(images, n, 4) for n in sizes]
     return Outputs(logits, deltas), Outputs([x.cuda() for x in logits], [x.cuda() for x in deltas])
@@ -71,7 +72,7 @@ def random_outputs(images: int) -> tuple[Outputs, Outputs]:
 
 def test_decoding_finds_the_same() -> None:
     here, there = random_outputs(3)
-    grid, config = AnchorSpec().grid((SIDE, SIDE)), DecodeConfig()
+    grid, config = make_grid(AnchorSpec(), (SIDE, SIDE)), DecodeConfig()
     sizes = [(SIDE, SIDE), (200, 100), (60, SIDE)]
     expected = postprocess(here, grid, sizes, config)
     for found, each in zip(postprocess(there, grid.to("cuda"), sizes, config), expected, strict=True):
@@ -84,7 +85,7 @@ def test_decoding_finds_the_same() -> None:
 def test_losses_are_those_of_the_cpu(recipe: str) -> None:
     here, there = random_outputs(2)
     config = load_recipe(recipe)
-    grid = config.anchors.grid((SIDE, SIDE))
+    grid = make_grid(config.anchors, (SIDE, SIDE))
     boxes = [torch.tensor([[10.0, 20, 90, 110], [100, 100, 240, 200]]), torch.tensor([[5.0, 5, 60, 50]])]
     matches = match_batch(grid, boxes, [torch.zeros(0, 4)] * 2, config.assign)
     labels = torch.tensor([0, 7, 3])

@@ -204,7 +204,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert not anchor, f"{page.name}: {link}: name a symbol instead of a line"
 
 
-# Paths and names in the text, such as `train/loop.py` or `retinanet.load`.
+# Paths and names in the text, such as `training/loop.py` or `retinanet.load`.
 PATHS = re.compile(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|yaml|toml))`")
 NAMES = re.compile(r"`(retinanet(?:\.\w+)+)`")
 

@@ -16,7 +16,7 @@ from retinanet.anchors import AnchorSpec
 from retinanet.config import Config
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.synthetic import write_sample
-from retinanet.evaluation.coco_ap import Predictions
+from retinanet.detections import Detections
 from retinanet.inspection.anchor_coverage import best_overlaps
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
@@ -90,7 +90,7 @@ def test_the_papers_recipe_can_have_fitted_anchors(
         trained[out.name] = config
         return SimpleNamespace(metrics={"AP": 0.5})
 
-    monkeypatch.setattr("retinanet.train.loop.train", train)
+    monkeypatch.setattr("retinanet.training.loop.train_on", train)
     dataset = read_split(parts, "train")
     middle = (dataset.boxes[:, :2] + dataset.boxes[:, 2:]) / 2
     small = np.concatenate([middle - 3, middle + 3], axis=1)  # 20 pixels of the network's input: too small for 32
@@ -127,7 +127,7 @@ def test_scores_that_follow_the_fit_correlate_with_it(experiment: Any, parts: Pa
     part = np.linspace(0.6, 0.99, len(rows))  # of each object's width: the IoU
     boxes[:, 2] = boxes[:, 0] + part * (boxes[:, 2] - boxes[:, 0])
     for scores, expected in ((part, 1.0), (1 - part, -1.0)):
-        found = Predictions(owner, boxes, scores, dataset.labels[rows].astype(np.int64))
+        found = Detections(owner, boxes, scores, dataset.labels[rows].astype(np.int64))
         mean, correlation = study.score_and_fit(dataset, found)
         assert mean == pytest.approx(part.mean(), abs=2e-3)
         assert correlation == pytest.approx(expected, abs=0.02)

@@ -35,8 +35,8 @@ import torch
 
 import fuzz_corruptions
 from fuzz_datasets import WRITERS, Content, Said, box_of, image_specs, said_by
-from retinanet.anchors import match_batch
-from retinanet.config import Config, load_recipe
+from retinanet.anchors import make_grid, match_batch
+from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_train_val
 from retinanet.data.loader import training_loader
@@ -46,7 +46,8 @@ from retinanet.data.verify import verify_images
 from retinanet.errors import RetinaNetError
 from retinanet.losses import detection_losses
 from retinanet.model import Outputs
-from retinanet.train.loop import train
+from retinanet.recipes import load_recipe
+from retinanet.training.loop import train_on
 
 SEED = 20260423
 CASES = 500
@@ -136,7 +137,7 @@ def _read_and_train(case: Case, root: Path, out: Path) -> tuple[Content, list[st
     for dataset in (train_set, val_set):
         _load_and_lose(dataset, reports, case.verify != "off")
     if case.number % 6 == 5:
-        train(_config(), train_set, val_set, out)
+        train_on(_config(), train_set, val_set, out)
     return _content(train_set) | _content(val_set), reports
 
 
@@ -147,7 +148,7 @@ def _load_and_lose(dataset: Dataset, reports: list[str], verified: bool) -> None
     seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for batch in training_loader(dataset, TrainingOrder(dataset, 4, 1, seed=0), config.data, seed=0):
         images = normalized_batch(batch.images, (0.5,) * 3, (0.25,) * 3)
-        grid = config.anchors.grid((images.shape[-2], images.shape[-1]))
+        grid = make_grid(config.anchors, (images.shape[-2], images.shape[-1]))
         matches = match_batch(grid, batch.boxes, batch.ignore, config.assign)
         sizes, draw = grid.level_sizes, torch.Generator().manual_seed(0)
         logits, deltas = (

@@ -21,7 +21,7 @@ import tyro
 import yaml
 
 from retinanet.cli.train import Arguments as TrainArguments
-from retinanet.config import load_recipe
+from retinanet.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "paper-to-code.md"

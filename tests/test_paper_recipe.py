@@ -16,16 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from retinanet import cli
-from retinanet.anchors import BACKGROUND, IGNORE, Matches, assign, assign_batch
-from retinanet.config import Config, load_recipe
+from retinanet.anchors import BACKGROUND, IGNORE, Matches, assign, assign_batch, make_grid
+from retinanet.config import Config
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.sampling import TrainingOrder
 from retinanet.data.transforms import PAD_TO, scaled_size
 from retinanet.losses import detection_losses, focal_loss
 from retinanet.model import Outputs, RetinaNet
-from retinanet.train import loop
-from retinanet.train.optim import learning_rate
+from retinanet.recipes import load_recipe
+from retinanet.training import loop
+from retinanet.training.job import Job
+from retinanet.training.optim import learning_rate
 
 COCO_IMAGES = 118_287  # train2017, which is the paper's trainval35k
 CLASSES = 80
@@ -283,7 +285,7 @@ def start(network: RetinaNet, paper: Config) -> tuple[Outputs, Tensor, Tensor, T
     boxes = torch.tensor([[10.0, 12, 60, 50], [70, 40, 120, 120], [30, 64, 50, 100]])
     with torch.no_grad():
         outputs = network(image)
-    matched = assign_batch(paper.anchors.grid((128, 160)), [boxes], [torch.zeros(0, 4)], paper.assign)
+    matched = assign_batch(make_grid(paper.anchors, (128, 160)), [boxes], [torch.zeros(0, 4)], paper.assign)
     return outputs, matched, boxes, torch.tensor([3, 50, 3])
 
 
@@ -308,7 +310,7 @@ def test_the_first_loss_is_what_the_prior_predicts(
     start: tuple[Outputs, Tensor, Tensor, Tensor], paper: Config
 ) -> None:
     outputs, matched, boxes, labels = start
-    grid = paper.anchors.grid((128, 160))
+    grid = make_grid(paper.anchors, (128, 160))
     losses = detection_losses(outputs, grid, Matches.from_dense(matched), boxes, labels, paper.loss)
     positive, negative = predicted_loss(paper, matched, 0.01)
     assert losses.foreground.item() == (matched >= 0).sum() > 20
@@ -325,7 +327,7 @@ def test_without_the_prior_the_background_is_nearly_all_of_the_loss(
     outputs, matched, boxes, labels = start
     prior_bias = -math.log(0.99 / 0.01)
     even = Outputs([level - prior_bias for level in outputs.logits], outputs.deltas)
-    grid = paper.anchors.grid((128, 160))
+    grid = make_grid(paper.anchors, (128, 160))
     at_prior, at_half = (
         detection_losses(o, grid, Matches.from_dense(matched), boxes, labels, paper.loss).classification.item()
         for o in (outputs, even)
@@ -363,7 +365,7 @@ def test_a_thousand_background_anchors_for_each_foreground_anchor(shared_data: P
         rows = dataset.rows(index)
         objects = torch.from_numpy(dataset.boxes[rows][~dataset.ignore[rows]]) * scale
         padded_height, padded_width = (-(-side // PAD_TO) * PAD_TO for side in size)
-        matched = assign(paper.anchors.grid((padded_height, padded_width)), objects, None, paper.assign)
+        matched = assign(make_grid(paper.anchors, (padded_height, padded_width)), objects, None, paper.assign)
         counts["anchors"] += len(matched)
         counts["foreground"] += int((matched >= 0).sum())
         counts["background"] += int((matched == BACKGROUND).sum())
@@ -418,11 +420,11 @@ def settings_of(
 ) -> Callable[..., Config]:
     """The settings that ``retinanet train`` would train with."""
 
-    def stop(config: Config, *arguments: Any) -> NoReturn:
-        raise _Stopped(config)
+    def stop(job: Job, *arguments: Any) -> NoReturn:
+        raise _Stopped(job.config)
 
     def settings(*flags: str) -> Config:
-        monkeypatch.setattr(loop, "train", stop)
+        monkeypatch.setattr("retinanet.training.api.train_job", stop)
         with pytest.raises(_Stopped) as caught:
             cli.main(["train", str(parts), "--out", str(tmp_path / "run"), *flags])
         config: Config = caught.value.value
@@ -505,7 +507,7 @@ def test_training_treats_crowds_as_the_setting_says(
     data = replace(paper.data, crowd=policy)  # type: ignore[arg-type]
     config = replace(paper, model=model, data=data, train=replace(paper.train, device="cpu"))
     with pytest.raises(_Stopped) as caught:
-        loop.train(config, dataset, dataset, tmp_path / "run")
+        loop.train_on(config, dataset, dataset, tmp_path / "run")
     used: Dataset = caught.value.value
     assert used.boxes[~used.ignore].tolist() == [list(boxes[index]) for index in objects]
     assert used.boxes[used.ignore].tolist() == [list(boxes[index]) for index in regions]

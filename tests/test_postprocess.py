@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import batched_nms
 
-from retinanet.anchors import AnchorGrid, AnchorSpec
+from retinanet.anchors import AnchorGrid, AnchorSpec, make_grid
 from retinanet.config import DecodeConfig
 from retinanet.detections import Detections
 from retinanet.model import Outputs
@@ -97,7 +97,7 @@ def agree(found: Detections, expected: Found) -> None:
     ],
 )
 def test_against_a_slow_oracle(classes: int, config: DecodeConfig) -> None:
-    grid = SPEC.grid(SIZE)
+    grid = make_grid(SPEC, SIZE)
     outputs = predictions(grid, classes, seed=classes)
     expected = slow(outputs, grid, 0, SIZE, config)
     assert len(expected) >= 7
@@ -107,7 +107,7 @@ def test_against_a_slow_oracle(classes: int, config: DecodeConfig) -> None:
 
 
 def test_a_batch_of_two_images_of_different_size() -> None:
-    grid = SPEC.grid(SIZE)
+    grid = make_grid(SPEC, SIZE)
     outputs = predictions(grid, 3, images=2, seed=5)
     sizes = [(64, 80), (50, 96)]  # inside the padding
     config = DecodeConfig(score=0.2)
@@ -121,14 +121,14 @@ def test_a_batch_of_two_images_of_different_size() -> None:
 
 
 def test_nothing_found() -> None:
-    grid = SPEC.grid(SIZE)
+    grid = make_grid(SPEC, SIZE)
     (found,) = postprocess(predictions(grid, 2, bias=-100.0), grid, [SIZE])
     assert found.boxes.shape == (0, 4)
     assert found.scores.shape == found.labels.shape == (0,)
 
 
 def test_one_level_empty() -> None:
-    grid = SPEC.grid(SIZE)
+    grid = make_grid(SPEC, SIZE)
     outputs = predictions(grid, 2)
     outputs.logits[0].fill_(-20.0)
     (found,) = postprocess(outputs, grid, [SIZE])
@@ -136,7 +136,7 @@ def test_one_level_empty() -> None:
 
 
 def one_anchor(logits: list[list[float]], spec: AnchorSpec) -> tuple[Outputs, AnchorGrid]:
-    grid = spec.grid((32, 32))
+    grid = make_grid(spec, (32, 32))
     return Outputs([torch.tensor([logits])], [torch.zeros(1, len(logits), 4)]), grid
 
 
@@ -165,7 +165,7 @@ def test_scores_must_exceed_the_threshold() -> None:
 
 
 def test_bfloat16_outputs_are_decoded_in_float32() -> None:
-    grid = SPEC.grid(SIZE)
+    grid = make_grid(SPEC, SIZE)
     for seed in range(8, 16):
         outputs = predictions(grid, 2, seed=seed)
         rounded = Outputs([t.bfloat16() for t in outputs.logits], [t.bfloat16() for t in outputs.deltas])
@@ -180,7 +180,7 @@ def test_suppression_of_small_boxes_of_high_classes() -> None:
     """Whether two boxes overlap does not depend on how many classes there are or how large the image is."""
     spec = AnchorSpec(sizes=(4.0,), scales=(1.0,), ratios=(1.0,), strides=(4,))
     size = (4, 1332)
-    grid = spec.grid(size)
+    grid = make_grid(spec, size)
     # the last two locations predict 4 px boxes that overlap by 2.672 of 4 px: IoU 2.672 / 5.328 = 0.5015
     deltas = torch.zeros(1, len(grid.boxes), 4)
     deltas[0, -2, 0] = (4 - 1.328) / 4
@@ -241,7 +241,7 @@ def test_suppression_looks_as_far_as_it_must(classes: int, crowding: float) -> N
 
 
 def test_a_box_that_is_not_a_number_is_dropped_and_harms_no_other() -> None:
-    grid = SPEC.grid(SIZE)
+    grid = make_grid(SPEC, SIZE)
     outputs = predictions(grid, 3, images=2, seed=1)
     expected = postprocess(outputs, grid, [SIZE] * 2)
     # an anchor of image 0 that is found, and one that lies below the threshold
@@ -254,7 +254,7 @@ def test_a_box_that_is_not_a_number_is_dropped_and_harms_no_other() -> None:
 
 
 def test_no_images() -> None:
-    assert postprocess(predictions(SPEC.grid(SIZE), 2, images=0), SPEC.grid(SIZE), []) == []
+    assert postprocess(predictions(make_grid(SPEC, SIZE), 2, images=0), make_grid(SPEC, SIZE), []) == []
 
 
 @settings(deadline=None, max_examples=100)

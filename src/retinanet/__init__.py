@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from retinanet.evaluation.model_evaluation import evaluate as evaluate
     from retinanet.inspection.anchor_fit import fit_anchors as fit_anchors
     from retinanet.inspection.dataset_inspection import inspect as inspect
+    from retinanet.training.api import train as train
 
 __all__ = [
     "Detector",
@@ -31,6 +32,7 @@ __all__ = [
     "fit_anchors",
     "inspect",
     "load",
+    "train",
 ]
 
 # The module of each name. No module or folder of the package has one of these names: importing it would replace the
@@ -43,6 +45,7 @@ _LAZY = {
     "fit_anchors": "retinanet.inspection.anchor_fit",
     "inspect": "retinanet.inspection.dataset_inspection",
     "load": "retinanet.detect.detector",
+    "train": "retinanet.training.api",
 }
 
 # supervision asks every user to install OpenCV; its own NumPy drawing does all that is needed here.

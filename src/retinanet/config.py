@@ -1,30 +1,21 @@
-"""Every setting, once: defaults, command-line flags, YAML keys and what a checkpoint stores are these dataclasses.
+"""Every setting, once: defaults, command-line flags, YAML keys and the settings in a checkpoint are these dataclasses.
 
-The defaults are the paper's values (*Focal Loss for Dense Object Detection*, https://arxiv.org/abs/1708.02002); a
-recipe in ``recipes/`` lists its differences from them. No torch is imported here, so that ``--help`` stays fast.
+The defaults are the paper's values (*Focal Loss for Dense Object Detection*, https://arxiv.org/abs/1708.02002). A
+recipe in ``recipes/`` lists its differences from them; :mod:`retinanet.recipes` reads it. No torch is imported here, so
+that ``--help`` stays fast.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from retinanet.errors import ConfigError
+from retinanet.schema import require, require_at_least, require_finite, require_positive, updated
 
-if TYPE_CHECKING:
-    from retinanet.anchors.grid import AnchorGrid
-
-# Of the pyramid's levels P3–P7.
+# Strides of the pyramid levels P3–P7.
 PYRAMID_STRIDES = (8, 16, 32, 64, 128)
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True)
@@ -32,292 +23,272 @@ class ModelConfig:
     """The network: a backbone, the feature pyramid P3–P7 and two convolutional subnets."""
 
     backbone: str = "resnet50"
-    """Any timm network that gives features at strides 8, 16 and 32."""
+    """Name of a timm network with features at strides 8, 16 and 32. A larger one is slower and more accurate."""
     pretrained: bool = True
-    """Start from ImageNet weights."""
+    """Start from ImageNet weights. Turn it off only with a lot of data and a long training."""
     weights: str | None = None
     """Local file with the backbone's ImageNet weights (.safetensors or .pth), for machines without a network."""
     norm: Literal["frozen", "trained"] = "frozen"
-    """Batch norm of the backbone: fixed at its ImageNet statistics, or trained."""
+    """Batch norm of the backbone: fixed at its ImageNet statistics, or trained, which needs large batches."""
     norm_eps: float | None = None
-    """Added to the variance in the backbone's batch norm; unset: the backbone's own."""
+    """Epsilon that is added to the variance in the backbone's batch norm. Unset: the backbone's own."""
     freeze_stages: int = 0
-    """Number of backbone stages, from the stem, whose weights stay as they are."""
+    """Number of backbone stages, counted from the stem, that are not trained. Raise it for little data."""
     channels: int | None = None
-    """Channels of the pyramid and subnets; unset: 256, or 128 for backbones whose last stage has under 512 channels."""
+    """Channels of the pyramid and the subnets. Unset: 256, or 128 if the backbone's last stage has fewer than 512."""
     subnet_depth: int = 4
-    """3×3 convolutions in each subnet before the predicting one."""
+    """Number of 3×3 convolutions in each subnet before the predicting one. Fewer are faster."""
     subnet_norm: Literal["none", "group"] = "none"
-    """Normalisation after each convolution of the subnets."""
+    """Normalization after each convolution of the subnets. Group norm helps training at small batches."""
     prior: float = 0.01
-    """Probability of an object that every anchor starts with (π); without it, training diverges."""
+    """Probability of an object that every anchor predicts before training (π). Larger values can make it diverge."""
     p6_from: Literal["c5", "p5"] = "c5"
-    """Input of the convolution that makes P6."""
+    """Input of the convolution that computes P6. Change it only to match the weights of another program."""
     relu_before_p7: bool = True
-    """Apply ReLU to P6 before the convolution that makes P7."""
+    """Apply ReLU to P6 before the convolution that computes P7. Change it only to match other weights."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "model")
-        _require(0 < self.prior < 1, f"model.prior is {self.prior}; it is a probability between 0 and 1")
-        _require(self.subnet_depth >= 0, f"model.subnet-depth is {self.subnet_depth}; it cannot be negative")
-        _require(self.freeze_stages >= 0, f"model.freeze-stages is {self.freeze_stages}; it cannot be negative")
-        positive = self.norm_eps is None or self.norm_eps >= 0
-        _require(positive, f"model.norm-eps is {self.norm_eps}; it cannot be negative")
+        require_finite(self, "model")
+        require(0 < self.prior < 1, f"model.prior is {self.prior}; it is a probability between 0 and 1")
+        require_at_least(0, self, "model", "subnet_depth", "freeze_stages", "norm_eps")
         valid = self.channels is None or (self.channels > 0 and self.channels % 32 == 0)
-        _require(valid, f"model.channels is {self.channels}; use a positive multiple of 32")
+        require(valid, f"model.channels is {self.channels}; use a positive multiple of 32")
 
 
 @dataclass(frozen=True)
 class AnchorSpec:
-    """Anchor boxes of section 4: one size per pyramid level, times scales, times aspect ratios.
+    """Anchor boxes (section 4 of the paper): one size per pyramid level, times scales, times aspect ratios.
 
-    The A boxes of a location come scale by scale, and within a scale ratio by ratio.
+    The A anchors of a location are ordered scale by scale, and within a scale ratio by ratio.
     """
 
     sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
-    """Side of the square anchor at each level, in pixels."""
+    """Side of the square anchor at each level, in pixels of the network's input. 'retinanet data anchors' fits them."""
     scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
-    """Factors on the side."""
+    """Factors that each size is multiplied with."""
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Height / width, at constant area."""
+    """Aspect ratios, height divided by width, at constant area. Add some for long or tall objects."""
     strides: tuple[int, ...] = PYRAMID_STRIDES
-    """Pixels between neighbouring anchors at each level."""
+    """Distance between neighbouring anchors at each level, in pixels. The network allows only these values."""
     layout: Literal["paper", "torchvision"] = "paper"
-    """Real-valued anchors, or torchvision's: sides cut and corners rounded to whole pixels, steps from the image."""
+    """Real-valued anchors (paper), or torchvision's, which are rounded to whole pixels. Set by 'retinanet convert'."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "anchors")
+        require_finite(self, "anchors")
         same = len(self.sizes) == len(self.strides)
-        _require(same, f"anchors.sizes has {len(self.sizes)} values and anchors.strides {len(self.strides)}")
+        require(same, f"anchors.sizes has {len(self.sizes)} values and anchors.strides {len(self.strides)}")
         for name in ("sizes", "scales", "ratios", "strides"):
             values = getattr(self, name)
-            _require(len(values) > 0 and min(values) > 0, f"anchors.{name} is {values}; give positive numbers")
+            require(len(values) > 0 and min(values) > 0, f"anchors.{name} is {values}; give positive numbers")
 
     @property
     def per_location(self) -> int:
         """Anchors at each position of a feature map (the paper's A)."""
         return len(self.scales) * len(self.ratios)
 
-    def grid(self, image_size: tuple[int, int]) -> AnchorGrid:
-        """All anchors of an image of ``(height, width)`` pixels, see :class:`retinanet.anchors.grid.AnchorGrid`."""
-        from retinanet.anchors.grid import make_grid
-
-        return make_grid(self, image_size)
-
 
 @dataclass(frozen=True)
 class AssignConfig:
-    """Which anchors learn which object."""
+    """How anchors are matched with objects."""
 
     method: Literal["iou", "atss"] = "iou"
-    """By fixed IoU thresholds (the paper), or by per-object statistics (ATSS, https://arxiv.org/abs/1912.02424)."""
+    """Match by fixed IoU thresholds (the paper), or by statistics of each object (ATSS, arXiv:1912.02424)."""
     foreground: float = 0.5
-    """IoU from which an anchor takes the object's class (method iou)."""
+    """Lowest IoU at which an anchor is positive (method iou). Lower it if small objects get too few anchors."""
     background: float = 0.4
-    """IoU below which it is background; between the two it is ignored (method iou)."""
+    """IoU below which an anchor is negative (method iou). Between the two thresholds it is ignored."""
     force_best: bool = False
-    """Also match each object with the anchors that overlap it best, however little (method iou)."""
+    """Also match each object with the anchors of highest IoU, even below the threshold (method iou)."""
     candidates: int = 9
-    """Nearest anchor positions per level and object that ATSS considers."""
+    """Nearest anchor positions per level and object that ATSS considers (method atss)."""
     ignore_overlap: float = 0.5
-    """Share of an anchor inside an ignore region from which a background anchor is ignored instead."""
+    """A negative anchor is ignored if at least this fraction of its area lies inside an ignore region."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "assign")
-        _require(self.candidates >= 1, f"assign.candidates is {self.candidates}; it must be at least 1")
-        _require(
-            0 < self.ignore_overlap <= 1, f"assign.ignore-overlap is {self.ignore_overlap}; it lies between 0 and 1"
-        )
+        require_finite(self, "assign")
+        require_at_least(1, self, "assign", "candidates")
+        valid = 0 < self.ignore_overlap <= 1
+        require(valid, f"assign.ignore-overlap is {self.ignore_overlap}; it lies between 0 and 1")
         ordered = 0 <= self.background <= self.foreground <= 1 and self.foreground > 0
-        _require(ordered, f"assign: need 0 ≤ background ({self.background}) ≤ foreground ({self.foreground}) in (0, 1]")
+        require(ordered, f"assign: need 0 ≤ background ({self.background}) ≤ foreground ({self.foreground}) in (0, 1]")
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """A loss for the classes, one for the boxes, both divided by the number of foreground anchors."""
+    """The classification loss and the box loss, both divided by the number of positive anchors."""
 
     classification: Literal[
         "focal", "focal_star", "ce", "alpha_ce", "ohem", "ohem_1_3", "quality_focal", "varifocal"
     ] = "focal"
-    """Loss of the class scores; ce: cross entropy, alpha_ce: weighted by α, ohem: of the hardest anchors alone."""
+    """Loss of the class scores. ce: cross entropy; alpha_ce: weighted by α; ohem: of the hardest anchors only."""
     alpha: float | None = 0.25
-    """Weight α of the foreground, 1 − α of the background; under varifocal of the background (0.75 in its paper)."""
+    """Weight α of positive anchors; negative ones get 1 − α. With varifocal, weight of the negatives (0.75 there)."""
     gamma: float = 2.0
-    """Focusing parameter γ; 0 is (α-balanced) cross entropy."""
+    """Focusing parameter γ. Larger values lower the weight of easy anchors; 0 is (α-balanced) cross entropy."""
     star_beta: float = 1.0
-    """Shift β of the logits in FL* (classification focal_star)."""
+    """Shift β of the logits in the paper's FL* (classification focal_star)."""
     ohem_batch: int = 128
-    """Anchors of an image that count, the hardest (ohem); under ohem_1_3 at most a quarter of them is foreground."""
+    """Number of hardest anchors per image in the loss (ohem). With ohem_1_3, at most a quarter of them is positive."""
     ohem_nms: float = 0.5
-    """IoU above which the easier of two anchors does not count (ohem, ohem_1_3)."""
+    """IoU above which the easier of two anchors is left out of the loss (ohem, ohem_1_3)."""
     box: Literal["smooth_l1", "l1", "giou", "diou", "ciou"] = "smooth_l1"
-    """Loss of the four box numbers, or of the decoded box (IoU family)."""
+    """Loss of the box deltas (smooth_l1, l1) or of the decoded box (the IoU losses)."""
     beta: float = 0.11
-    """Where smooth L1 turns from squared to absolute error. The paper does not say; this is its authors' code's."""
+    """Absolute error at which smooth L1 turns from quadratic to linear. The value is that of the authors' code."""
     box_weight: float = 1.0
-    """Factor on the box loss."""
+    """Factor on the box loss. Raise it if boxes are found but fit badly."""
     normalizer: Literal["batch", "image", "rank", "moving"] = "batch"
-    """Foreground anchors to divide by: of the batch on all processes (the paper), of each image, of this process's
-    batch, or the moving average of the latter."""
+    """Positive anchors that divide the loss: of the batch (the paper), each image, this rank, or a moving average."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "loss")
-        _require(self.alpha is None or 0 <= self.alpha <= 1, f"loss.alpha is {self.alpha}; it lies between 0 and 1")
-        _require(0 <= self.gamma < math.inf, f"loss.gamma is {self.gamma}; it cannot be negative")
-        _require(0 <= self.box_weight < math.inf, f"loss.box-weight is {self.box_weight}; it cannot be negative")
-        _require(0 < self.beta < math.inf, f"loss.beta is {self.beta}; it must be positive")
+        require_finite(self, "loss")
+        require(self.alpha is None or 0 <= self.alpha <= 1, f"loss.alpha is {self.alpha}; it lies between 0 and 1")
+        require_at_least(0, self, "loss", "gamma", "box_weight")
+        require_positive(self, "loss", "beta")
         starred = self.classification != "focal_star" or self.gamma > 0
-        _require(starred, "loss.gamma is 0; FL* divides by it, so it must be positive")
-        _require(self.ohem_batch >= 4, f"loss.ohem-batch is {self.ohem_batch}; it must be at least 4")
-        _require(0 < self.ohem_nms <= 1, f"loss.ohem-nms is {self.ohem_nms}; it lies between 0 and 1")
+        require(starred, "loss.gamma is 0; FL* divides by it, so it must be positive")
+        require_at_least(4, self, "loss", "ohem_batch")
+        require(0 < self.ohem_nms <= 1, f"loss.ohem-nms is {self.ohem_nms}; it lies between 0 and 1")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which pictures, and how they are sized and varied."""
+    """The images, their size and their augmentation."""
 
     train: str | None = None
-    """Split of DATA, or annotation file, to train on; unset: found by name."""
+    """Split of DATA, or annotation file, to train on. Unset: found by name, such as train."""
     val: str | None = None
-    """Split of DATA, or annotation file, to evaluate on; unset: found by name, else set aside from train."""
+    """Split of DATA, or annotation file, to evaluate on. Unset: found by name, else a part of train."""
     val_fraction: float = 0.1
-    """Share of the training images set aside where there is no val split."""
+    """Fraction of the training images that is set aside for evaluation if there is no val split."""
     size: int = 800
-    """Shorter side of the network's input, in pixels."""
+    """Shorter side of the network's input, in pixels. Larger finds smaller objects and takes more time and memory."""
     max_size: int | None = None
-    """Longest side allowed; unset: size × 1333 / 800."""
+    """Upper limit of the longer side, in pixels. Unset: size × 1333 / 800. Raise it for panoramas."""
     resize: Literal["antialiased", "bilinear"] = "antialiased"
-    """Antialiased; or plainly bilinear with sides rounded down, as torchvision's detectors do it."""
+    """Resizing method. bilinear: without antialiasing and with sides rounded down, as torchvision's detectors do."""
     crowd: Literal["ignore", "drop", "object"] = "ignore"
-    """Crowd and difficult boxes in training: neither object nor background, background, or ordinary objects."""
+    """Crowd and difficult boxes in training: ignored by the loss, dropped (background), or ordinary objects."""
     flip: float = 0.5
-    """Probability of a horizontal flip."""
+    """Probability of a horizontal flip. Set it to 0 if left and right differ, as in text."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """Range of a random factor on size, one for each training batch."""
+    """Range of a random factor on size, drawn once per batch."""
     crop: float = 0.0
-    """Probability of training on a random crop, 0.5–1 of each side."""
+    """Probability of training on a random crop of 0.5 to 1 of each side."""
     color: float = 0.0
-    """Strength of random brightness, contrast and saturation changes (0: none)."""
+    """Strength of random changes in brightness, contrast and saturation, from 0 (none) to below 1."""
     repeat_rare: float = 0.0
-    """Images with a class that under this share of all images show are shown more often (0: none)."""
+    """Oversample images that contain a class present in fewer than this fraction of the images. 0 disables it."""
     background: float | None = None
-    """Largest share of images without objects in an epoch; others wait for a later one. Unset: all are shown."""
+    """Largest fraction of images without objects in an epoch; the others are shown in later epochs. Unset: no limit."""
     workers: int | None = None
-    """Processes that decode images; unset: half of the cores, at most 8."""
+    """Processes that decode images. Unset: half of the cores, at most 8. Raise it if the training waits for images."""
     verify: bool = True
-    """Decode every image once before training, so that a broken file is named now and not after hours."""
+    """Decode every image once before training, so that a broken file is reported at once and not after hours."""
     skip_broken: bool = False
-    """Leave out (and list) images that cannot be read, instead of stopping."""
+    """Leave out images that cannot be read, and list them, instead of stopping."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "data")
-        _require(32 <= self.size <= 8192, f"data.size is {self.size}; use 32 to 8192 pixels")
+        require_finite(self, "data")
+        require(32 <= self.size <= 8192, f"data.size is {self.size}; use 32 to 8192 pixels")
         long_enough = self.max_size is None or self.max_size >= self.size
-        _require(long_enough, f"data.max-size ({self.max_size}) is smaller than data.size ({self.size})")
-        _require(0 < self.val_fraction < 1, f"data.val-fraction is {self.val_fraction}; it lies between 0 and 1")
-        _require(0 < self.scale[0] <= self.scale[1], f"data.scale is {self.scale}; give 0 < low ≤ high")
+        require(long_enough, f"data.max-size ({self.max_size}) is smaller than data.size ({self.size})")
+        require(0 < self.val_fraction < 1, f"data.val-fraction is {self.val_fraction}; it lies between 0 and 1")
+        require(0 < self.scale[0] <= self.scale[1], f"data.scale is {self.scale}; give 0 < low ≤ high")
         for name in ("flip", "crop"):
             value = getattr(self, name)
-            _require(0 <= value <= 1, f"data.{name} is {value}; it is a probability between 0 and 1")
-        _require(0 <= self.repeat_rare <= 1, f"data.repeat-rare is {self.repeat_rare}; it lies between 0 and 1")
+            require(0 <= value <= 1, f"data.{name} is {value}; it is a probability between 0 and 1")
+        require(0 <= self.repeat_rare <= 1, f"data.repeat-rare is {self.repeat_rare}; it lies between 0 and 1")
         valid = self.background is None or 0 <= self.background < 1
-        _require(valid, f"data.background is {self.background}; it is a share, at least 0 and below 1")
-        _require(0 <= self.color < 1, f"data.color is {self.color}; it lies between 0 and 1")
-        _require(self.workers is None or self.workers >= 0, f"data.workers is {self.workers}; it cannot be negative")
+        require(valid, f"data.background is {self.background}; it is a fraction, at least 0 and below 1")
+        require(0 <= self.color < 1, f"data.color is {self.color}; it is at least 0 and below 1")
+        require_at_least(0, self, "data", "workers")
 
     @property
     def longest(self) -> int:
-        """Longest side allowed, in pixels."""
+        """Upper limit of the longer side, in pixels."""
         return self.max_size or round(self.size * 1333 / 800)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The optimisation."""
+    """The optimization."""
 
     epochs: int = 12
-    """Passes over the training images."""
+    """Passes over the training images. Raise it if AP still rises at the end."""
     batch: int = 16
-    """Images per step, on all processes together."""
+    """Images per step, on all ranks together."""
     accumulate: int = 1
-    """Parts that a process works through its images of a step in, to need less memory; the result is the same."""
+    """Number of parts that each rank computes a step in. Raise it if memory is short; the result is the same."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """SGD with momentum, or AdamW."""
+    """SGD with momentum (the paper), or AdamW."""
     lr: float = 0.01
-    """Learning rate for 16 images per step; scaled in proportion to the batch."""
+    """Learning rate for 16 images per step; it is scaled in proportion to the batch. Lower it if the loss diverges."""
     find_lr: bool = False
-    """First find the learning rate in 100 steps at rising rates, which are thrown away; then train with it."""
+    """First search the learning rate in 100 steps at rising rates, then train from the start with the one found."""
     backbone_lr: float = 1.0
-    """Factor on the learning rate of the backbone."""
+    """Factor on the learning rate of the backbone. Below 1 keeps more of its pre-trained weights."""
     momentum: float = 0.9
-    """Momentum (SGD), or β₁ (AdamW)."""
+    """Momentum of SGD, or β₁ of AdamW."""
     weight_decay: float = 1e-4
-    """Weight decay; norm weights and biases are exempt under AdamW."""
+    """Weight decay. AdamW exempts norm weights and biases."""
     warmup: int = 8000
-    """Images over which the learning rate rises linearly from a thousandth; at most a tenth of the training."""
+    """Number of images over which the learning rate rises linearly; at most a tenth of the training."""
     schedule: Literal["step", "cosine"] = "step"
-    """Learning rate ÷ 10 at 2/3 and 8/9 of the training (the paper's 60k and 80k of 90k steps), or a half cosine."""
+    """Learning rate divided by 10 at 2/3 and at 8/9 of the training (the paper), or half a cosine to 0."""
     clip: float | None = None
-    """Largest gradient norm; longer gradients are scaled down. Unset: none are."""
+    """Largest norm of the gradient; a longer gradient is scaled down. Unset: no limit. Try 10 if the loss diverges."""
     ema: float | None = None
-    """Decay per 16 images of the averaged weights that are evaluated and saved; unset: none."""
+    """Decay per 16 images of the weights' moving average (EMA), which is evaluated and saved. Unset: no EMA."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the network; auto: bf16 where the hardware multiplies it. Losses are always fp32."""
+    """Arithmetic of the network. auto: bf16 if the hardware has instructions for it. Losses are always fp32."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto: a GPU if there is one."""
     seed: int = 0
-    """Fixes initial weights, order and augmentation: same machine and seed, same checkpoint."""
+    """Fixes initial weights, order and augmentation: the same machine and seed give the same checkpoint."""
     eval_every: int = 1
-    """Epochs between evaluations; the last epoch is always evaluated."""
+    """Epochs between evaluations. The last epoch is always evaluated."""
     patience: int | None = None
-    """Stop after this many epochs without a better AP; unset: never."""
+    """Stop if AP has not improved for this many epochs. Unset: never."""
     sync_norm: bool = False
-    """Trained batch norm over the images of all processes instead of each one's own (GPUs only)."""
+    """Compute trained batch norm over the images of all ranks instead of each rank's own (GPUs only)."""
     checkpoint_minutes: float = 5.0
-    """Minutes between checkpoints inside an epoch; each epoch's end always saves one."""
+    """Minutes between checkpoints inside an epoch. The end of each epoch always saves one."""
     track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
-    """Tools that get the metrics as well as metrics.jsonl does."""
+    """Experiment trackers that get the metrics in addition to metrics.jsonl."""
     pictures_every: int = 0
-    """Epochs between pictures of predictions on val in RUN/pictures; 0: none."""
+    """Epochs between drawings of predictions on val images in RUN/pictures. 0: none."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "train")
-        for name in ("epochs", "batch", "accumulate", "eval_every"):
-            value = getattr(self, name)
-            _require(value >= 1, f"train.{name.replace('_', '-')} is {value}; it must be at least 1")
-        for name in ("lr", "backbone_lr", "checkpoint_minutes"):
-            value = getattr(self, name)
-            _require(0 < value < math.inf, f"train.{name.replace('_', '-')} is {value}; it must be positive")
-        patient = self.patience is None or self.patience >= 1
-        _require(patient, f"train.patience is {self.patience}; it must be at least 1")
-        never = self.pictures_every >= 0
-        _require(never, f"train.pictures-every is {self.pictures_every}; use 0 (no pictures) or more epochs")
-        _require(self.clip is None or self.clip > 0, f"train.clip is {self.clip}; it must be positive")
-        _require(self.ema is None or 0 < self.ema < 1, f"train.ema is {self.ema}; it lies between 0 and 1")
-        _require(0 <= self.momentum < 1, f"train.momentum is {self.momentum}; it lies between 0 and 1")
-        _require(self.weight_decay >= 0, f"train.weight-decay is {self.weight_decay}; it cannot be negative")
-        _require(self.warmup >= 0, f"train.warmup is {self.warmup}; it cannot be negative")
+        require_finite(self, "train")
+        require_at_least(1, self, "train", "epochs", "batch", "accumulate", "eval_every", "patience")
+        require_positive(self, "train", "lr", "backbone_lr", "checkpoint_minutes")
+        drawn = self.pictures_every >= 0
+        require(drawn, f"train.pictures-every is {self.pictures_every}; use 0 (no drawings) or a number of epochs")
+        require(self.clip is None or self.clip > 0, f"train.clip is {self.clip}; it must be positive")
+        require(self.ema is None or 0 < self.ema < 1, f"train.ema is {self.ema}; it lies between 0 and 1")
+        require(0 <= self.momentum < 1, f"train.momentum is {self.momentum}; it is at least 0 and below 1")
+        require_at_least(0, self, "train", "weight_decay", "warmup")
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """From the network's outputs to detections (section 4, inference)."""
+    """From the network's outputs to detections (section 4 of the paper, inference)."""
 
     score: float = 0.05
-    """Lowest score considered."""
+    """Lowest score of a detection. Evaluation needs a low value, because AP counts detections of every score."""
     top_k: int = 1000
-    """Highest-scoring predictions decoded per pyramid level."""
+    """Number of highest-scoring predictions per pyramid level that are kept before NMS."""
     nms: float = 0.5
-    """IoU above which the lower-scored of two boxes of a class is dropped."""
+    """IoU above which the lower-scored of two boxes of a class is dropped. Raise it for objects that overlap much."""
     max_detections: int = 100
-    """Detections kept per image."""
+    """Largest number of detections per image. Raise it if images hold more objects."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "decode")
-        _require(0 <= self.score < 1, f"decode.score is {self.score}; it lies between 0 and 1")
-        _require(0 < self.nms <= 1, f"decode.nms is {self.nms}; it lies between 0 and 1")
-        _require(self.top_k >= 1, f"decode.top-k is {self.top_k}; it must be at least 1")
-        _require(self.max_detections >= 1, f"decode.max-detections is {self.max_detections}; it must be at least 1")
+        require_finite(self, "decode")
+        require(0 <= self.score < 1, f"decode.score is {self.score}; it is at least 0 and below 1")
+        require(0 < self.nms <= 1, f"decode.nms is {self.nms}; it lies between 0 and 1")
+        require_at_least(1, self, "decode", "top_k", "max_detections")
 
 
 @dataclass(frozen=True)
@@ -334,128 +305,20 @@ class Config:
 
     def __post_init__(self) -> None:
         strides = self.anchors.strides
-        _require(strides == PYRAMID_STRIDES, f"anchors.strides is {strides}; the network's are {PYRAMID_STRIDES}")
+        require(strides == PYRAMID_STRIDES, f"anchors.strides is {strides}; the network's are {PYRAMID_STRIDES}")
         mined = self.loss.classification in ("ohem", "ohem_1_3")
         divided = self.train.accumulate > 1 and mined
-        _require(not divided, "train.accumulate: the hardest anchors (OHEM) are those of a whole step; use 1")
+        require(not divided, "train.accumulate: OHEM chooses the hardest anchors of a whole step; use 1")
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, as YAML or JSON hold them."""
+        """Return nested plain values, as YAML or JSON hold them."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "config") -> Self:
-        """The defaults with ``values`` over them.
+        """Return the defaults with ``values`` replaced.
 
         Raises:
             ConfigError: an unknown key (the nearest known one is named) or a value of the wrong type.
         """
-        config: Self = _updated(cls(), values, where)
-        return config
-
-
-def load_recipe(name: str) -> Config:
-    """The settings of a recipe that comes with the package (``paper``, ``modern``) or of a YAML file.
-
-    A file may start from another recipe: ``recipe: modern``, or ``recipe: other.yaml``, a path seen from its own
-    folder. Without that key it starts from the defaults.
-
-    Raises:
-        ConfigError: no such recipe or file, its content cannot be used, or recipes that start from each other.
-    """
-    return _load_recipe(name, Path(), ())
-
-
-def _load_recipe(name: str, folder: Path, before: tuple[Path, ...]) -> Config:
-    """``before``: the files that led here, each starting from the next."""
-    import yaml
-
-    bundled = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    path = RECIPES / f"{name}.yaml" if name in bundled else folder / name
-    asked = f"{before[-1]}: " if before else ""
-    if not path.is_file():
-        raise ConfigError(f"{asked}no recipe {name!r}; there are {', '.join(bundled)}, or give the path of a YAML file")
-    if path.resolve() in [other.resolve() for other in before]:
-        raise ConfigError(f"{asked}recipe {name!r} starts from this one; end the loop with {' or '.join(bundled)}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except PermissionError as error:
-        raise ConfigError(f"{path}: not read, reading it is not permitted") from error
-    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: a date that is none
-        raise ConfigError(f"{path}: not a readable YAML file ({' '.join(str(error).split())[:160]})") from error
-    if not isinstance(values, dict | None):
-        raise ConfigError(f"{path}: a recipe is a mapping such as 'train: {{epochs: 12}}'")
-    values = dict(values or {})
-    where = name if name in bundled else str(path)
-    if "recipe" not in values:
-        return Config.from_dict(values, where=where)
-    base = values.pop("recipe")
-    if not isinstance(base, str):
-        raise ConfigError(f"{where}: recipe is {base!r}; give the name or the file of the recipe to start from")
-    config: Config = _updated(_load_recipe(base, path.parent, (*before, path)), values, where)
-    return config
-
-
-def _updated(default: Any, values: Mapping[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(type(default))
-    changes: dict[str, Any] = {}
-    for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(hints)}"
-            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
-        current = getattr(default, name)
-        if dataclasses.is_dataclass(current):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}: {key!r} is a group of settings, not {value!r}")
-            changes[name] = _updated(current, value, f"{where}: {key}")
-        else:
-            changes[name] = _coerced(value, hints[name], f"{where}: {key}")
-    return dataclasses.replace(default, **changes)
-
-
-def _coerced(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as the type ``hint``; JSON and YAML write tuples as lists, and may write 1.0 as 1 or 1e-4 as text."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _coerced(value, next(a for a in arguments if a is not type(None)), where)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise ConfigError(f"{where} is {value!r}; choose from {', '.join(map(str, arguments))}")
-    if origin is tuple and isinstance(value, list | tuple):
-        if arguments[-1] is Ellipsis:
-            return tuple(_coerced(v, arguments[0], where) for v in value)
-        if len(value) == len(arguments):
-            return tuple(_coerced(v, a, where) for v, a in zip(value, arguments, strict=True))
-    elif hint is bool and isinstance(value, bool):
-        return value
-    elif hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            if math.isfinite(float(value)):
-                return float(value)
-        except ValueError:
-            pass
-    elif (hint is int and isinstance(value, int) and not isinstance(value, bool)) or (
-        hint is str and isinstance(value, str)
-    ):
-        return value
-    raise ConfigError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _require_finite(settings: Any, group: str) -> None:
-    """A file could not hold NaN or infinity, and nothing here means anything with them."""
-    for setting in dataclasses.fields(settings):
-        value = getattr(settings, setting.name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
-        or_none = ", or None" if "None" in str(setting.type) else ""
-        _require(finite, f"{group}.{setting.name.replace('_', '-')} is {value}; give a finite number{or_none}")
+        return updated(cls(), values, where)

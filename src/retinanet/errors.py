@@ -1,14 +1,14 @@
-"""Errors a user can act on: each says what is wrong, where, and what to do. The CLI prints them without a traceback."""
+"""Errors that a user can solve: each says what is wrong, where, and what to do. The CLI prints them in one line."""
 
 from __future__ import annotations
 
 
 class RetinaNetError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of the errors of this package."""
 
 
 class ConfigError(RetinaNetError):
-    """A flag, a recipe key or a combination of settings that cannot be used."""
+    """An invalid flag, recipe key or combination of settings."""
 
 
 class DataError(RetinaNetError):
@@ -28,4 +28,4 @@ class NonFiniteLossError(RetinaNetError):
 
 
 class PeerError(RetinaNetError):
-    """Another process of the same training ended."""
+    """Another process of the same training ended or cannot be reached."""

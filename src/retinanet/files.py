@@ -1,4 +1,4 @@
-"""Writing files and folders so that no crash leaves half of one; telling pipes and devices from files."""
+"""Write files and folders so that a crash leaves no half-written ones; recognize pipes and devices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         RetinaNetError: the file cannot be written; what was at ``path`` before is untouched.
     """
-    # The suffix stays last: writers such as matplotlib choose the format by it.
+    # The suffix stays at the end, because writers such as matplotlib choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,8 +33,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise _not_written(path, error) from error
     finally:
-        # After a failure the half-written file must not stay; after the rename there is none. If its folder is a file,
-        # this fails as well and must not hide the first error.
+        # After a failure, remove the half-written file. If its folder is a file, this fails, too, and must not hide the
+        # first error.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
@@ -46,7 +46,7 @@ def _not_written(path: Path, error: OSError) -> RetinaNetError:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a process left in ``folder`` when it was killed in the middle of a write."""
+    """Remove temporary files that a killed process left in ``folder``."""
     for path in folder.glob(".*"):
         if re.fullmatch(r"\..+\.\d+\.\w+", path.name) and path.is_file():
             with contextlib.suppress(OSError):
@@ -54,20 +54,38 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically; what of a file name is no text is escaped, in the way JSON does it."""
+    """Write UTF-8 text atomically. Characters that UTF-8 cannot encode, as in file names, are escaped as in JSON."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Write JSON atomically; with ``indent``, a list of numbers is still one line."""
+    """Write JSON atomically. With ``indent``, a list of numbers stays on one line."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    if indent is not None:  # line breaks are escaped in strings, so these are between values
+    if indent is not None:  # JSON escapes line breaks in strings, so these are between values
         text = re.sub(r"\[\n([-+.\deE,\snul]+)\]", lambda found: "[" + " ".join(found[1].split()) + "]", text)
     write_text(path, text + "\n")
 
 
+def make_folder(out: Path, flag: str = "--out ") -> None:
+    """Make a folder for results, and check that files can be written there, before the work is done and not after.
+
+    Args:
+        out: the folder.
+        flag: the flag that named it, for the message.
+
+    Raises:
+        RetinaNetError: it cannot be made, or writing there is not permitted.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RetinaNetError(f"{flag}{out}: no such folder can be made ({error.strerror}); choose another") from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise RetinaNetError(f"{flag}{out}: writing there is not permitted; choose another folder")
+
+
 def refuse_filled(out: Path) -> None:
-    """Raise RetinaNetError if ``out`` is there and anything but an empty folder."""
+    """Raise RetinaNetError if ``out`` exists and is not an empty folder."""
     try:
         filled = os.path.lexists(out) and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:
@@ -78,10 +96,10 @@ def refuse_filled(out: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Let the block fill a temporary folder beside ``out`` that is renamed to ``out`` if all went well.
+    """Let the block fill a temporary folder, which is renamed to ``out`` if the block succeeds.
 
     Raises:
-        RetinaNetError: ``out`` is there and not empty, or cannot be written; nothing is left behind.
+        RetinaNetError: ``out`` exists and is not empty, or cannot be written; nothing is left behind.
     """
     refuse_filled(out)
     out = out.absolute()
@@ -91,7 +109,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield temporary
         refuse_filled(out)
         with contextlib.suppress(FileNotFoundError):
-            out.rmdir()  # not every system renames over an empty folder
+            out.rmdir()  # some systems cannot rename over an empty folder
         temporary.rename(out)
     except OSError as error:
         raise _not_written(out, error) from error
@@ -101,13 +119,13 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask the same out of ``folder`` while the block runs; made if it is not there.
+    """Lock ``folder`` (made if it does not exist) against other processes that claim it, while the block runs.
 
-    The claim ends with this process, however that ends; the file ``.lock`` stays and means nothing by itself. Windows
-    has no such locks, nor have some network drives: nothing is checked there.
+    The lock ends with this process, also if it is killed. The file ``.lock`` stays; only a lock on it has a meaning.
+    Windows and some network drives have no such locks; nothing is checked there.
 
     Raises:
-        RetinaNetError: another process has it, or it cannot be written.
+        RetinaNetError: another process has claimed it, or it cannot be written.
     """
     try:
         import fcntl
@@ -122,7 +140,7 @@ def claimed(folder: Path) -> Iterator[None]:
         raise _not_written(folder, error) from error
     with file:
         try:
-            # Not flock: processes that were forked would share it, and keep it if they outlive this one.
+            # Not flock: forked processes would share the lock, and keep it if they outlive this process.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
@@ -138,10 +156,10 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def special_file(path: Path | str) -> str | None:
-    """What is at ``path`` if it is no ordinary file: opening a pipe waits for ever, and some devices never end.
+    """Return the kind of ``path`` if it is not a regular file. Opening a pipe can block, and some devices never end.
 
     Returns:
-        ``"a folder"``, ``"a named pipe"`` or ``"a device"``; ``None`` for an ordinary file, and where there is nothing.
+        ``"a folder"``, ``"a named pipe"`` or ``"a device"``; ``None`` for a regular file and for a path without a file.
     """
     try:
         mode = os.stat(path).st_mode

@@ -10,11 +10,11 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from retinanet.anchors import BACKGROUND, IGNORE, AnchorSpec, assign, assign_batch
+from retinanet.anchors import BACKGROUND, IGNORE, AnchorSpec, assign, assign_batch, make_grid
 from retinanet.config import AssignConfig
 
 # One square anchor [-16, -16, 16, 16] for an image of one location.
-ONE = AnchorSpec(sizes=(32.0,), scales=(1.0,), ratios=(1.0,), strides=(32,)).grid((32, 32))
+ONE = make_grid(AnchorSpec(sizes=(32.0,), scales=(1.0,), ratios=(1.0,), strides=(32,)), (32, 32))
 NO_BOXES = torch.zeros(0, 4)
 
 Array = npt.NDArray[np.float64]
@@ -58,7 +58,7 @@ def boxes_strategy(limit: float, low: float = -40.0) -> st.SearchStrategy[list[l
 @given(boxes=boxes_strategy(120), size=st.tuples(st.integers(1, 120), st.integers(1, 120)))
 def test_against_a_slow_oracle(boxes: list[list[float]], size: tuple[int, int]) -> None:
     spec = AnchorSpec(sizes=(24.0, 48.0), scales=(1.0, 1.5), ratios=(0.5, 1.0), strides=(16, 32))
-    grid = spec.grid(size)
+    grid = make_grid(spec, size)
     truth = torch.tensor(boxes).reshape(-1, 4)
     expected, margin = oracle(grid.boxes.double().numpy(), truth.double().numpy())
     assume(margin > 1e-5)
@@ -67,7 +67,7 @@ def test_against_a_slow_oracle(boxes: list[list[float]], size: tuple[int, int]) 
 
 def test_against_the_oracle_on_the_papers_anchors() -> None:
     rng = np.random.default_rng(0)
-    grid = AnchorSpec().grid((96, 128))
+    grid = make_grid(AnchorSpec(), (96, 128))
     # objects of every size, and each within a few pixels of some anchor so that all three outcomes occur
     chosen = grid.boxes[torch.from_numpy(rng.integers(0, len(grid.boxes), 12))].numpy()
     truth = torch.from_numpy((chosen + rng.uniform(-3, 3, chosen.shape)).astype(np.float32))
@@ -80,7 +80,7 @@ def test_against_the_oracle_on_the_papers_anchors() -> None:
 def test_a_thousand_boxes() -> None:
     rng = np.random.default_rng(1)
     spec = AnchorSpec(sizes=(32.0,), scales=(1.0,), ratios=(1.0,), strides=(8,))
-    grid = spec.grid((64, 64))
+    grid = make_grid(spec, (64, 64))
     corner = rng.uniform(-10, 60, (1000, 2))
     truth = np.concatenate([corner, corner + rng.uniform(10, 60, (1000, 2))], axis=1).astype(np.float32)
     expected, margin = oracle(grid.boxes.double().numpy(), truth.astype(np.float64))
@@ -120,20 +120,20 @@ def test_the_highest_overlap_wins_wherever_it_stands() -> None:
 
 
 def test_no_box_means_background_everywhere() -> None:
-    grid = AnchorSpec().grid((64, 64))
+    grid = make_grid(AnchorSpec(), (64, 64))
     matched = assign(grid, NO_BOXES)
     assert matched.dtype == torch.int64
     assert matched.tolist() == [BACKGROUND] * len(grid.boxes)
 
 
 def test_no_object_is_forced_onto_an_anchor() -> None:
-    assert set(assign(AnchorSpec().grid((64, 64)), torch.tensor([[30.0, 30, 34, 34]])).tolist()) == {BACKGROUND}
+    assert set(assign(make_grid(AnchorSpec(), (64, 64)), torch.tensor([[30.0, 30, 34, 34]])).tolist()) == {BACKGROUND}
 
 
 @pytest.mark.parametrize("method", ["iou", "atss"])
 def test_ignore_regions_spare_background_only(method: str) -> None:
     spec = AnchorSpec(sizes=(32.0,), scales=(1.0,), ratios=(1.0,), strides=(32,))
-    grid = spec.grid((96, 96))
+    grid = make_grid(spec, (96, 96))
     config = AssignConfig(method=method)  # type: ignore[arg-type]
     truth = torch.tensor([[17.0, 17, 49, 49]])  # the anchor at (32, 32), moved by a pixel
     plain = assign(grid, truth, None, config)
@@ -170,7 +170,7 @@ def test_other_thresholds() -> None:
 @settings(max_examples=30)
 @given(images=st.lists(boxes_strategy(60), min_size=1, max_size=4))
 def test_batch_indices_point_into_the_concatenation(images: list[list[list[float]]]) -> None:
-    grid = AnchorSpec(sizes=(24.0,), scales=(1.0, 1.5), ratios=(1.0,), strides=(8,)).grid((64, 64))
+    grid = make_grid(AnchorSpec(sizes=(24.0,), scales=(1.0, 1.5), ratios=(1.0,), strides=(8,)), (64, 64))
     truth = [torch.tensor(boxes).reshape(-1, 4) for boxes in images]
     everything = torch.cat(truth)
     matched = assign_batch(grid, truth, [NO_BOXES] * len(truth))
@@ -213,7 +213,7 @@ def objects(draw: st.DrawFn) -> list[list[float]]:
 def test_equals_torchvisions_matcher(
     layout: str, force_best: bool, boxes: list[list[float]], size: tuple[int, int]
 ) -> None:
-    grid = AnchorSpec(layout=layout).grid(size)  # type: ignore[arg-type]
+    grid = make_grid(AnchorSpec(layout=layout), size)  # type: ignore[arg-type]
     truth = torch.tensor(boxes)
     assume((box_iou(truth, grid.boxes).amax(dim=1) > 0).all())  # see below for those
     found = assign(grid, truth, config=AssignConfig(force_best=force_best))
@@ -224,7 +224,7 @@ def test_equals_torchvisions_matcher(
 def test_equals_torchvisions_matcher_on_many_objects(seed: int) -> None:
     """More than fit one chunk, many of them too small, long or large for any anchor."""
     rng = np.random.default_rng(seed)
-    grid = AnchorSpec(layout="torchvision").grid((320, 448))
+    grid = make_grid(AnchorSpec(layout="torchvision"), (320, 448))
     corner = rng.uniform(-10, [440, 310], (90, 2))
     side = np.exp(rng.uniform(np.log(2), np.log(400), (90, 2)))
     truth = torch.from_numpy(np.concatenate([corner, corner + side], axis=1).astype(np.float32))
@@ -253,7 +253,7 @@ def test_a_forced_anchor_keeps_its_own_best_object() -> None:
 
 
 def test_all_anchors_that_overlap_an_object_equally_are_forced() -> None:
-    grid = AnchorSpec(sizes=(16.0,), scales=(1.0,), ratios=(1.0,), strides=(16,)).grid((32, 32))
+    grid = make_grid(AnchorSpec(sizes=(16.0,), scales=(1.0,), ratios=(1.0,), strides=(16,)), (32, 32))
     truth = torch.tensor([[7.0, 7.0, 9.0, 9.0]])  # where four anchors meet
     assert assign(grid, truth).tolist() == [BACKGROUND] * 4
     assert assign(grid, truth, config=AssignConfig(force_best=True)).tolist() == [0] * 4
@@ -262,7 +262,7 @@ def test_all_anchors_that_overlap_an_object_equally_are_forced() -> None:
 
 def test_an_object_outside_of_all_anchors_forces_none() -> None:
     """torchvision would match every anchor with it, because all overlap it equally: not at all."""
-    grid = AnchorSpec(sizes=(16.0,), scales=(1.0,), ratios=(1.0,), strides=(16,)).grid((32, 32))
+    grid = make_grid(AnchorSpec(sizes=(16.0,), scales=(1.0,), ratios=(1.0,), strides=(16,)), (32, 32))
     truth = torch.tensor([[500.0, 500.0, 510.0, 510.0]])
     assert assign(grid, truth, config=AssignConfig(force_best=True)).tolist() == [BACKGROUND] * 4
     assert torchvision_matches(grid.boxes, truth, force_best=True).tolist() == [0] * 4

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
-from retinanet.anchors import BACKGROUND, AnchorGrid, AnchorSpec, assign
+from retinanet.anchors import BACKGROUND, AnchorGrid, AnchorSpec, assign, make_grid
 from retinanet.config import AssignConfig
 
 ATSS = AssignConfig(method="atss")
@@ -81,7 +81,7 @@ def random_boxes(rng: np.random.Generator, count: int, height: int, width: int) 
 @pytest.mark.parametrize("seed", range(4))
 def test_against_a_slow_oracle(size: tuple[int, int], seed: int) -> None:
     rng = np.random.default_rng([seed, *size])
-    grid = AnchorSpec().grid(size)
+    grid = make_grid(AnchorSpec(), size)
     truth = random_boxes(rng, 12, *size)
     expected, margin = oracle(grid, truth.astype(np.float64))
     assert margin > 1e-6  # no decision that float32 could turn
@@ -97,7 +97,7 @@ def test_against_a_slow_oracle(size: tuple[int, int], seed: int) -> None:
 )
 def test_against_the_oracle_on_any_size(seed: int, size: tuple[int, int], count: int, k: int) -> None:
     spec = AnchorSpec(sizes=(32.0, 64.0, 128.0), scales=(1.0,), ratios=(0.5, 1.0), strides=(16, 32, 64))
-    grid = spec.grid(size)
+    grid = make_grid(spec, size)
     truth = random_boxes(np.random.default_rng(seed), count, *size)
     expected, margin = oracle(grid, truth.astype(np.float64), k)
     assume(margin > 1e-5)
@@ -105,7 +105,7 @@ def test_against_the_oracle_on_any_size(seed: int, size: tuple[int, int], count:
 
 
 def test_a_tiny_object_still_gets_anchors() -> None:
-    grid = AnchorSpec().grid((256, 256))
+    grid = make_grid(AnchorSpec(), (256, 256))
     box = torch.tensor([[101.3, 61.2, 107.3, 67.2]])  # 6 px around the location (104, 64)
     assert box_iou(grid.boxes, box).max() < 0.1
     assert set(assign(grid, box).tolist()) == {BACKGROUND}  # by the paper's thresholds it is lost
@@ -117,22 +117,22 @@ def test_a_tiny_object_still_gets_anchors() -> None:
 
 def test_an_object_without_a_centre_inside_gets_none() -> None:
     box = torch.tensor([[105.1, 65.2, 111.3, 71.4]])  # between the locations 104 and 112
-    assert set(assign(AnchorSpec().grid((256, 256)), box, config=ATSS).tolist()) == {BACKGROUND}
+    assert set(assign(make_grid(AnchorSpec(), (256, 256)), box, config=ATSS).tolist()) == {BACKGROUND}
 
 
 def test_equal_boxes_go_to_the_first() -> None:
     box = [60.3, 50.7, 120.1, 140.9]
-    matched = assign(AnchorSpec().grid((200, 200)), torch.tensor([box, box]), config=ATSS)
+    matched = assign(make_grid(AnchorSpec(), (200, 200)), torch.tensor([box, box]), config=ATSS)
     assert set(matched.tolist()) == {BACKGROUND, 0}
 
 
 def test_no_boxes() -> None:
-    grid = AnchorSpec().grid((64, 64))
+    grid = make_grid(AnchorSpec(), (64, 64))
     assert assign(grid, torch.zeros(0, 4), config=ATSS).tolist() == [BACKGROUND] * len(grid.boxes)
 
 
 def test_a_box_beyond_the_image_takes_the_nearest_positions() -> None:
-    grid = AnchorSpec().grid((64, 64))
+    grid = make_grid(AnchorSpec(), (64, 64))
     truth = np.array([[-30.3, -20.2, 25.5, 40.4], [50.1, 40.3, 120.7, 90.9]], dtype=np.float32)
     expected, margin = oracle(grid, truth.astype(np.float64))
     assert margin > 1e-6
@@ -143,13 +143,15 @@ def test_a_box_beyond_the_image_takes_the_nearest_positions() -> None:
 def test_a_single_candidate_is_its_own_threshold() -> None:
     """The standard deviation of one number is taken as 0."""
     spec = AnchorSpec(sizes=(32.0,), scales=(1.0,), ratios=(1.0,), strides=(32,))
-    matched = assign(spec.grid((96, 96)), torch.tensor([[17.0, 17, 49, 49]]), config=AssignConfig("atss", candidates=1))
+    matched = assign(
+        make_grid(spec, (96, 96)), torch.tensor([[17.0, 17, 49, 49]]), config=AssignConfig("atss", candidates=1)
+    )
     assert matched.tolist() == [BACKGROUND] * 4 + [0] + [BACKGROUND] * 4
 
 
 def test_a_centre_on_the_border_of_a_box_is_not_inside() -> None:
     spec = AnchorSpec(sizes=(16.0,), scales=(1.0,), ratios=(1.0,), strides=(16,))
-    grid = spec.grid((64, 64))
+    grid = make_grid(spec, (64, 64))
     for box in ([32.0, 25.0, 46.0, 39.0], [18.0, 25.0, 32.0, 39.0], [25.0, 32.0, 39.0, 46.0], [25.0, 18.0, 39.0, 32.0]):
         # the anchor at (32, 32) is the nearest or among the nearest, but its centre lies on an edge
         assert set(assign(grid, torch.tensor([box]), config=ATSS).tolist()) == {BACKGROUND}
@@ -163,8 +165,8 @@ def test_against_the_oracle_on_torchvisions_layout(size: tuple[int, int], seed: 
     """Its coarse steps differ from the strides, and between rows and columns."""
     rng = np.random.default_rng([seed, *size])
     spec = AnchorSpec(sizes=(128.0, 256.0, 512.0), scales=(1.0, 1.3), ratios=(0.5, 1.0), strides=(32, 64, 128))
-    grid = replace(spec, layout="torchvision").grid(size)
-    assert grid.strides != spec.grid(size).strides
+    grid = make_grid(replace(spec, layout="torchvision"), size)
+    assert grid.strides != make_grid(spec, size).strides
     truth = random_boxes(rng, 12, *size)
     expected, margin = oracle(grid, truth.astype(np.float64))
     assert margin > 1e-6
@@ -174,7 +176,7 @@ def test_against_the_oracle_on_torchvisions_layout(size: tuple[int, int], seed: 
 def test_of_equally_near_positions_the_first_are_candidates() -> None:
     """A centre between four positions, three candidates: the fourth of equals is left out."""
     spec = AnchorSpec(sizes=(16.0,), scales=(1.0,), ratios=(1.0,), strides=(16,))
-    grid = spec.grid((64, 64))
+    grid = make_grid(spec, (64, 64))
     box = torch.tensor([[8.0, 8.0, 40.0, 40.0]])  # its centre is (24, 24)
     matched = assign(grid, box, config=AssignConfig(method="atss", candidates=3))
     assert torch.nonzero(matched == 0).squeeze(1).tolist() == [5, 6, 9]
@@ -183,7 +185,7 @@ def test_of_equally_near_positions_the_first_are_candidates() -> None:
 def test_a_centre_far_outside_the_image() -> None:
     """The nearest positions lie in one column then."""
     spec = AnchorSpec(sizes=(64.0,), scales=(1.0,), ratios=(1.0,), strides=(16,))
-    grid = spec.grid((320, 320))
+    grid = make_grid(spec, (320, 320))
     truth = np.array([[-1843.3, 20.5, 176.5, 127.1], [-700.2, 101.3, 21.4, 163.7]], dtype=np.float32)
     expected, margin = oracle(grid, truth.astype(np.float64))
     assert margin > 1e-6

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from retinanet.anchors import AnchorSpec
+from retinanet.anchors import AnchorSpec, make_grid
 from retinanet.config import DecodeConfig
 from retinanet.errors import ConfigError
 from retinanet.model import Outputs, RetinaNet
@@ -19,14 +19,14 @@ SQUARE = AnchorSpec(scales=(1.0,), ratios=(1.0,))
 
 
 def test_square_anchor_of_the_first_location_is_centred_on_the_origin() -> None:
-    boxes = SQUARE.grid((16, 24)).boxes
+    boxes = make_grid(SQUARE, (16, 24)).boxes
     assert boxes[0].tolist() == [-16, -16, 16, 16]
     assert boxes[1].tolist() == [-8, -16, 24, 16]  # next column, 8 px to the right
     assert boxes[3].tolist() == [-16, -8, 16, 24]  # next row, 8 px down
 
 
 def test_scales_and_ratios_of_one_location() -> None:
-    boxes = AnchorSpec().grid((8, 8)).boxes[:9].double()
+    boxes = make_grid(AnchorSpec(), (8, 8)).boxes[:9].double()
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     sides = [32.0, 32 * 2 ** (1 / 3), 32 * 2 ** (2 / 3)]
     expected = [(side, ratio) for side in sides for ratio in (0.5, 1.0, 2.0)]  # scale by scale, ratio by ratio
@@ -39,7 +39,7 @@ def test_scales_and_ratios_of_one_location() -> None:
 
 
 def test_areas_of_the_paper() -> None:
-    grid = AnchorSpec().grid((256, 256))
+    grid = make_grid(AnchorSpec(), (256, 256))
     for level, boxes in enumerate(grid.split(grid.boxes)):
         sides = (boxes[:, 2:] - boxes[:, :2]).double().prod(dim=1).sqrt()
         expected = [2 ** (5 + level) * 2 ** (k / 3) for k in range(3)]
@@ -49,7 +49,7 @@ def test_areas_of_the_paper() -> None:
 
 def test_number_of_anchors_at_800_pixels() -> None:
     # 100² + 50² + 25² + 13² + 7² locations of 9
-    grid = AnchorSpec().grid((800, 800))
+    grid = make_grid(AnchorSpec(), (800, 800))
     assert grid.boxes.shape == (120_087, 4)
     assert grid.boxes.dtype == torch.float32
     assert grid.level_sizes == [90_000, 22_500, 5_625, 1_521, 441]
@@ -57,7 +57,7 @@ def test_number_of_anchors_at_800_pixels() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (33, 64), (257, 129), (799, 1333)])
 def test_level_shapes_round_up(size: tuple[int, int]) -> None:
-    grid = AnchorSpec().grid(size)
+    grid = make_grid(AnchorSpec(), size)
     assert grid.shapes == tuple((math.ceil(size[0] / s), math.ceil(size[1] / s)) for s in (8, 16, 32, 64, 128))
     assert sum(grid.level_sizes) == len(grid.boxes)
 
@@ -70,7 +70,7 @@ def test_level_shapes_round_up(size: tuple[int, int]) -> None:
 )
 def test_order_is_level_row_column_scale_ratio(size: tuple[int, int], level: int, data: st.DataObject) -> None:
     spec = AnchorSpec(scales=(1.0, 1.5), ratios=(0.5, 1.0, 3.0))
-    grid = spec.grid(size)
+    grid = make_grid(spec, size)
     stride = 8 * 2**level
     rows, columns = grid.shapes[level]
     row, column = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, columns - 1))
@@ -92,7 +92,7 @@ def test_agrees_with_torchvision_up_to_its_rounding(size: tuple[int, int]) -> No
     features = [torch.zeros(1, 1, size[0] // s, size[1] // s) for s in (8, 16, 32, 64, 128)]
     theirs = generator(ImageList(images, [size]), features)[0]
     theirs = theirs.view(-1, 3, 3, 4).transpose(1, 2).reshape(-1, 4)  # theirs: ratio by ratio, scale by scale
-    ours = AnchorSpec().grid(size).boxes
+    ours = make_grid(AnchorSpec(), size).boxes
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() <= 0.5 + 1e-3  # they round corners to whole pixels
     centres = [(boxes[:, :2] + boxes[:, 2:]) / 2 for boxes in (ours, theirs)]
@@ -109,14 +109,14 @@ def test_as_many_anchors_as_the_network_predicts(small_model: RetinaNet, size: t
     with torch.no_grad():
         features = small_model.fpn(small_model.backbone(torch.zeros(1, 3, *size)))
         outputs = small_model(torch.zeros(1, 3, *size))
-    grid = AnchorSpec().grid(size)
+    grid = make_grid(AnchorSpec(), size)
     assert grid.shapes == tuple(tuple(f.shape[-2:]) for f in features)
     assert grid.level_sizes == [level.shape[1] for level in outputs.logits]
 
 
 def test_a_prediction_lands_where_its_location_is(small_model: RetinaNet) -> None:
     """Order of the network's outputs (row, column, anchor) is the order of the grid's boxes."""
-    grid = AnchorSpec().grid((64, 96))
+    grid = make_grid(AnchorSpec(), (64, 96))
     feature = torch.zeros(1, 32, 8, 12)
     feature[0, :, 5, 7] = 1  # a 1×1 predictor answers at row 5, column 7 only
     subnet = small_model.classification
@@ -140,15 +140,15 @@ def test_a_prediction_lands_where_its_location_is(small_model: RetinaNet) -> Non
 
 
 def test_split_cuts_along_levels() -> None:
-    grid = AnchorSpec().grid((40, 72))
+    grid = make_grid(AnchorSpec(), (40, 72))
     parts = grid.split(torch.arange(len(grid.boxes)).expand(2, -1), dim=1)
     assert [part.shape[1] for part in parts] == grid.level_sizes
     assert torch.cat(parts, dim=1)[1].tolist() == list(range(len(grid.boxes)))
 
 
 def test_same_size_gives_the_same_grid_object() -> None:
-    assert AnchorSpec().grid((64, 64)) is AnchorSpec().grid((64, 64))
-    assert AnchorSpec().grid((64, 64)) is not AnchorSpec().grid((64, 96))
+    assert make_grid(AnchorSpec(), (64, 64)) is make_grid(AnchorSpec(), (64, 64))
+    assert make_grid(AnchorSpec(), (64, 64)) is not make_grid(AnchorSpec(), (64, 96))
 
 
 @pytest.mark.parametrize(
@@ -189,17 +189,17 @@ def test_the_sizes_below_are_those_of_torchvisions_retinanet() -> None:
 
 @pytest.mark.parametrize("size", [(800, 1088), (320, 448), (224, 224), (1344, 800), (1344, 480), (32, 32), (96, 1344)])
 def test_torchvision_layout_equals_torchvision(size: tuple[int, int]) -> None:
-    ours = TORCHVISION.grid(size)
+    ours = make_grid(TORCHVISION, size)
     assert torch.equal(ours.boxes, torchvision_anchors(size, TORCHVISION))
     assert ours.boxes.dtype == torch.float32
-    assert ours.shapes == AnchorSpec().grid(size).shapes
+    assert ours.shapes == make_grid(AnchorSpec(), size).shapes
 
 
 @settings(max_examples=40)
 @given(rows=st.integers(1, 42), columns=st.integers(1, 42))
 def test_torchvision_layout_equals_torchvision_on_any_padded_size(rows: int, columns: int) -> None:
     size = (32 * rows, 32 * columns)
-    assert torch.equal(TORCHVISION.grid(size).boxes, torchvision_anchors(size, TORCHVISION))
+    assert torch.equal(make_grid(TORCHVISION, size).boxes, torchvision_anchors(size, TORCHVISION))
 
 
 @settings(max_examples=60)
@@ -213,18 +213,18 @@ def test_torchvision_layout_with_other_anchors(
     sizes: list[float], scales: list[float], ratios: list[float], size: tuple[int, int]
 ) -> None:
     spec = AnchorSpec(tuple(sizes), tuple(scales), tuple(ratios), (8, 16, 32)[: len(sizes)], "torchvision")
-    assert torch.equal(spec.grid(size).boxes, torchvision_anchors(size, spec))
+    assert torch.equal(make_grid(spec, size).boxes, torchvision_anchors(size, spec))
 
 
 def test_torchvision_layout_has_whole_pixels_and_its_own_steps() -> None:
-    grid = TORCHVISION.grid((800, 1088))
+    grid = make_grid(TORCHVISION, (800, 1088))
     assert torch.equal(grid.boxes, grid.boxes.round())
     assert grid.strides == ((8, 8), (16, 16), (32, 32), (61, 64), (114, 120))  # 800 / 13, 800 / 7, 1088 / 9
     assert grid.boxes[:9, 2].tolist() == [23, 28, 35, 16, 20, 25, 11, 14, 18]  # ratio by ratio, scale by scale
 
 
 def test_papers_layout_is_real_valued() -> None:
-    ours, theirs = AnchorSpec().grid((800, 1088)), TORCHVISION.grid((800, 1088))
+    ours, theirs = make_grid(AnchorSpec(), (800, 1088)), make_grid(TORCHVISION, (800, 1088))
     assert AnchorSpec().layout == "paper"
     assert (ours.boxes != ours.boxes.round()).any(dim=1).float().mean() > 0.8
     assert ours.strides == tuple((s, s) for s in (8, 16, 32, 64, 128))
@@ -237,14 +237,14 @@ def test_papers_layout_is_real_valued() -> None:
 
 
 def test_layouts_do_not_share_a_cached_grid() -> None:
-    assert AnchorSpec().grid((64, 64)) is not TORCHVISION.grid((64, 64))
-    assert TORCHVISION.grid((64, 64)) is AnchorSpec(layout="torchvision").grid((64, 64))
+    assert make_grid(AnchorSpec(), (64, 64)) is not make_grid(TORCHVISION, (64, 64))
+    assert make_grid(TORCHVISION, (64, 64)) is make_grid(AnchorSpec(layout="torchvision"), (64, 64))
 
 
 def test_a_grid_first_made_in_inference_serves_training() -> None:
     spec = AnchorSpec(sizes=(17.0,), scales=(1.0,), ratios=(1.0,), strides=(8,))
     with torch.inference_mode():
-        grid = spec.grid((40, 40))
+        grid = make_grid(spec, (40, 40))
     weight = torch.ones(4, requires_grad=True)
     (grid.boxes * weight).sum().backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retinanet.anchors import BACKGROUND, IGNORE, AnchorSpec, Matches, assign_batch, match_batch
+from retinanet.anchors import BACKGROUND, IGNORE, AnchorSpec, Matches, assign_batch, make_grid, match_batch
 from retinanet.config import AssignConfig
 
 
@@ -35,7 +35,7 @@ def test_nothing_is_learned_where_all_are_ignored() -> None:
 
 @pytest.mark.parametrize("method", ["iou", "atss"])
 def test_positive_and_ignored_anchors_are_apart_and_in_order(method: str) -> None:
-    grid = AnchorSpec().grid((128, 160))
+    grid = make_grid(AnchorSpec(), (128, 160))
     boxes = [torch.tensor([[10.0, 10, 60, 70], [12, 12, 62, 70]]), torch.zeros(0, 4), torch.tensor([[0.0, 0, 30, 30]])]
     ignore = [torch.tensor([[40.0, 40, 160, 128]]), torch.tensor([[0.0, 0, 160, 128]]), torch.zeros(0, 4)]
     config = AssignConfig(method=method)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from retinanet.anchors import AnchorGrid, AnchorSpec, assign, assign_batch
+from retinanet.anchors import AnchorGrid, AnchorSpec, assign, assign_batch, make_grid
 from retinanet.anchors.assign import best_overlap, cover_nearby, cover_overlap, force_best
 from retinanet.anchors.nearby import pairs_by_iou
 from retinanet.config import AssignConfig
@@ -55,7 +55,7 @@ def test_equal_to_comparing_all_with_all_in_a_thousand_cases() -> None:
         rng = np.random.default_rng(seed)
         spec = SPECS[seed % len(SPECS)]
         size = (int(rng.integers(1, 260)), int(rng.integers(1, 260)))
-        grid = spec.grid(size)
+        grid = make_grid(spec, size)
         background = float(rng.choice([0.4, 0.3, 0.1, 0.5]))
         config = AssignConfig(background=background, foreground=float(rng.choice([0.5, 0.7, background])))
         boxes = [random_boxes(rng, grid, size, int(rng.integers(0, 25))) for _ in range(int(rng.integers(1, 4)))]
@@ -70,7 +70,7 @@ def test_regions_equal_to_comparing_all_with_all() -> None:
     for seed in range(200):
         rng = np.random.default_rng(seed)
         size = (int(rng.integers(1, 200)), int(rng.integers(1, 200)))
-        grid = SPECS[seed % len(SPECS)].grid(size)
+        grid = make_grid(SPECS[seed % len(SPECS)], size)
         regions = [random_boxes(rng, grid, size, int(rng.integers(0, 12))) for _ in range(2)]
         image = torch.repeat_interleave(torch.tensor([len(r) for r in regions]))
         share = float(rng.choice([0.5, 0.05, 1.0]))
@@ -92,7 +92,7 @@ def test_no_pair_is_missed_and_few_are_in_vain(
 ) -> None:
     from torchvision.ops import box_iou
 
-    grid = spec.grid((97, 130))
+    grid = make_grid(spec, (97, 130))
     left, top, width, height = box
     boxes = torch.tensor([[left, top, left + width, top + height]])
     pairs = pairs_by_iou(grid, boxes, lowest)
@@ -105,13 +105,13 @@ def test_no_pair_is_missed_and_few_are_in_vain(
 
 def test_without_a_lower_bound_all_are_compared() -> None:
     """Background 0: an anchor without any overlap is ignored, not background."""
-    grid = SPECS[3].grid((64, 64))
+    grid = make_grid(SPECS[3], (64, 64))
     matched = assign(grid, torch.tensor([[0.0, 0.0, 8.0, 8.0]]), None, AssignConfig(background=0.0, foreground=0.1))
     assert matched.tolist() == [0, -2, -2, -2]
 
 
 def test_images_do_not_mix() -> None:
-    grid = AnchorSpec().grid((128, 96))
+    grid = make_grid(AnchorSpec(), (128, 96))
     rng = np.random.default_rng(3)
     boxes = [random_boxes(rng, grid, (128, 96), n) for n in (7, 0, 20, 1)]
     ignore = [random_boxes(rng, grid, (128, 96), n) for n in (0, 3, 1, 0)]
@@ -136,7 +136,7 @@ def peak():
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 torch.set_num_threads(1)
-grid = AnchorSpec().grid((800, 800))
+grid = make_grid(AnchorSpec(), (800, 800))
 corner = torch.rand(5000, 2) * 760
 boxes = torch.cat([corner, corner + 10 * torch.exp(3 * torch.rand(5000, 2))], dim=1)
 config = AssignConfig(method=sys.argv[1])
@@ -161,7 +161,7 @@ def test_forced_matches_equal_comparing_all_with_all() -> None:
     forced = 0
     for seed in range(150):
         rng = np.random.default_rng(seed)
-        grid = SPECS[seed % len(SPECS)].grid((int(rng.integers(1, 200)), int(rng.integers(1, 200))))
+        grid = make_grid(SPECS[seed % len(SPECS)], (int(rng.integers(1, 200)), int(rng.integers(1, 200))))
         boxes = [random_boxes(rng, grid, (200, 200), int(rng.integers(0, 20))) for _ in range(2)]
         image = torch.repeat_interleave(torch.tensor([len(b) for b in boxes]))
         every = torch.cat(boxes)
@@ -174,4 +174,7 @@ def test_forced_matches_equal_comparing_all_with_all() -> None:
 
 
 def test_no_images() -> None:
-    assert assign_batch(AnchorSpec().grid((64, 64)), [], []).shape == (0, len(AnchorSpec().grid((64, 64)).boxes))
+    assert assign_batch(make_grid(AnchorSpec(), (64, 64)), [], []).shape == (
+        0,
+        len(make_grid(AnchorSpec(), (64, 64)).boxes),
+    )

@@ -16,12 +16,13 @@ import yaml
 from PIL import Image
 
 from retinanet import cli
-from retinanet.anchors import match_batch
-from retinanet.config import AnchorSpec, DataConfig, load_recipe
+from retinanet.anchors import make_grid, match_batch
+from retinanet.config import AnchorSpec, DataConfig
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.inspection.anchor_coverage import best_overlaps
 from retinanet.losses.detection import detection_losses
 from retinanet.model import RetinaNet
+from retinanet.recipes import load_recipe
 
 
 def write_bars(folder: Path, images: int = 30, largest: int = 60) -> Path:
@@ -91,7 +92,7 @@ def test_a_network_learns_with_the_fitted_anchors(parts: Path, tmp_path: Path) -
     config = load_recipe(str(out))
     settings = replace(config.model, channels=64, subnet_depth=1)
     model = RetinaNet.from_config(settings, config.anchors, 4, pretrained=False)
-    grid, boxes = config.anchors.grid((64, 64)), torch.tensor([[8.0, 8.0, 30.0, 30.0]])
+    grid, boxes = make_grid(config.anchors, (64, 64)), torch.tensor([[8.0, 8.0, 30.0, 30.0]])
     matches = match_batch(grid, [boxes], [torch.zeros(0, 4)], config.assign)
     losses = detection_losses(
         model(torch.rand(1, 3, 64, 64)), grid, matches, boxes, torch.zeros(1, dtype=torch.int64), config.loss

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 import retinanet
 from commands import SMALL, Command, next_command
-from retinanet.train.log import Log
+from retinanet.training.log import Log
 from retinanet.zoo import weights as zoo
 
 

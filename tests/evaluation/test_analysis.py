@@ -12,8 +12,9 @@ import pytest
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.data.formats.open_dataset import read_split
+from retinanet.detections import Detections
 from retinanet.evaluation.analysis import analyze
-from retinanet.evaluation.coco_ap import Predictions, coco_metrics
+from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.curves import RECALLS, SCORES
 from retinanet.report.advice import next_steps
 from scenes import class_aps, nothing, one_cat, pycoco, random_detections, random_truth
@@ -107,13 +108,13 @@ def crowds_only() -> Dataset:
     return builder.build()
 
 
-def pathological() -> dict[str, tuple[Dataset, Predictions]]:
+def pathological() -> dict[str, tuple[Dataset, Detections]]:
     truth = random_truth(0)
     empty = truth.with_boxes(np.zeros(len(truth.labels), dtype=np.bool_))
     some = random_detections(truth, 0)
     wrong = replace(some, boxes=some.boxes + 5000)
     crowds = crowds_only()
-    inside = Predictions(
+    inside = Detections(
         np.array([0, 1]), np.array([[20, 20, 60, 60]] * 2, np.float32), np.ones(2, np.float32), np.array([0, 0])
     )
     return {
@@ -173,7 +174,7 @@ def test_equals_hotcoco_on_real_truth(shared_data: Path) -> None:
     boxes = (dataset.boxes + rng.normal(0, 6, dataset.boxes.shape)).astype(np.float32)
     labels = np.where(rng.uniform(size=len(owner)) < 0.9, dataset.labels, rng.integers(0, 3, len(owner)))
     scores = rng.uniform(0, 1, len(owner)).astype(np.float32)
-    predictions = Predictions(owner, boxes, scores, labels.astype(np.int64))
+    predictions = Detections(owner, boxes, scores, labels.astype(np.int64))
     analysis, metrics = analyze(dataset, predictions, resamples=20), coco_metrics(dataset, predictions)
     assert 0.1 < analysis.AP < 0.9
     assert pytest.approx(metrics.summary["AP"], abs=1e-9) == analysis.AP

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from retinanet.data.dataset import NO_CLASS, DatasetBuilder
-from retinanet.evaluation.coco_ap import SUMMARY, Predictions, coco_metrics
+from retinanet.detections import Detections
+from retinanet.evaluation.coco_ap import SUMMARY, coco_metrics, coco_results
 from scenes import CLASSES, nothing, random_detections, random_truth, reference
 
 
@@ -36,7 +37,7 @@ def test_a_perfect_detector() -> None:
     dataset = random_truth(4, ignore=0)
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
     scores = np.linspace(0.9, 0.5, len(owner)).astype(np.float32)
-    metrics = coco_metrics(dataset, Predictions(owner, dataset.boxes, scores, dataset.labels.astype(np.int64)))
+    metrics = coco_metrics(dataset, Detections(owner, dataset.boxes, scores, dataset.labels.astype(np.int64)))
     assert metrics.summary["AP"] == pytest.approx(1)
     assert metrics.summary["AR100"] == pytest.approx(1)
     assert all(values["AP"] == pytest.approx(1) for values in metrics.per_class.values())
@@ -74,7 +75,7 @@ def test_only_crowds() -> None:
 def test_coco_results_name_images_and_categories_by_their_ids() -> None:
     dataset = random_truth(2, category_ids=(90, 17, 3, 44))
     predictions = random_detections(dataset, 2)
-    results = predictions.to_coco(dataset)
+    results = coco_results(predictions, dataset)
     assert len(results) == len(predictions.scores)
     for i in (0, 5, len(results) - 1):
         x1, y1, x2, y2 = predictions.boxes[i].tolist()

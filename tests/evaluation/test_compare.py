@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
+from retinanet.detections import Detections
 from retinanet.errors import DataError
-from retinanet.evaluation.coco_ap import Predictions, coco_evaluation, coco_metrics
+from retinanet.evaluation.coco_ap import coco_evaluation, coco_metrics
 from retinanet.evaluation.compare import (
     Comparison,
     Contestant,
@@ -197,7 +198,7 @@ def test_nothing_found() -> None:
     assert (both.total["AP"].delta, both.total["AP"].low, both.total["AP"].high) == (0, 0, 0)
 
 
-def best_f1(dataset: Dataset, predictions: Predictions) -> tuple[float, list[int], list[int]]:
+def best_f1(dataset: Dataset, predictions: Detections) -> tuple[float, list[int], list[int]]:
     """The score with the best F1, and FN and FP of each image, by trying every threshold from scratch."""
     best: tuple[float, float, list[int], list[int]] = (-1.0, 0.0, [], [])
     scene = make_scene(dataset, predictions)

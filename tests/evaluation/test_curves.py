@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retinanet.data.dataset import DatasetBuilder
-from retinanet.evaluation.coco_ap import Predictions
+from retinanet.detections import Detections
 from retinanet.evaluation.curves import (
     SCORES,
     against_thresholds,
@@ -152,7 +152,7 @@ def test_scores_of_two_decimals_reach_their_thresholds() -> None:
     builder.add_image("1.jpg", 100, 100)
     scores = np.array([float(f"{k / 100:.2f}") for k in range(101)])  # as people write them
     boxes = np.tile([1.0, 1, 9, 9], (101, 1))
-    predictions = Predictions(np.zeros(101, np.int64), boxes, scores, np.zeros(101, np.int64))
+    predictions = Detections(np.zeros(101, np.int64), boxes, scores, np.zeros(101, np.int64))
     scene = make_scene(builder.build(), predictions, limit=101)
     counts = against_thresholds(scene, match(scene), scene.totals())
     assert counts.fp[0].tolist() == list(range(101, 0, -1))

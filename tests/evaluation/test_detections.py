@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.detections import Detections
 from retinanet.errors import DataError
-from retinanet.evaluation.coco_ap import Predictions, coco_metrics
+from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.detections import read_detections
 from scenes import random_detections, random_truth, reference
 
@@ -28,7 +29,7 @@ def entry(**changed: Any) -> dict[str, Any]:
     return {key: value for key, value in whole.items() if value is not ...}
 
 
-def read(tmp_path: Path, content: Any, data: Dataset | None = None) -> tuple[Predictions, list[str]]:
+def read(tmp_path: Path, content: Any, data: Dataset | None = None) -> tuple[Detections, list[str]]:
     file = tmp_path / "found.json"
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     return read_detections(file, data or dataset())
@@ -67,7 +68,7 @@ def test_numbers_are_those_of_pycocotools(tmp_path: Path) -> None:
     made = random_detections(data, 8)
     rng = np.random.default_rng(8)
     corner = rng.uniform(0, 300, (400, 2))
-    many = Predictions(
+    many = Detections(
         np.concatenate([made.images, np.full(400, 3)]),
         np.concatenate(
             [made.boxes.astype(np.float64), np.column_stack([corner, corner + rng.uniform(5, 99, (400, 2))])]
@@ -238,7 +239,7 @@ def test_a_box_without_area_is_as_wrong_as_for_pycocotools(tmp_path: Path) -> No
     made = random_detections(data, 9)
     boxes = made.boxes.copy()
     boxes[::7, 2] = boxes[::7, 0]
-    flat = Predictions(made.images, boxes, made.scores, made.labels)
+    flat = Detections(made.images, boxes, made.scores, made.labels)
     assert list(coco_metrics(data, flat).summary.values()) == pytest.approx(reference(data, flat)[0], abs=1e-12)
 
 

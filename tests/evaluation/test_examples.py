@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retinanet.data.dataset import Dataset, DatasetBuilder
-from retinanet.evaluation.coco_ap import Predictions
+from retinanet.detections import Detections
 from retinanet.evaluation.examples import Example, false_positives, label_errors, missed_objects
 from retinanet.evaluation.matching import make_scene, match
 from retinanet.evaluation.tide import KINDS, find_errors
@@ -15,7 +15,7 @@ from scenes import random_detections, random_truth
 Row = tuple[int, tuple[float, float, float, float], float, int]
 
 
-def planted() -> tuple[Dataset, Predictions]:
+def planted() -> tuple[Dataset, Detections]:
     """Twenty cats are found in images 0–19; each image after them has one kind of error."""
     builder = DatasetBuilder("planted", Path("/data"), ("cat", "dog"))
     rows: list[Row] = []
@@ -41,7 +41,7 @@ def planted() -> tuple[Dataset, Predictions]:
     builder.add_box((0, 0, 200, 200), 0, "", ignore=True)
     rows.append((25, (20, 20, 60, 60), 0.99, 0))
     images, boxes, scores, labels = zip(*rows, strict=True)
-    return builder.build(), Predictions(
+    return builder.build(), Detections(
         np.array(images), np.array(boxes, np.float32), np.array(scores, np.float32), np.array(labels)
     )
 
@@ -101,7 +101,7 @@ def test_planted_mistakes_are_found() -> None:
 
 def test_an_object_that_is_also_seen_as_what_it_is_is_no_label_error() -> None:
     dataset, predictions = planted()
-    again = Predictions(
+    again = Detections(
         np.append(predictions.images, 20),
         np.append(predictions.boxes, [[50, 50, 100, 99]], axis=0).astype(np.float32),
         np.append(predictions.scores, 0.93).astype(np.float32),
@@ -116,7 +116,7 @@ def test_a_class_that_is_mostly_wrong_is_never_sure() -> None:
     dataset, predictions = planted()
     moved = predictions.boxes.copy()
     moved[predictions.labels == 0] += 70
-    scene = make_scene(dataset, Predictions(predictions.images, moved, predictions.scores, predictions.labels))
+    scene = make_scene(dataset, Detections(predictions.images, moved, predictions.scores, predictions.labels))
     matching = match(scene)
     likely = label_errors(scene, matching, find_errors(scene, matching))
     assert likely["missing"].total == 0

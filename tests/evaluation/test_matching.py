@@ -9,7 +9,7 @@ import pytest
 from pycocotools.cocoeval import COCOeval
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
-from retinanet.evaluation.coco_ap import Predictions
+from retinanet.detections import Detections
 from retinanet.evaluation.curves import average_precisions
 from retinanet.evaluation.matching import (
     LEAST_OVERLAP,
@@ -101,7 +101,7 @@ def test_objects_say_who_found_what() -> None:
     builder.add_image("1.jpg", 100, 100, image_id=4)
     builder.add_box((10, 10, 30, 30), 1, "")
     boxes = [(60, 60, 80, 80), (5, 5, 20, 20), (10, 10, 30, 31), (10, 10, 30, 30), (90, 90, 99, 99)]
-    predictions = Predictions(
+    predictions = Detections(
         np.array([0, 0, 1, 1, 1]),
         np.array(boxes, dtype=np.float64),
         np.array([0.5, 0.9, 0.8, 0.7, 0.6]),
@@ -145,7 +145,7 @@ def test_only_the_best_hundred_of_an_image_and_class_count() -> None:
     boxes = np.concatenate([corners, corners + 20], axis=1).astype(np.float32)
     images, labels = np.full(count, 1, dtype=np.int64), np.zeros(count, dtype=np.int64)
     labels[:20] = 1
-    predictions = Predictions(images, boxes, (rng.permutation(count) / count).astype(np.float32), labels)
+    predictions = Detections(images, boxes, (rng.permutation(count) / count).astype(np.float32), labels)
     scene = make_scene(dataset, predictions)
     assert np.bincount(scene.labels).tolist() == [100, 20]
     least = scene.scores[scene.labels == 0].min()

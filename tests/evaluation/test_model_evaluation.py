@@ -14,6 +14,7 @@ from rich.console import Console
 import retinanet
 from retinanet.cli import main
 from retinanet.data.dataset import Dataset
+from retinanet.evaluation.coco_ap import coco_results
 from retinanet.evaluation.detections import DetectionFile
 
 QUIET = Console(quiet=True)
@@ -34,7 +35,7 @@ def written(weights: Path, parts: Path, tmp_path_factory: pytest.TempPathFactory
 def test_evaluate_returns_what_the_verb_writes(weights: Path, parts: Path, written: Path) -> None:
     result = retinanet.evaluate(weights, parts, precision="fp32", device="cpu", console=QUIET)
     assert json.loads(json.dumps(result.to_dict())) == read(written / "metrics.json")
-    assert json.loads(json.dumps(result.predictions.to_coco(result.dataset))) == read(written / "detections.json")
+    assert json.loads(json.dumps(coco_results(result.predictions, result.dataset))) == read(written / "detections.json")
     assert result.name == str(weights)
     with pytest.raises(FrozenInstanceError):
         result.name = "another"  # type: ignore[misc]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from retinanet.data.dataset import NO_CLASS, DatasetBuilder
-from retinanet.evaluation.coco_ap import Predictions, coco_evaluation
+from retinanet.detections import Detections
+from retinanet.evaluation.coco_ap import coco_evaluation
 from retinanet.evaluation.matching import make_scene, match, match_any_class
 from retinanet.evaluation.scores import calibrate, confusion_matrix, score_histogram
 from scenes import random_detections, random_truth
@@ -97,7 +98,7 @@ def test_a_score_on_a_border_is_in_the_bin_above() -> None:
     builder.add_image("1.jpg", 100, 100)
     scores = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
     boxes = np.tile([1.0, 1, 9, 9], (10, 1))
-    predictions = Predictions(np.zeros(10, np.int64), boxes, scores, np.zeros(10, np.int64))
+    predictions = Detections(np.zeros(10, np.int64), boxes, scores, np.zeros(10, np.int64))
     scene = make_scene(builder.build(), predictions)
     matching = match(scene)
     assert calibrate(scene, matching).counts.tolist() == [1] * 10
@@ -112,6 +113,6 @@ def test_a_box_annotated_as_two_classes_confuses_nothing() -> None:
         builder.add_box(box, label, "")
     for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
         labels, scores = np.array(order, np.int64), np.array([0.9, 0.8, 0.7])
-        predictions = Predictions(np.zeros(3, np.int64), np.array([box] * 3), scores, labels)
+        predictions = Detections(np.zeros(3, np.int64), np.array([box] * 3), scores, labels)
         matrix = confusion_matrix(make_scene(builder.build(), predictions), 0.5)
         assert matrix.tolist() == np.diag([1, 1, 1, 0]).tolist()

@@ -7,7 +7,8 @@ import numpy.typing as npt
 import pytest
 
 from retinanet.data.dataset import Dataset
-from retinanet.evaluation.coco_ap import Predictions, coco_evaluation
+from retinanet.detections import Detections
+from retinanet.evaluation.coco_ap import coco_evaluation
 from retinanet.evaluation.curves import RECALLS
 from retinanet.evaluation.matching import Scene, make_scene, match
 from retinanet.evaluation.tide import ALL_KINDS, KINDS, find_errors
@@ -111,7 +112,7 @@ def test_equals_plain_python_with_ignore_regions(seed: int) -> None:
 
 def test_missing_everything_costs_everything() -> None:
     dataset = random_truth(0, ignore=0.0)
-    none = Predictions(*(part[:0] for part in vars(random_detections(dataset, 0)).values()))
+    none = Detections(*(part[:0] for part in vars(random_detections(dataset, 0)).values()))
     scene = make_scene(dataset, none)
     errors = find_errors(scene, match(scene))
     assert errors.counts["Miss"] == errors.counts["FN"] == len(dataset.labels)
@@ -125,7 +126,7 @@ def test_a_perfect_detector_has_no_errors() -> None:
     dataset = random_truth(0, ignore=0.0)
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
     scores = np.linspace(0.9, 0.5, len(owner)).astype(np.float32)
-    scene = make_scene(dataset, Predictions(owner, dataset.boxes, scores, dataset.labels.astype(np.int64)))
+    scene = make_scene(dataset, Detections(owner, dataset.boxes, scores, dataset.labels.astype(np.int64)))
     errors = find_errors(scene, match(scene))
     assert set(errors.counts.values()) == {0}
     assert set(errors.costs.values()) == {0.0}

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
-from retinanet.evaluation.coco_ap import Predictions
+from retinanet.detections import Detections
 from retinanet.evaluation.voc_ap import voc_metrics
 from scenes import CLASSES, random_detections, random_truth
 
 
-def devkit(dataset: Dataset, predictions: Predictions, plus_one: bool) -> dict[str, tuple[float, float]]:
+def devkit(dataset: Dataset, predictions: Detections, plus_one: bool) -> dict[str, tuple[float, float]]:
     """The development kit's VOCevaldet in plain Python: 11-point and area AP of each class.
 
     With ``plus_one`` on boxes as the kit has them: pixels counted from 1, the last one included.
@@ -103,7 +103,7 @@ def test_half_open_boxes_need_no_pixel_added() -> None:
     boxes = np.round(loose.boxes)
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
     scores = rng.permutation(len(boxes)) / len(boxes)
-    predictions = Predictions(loose.images, boxes, scores, loose.labels)
+    predictions = Detections(loose.images, boxes, scores, loose.labels)
     assert_equal(voc_metrics(dataset, predictions), devkit(dataset, predictions, plus_one=True))
 
 
@@ -115,10 +115,10 @@ def one_image(boxes: list[tuple[float, float, float, float]], difficult: tuple[i
     return builder.build()
 
 
-def found(rows: list[tuple[float, float, float, float, float]]) -> Predictions:
+def found(rows: list[tuple[float, float, float, float, float]]) -> Detections:
     columns = np.array(rows, dtype=np.float64).reshape(-1, 5)
     zeros = np.zeros(len(columns), dtype=np.int64)
-    return Predictions(zeros, columns[:, :4], columns[:, 4], zeros)
+    return Detections(zeros, columns[:, :4], columns[:, 4], zeros)
 
 
 LEFT, RIGHT = (0.0, 0.0, 10.0, 10.0), (100.0, 0.0, 110.0, 10.0)
@@ -171,7 +171,7 @@ def test_a_region_of_no_class_forgives_every_class() -> None:
     builder.add_image("0.jpg", 640, 480)
     builder.add_box(LEFT, NO_CLASS, "", ignore=True)
     builder.add_box(RIGHT, 1, "")
-    predictions = Predictions(
+    predictions = Detections(
         np.zeros(2, np.int64), np.array([LEFT, RIGHT]), np.array([0.9, 0.8]), np.array([1, 1], dtype=np.int64)
     )
     result = voc_metrics(builder.build(), predictions)

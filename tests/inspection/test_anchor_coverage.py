@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
-from retinanet.anchors import AnchorSpec, assign
+from retinanet.anchors import AnchorSpec, assign, make_grid
 from retinanet.config import AssignConfig, Config, DataConfig
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.sample import Sample
@@ -74,7 +74,7 @@ def test_equal_to_comparing_all_with_all(seed: int, spec: AnchorSpec, size: int,
     for index in dataset:
         sample, canvas = scaled(dataset, index, data)
         rows = dataset.rows(index)
-        expected = box_iou(sample.boxes.double(), spec.grid(canvas).boxes.double()).amax(dim=1)
+        expected = box_iou(sample.boxes.double(), make_grid(spec, canvas).boxes.double()).amax(dim=1)
         np.testing.assert_allclose(found[rows][~dataset.ignore[rows]], expected, rtol=1e-3, atol=2e-6)
 
 
@@ -98,7 +98,7 @@ def test_positives_are_those_of_each_image_alone(seed: int, method: str, forced:
         objects = np.flatnonzero(~dataset.ignore[rows]) + rows.start
         sample.labels = torch.from_numpy(objects)  # so that they stay with their boxes
         sample.drop_degenerate()
-        matched = assign(config.anchors.grid(canvas), sample.boxes, sample.ignore, config.assign)
+        matched = assign(make_grid(config.anchors, canvas), sample.boxes, sample.ignore, config.assign)
         expected = dict.fromkeys(objects.tolist(), 0)
         for number, row in enumerate(sample.labels.tolist()):
             expected[row] = int((matched == number).sum())

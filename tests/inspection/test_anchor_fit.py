@@ -10,9 +10,9 @@ import pytest
 
 import retinanet
 from retinanet.cli import main
-from retinanet.config import load_recipe
 from retinanet.errors import ConfigError
 from retinanet.inspection.anchor_text import fit_lines
+from retinanet.recipes import load_recipe
 
 QUICK: dict[str, Any] = {"data.size": 96}
 

@@ -10,9 +10,9 @@ import pytest
 
 import retinanet
 from retinanet.cli import main
-from retinanet.config import load_recipe
 from retinanet.errors import ConfigError, DataError, RetinaNetError
 from retinanet.inspection.inspection_text import inspection_lines
+from retinanet.recipes import load_recipe
 
 SIZE: dict[str, Any] = {"data.size": 256}
 SMALL: dict[str, Any] = {"data.size": 96}

@@ -11,6 +11,7 @@ import torch
 from torchvision.ops import sigmoid_focal_loss
 
 from retinanet.anchors.assign import assign
+from retinanet.anchors.grid import make_grid
 from retinanet.config import AssignConfig, Config, DataConfig
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.formats.open_dataset import read_split
@@ -45,7 +46,7 @@ def test_coverage_of_each_group() -> None:
 def test_numbers_of_anchors_are_those_of_assignment(sound: Path) -> None:
     data = read_split(sound, "train").subset(range(6))
     survey = Survey.of(data, CONFIG)
-    grid = CONFIG.anchors.grid((128, 128))
+    grid = make_grid(CONFIG.anchors, (128, 128))
     foreground = 0
     for index in data:
         rows = data.rows(index)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from retinanet.anchors import BACKGROUND, IGNORE, AnchorGrid, AnchorSpec, Matches, assign_batch
+from retinanet.anchors import BACKGROUND, IGNORE, AnchorGrid, AnchorSpec, Matches, assign_batch, make_grid
 from retinanet.config import LossConfig
 from retinanet.losses import detection_losses, ohem_loss
 from retinanet.model import Outputs
@@ -311,7 +311,7 @@ def test_finite_for_large_logits(value: float, label: int) -> None:
 
 def scene(dtype: torch.dtype = torch.float64) -> tuple[Outputs, AnchorGrid, Tensor, Tensor, Tensor, Labels]:
     """Three images on two levels: two objects and an ignore region, none, one object; and the class of every anchor."""
-    grid = SPEC.grid(SIZE)
+    grid = make_grid(SPEC, SIZE)
     images = [
         torch.tensor([[1.0, 2.0, 34.0, 30.0], [30.0, 0.0, 92.0, 60.0]]),
         torch.zeros(0, 4),

@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetRegressionHead
 
-from retinanet.anchors import BACKGROUND, IGNORE, AnchorGrid, AnchorSpec, Matches, assign_batch
+from retinanet.anchors import BACKGROUND, IGNORE, AnchorGrid, AnchorSpec, Matches, assign_batch, make_grid
 from retinanet.config import LossConfig
 from retinanet.losses import Losses, Normalizer, detection_losses
 from retinanet.model import Outputs
@@ -66,7 +66,7 @@ def slow(
 
 def scene() -> tuple[AnchorGrid, Tensor, Tensor, Tensor]:
     """Three images: two objects and an ignore region, none, one object."""
-    grid = SPEC.grid(SIZE)
+    grid = make_grid(SPEC, SIZE)
     images = [
         torch.tensor([[1.0, 2.0, 34.0, 30.0], [30.0, 0.0, 92.0, 60.0]]),
         torch.zeros(0, 4),
@@ -133,7 +133,7 @@ def test_normalised_by_the_foreground_of_the_whole_batch() -> None:
 
 
 def test_a_batch_without_objects() -> None:
-    grid = SPEC.grid(SIZE)
+    grid = make_grid(SPEC, SIZE)
     outputs = predictions(grid, 2)
     matched = assign_batch(grid, [torch.zeros(0, 4)] * 2, [torch.zeros(0, 4)] * 2)
     nothing, no_labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
@@ -149,7 +149,7 @@ def test_a_batch_without_objects() -> None:
 
 @pytest.mark.parametrize("kind", ["smooth_l1", "l1", "giou", "diou", "ciou"])
 def test_objects_that_no_anchor_reaches(kind: str) -> None:
-    grid = SPEC.grid(SIZE)
+    grid = make_grid(SPEC, SIZE)
     outputs = predictions(grid, 1)
     boxes, labels = torch.tensor([[3.0, 3.0, 5.0, 5.0]]), torch.tensor([1])
     matched = assign_batch(grid, [boxes], [torch.zeros(0, 4)])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retinanet.anchors import BACKGROUND, IGNORE, AnchorSpec, Matches
+from retinanet.anchors import BACKGROUND, IGNORE, AnchorSpec, Matches, make_grid
 from retinanet.config import LossConfig
 from retinanet.losses import detection_losses
 from retinanet.losses.imbalance import Imbalance, loss_shares
 from retinanet.model import Outputs
 
 SPEC = AnchorSpec()
-GRID = SPEC.grid((64, 96))
+GRID = make_grid(SPEC, (64, 96))
 K = 3
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou
 
-from retinanet.anchors import BACKGROUND, IGNORE, AnchorGrid, AnchorSpec, Matches, assign_batch
+from retinanet.anchors import BACKGROUND, IGNORE, AnchorGrid, AnchorSpec, Matches, assign_batch, make_grid
 from retinanet.config import LossConfig
 from retinanet.losses import detection_losses, focal_loss, quality_focal_loss, varifocal_loss
 from retinanet.model import Outputs
@@ -214,7 +214,7 @@ SPEC = AnchorSpec(sizes=(32.0, 64.0), scales=(1.0, 1.3), ratios=(1.0,), strides=
 
 def scene() -> tuple[Outputs, AnchorGrid, Tensor, Tensor, Tensor]:
     """Three images on two levels; the predicted boxes are near their objects, beside them, and some far away."""
-    grid = SPEC.grid((64, 96))
+    grid = make_grid(SPEC, (64, 96))
     images = [
         torch.tensor([[1.0, 2.0, 34.0, 30.0], [30.0, 0.0, 92.0, 60.0]]),
         torch.zeros(0, 4),
@@ -283,7 +283,7 @@ def test_the_box_subnet_does_not_learn_from_the_quality(name: str) -> None:
 @pytest.mark.parametrize("name", ["quality_focal", "varifocal"])
 def test_a_better_box_asks_for_a_higher_score(name: str) -> None:
     """The gradient pulls the score of an anchor that fits exactly up, of one that misses down, at p = ½."""
-    grid = SPEC.grid((64, 96))
+    grid = make_grid(SPEC, (64, 96))
     boxes, classes = grid.boxes[:1].clone(), torch.tensor([1])
     matched = torch.full((1, len(grid.boxes)), BACKGROUND)
     matched[0, 0] = 0

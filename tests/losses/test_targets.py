@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from retinanet.anchors import BACKGROUND, IGNORE, AnchorSpec, Matches
+from retinanet.anchors import BACKGROUND, IGNORE, AnchorSpec, Matches, make_grid
 from retinanet.losses.targets import make_targets
 
-GRID = AnchorSpec().grid((64, 96))
+GRID = make_grid(AnchorSpec(), (64, 96))
 BOXES = torch.tensor([[3.0, 4, 40, 50], [20, 10, 60, 40], [0, 0, 90, 60]])
 LABELS = torch.tensor([2, 0, 1])
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retinanet.anchors import AnchorSpec
+from retinanet.anchors import AnchorSpec, make_grid
 from retinanet.config import ModelConfig
 from retinanet.errors import ModelError
 from retinanet.model import Outputs, RetinaNet
@@ -44,7 +44,7 @@ def test_every_backbone_trains_and_predicts(backbone: str) -> None:
     network = RetinaNet(backbone, num_classes=3).train()
     assert network.channels == (CHANNELS[backbone] or network.channels)
     outputs = network(images(64, 96))
-    grid = AnchorSpec().grid((64, 96))
+    grid = make_grid(AnchorSpec(), (64, 96))
     assert [tuple(level.shape) for level in outputs.logits] == [(1, n, 3) for n in grid.level_sizes]
     assert [tuple(level.shape) for level in outputs.deltas] == [(1, n, 4) for n in grid.level_sizes]
     probability = torch.cat([level.flatten() for level in outputs.logits]).sigmoid()

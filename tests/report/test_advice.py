@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.detections import Detections
 from retinanet.evaluation.analysis import analyze
-from retinanet.evaluation.coco_ap import Predictions
 from retinanet.report.advice import costliest, next_steps
 from scenes import one_cat, random_detections, random_truth
 
@@ -27,7 +27,7 @@ def test_advice_names_the_costliest_error() -> None:
     assert costliest(analyze(*one_cat(), resamples=5)) is None
 
 
-def two_sizes(small_found: bool) -> tuple[Dataset, Predictions]:
+def two_sizes(small_found: bool) -> tuple[Dataset, Detections]:
     """20 large and 20 small cats, 19 small dogs and one large dog. All but the large dog are found, and the small cats
     only if ``small_found``.
     """
@@ -42,7 +42,7 @@ def two_sizes(small_found: bool) -> tuple[Dataset, Predictions]:
                 found.append((image, box, label))
     images, boxes, labels = zip(*found, strict=True)
     scores = np.full(len(found), 0.9, np.float32)
-    return builder.build(), Predictions(
+    return builder.build(), Detections(
         np.array(images, np.int64), np.array(boxes, np.float32), scores, np.array(labels, np.int64)
     )
 

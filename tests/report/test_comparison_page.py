@@ -11,7 +11,7 @@ import pytest
 from html_pages import Page
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_split
-from retinanet.evaluation.coco_ap import Predictions
+from retinanet.detections import Detections
 from retinanet.evaluation.compare import Change, Comparison, Contestant, compare_predictions
 from retinanet.report.comparison_page import draw_outcome, outcome_of, verdict, write_comparison
 from retinanet.report.html import metric, signed
@@ -28,11 +28,11 @@ def dataset(parts: Path) -> Dataset:
     return read_split(parts, "train")
 
 
-def half(dataset: Dataset) -> Predictions:
+def half(dataset: Dataset) -> Detections:
     """Detect every other object, with a false positive in the corner of the first image."""
     every = perfect(dataset)
     keep = np.arange(len(every.scores)) % 2 == 0
-    return Predictions(
+    return Detections(
         np.append(every.images[keep], 0),
         np.concatenate([every.boxes[keep], [[0, 0, 4, 4]]]).astype(np.float32),
         np.append(every.scores[keep], 0.9).astype(np.float32),
@@ -40,7 +40,7 @@ def half(dataset: Dataset) -> Predictions:
     )
 
 
-def comparison(dataset: Dataset, a: Predictions, b: Predictions, name: str = "a.json") -> Comparison:
+def comparison(dataset: Dataset, a: Detections, b: Detections, name: str = "a.json") -> Comparison:
     return compare_predictions(dataset, Contestant(name, a, dataset.classes), Contestant("b.json", b, dataset.classes))
 
 

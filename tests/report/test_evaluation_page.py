@@ -13,8 +13,9 @@ from PIL import Image
 from html_pages import Page
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_split
+from retinanet.detections import Detections
 from retinanet.evaluation.analysis import Analysis, analyze
-from retinanet.evaluation.coco_ap import SUMMARY, Predictions, coco_metrics
+from retinanet.evaluation.coco_ap import SUMMARY, coco_metrics
 from retinanet.evaluation.model_evaluation import Evaluation
 from retinanet.evaluation.voc_ap import voc_metrics
 from retinanet.report.evaluation_page import write_report
@@ -26,11 +27,11 @@ def dataset(parts: Path) -> Dataset:
     return read_split(parts, "val")
 
 
-def analyzed(dataset: Dataset, predictions: Predictions) -> Analysis:
+def analyzed(dataset: Dataset, predictions: Detections) -> Analysis:
     return analyze(dataset, predictions, resamples=20)
 
 
-def evaluated(dataset: Dataset, predictions: Predictions, name: str = "w") -> Evaluation:
+def evaluated(dataset: Dataset, predictions: Detections, name: str = "w") -> Evaluation:
     metrics, analysis = coco_metrics(dataset, predictions), analyzed(dataset, predictions)
     return Evaluation(name, dataset, predictions, metrics, analysis)
 
@@ -40,7 +41,7 @@ def with_voc(evaluation: Evaluation) -> Evaluation:
     return replace(evaluation, metrics=replace(evaluation.metrics, voc=voc))
 
 
-def report(path: Path, dataset: Dataset, predictions: Predictions, weights: str = "best.safetensors") -> str:
+def report(path: Path, dataset: Dataset, predictions: Detections, weights: str = "best.safetensors") -> str:
     write_report(path / "report.html", evaluated(dataset, predictions, weights))
     return (path / "report.html").read_text(encoding="utf-8")
 
@@ -243,7 +244,7 @@ def test_many_classes(tmp_path: Path) -> None:
     )
     predictions = random_detections(few, 0)
     rows = rng.choice(40, len(predictions.labels))
-    predictions = Predictions(predictions.images, predictions.boxes, predictions.scores, rows.astype(np.int64))
+    predictions = Detections(predictions.images, predictions.boxes, predictions.scores, rows.astype(np.int64))
     text = report(tmp_path, many, predictions)
     page = Page(text)
     assert page.open == []
@@ -259,7 +260,7 @@ def test_many_classes(tmp_path: Path) -> None:
 def test_pathological_input_gives_a_page(tmp_path: Path, kind: str) -> None:
     dataset = drawable(random_truth(0, images=8), tmp_path)
     predictions = random_detections(dataset, 0)
-    none = Predictions(*(part[:0] for part in vars(predictions).values()))
+    none = Detections(*(part[:0] for part in vars(predictions).values()))
     if kind in ("no objects", "nothing"):
         dataset = dataset.with_boxes(np.zeros(len(dataset.labels), dtype=np.bool_))
     if kind in ("no detections", "nothing"):

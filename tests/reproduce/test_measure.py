@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from retinanet.anchors import BACKGROUND, assign
+from retinanet.anchors import BACKGROUND, assign, make_grid
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.loader import evaluation_loader
 from retinanet.errors import DataError
@@ -56,7 +56,7 @@ def test_distribution_against_a_naive_recomputation(parts: Path, weights: Path) 
         pixels[0, :, : sample.image.shape[-2], : sample.image.shape[-1]] = (sample.image.float() / 255 - mean) / std
         with torch.inference_mode():
             p = torch.cat(model(pixels).logits, dim=1)[0].double().sigmoid().numpy()
-        matched = assign(config.anchors.grid((height, width)), sample.boxes, sample.ignore, config.assign).numpy()
+        matched = assign(make_grid(config.anchors, (height, width)), sample.boxes, sample.ignore, config.assign).numpy()
         for gamma in measure.GAMMAS:
             own = p[matched >= 0, sample.labels.numpy()[matched[matched >= 0]]]
             losses["foreground"][gamma] += (-((1 - own) ** gamma) * np.log(own)).tolist()

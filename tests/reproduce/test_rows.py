@@ -8,8 +8,9 @@ import pytest
 import tyro
 
 from retinanet.cli.train import Arguments as TrainArguments
-from retinanet.config import Config, LossConfig, load_recipe
+from retinanet.config import Config, LossConfig
 from retinanet.errors import ConfigError
+from retinanet.recipes import load_recipe
 from retinanet.reproduce.plan import DataSource, Request, changed, paper_commands, paper_plan
 from retinanet.reproduce.rows import EXPERIMENTS, Experiment, Row, find_experiments
 

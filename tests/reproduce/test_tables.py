@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from retinanet.config import load_recipe
 from retinanet.errors import RetinaNetError
 from retinanet.files import write_json
+from retinanet.recipes import load_recipe
 from retinanet.reproduce.figures import draw
 from retinanet.reproduce.measure import loss_curves
 from retinanet.reproduce.plan import SMALL

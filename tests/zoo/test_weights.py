@@ -14,7 +14,7 @@ from torch import Tensor
 from retinanet.config import AnchorSpec, Config, ModelConfig
 from retinanet.errors import CheckpointError, RetinaNetError
 from retinanet.model import RetinaNet
-from retinanet.zoo.weights import ModelInfo, load_weights, read_info, read_tensors, save_weights
+from retinanet.zoo.weights import ModelInfo, load_weights, read_all_tensors, read_info, read_tensors, save_weights
 
 CLASSES = ("cat", "dög")
 CONFIG = Config(model=ModelConfig(backbone="resnet18", channels=32, subnet_depth=1), anchors=AnchorSpec(scales=(1.0,)))
@@ -60,7 +60,9 @@ def test_the_channels_are_resolved() -> None:
 def test_training_state_is_kept_apart(tmp_path: Path) -> None:
     path = saved(tmp_path, **{"train.optimizer.step": torch.tensor(7)})
     assert not any("optimizer" in name for name in read_tensors(path))
-    assert read_tensors(path, training=True)["optimizer.step"].item() == 7
+    weights, training = read_all_tensors(path)
+    assert training["optimizer.step"].item() == 7
+    assert weights.keys() == read_tensors(path).keys()
     load_weights(path)
 
 

@@ -22,11 +22,11 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou, sigmoid_focal_loss
 from torchvision.transforms.functional import to_tensor
 
-from retinanet.anchors import BACKGROUND, AnchorSpec, assign, match_batch
+from retinanet.anchors import BACKGROUND, AnchorSpec, assign, make_grid, match_batch
 from retinanet.bench.inputs import random_boxes, textured_image
 from retinanet.bench.measure import Case
 from retinanet.bench.peer import set_input_size, torchvision_retinanet, torchvision_step
-from retinanet.config import Config, DataConfig, DecodeConfig, load_recipe
+from retinanet.config import Config, DataConfig, DecodeConfig
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.images import to_rgb
 from retinanet.data.loader import Batch, training_loader
@@ -39,7 +39,8 @@ from retinanet.hardware import Precision, autocast, resolve_precision
 from retinanet.losses import Normalizer, detection_losses, focal_loss
 from retinanet.model import Outputs, RetinaNet
 from retinanet.postprocess import postprocess
-from retinanet.train.optim import make_optimizer
+from retinanet.recipes import load_recipe
+from retinanet.training.optim import make_optimizer
 from retinanet.zoo.importers import from_torchvision
 
 _CPU = torch.device("cpu")
@@ -80,7 +81,7 @@ def focal(classes: int, anchors: int = 120_087) -> Case:
 
 def assignment(count: int) -> Case:
     """Assignment of ``count`` boxes to the anchors of an 800×800 image."""
-    grid = AnchorSpec().grid((800, 800))
+    grid = make_grid(AnchorSpec(), (800, 800))
     boxes = random_boxes(count, 800)
     matcher = Matcher(0.5, 0.4, allow_low_quality_matches=False)
     sides: dict[str, Callable[[], Any]] = {"ours": lambda: assign(grid, boxes)}
@@ -98,7 +99,7 @@ def assignment(count: int) -> Case:
 def postprocessing(classes: int, images: int = 8) -> Case:
     """Post-processing of 800×800 images: tens of thousands of scores over the threshold to 300 detections each."""
     torch.manual_seed(0)
-    grid = AnchorSpec().grid((800, 800))
+    grid = make_grid(AnchorSpec(), (800, 800))
     mean = -5.6 if classes > 1 else -2.5
     logits = [torch.randn(images, count, classes) + mean for count in grid.level_sizes]
     deltas = [0.2 * torch.randn(images, count, 4) for count in grid.level_sizes]
@@ -196,7 +197,7 @@ def _our_step(precision: Precision) -> Callable[[Batch], None]:
 
     def step(batch: Batch) -> None:
         images = normalized_batch(batch.images, model.mean, model.std)
-        grid = config.anchors.grid((images.shape[-2], images.shape[-1]))
+        grid = make_grid(config.anchors, (images.shape[-2], images.shape[-1]))
         with autocast(_CPU, dtype):
             outputs = model(images)
         matches = match_batch(grid, batch.boxes, batch.ignore, config.assign)
@@ -275,7 +276,7 @@ def photograph(stages: bool = True) -> Iterator[Case]:
     shape = scaled_size(480, 640, config)
     scaled = resize_image(image, shape, config)
     batch = normalized_batch([scaled], person.model.mean, person.model.std)
-    grid = person.info.config.anchors.grid((batch.shape[-2], batch.shape[-1]))
+    grid = make_grid(person.info.config.anchors, (batch.shape[-2], batch.shape[-1]))
 
     @torch.inference_mode()
     def network() -> Outputs:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from retinanet.data.dataset import Dataset, DatasetBuilder
-from retinanet.evaluation.coco_ap import SUMMARY, Predictions, coco_metrics
+from retinanet.detections import Detections
+from retinanet.evaluation.coco_ap import SUMMARY, coco_metrics, coco_rows
 
 _CLASSES = 80
 _SIDE = 640
@@ -38,7 +39,7 @@ def evaluation_sides(images: int, detections: int) -> tuple[Callable[[], Any], C
         )
     dataset = builder.build()
     flat = np.concatenate(found)
-    predictions = Predictions(
+    predictions = Detections(
         flat[:, 0].astype(np.int64),
         flat[:, 1:5].astype(np.float32),
         flat[:, 5].astype(np.float32),
@@ -53,7 +54,7 @@ def _boxes(rng: np.random.Generator, count: int) -> np.ndarray[Any, Any]:
     return np.concatenate([corner, corner + rng.uniform(8, 0.3 * _SIDE, (count, 2))], axis=1)
 
 
-def _pycocotools(dataset: Dataset, predictions: Predictions) -> Callable[[], Any] | None:
+def _pycocotools(dataset: Dataset, predictions: Detections) -> Callable[[], Any] | None:
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -78,7 +79,7 @@ def _pycocotools(dataset: Dataset, predictions: Predictions) -> Callable[[], Any
         "categories": [{"id": k, "name": name} for k, name in zip(dataset.category_ids, dataset.classes, strict=True)],
         "annotations": annotations,
     }
-    columns = predictions._columns(dataset)
+    columns = coco_rows(predictions, dataset)
 
     def run() -> dict[str, float]:
         with contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""The command line: a module per verb, imported when its verb is used, so that ``--help`` answers at once."""
+"""The command line: one module per command, imported only when it is used, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from retinanet._version import __version__
 from retinanet.cli.terminal import console, errors
 from retinanet.errors import ConfigError, RetinaNetError
 
-# Each verb: the module whose ``run`` does it, and what it does.
+# Each command: its module, whose function ``run`` runs it, and its summary.
 VERBS = {
-    "train": ("train", "train a detector on your pictures"),
+    "train": ("train", "train a detector on your images"),
     "eval": ("evaluate", "measure a detector's average precision on a dataset"),
-    "detect": ("detect", "find objects in pictures; draw them and write them down"),
-    "convert": ("convert", "turn torchvision's RetinaNet weights into a file of this package"),
-    "reproduce": ("reproduce", "run the paper's tables and figures again, small or on COCO"),
-    "bench": ("bench", "time this package beside torchvision on this machine"),
-    "data inspect": ("data_inspect", "say what is wrong or hard to learn in a dataset, before training on it"),
+    "detect": ("detect", "find objects in images; draw them and write them to files"),
+    "convert": ("convert", "convert torchvision's RetinaNet weights into a file of this package"),
+    "reproduce": ("reproduce", "reproduce the paper's tables and figures, at small scale or on COCO"),
+    "bench": ("bench", "compare the speed of this package and torchvision on this machine"),
+    "data inspect": ("data_inspect", "find errors and difficulties in a dataset before training on it"),
     "data convert": ("data_convert", "write a dataset as COCO, Pascal VOC, YOLO or CSV"),
-    "data anchors": ("data_anchors", "fit the anchors to your boxes, and say whether it is worth it"),
-    "data sample": ("data_sample", "make a synthetic dataset to try everything on"),
+    "data anchors": ("data_anchors", "fit the anchors to the boxes of a dataset, and show what it gains"),
+    "data sample": ("data_sample", "write a synthetic dataset for trying the commands"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 for an error, 2 for a wrong command line, 130 after Ctrl-C."""
+    """Run a command. Returns the exit code: 0, 1 for an error, 2 for a wrong command line, 130 after Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter must not end a training
+    for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show must not end a training
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if argv[:1] == ["--version"]:
@@ -47,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean 'retinanet {near[0]}'?" if near else f"there are {', '.join(VERBS)}"
         errors.print(f"error: no command {verb!r}; {hint}")
         return 2
-    if verb != "bench":  # which times both sides as a program has them that only imports them
-        # Large tensors in huge pages: the kernel has less to hand out, 5 to 10 % of a training or detection on a CPU.
-        # PyTorch reads this once, when it first allocates; it does nothing where the system has no such pages.
+    if verb != "bench":  # bench times both sides under the settings of a program that only imports them
+        # Allocate large tensors in huge pages, which saves 5 to 10 % of a training or detection on a CPU. PyTorch reads
+        # this once, at its first allocation. It has no effect on systems without such pages.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         return int(import_module(f"retinanet.cli.{VERBS[verb][0]}").run(argv[words:]))
@@ -76,13 +76,13 @@ def _help() -> None:
 
 
 def _machine_failure(error: BaseException, verb: str) -> str | None:
-    """A line for what the machine, not the program, ran out of; None for anything else."""
+    """The message for an error of the machine, such as a full disk; None for errors of the program."""
     text = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     memory = (
         isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "DefaultCPUAllocator" in str(error)
     )
     if memory:
-        remedy = "lower --train.batch or --data.size" if verb == "train" else "end other programs that use much"
+        remedy = "lower --train.batch or --data.size" if verb == "train" else "end other programs that use much memory"
         return f"out of memory ({text}); {remedy}"
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""

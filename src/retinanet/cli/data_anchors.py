@@ -11,7 +11,8 @@ import tyro
 from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import changed_flags, console, describe, option, parse, print_next, quoted
-from retinanet.config import AnchorSpec, AssignConfig, DataConfig, load_recipe
+from retinanet.config import AnchorSpec, AssignConfig, DataConfig
+from retinanet.recipes import load_recipe
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, describe, parse, print_next, print_notes, quoted
+from retinanet.cli.terminal import console, describe, parse, print_next, print_notes
+from retinanet.flags import quoted
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import tyro
 from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import changed_flags, console, make_folder, option, parse, print_next, quoted
-from retinanet.config import Config, load_recipe
+from retinanet.config import Config
+from retinanet.recipes import load_recipe
 
 
 @dataclass(frozen=True)

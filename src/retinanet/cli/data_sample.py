@@ -9,7 +9,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, parse, print_next, quoted
+from retinanet.cli.terminal import console, parse, print_next
+from retinanet.flags import quoted
 
 
 @dataclass(frozen=True)

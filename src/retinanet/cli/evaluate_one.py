@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def run(source: Source, data: str, out: Path | None, split: str, precision: Precision, device: str) -> int:
     """Evaluate ``source`` on ``data``, write the results to ``out``, and print a summary."""
+    from retinanet.evaluation.coco_ap import coco_results
     from retinanet.evaluation.detections import DetectionFile
     from retinanet.evaluation.model_evaluation import evaluate
     from retinanet.files import write_json
@@ -33,7 +34,7 @@ def run(source: Source, data: str, out: Path | None, split: str, precision: Prec
     from_file = isinstance(source, DetectionFile)
     write_json(folder / "metrics.json", evaluation.to_dict(), indent=2)
     if not from_file:
-        write_json(folder / "detections.json", evaluation.predictions.to_coco(evaluation.dataset))
+        write_json(folder / "detections.json", coco_results(evaluation.predictions, evaluation.dataset))
     for line in evaluation_lines(evaluation):
         console.print(line)
     remark = write_report(folder / "report.html", evaluation)

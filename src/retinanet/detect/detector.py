@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from retinanet.anchors import AnchorGrid
+from retinanet.anchors import AnchorGrid, make_grid
 from retinanet.config import AnchorSpec, DecodeConfig
 from retinanet.data.images import read_image, to_rgb
 from retinanet.data.transforms import normalized_batch, resize_image, scaled_size
@@ -183,7 +183,7 @@ class Detector:
 @lru_cache(maxsize=16)  # a copy for every image would keep a GPU waiting
 @torch.inference_mode(False)
 def _grid_on(device: torch.device, anchors: AnchorSpec, size: tuple[int, int]) -> AnchorGrid:
-    return anchors.grid(size).to(device)
+    return make_grid(anchors, size).to(device)
 
 
 def _as_rgb(image: ImageLike) -> npt.NDArray[np.uint8]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from retinanet.data.dataset import Dataset
+from retinanet.detections import Detections
 from retinanet.evaluation import examples
-from retinanet.evaluation.coco_ap import Predictions
 from retinanet.evaluation.curves import (
     CONFIDENCE,
     RECALLS,
@@ -174,7 +174,7 @@ class Analysis:
         return {"total": listed.total, "first": [example.to_dict(self.dataset) for example in listed.shown]}
 
 
-def analyze(dataset: Dataset, predictions: Predictions, seed: int = 0, resamples: int | None = None) -> Analysis:
+def analyze(dataset: Dataset, predictions: Detections, seed: int = 0, resamples: int | None = None) -> Analysis:
     """Analyse the detections of a detector on a dataset.
 
     Args:

@@ -11,47 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from retinanet.data.dataset import NO_CLASS, Dataset
+from retinanet.detections import Detections
 
 if TYPE_CHECKING:
     from hotcoco import COCOeval
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The N detections on all images of a dataset, as flat arrays.
-
-    Attributes:
-        images: int64 ``(N,)``, positions of the images in the dataset.
-        boxes: float32 (float64 from a file) ``(N, 4)``, ``xyxy`` pixels of the original image.
-        scores: float32 (float64 from a file) ``(N,)``.
-        labels: int64 ``(N,)``, indices into the dataset's classes.
-    """
-
-    images: npt.NDArray[np.int64]
-    boxes: npt.NDArray[np.floating]
-    scores: npt.NDArray[np.floating]
-    labels: npt.NDArray[np.int64]
-
-    def to_coco(self, dataset: Dataset) -> list[dict[str, Any]]:
-        """Convert to the content of a COCO results file, with the ids of ``dataset``."""
-        return [
-            {
-                "image_id": int(image),
-                "category_id": int(category),
-                "bbox": [round(float(v), 3) for v in box],
-                "score": round(float(score), 6),
-            }
-            for image, category, *box, score in self._columns(dataset)[:, [0, 6, 1, 2, 3, 4, 5]]
-        ]
-
-    def _columns(self, dataset: Dataset) -> npt.NDArray[np.float64]:
-        """``(N, 7)``: image id, x, y, width, height, score, category id."""
-        ids = dataset.image_ids[self.images].astype(np.float64)
-        categories = np.asarray(dataset.category_ids, dtype=np.float64)[self.labels]
-        boxes = self.boxes.astype(np.float64)
-        return np.column_stack([ids, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], self.scores, categories])
 
 
 @dataclass(frozen=True)
@@ -73,7 +38,28 @@ class Metrics:
         return {**self.summary, "per_class": self.per_class} | ({"voc": self.voc} if self.voc else {})
 
 
-def coco_metrics(dataset: Dataset, predictions: Predictions) -> Metrics:
+def coco_results(detections: Detections, dataset: Dataset) -> list[dict[str, Any]]:
+    """Convert to the content of a COCO results file, with the ids of ``dataset``."""
+    return [
+        {
+            "image_id": int(image),
+            "category_id": int(category),
+            "bbox": [round(float(v), 3) for v in box],
+            "score": round(float(score), 6),
+        }
+        for image, category, *box, score in coco_rows(detections, dataset)[:, [0, 6, 1, 2, 3, 4, 5]]
+    ]
+
+
+def coco_rows(detections: Detections, dataset: Dataset) -> npt.NDArray[np.float64]:
+    """Convert to rows ``(D, 7)``: image id, x, y, width, height, score, category id."""
+    ids = dataset.image_ids[detections.images].astype(np.float64)
+    categories = np.asarray(dataset.category_ids, dtype=np.float64)[detections.labels]
+    boxes = detections.boxes.astype(np.float64)
+    return np.column_stack([ids, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], detections.scores, categories])
+
+
+def coco_metrics(dataset: Dataset, predictions: Detections) -> Metrics:
     """Compute the COCO box metrics of ``predictions`` on ``dataset``.
 
     Ignore regions are treated as COCO treats crowds: a detection mostly inside one is neither a true nor a false
@@ -96,7 +82,7 @@ def coco_metrics(dataset: Dataset, predictions: Predictions) -> Metrics:
     return Metrics(summary, per_class)
 
 
-def coco_evaluation(dataset: Dataset, predictions: Predictions) -> COCOeval:
+def coco_evaluation(dataset: Dataset, predictions: Detections) -> COCOeval:
     """Run hotcoco's evaluation of ``predictions`` on ``dataset``, up to ``accumulate``."""
     from hotcoco import COCO, COCOeval
 
@@ -120,7 +106,7 @@ def coco_evaluation(dataset: Dataset, predictions: Predictions) -> COCOeval:
         area=dataset.areas[rows].astype(np.float64),
         iscrowd=dataset.ignore[rows].astype(np.int64),
     )
-    found = truth.load_res(predictions._columns(dataset))
+    found = truth.load_res(coco_rows(predictions, dataset))
     evaluation = COCOeval(truth, found, "bbox")
     evaluation.evaluate()
     evaluation.accumulate()

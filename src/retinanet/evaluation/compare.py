@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from retinanet.data.dataset import NO_CLASS, Dataset
+from retinanet.detections import Detections
 from retinanet.errors import DataError
-from retinanet.evaluation.coco_ap import Metrics, Predictions, coco_metrics
+from retinanet.evaluation.coco_ap import Metrics, coco_metrics
 from retinanet.evaluation.curves import (
     CONFIDENCE,
     Resampled,
@@ -42,7 +43,7 @@ class Contestant:
     """
 
     name: str
-    predictions: Predictions
+    predictions: Detections
     classes: tuple[str, ...]
 
 
@@ -221,12 +222,12 @@ def restricted(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     return dataset.with_boxes(~np.isin(dataset.labels, dropped)).with_classes(classes)
 
 
-def relabelled(predictions: Predictions, own: Sequence[str], classes: Sequence[str]) -> Predictions:
+def relabelled(predictions: Detections, own: Sequence[str], classes: Sequence[str]) -> Detections:
     """Change labels that index ``own`` to labels that index ``classes``, and drop detections of other classes."""
     position = {name: k for k, name in enumerate(classes)}
     labels = np.array([position.get(name, NO_CLASS) for name in own], dtype=np.int64)[predictions.labels]
     keep = labels != NO_CLASS
-    return Predictions(predictions.images[keep], predictions.boxes[keep], predictions.scores[keep], labels[keep])
+    return Detections(predictions.images[keep], predictions.boxes[keep], predictions.scores[keep], labels[keep])
 
 
 def mistakes(scene: Scene, matching: Matching) -> Mistakes:
@@ -270,7 +271,7 @@ class _Side:
         return float(self.values[levels, label].mean()), self.resampled.values[:, levels, label].mean(axis=1)
 
 
-def _side(dataset: Dataset, predictions: Predictions, seed: int, progress: Callable[[int], object]) -> _Side:
+def _side(dataset: Dataset, predictions: Detections, seed: int, progress: Callable[[int], object]) -> _Side:
     scene = make_scene(dataset, predictions)
     matching = match(scene)
     return _Side(

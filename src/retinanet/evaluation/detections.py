@@ -14,8 +14,8 @@ import numpy as np
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.reading import read_json, short
+from retinanet.detections import Detections
 from retinanet.errors import DataError
-from retinanet.evaluation.coco_ap import Predictions
 
 # A probability computed in float32 may be slightly above 1.
 _ROUNDING = 1e-6
@@ -37,7 +37,7 @@ class DetectionFile:
         return str(self.path)
 
 
-def read_detections(path: Path, dataset: Dataset) -> tuple[Predictions, list[str]]:
+def read_detections(path: Path, dataset: Dataset) -> tuple[Detections, list[str]]:
     """Read detections on ``dataset``.
 
     The file holds a list of objects with ``image_id``, ``category_id``, ``bbox`` (``[x, y, width, height]`` in pixels)
@@ -75,7 +75,7 @@ def read_detections(path: Path, dataset: Dataset) -> tuple[Predictions, list[str
     columns = np.array(numbers, dtype=np.float64).reshape(-1, 5)
     order = np.argsort(np.array(owners, dtype=np.int64), kind="stable")
     columns = columns[order]
-    predictions = Predictions(
+    predictions = Detections(
         np.array(owners, dtype=np.int64)[order],
         np.column_stack([columns[:, :2], columns[:, :2] + columns[:, 2:4]]),
         columns[:, 4],
@@ -242,7 +242,7 @@ def _score(entry: dict[str, Any], where: str) -> float:
     return min(1.0, float(score))
 
 
-def _notes(path: Path, dataset: Dataset, found: Predictions) -> Iterator[str]:
+def _notes(path: Path, dataset: Dataset, found: Detections) -> Iterator[str]:
     """Say what is unusual about the detections as a whole and often a mistake."""
     count = len(found.scores)
     if not count:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retinanet.data.dataset import NO_CLASS, Dataset
-from retinanet.evaluation.coco_ap import Predictions
+from retinanet.detections import Detections
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -80,7 +80,7 @@ class Matching:
     fp: Bools
 
 
-def make_scene(dataset: Dataset, predictions: Predictions, limit: int = LIMIT) -> Scene:
+def make_scene(dataset: Dataset, predictions: Detections, limit: int = LIMIT) -> Scene:
     """Sort the detections, keep the ``limit`` highest scores of each image and class, and compute the IoUs."""
     by_id = np.empty(len(dataset), dtype=np.int64)
     by_id[np.argsort(dataset.image_ids)] = np.arange(len(dataset))

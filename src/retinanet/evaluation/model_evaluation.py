@@ -11,8 +11,9 @@ from rich.console import Console
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_eval
+from retinanet.detections import Detections
 from retinanet.evaluation.analysis import Analysis, analyze
-from retinanet.evaluation.coco_ap import Metrics, Predictions, coco_metrics
+from retinanet.evaluation.coco_ap import Metrics, coco_metrics
 from retinanet.evaluation.detections import DetectionFile, read_detections
 from retinanet.evaluation.voc_ap import voc_metrics
 from retinanet.progress import progress_bar
@@ -43,7 +44,7 @@ class Evaluation:
 
     name: str
     dataset: Dataset
-    predictions: Predictions
+    predictions: Detections
     metrics: Metrics
     analysis: Analysis
     notes: tuple[str, ...] = ()
@@ -93,7 +94,7 @@ def evaluate(
     return Evaluation(str(weights), dataset, predictions, metrics, analyze(dataset, predictions), tuple(notes))
 
 
-def detections_on(dataset: Dataset, detector: Detector, what: str, console: Console | None) -> Predictions:
+def detections_on(dataset: Dataset, detector: Detector, what: str, console: Console | None) -> Detections:
     """Run a detector on a dataset with a progress bar named ``what``; labels are those of the detector."""
     from retinanet.evaluation.predict import predict  # torch
 

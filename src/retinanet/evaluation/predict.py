@@ -9,7 +9,6 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.loader import evaluation_loader
 from retinanet.detect.detector import Detector
 from retinanet.detections import Detections
-from retinanet.evaluation.coco_ap import Predictions
 
 
 def predict(
@@ -17,7 +16,7 @@ def predict(
     dataset: Dataset,
     progress: Callable[[int], object] = lambda images: None,
     unreadable: dict[int, str] | None = None,
-) -> Predictions:
+) -> Detections:
     """Detect objects in every image of ``dataset``, with boxes in pixels of the original images.
 
     Args:
@@ -36,5 +35,4 @@ def predict(
             scaled = detections.rescaled(sample.image.shape[-2:], sample.size[::-1])
             parts.append(replace(scaled, images=scaled.images + sample.index))
         progress(len(samples))
-    every = Detections.concatenate(parts)  # the loader groups images by size
-    return Predictions(every.images, every.boxes, every.scores, every.labels)
+    return Detections.concatenate(parts)  # the loader groups images by size

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from retinanet.data.dataset import NO_CLASS, Dataset
-from retinanet.evaluation.coco_ap import Predictions
+from retinanet.detections import Detections
 from retinanet.evaluation.matching import iou
 
 _IOU = 0.5
 
 
-def voc_metrics(dataset: Dataset, predictions: Predictions) -> dict[str, Any]:
+def voc_metrics(dataset: Dataset, predictions: Detections) -> dict[str, Any]:
     """Compute Pascal VOC's average precision of ``predictions``, by the rules of the VOC development kit.
 
     Each detection, highest score first, is assigned to the object of its class with the highest IoU. If that IoU is at
@@ -63,7 +63,7 @@ def area(tp: npt.NDArray[np.int64], fp: npt.NDArray[np.int64], objects: int) -> 
     return float((envelope * np.diff(tp, prepend=0)).sum() / objects)
 
 
-def _best_objects(dataset: Dataset, predictions: Predictions) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def _best_objects(dataset: Dataset, predictions: Detections) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Find the highest IoU of each detection with a box of its class, and the row of that box; 0 and −1 without one."""
     overlaps = np.zeros(len(predictions.labels))
     targets = np.full(len(predictions.labels), -1, dtype=np.int64)

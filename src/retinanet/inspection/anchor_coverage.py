@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from retinanet.anchors.assign import assign_batch
-from retinanet.anchors.grid import base_anchors
+from retinanet.anchors.grid import base_anchors, make_grid
 from retinanet.config import AnchorSpec, Config, DataConfig
 from retinanet.data.dataset import Dataset
 from retinanet.data.sample import MIN_SIDE
@@ -135,7 +135,7 @@ def positives(
     padded = -(-scaled // PAD_TO) * PAD_TO
     sizes, group = np.unique(padded, axis=0, return_inverse=True)
     for number, (height, width) in enumerate(sizes.tolist()):
-        grid = config.anchors.grid((height, width))
+        grid = make_grid(config.anchors, (height, width))
         images = np.flatnonzero(group == number)
         step = max(1, _BATCH_ANCHORS // len(grid.boxes))
         for start in range(0, len(images), step):

@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from retinanet.config import RECIPES, AnchorSpec, Config
+from retinanet.config import AnchorSpec, Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_train_val
 from retinanet.errors import ConfigError, DataError
 from retinanet.files import write_text
 from retinanet.inspection.anchor_coverage import Floats, ScaledBoxes, best_overlaps, positives
 from retinanet.inspection.anchor_search import AS_GOOD, AnchorCoverage, class_weights, refit, search_anchors
-from retinanet.inspection.settings import resolve
 from retinanet.progress import progress_bar
+from retinanet.recipes import RECIPES, resolve
 
 # Number of boxes for the search: enough to know the share of covered boxes to half a percent.
 _ENOUGH = 10_000

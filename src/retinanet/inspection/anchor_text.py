@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from retinanet.anchors import make_grid
 from retinanet.data.sample import MIN_SIDE
 from retinanet.inspection.anchor_fit import AnchorFit
 from retinanet.inspection.anchor_search import closer
@@ -85,7 +86,7 @@ def _anchor_lines(fit: AnchorFit) -> Iterator[str]:
     yield f"  {'closeness (maximised by the fit)':<42}{current.coverage.close:>9.3f}{fitted.coverage.close:>9.3f}"
     yield f"  {'anchors per location':<42}{current.spec.per_location:>9}{fitted.spec.per_location:>9}"
     height, width = fit.input_size
-    counts = [len(anchors.spec.grid(fit.input_size).boxes) for anchors in (current, fitted)]
+    counts = [len(make_grid(anchors.spec, fit.input_size).boxes) for anchors in (current, fitted)]
     yield f"  {f'anchors in a {width}×{height} image':<42}{counts[0]:>9}{counts[1]:>9}"
     ious = ", ".join(f"{iou:g}" for iou in closer(fit.threshold))
     equally = ", with the same weight for every class" if (np.bincount(_labels(fit)) > 0).sum() > 1 else ""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retinanet.config import Config, load_recipe
+from retinanet.config import Config
 from retinanet.errors import ConfigError
+from retinanet.recipes import load_recipe
 
 
 def resolve(recipe: str | Config, settings: Mapping[str, Any]) -> Config:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from retinanet.errors import CheckpointError, ModelError
+from retinanet.model.foreign_weights import read_foreign
 from retinanet.model.fused import fuse_residual_blocks
 from retinanet.model.gradients import speed_up_depthwise
-from retinanet.zoo.foreign import read_foreign
 
 STRIDES = (8, 16, 32)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from retinanet.detect.draw import closeup
 from retinanet.detect.example_images import Album, draw_example, spread
-from retinanet.evaluation.coco_ap import Predictions
+from retinanet.detections import Detections
 from retinanet.evaluation.curves import CONFIDENCE, FEWEST_IMAGES
 from retinanet.evaluation.examples import Example, Examples
 from retinanet.evaluation.model_evaluation import Evaluation
@@ -173,12 +173,12 @@ def _closeup(album: Album, example: Example) -> Figure | None:
     return image_figure(shown, f"{album.dataset.classes[example.label]}{score}: {example.text} · {file}", _SIDE)
 
 
-def _spread_images(album: Album, predictions: Predictions, images: int, score: float) -> list[Figure]:
+def _spread_images(album: Album, predictions: Detections, images: int, score: float) -> list[Figure]:
     figures = (_whole_image(album, predictions, index, score) for index in spread(len(album.dataset), images))
     return [figure for figure in figures if figure is not None]
 
 
-def _whole_image(album: Album, predictions: Predictions, index: int, score: float) -> Figure | None:
+def _whole_image(album: Album, predictions: Detections, index: int, score: float) -> Figure | None:
     import supervision  # takes a second to import
 
     dataset, image = album.dataset, album.image(index)

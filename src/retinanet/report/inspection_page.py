@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retinanet.anchors.grid import make_grid
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
@@ -188,7 +189,7 @@ def _unreached_figures(survey: Survey, config: Config, rows: Sequence[int]) -> I
         scaled = scaled_size(height, width, config.data)
         factors = np.array([scaled[1] / width, scaled[0] / height] * 2, dtype=np.float32)
         down, across = (-(-side // PAD_TO) * PAD_TO for side in scaled)
-        anchors = config.anchors.grid((down, across)).boxes.numpy().astype(np.float64)
+        anchors = make_grid(config.anchors, (down, across)).boxes.numpy().astype(np.float64)
         box = dataset.boxes[row]
         ious = iou((box * factors).astype(np.float64)[None], anchors, np.zeros(len(anchors), dtype=np.bool_))
         both = np.stack([box, anchors[int(ious[0].argmax())] / factors]).astype(np.float32)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from retinanet.config import load_recipe
 from retinanet.flags import changed_flags
 from retinanet.hardware import cores, processor
 from retinanet.progress import progress_bar
+from retinanet.recipes import load_recipe
 from retinanet.reproduce import measure
 from retinanet.reproduce.plan import GROUPS, Plan, Request, Run
 from retinanet.reproduce.results import MeasuredRow, Results, outcome

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from retinanet.anchors import assign_batch
+from retinanet.anchors import assign_batch, make_grid
 from retinanet.data.dataset import Dataset
 from retinanet.data.loader import evaluation_loader
 from retinanet.data.transforms import normalized_batch
@@ -136,7 +136,7 @@ def _anchor_losses(detector: Detector, image: Dataset) -> tuple[torch.Tensor, to
     pixels = normalized_batch([sample.image], detector.model.mean, detector.model.std, detector.device)
     # in float32; detection may use bf16
     outputs = for_inference(detector.model).to(detector.device)(pixels)
-    grid = config.anchors.grid((pixels.shape[-2], pixels.shape[-1]))
+    grid = make_grid(config.anchors, (pixels.shape[-2], pixels.shape[-1]))
     matched = assign_batch(grid, [sample.boxes], [sample.ignore], config.assign)
     losses = anchor_losses(outputs, matched.to(detector.device), sample.labels.to(detector.device), GAMMAS)
     return losses[0].cpu(), losses[1].cpu()

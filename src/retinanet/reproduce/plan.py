@@ -14,14 +14,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from retinanet.config import Config, load_recipe
+from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_train_val
 from retinanet.errors import DataError
 from retinanet.flags import changed_flags, quoted
+from retinanet.recipes import load_recipe
 from retinanet.reproduce.options import Options
 from retinanet.reproduce.rows import Changes, Experiment, Row
-from retinanet.train.checkpoint import describe_data
+from retinanet.training.checkpoint import describe_data
 
 Scale = Literal["small", "paper"]
 

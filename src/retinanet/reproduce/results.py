@@ -12,7 +12,7 @@ from typing import Any
 from retinanet.errors import CheckpointError, RetinaNetError
 from retinanet.reproduce.plan import Run
 from retinanet.reproduce.worker import FAILURE, SECONDS
-from retinanet.train.log import read_lines
+from retinanet.training.log import read_lines
 from retinanet.zoo.weights import read_info
 
 SHARES = ("share_foreground", "share_hard", "share_easy")

@@ -21,7 +21,7 @@ from retinanet.config import Config
 from retinanet.errors import NonFiniteLossError, RetinaNetError
 from retinanet.files import write_json
 from retinanet.reproduce.plan import DataSource
-from retinanet.train.log import read_lines
+from retinanet.training.log import read_lines
 
 SPEC, FAILURE, SECONDS = "run.json", "failure.json", "seconds.json"
 
@@ -29,7 +29,8 @@ SPEC, FAILURE, SECONDS = "run.json", "failure.json", "seconds.json"
 def main(folder: Path) -> int:
     """Start or resume the training; returns the exit code."""
     threading.Thread(target=_stop_with_the_queue, daemon=True).start()
-    from retinanet.train.loop import TrainingStopped, train
+    from retinanet.training.loop import train_on
+    from retinanet.training.stopping import TrainingStopped
 
     spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
     with _locked(folder), _timed(folder / SECONDS):
@@ -37,7 +38,8 @@ def main(folder: Path) -> int:
             return 0
         try:
             train_set, val_set = DataSource(**spec["source"]).read()
-            train(Config.from_dict(spec["config"], where=str(folder / SPEC)), train_set, val_set, folder, resume=True)
+            config = Config.from_dict(spec["config"], where=str(folder / SPEC))
+            train_on(config, train_set, val_set, folder, resume=True)
         except NonFiniteLossError as error:
             write_json(folder / FAILURE, {"step": last_step(folder) + 1, "message": str(error)})
         except (RetinaNetError, TrainingStopped) as error:

@@ -1,6 +1,6 @@
-"""Weight files: safetensors that carry the classes, the configuration and the measured accuracy of their model.
+"""Weight files: safetensors with the classes, the settings and the measured accuracy of their model.
 
-Tensors under ``train.`` are the state of an unfinished training (see ``train/checkpoint.py``) and are left unread here.
+Tensors under ``train.`` are the state of a training, see ``training/checkpoint.py``.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ FORMAT = "retinanet/1"
 FORMAT_KEY = "retinanet"
 TRAINING_PREFIX = "train."
 
-# Models that come with the package, each with a card (Markdown) beside it.
+# Models that come with the package, each with a card (a Markdown file of the same name).
 BUNDLED = Path(__file__).parent / "models"
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a weight file says about its model.
+    """The description of a model in its weight file.
 
     Attributes:
         classes: names, in the order of the network's outputs.
-        config: the settings it was trained with; ``config.model.channels`` is resolved.
-        mean: channel means the network expects to be subtracted.
-        std: channel standard deviations it expects to be divided by.
+        config: the settings of its training, with the number of channels filled in.
+        mean: channel means that are subtracted from the input.
+        std: channel standard deviations that the input is divided by.
         metrics: of the last evaluation, e.g. ``{"AP": 0.51, …}``.
-        progress: ``{"epoch": …, "step": …}`` of the training that wrote the file.
+        progress: of the training that wrote the file, see :class:`retinanet.training.checkpoint.Progress`.
     """
 
     classes: tuple[str, ...]
@@ -54,26 +54,26 @@ class ModelInfo:
 
     @classmethod
     def of(cls, model: RetinaNet, classes: tuple[str, ...], config: Config, **rest: dict[str, Any]) -> ModelInfo:
-        """Describe ``model``."""
+        """Return the description of ``model``."""
         resolved = replace(config, model=replace(config.model, channels=model.channels))
         return cls(classes, resolved, model.mean, model.std, **rest)
 
 
 def bundled_names() -> list[str]:
-    """Names of the models that come with the package."""
+    """Return the names of the models that come with the package."""
     return sorted(path.stem for path in BUNDLED.glob("*.safetensors"))
 
 
 def find_weights(weights: str | Path) -> Path:
-    """Path of a weight file: of the bundled model if ``weights`` is the name of one, else ``weights`` itself."""
+    """Return the path of a bundled model if ``weights`` is its name, else ``weights`` itself."""
     return BUNDLED / f"{weights}.safetensors" if str(weights) in bundled_names() else Path(weights)
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], info: ModelInfo) -> None:
-    """Write ``tensors`` and ``info`` beside ``path`` and rename.
+    """Write ``tensors`` and ``info`` atomically.
 
     Raises:
-        CheckpointError: the file cannot be written; a file that was there before is untouched.
+        CheckpointError: the file cannot be written; an existing file is untouched.
     """
     description = {
         "classes": info.classes,
@@ -83,10 +83,10 @@ def save_weights(path: Path, tensors: dict[str, Tensor], info: ModelInfo) -> Non
         "metrics": info.metrics,
         "progress": info.progress,
     }
-    # The library writes metadata in no fixed order: one key makes equal states equal files.
+    # safetensors writes metadata in random order; a single key makes equal states equal files.
     metadata = {FORMAT_KEY: json.dumps({"format": FORMAT, "version": __version__, **description})}
     packed = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    # Not save_file: its own temporary file would outlive a kill, and its result is readable by its owner alone.
+    # Not save_file: its temporary file would stay after a kill, and only the owner could read its result.
     content = save(packed, metadata)
     try:
         write_atomically(path, lambda temporary: temporary.write_bytes(content))
@@ -95,10 +95,10 @@ def save_weights(path: Path, tensors: dict[str, Tensor], info: ModelInfo) -> Non
 
 
 def read_info(path: str | Path) -> ModelInfo:
-    """Read a weight file's description without its tensors.
+    """Read the description in a weight file, without its tensors.
 
     Raises:
-        CheckpointError: no such file, or not one this package wrote.
+        CheckpointError: no such file, or another program wrote it.
     """
     if not str(path).strip():
         raise CheckpointError("the name of the weights is empty; give a file or the name of a bundled model")
@@ -112,14 +112,14 @@ def read_info(path: str | Path) -> ModelInfo:
         raise CheckpointError(f"{path}: no such weights file, nor is it a bundled model ({', '.join(names)}){hint}")
     if path.suffix in (".pth", ".pt", ".ckpt", ".pkl", ".bin"):
         raise CheckpointError(
-            f"{path}: pickled checkpoints are not loaded, they can run code; if it is a torchvision RetinaNet, "
+            f"{path}: pickled checkpoints are not loaded, because they can run code; if it is a torchvision RetinaNet, "
             f"run 'retinanet convert {path} {path.with_suffix('.safetensors').name}' first"
         )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        if not os.access(path, os.R_OK):  # the library says "No such file"
+        if not os.access(path, os.R_OK):  # safetensors reports "No such file"
             raise CheckpointError(f"{path}: not read, reading it is not permitted") from error
         raise CheckpointError(f"{path}: not a complete safetensors file ({str(error)[:100]})") from error
     if FORMAT_KEY not in metadata:
@@ -147,29 +147,42 @@ def read_info(path: str | Path) -> ModelInfo:
 def _class_names(values: Any) -> tuple[str, ...]:
     names = tuple(values)
     if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
-        raise ValueError("its classes are not different names")
+        raise ValueError("its class names are missing or not unique")
     return names
 
 
 def _of_channels(values: Any, above: float = -math.inf) -> tuple[float, ...]:
     numbers = tuple(float(value) for value in values)
     if len(numbers) != 3 or not all(math.isfinite(number) and number > above for number in numbers):
-        raise ValueError(f"{list(numbers)} is no mean or standard deviation of three channels")
+        raise ValueError(f"{list(numbers)} is not a mean or standard deviation of three channels")
     return numbers
 
 
-def read_tensors(path: str | Path, training: bool = False) -> dict[str, Tensor]:
-    """Tensors of a weight file: the model's, or with ``training`` the training state's without their prefix."""
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read the model's tensors of a weight file; the state of its training is not read."""
     with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(TRAINING_PREFIX) == training]  # noqa: SIM118  # no mapping
-        return {name.removeprefix(TRAINING_PREFIX): file.get_tensor(name) for name in names}
+        names = [name for name in file.keys() if not name.startswith(TRAINING_PREFIX)]  # noqa: SIM118  # no mapping
+        return {name: file.get_tensor(name) for name in names}
+
+
+def read_all_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read the model's tensors of a weight file, and those of its training state without their prefix."""
+    weights: dict[str, Tensor] = {}
+    training: dict[str, Tensor] = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  # no mapping
+            group = training if name.startswith(TRAINING_PREFIX) else weights
+            group[name.removeprefix(TRAINING_PREFIX)] = file.get_tensor(name)
+    return weights, training
 
 
 def load_weights(path: str | Path) -> tuple[RetinaNet, ModelInfo]:
-    """The model a weight file (or bundled model) holds, on the CPU in float32 and inference mode, and its description.
+    """Return the model in a weight file (or a bundled model) and its description.
+
+    The model is on the CPU, in float32 and in inference mode.
 
     Raises:
-        CheckpointError: no such file, not one this package wrote, or tensors that do not fit its description.
+        CheckpointError: no such file, another program wrote it, or its tensors do not fit its description.
     """
     path = find_weights(path)
     info = read_info(path)

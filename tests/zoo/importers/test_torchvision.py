@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,12 +32,14 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 import retinanet
+from retinanet.anchors.grid import make_grid
 from retinanet.detect.detector import Detector
 from retinanet.detections import Detections
 from retinanet.errors import CheckpointError
 from retinanet.model import Outputs
 from retinanet.postprocess import postprocess
 from retinanet.zoo.importers import from_torchvision
+from retinanet.zoo.importers.torchvision import load_torchvision
 from retinanet.zoo.weights import save_weights
 
 # What the tests shrink 800 and 1333 to; torchvision takes the numbers as arguments.
@@ -190,7 +194,7 @@ def assert_parity(detector: Detector, model: RetinaNet, image: Tensor, least: in
     # From the same outputs, the same detections without exception …
     config = detector.info.config
     (height, width), padded = scaled_size(model, image), tuple(theirs.batch.shape[-2:])
-    grid = config.anchors.grid((padded[0], padded[1]))
+    grid = make_grid(config.anchors, (padded[0], padded[1]))
     (found,) = postprocess(Outputs(theirs.logits, theirs.deltas), grid, [(height, width)], config.decode)
     assert_same_detections(found.rescaled((height, width), image.shape[-2:]), theirs.found)
     # … and from ours, whose last bits differ, all but the few that hang on an IoU of 0.5 ± 1e-6.
@@ -609,7 +613,9 @@ def test_missing_and_wrong_tensors_are_refused(light: RetinaNet, key: str) -> No
     refused({**state, key: larger}, *(() if ".cls_logits" in key or ".bbox_reg" in key or ".p6" in key else shapes))
     refused({**state, key: larger[None]})
     for kind in (torch.int8, torch.int64, torch.bool):
-        refused({**state, key: torch.zeros(state[key].shape, dtype=kind)}, f"{key!r} is no dense tensor", str(kind)[6:])
+        refused(
+            {**state, key: torch.zeros(state[key].shape, dtype=kind)}, f"{key!r} is not a dense tensor", str(kind)[6:]
+        )
     refused({**state, key: torch.zeros(())})
     refused({**state, f"{key}.more": torch.zeros(1)}, "more")
 
@@ -626,8 +632,8 @@ def test_odd_tensors_are_refused(light: RetinaNet) -> None:
     state, key = light.state_dict(), "backbone.fpn.extra_blocks.p7.weight"
     with pytest.raises(CheckpointError, match="its tensors hold no values"):
         from_torchvision({**state, key: state[key].to("meta")}, "fp32", "cpu")
-    refused({**state, key: state[key].to_sparse()}, key, "no dense tensor")
-    refused({**state, key: state[key].to(torch.complex64)}, key, "no dense tensor")
+    refused({**state, key: state[key].to_sparse()}, key, "not a dense tensor")
+    refused({**state, key: state[key].to(torch.complex64)}, key, "not a dense tensor")
     refused({**state, key: state[key] * math.nan}, key, "NaN")
     none = {name: torch.zeros(0, *value.shape[1:]) for name, value in state.items() if ".cls_logits." in name}
     refused({**state, **none}, "0 and 36 outputs a location")
@@ -668,3 +674,17 @@ def test_saved_and_loaded_again(light: RetinaNet, light_imported: Detector, tmp_
         result.xyxy.astype(np.float32), result.confidence.astype(np.float32), result.class_id.astype(np.int64)
     )
     assert_same_detections(public, theirs, allowed=2)
+
+
+def test_importing_weights_needs_no_detector() -> None:
+    """The layers hold: ``zoo`` lies below ``detect``, and ``from_torchvision`` is looked up on first use."""
+    code = "import sys, retinanet.zoo.importers.torchvision; print('retinanet.detect.detector' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_model_is_given_with_its_description(light: nn.Module) -> None:
+    model, info = load_torchvision(light.state_dict(), classes=list("abcdefg"))
+    assert not model.training
+    assert info.classes == tuple("abcdefg")
+    assert_equal(model.state_dict(), tensors(from_torchvision(light.state_dict(), "fp32", "cpu")))

@@ -1,5 +1,20 @@
-"""Weights that other implementations trained, as detectors of this one."""
+"""Weights that other programs trained, as models and detectors of this package.
 
-from retinanet.zoo.importers.torchvision import from_torchvision
+``from_torchvision`` is imported on first use: it returns a detector, and detectors build on this package.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retinanet.detect.imported import from_torchvision as from_torchvision
 
 __all__ = ["from_torchvision"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "from_torchvision":
+        return import_module("retinanet.detect.imported").from_torchvision
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

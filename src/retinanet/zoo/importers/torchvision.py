@@ -1,7 +1,7 @@
-"""torchvision's RetinaNet weights (``retinanet_resnet50_fpn`` and ``_v2``) in this network, with the same detections.
+"""Load torchvision's RetinaNet weights (``retinanet_resnet50_fpn`` and ``_v2``); detections are the same.
 
-What torchvision does differently from the paper is set by named options: P6 from P5 (first version), its anchor
-layout, plain bilinear scaling to 800/1333, 300 detections. Source of the facts: torchvision 0.26–0.29,
+Differences between torchvision and the paper are settings: P6 from P5 (first version), the anchor layout, bilinear
+resizing to 800/1333 without antialiasing, 300 detections. They are those of torchvision 0.26–0.29,
 ``models/detection/retinanet.py``, ``anchor_utils.py`` and ``transform.py``.
 """
 
@@ -17,16 +17,14 @@ import torch
 from torch import Tensor
 
 from retinanet.config import AnchorSpec, AssignConfig, Config, DataConfig, DecodeConfig, LossConfig, ModelConfig
-from retinanet.detect.detector import Detector
 from retinanet.errors import CheckpointError
-from retinanet.hardware import Precision
 from retinanet.model import RetinaNet
 from retinanet.zoo.weights import ModelInfo
 
-# What ImageNet ResNets of torchvision, and so all its detectors, were trained with.
+# Mean and standard deviation of the input of torchvision's ImageNet ResNets, and so of all its detectors.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# Networks torchvision's builder can put under a RetinaNet, under timm's (the same) names; the usual one first.
+# Backbones that torchvision's builder offers; timm uses the same names. The most common one comes first.
 _BACKBONES = (
     "resnet50",
     "resnet18",
@@ -43,29 +41,23 @@ _BACKBONES = (
 _EXPECTED = "expected the state dict of torchvision's retinanet_resnet50_fpn or retinanet_resnet50_fpn_v2"
 
 
-def from_torchvision(
-    state_dict: Mapping[str, Any],
-    precision: Precision = "auto",
-    device: str = "auto",
-    classes: Sequence[str] | None = None,
-    norm_eps: float | None = None,
-) -> Detector:
-    """A detector with the weights of a torchvision RetinaNet.
+def load_torchvision(
+    state_dict: Mapping[str, Any], classes: Sequence[str] | None = None, norm_eps: float | None = None
+) -> tuple[RetinaNet, ModelInfo]:
+    """Return the model that a torchvision RetinaNet is in this package, on the CPU, and its description.
 
-    Both versions are recognised from the keys: group norm in the heads is v2's. Batch norm that counts no batches is
-    frozen, and computed without an epsilon, as torchvision does for its published first version and what is fine-tuned
-    from it. Prefixes such as ``model.`` (DeepForest) and ``module.`` are understood, and so are the key names of older
-    torchvision releases. What a state dict does not hold is taken to be torchvision's default: anchor sizes, picture
-    size and mean, thresholds.
+    Both versions are recognized by their keys: only the second has group norm in the heads. Batch norm without a
+    counter of batches is frozen and gets no epsilon, as in torchvision's published first version and in models
+    fine-tuned from it. Prefixes such as ``model.`` (DeepForest) and ``module.``, and the key names of older torchvision
+    releases are accepted. Values that a state dict does not hold are torchvision's defaults: anchor sizes, image size
+    and mean, thresholds.
 
     Args:
         state_dict: of the model, or a checkpoint that holds one under ``model`` or ``state_dict``.
-        precision: as for :func:`retinanet.load`.
-        device: as for :func:`retinanet.load`.
         classes: names of the network's outputs, in order. Unset: COCO's for 91 outputs (with ``__background__`` and
-            ``N/A`` at the indices COCO leaves empty), else ``class 0``, ``class 1``, …
-        norm_eps: of the batch norm, where the rule above is wrong: 1e-5 for a frozen one that never was the published
-            detector's, such as a training that began from an ImageNet backbone.
+            ``N/A`` at the indices that COCO leaves empty), else ``class 0``, ``class 1``, …
+        norm_eps: epsilon of the batch norm. Set it if the rule above is wrong: 1e-5 for frozen batch norm in a model
+            that was not fine-tuned from the published detector, such as one trained from an ImageNet backbone.
 
     Raises:
         CheckpointError: not such a state dict; a tensor is missing, or has a shape that does not fit.
@@ -76,14 +68,14 @@ def from_torchvision(
     model = RetinaNet.from_config(config.model, config.anchors, num_classes, pretrained=False)
     model.backbone.mean, model.backbone.std = _MEAN, _STD
     _load(model, state, layers=3 if config.model.subnet_norm == "group" else 2, norm_eps=config.model.norm_eps)
-    return Detector(model, ModelInfo.of(model, names, config), precision, device)
+    return model.eval(), ModelInfo.of(model, names, config)
 
 
 def _find_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The network's tensors without the prefix a wrapper gave them."""
+    """Return the network's tensors without the prefix that a wrapper added."""
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f"{_EXPECTED}, got a {type(checkpoint).__name__}")
-    for _ in range(2):  # a checkpoint, perhaps of a checkpoint
+    for _ in range(2):  # a checkpoint can hold a checkpoint
         inner = (checkpoint.get(key) for key in ("model", "state_dict", "model_state_dict"))
         checkpoint = next((value for value in inner if isinstance(value, Mapping)), checkpoint)
     marker = "head.classification_head.cls_logits.weight"
@@ -99,7 +91,7 @@ def _find_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _canonical(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's keys → this network's."""
+    """Translate torchvision's keys into those of this network."""
     result = {}
     for key, value in state.items():
         new = key
@@ -120,7 +112,7 @@ def _canonical(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _describe(state: dict[str, Tensor], norm_eps: float | None) -> tuple[Config, int]:
-    """The configuration that makes this network do what torchvision's does, and its number of classes."""
+    """Return the settings under which this network computes what torchvision's does, and its number of classes."""
     group_norm = any(re.fullmatch(r"classification\.tower\.\d+\.1\.weight", key) for key in state)
     classes = _shape(state, "classification.predict.weight")[0]
     boxes = _shape(state, "regression.predict.weight")[0]
@@ -177,14 +169,14 @@ def _backbone(state: dict[str, Tensor]) -> str:
             elif wrong:
                 fault = f"has shape {tuple(body[key])} instead of {tuple(wanted[key])} ({name})"
             else:
-                fault = f"is no part of {name}"
+                fault = f"does not belong to {name}"
             nearest = f"{prefix + key!r} {fault}"
     among = f"its backbone is none of {', '.join(_BACKBONES)}"
     raise CheckpointError(f"{_EXPECTED}; {nearest or among}")
 
 
 def _load(model: RetinaNet, state: dict[str, Tensor], layers: int, norm_eps: float | None) -> None:
-    # torchvision nests the ``layers`` of a hidden layer (convolution, norm, ReLU); here all are in one list.
+    # torchvision nests the ``layers`` of a hidden layer (convolution, norm, ReLU); this package lists all in a row.
     renamed = {}
     for key, value in state.items():
         match = re.fullmatch(r"(\w+\.tower)\.(\d+)\.(\d+)\.(weight|bias)", key)
@@ -201,16 +193,20 @@ def _load(model: RetinaNet, state: dict[str, Tensor], layers: int, norm_eps: flo
         shapes = f"{tuple(renamed[wrong[0]].shape)} instead of {tuple(wanted[wrong[0]].shape)}"
         raise CheckpointError(f"{_EXPECTED}; {_theirs(wrong[0], layers)!r} has shape {shapes}")
     if unknown:
-        raise CheckpointError(f"{_EXPECTED}; {_theirs(unknown[0], layers)!r} is no part of it ({len(unknown)} in all)")
+        raise CheckpointError(
+            f"{_EXPECTED}; {_theirs(unknown[0], layers)!r} does not belong to it ({len(unknown)} in all)"
+        )
     for key, value in renamed.items():
         if value.layout != torch.strided or not (value.is_floating_point() or key.endswith("num_batches_tracked")):
             kind = str(value.dtype).removeprefix("torch.")
-            raise CheckpointError(f"{_EXPECTED}; {_theirs(key, layers)!r} is no dense tensor of real numbers ({kind})")
+            raise CheckpointError(
+                f"{_EXPECTED}; {_theirs(key, layers)!r} is not a dense tensor of real numbers ({kind})"
+            )
         if value.is_meta:
             continue
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(
-                f"{_EXPECTED}; {_theirs(key, layers)!r} holds NaN or infinity: a training that failed"
+                f"{_EXPECTED}; {_theirs(key, layers)!r} holds NaN or infinity; its training has failed"
             )
         if key.endswith("running_var"):
             _require_variance(key, value, norm_eps)
@@ -221,19 +217,19 @@ def _load(model: RetinaNet, state: dict[str, Tensor], layers: int, norm_eps: flo
 
 
 def _require_variance(key: str, value: Tensor, eps: float | None) -> None:
-    """Batch norm divides by the square root of variance + epsilon: that must be above 0."""
+    """Check that variance + epsilon is above 0, because batch norm divides by its square root."""
     least = value.min().item()
     if least < 0:
         raise CheckpointError(f"{_EXPECTED}; {key!r} holds the variance {least:g}, which is below 0")
     if least == 0 and eps == 0:
         raise CheckpointError(
-            f"{key!r} holds a variance of 0, and frozen batch norm is taken to have no epsilon; "
-            "give norm_eps, which for most trainings is 1e-5 (--norm-eps 1e-5)"
+            f"{key!r} holds a variance of 0, and frozen batch norm is assumed to have no epsilon; "
+            "give norm_eps, usually 1e-5 (--norm-eps 1e-5)"
         )
 
 
 def _theirs(key: str, layers: int) -> str:
-    """torchvision's name of one of this network's tensors, for messages."""
+    """Return torchvision's name of a tensor of this network, for messages."""
     if match := re.fullmatch(r"(\w+)\.tower\.(\d+)\.(\w+)", key):
         block, layer = divmod(int(match[2]), layers)
         return f"head.{match[1]}_head.conv.{block}.{layer}.{match[3]}"
@@ -246,7 +242,7 @@ def _theirs(key: str, layers: int) -> str:
 
 def _shape(state: dict[str, Tensor], key: str) -> tuple[int, ...]:
     if key not in state or state[key].ndim != 4:
-        raise CheckpointError(f"{_EXPECTED}; {_theirs(key, 1)!r} is missing or no convolution")
+        raise CheckpointError(f"{_EXPECTED}; {_theirs(key, 1)!r} is missing or not a convolution")
     return tuple(state[key].shape)
 
 
@@ -254,7 +250,7 @@ def _class_names(count: int, names: Sequence[str] | None) -> tuple[str, ...]:
     if names is not None:
         names = (names,) if isinstance(names, str) else tuple(names)
         if not all(isinstance(name, str) and name for name in names):
-            raise CheckpointError("a class name is empty or no text; give a name for each output")
+            raise CheckpointError("a class name is empty or not text; give a name for each output")
         if len(names) != count or len(set(names)) != count:
             raise CheckpointError(
                 f"{len(names)} class names for {count} outputs; give {count} different names, in order"

@@ -1,0 +1,34 @@
+"""Detectors with weights that another program trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from retinanet.detect.detector import Detector
+from retinanet.hardware import Precision
+from retinanet.zoo.importers.torchvision import load_torchvision
+
+
+def from_torchvision(
+    state_dict: Mapping[str, Any],
+    precision: Precision = "auto",
+    device: str = "auto",
+    classes: Sequence[str] | None = None,
+    norm_eps: float | None = None,
+) -> Detector:
+    """Return a detector with the weights of a torchvision RetinaNet.
+
+    Args:
+        state_dict: see :func:`retinanet.zoo.importers.torchvision.load_torchvision`, as for ``classes`` and
+            ``norm_eps``.
+        precision: as for :func:`retinanet.load`.
+        device: as for :func:`retinanet.load`.
+        classes: names of the network's outputs, in order.
+        norm_eps: epsilon of the batch norm.
+
+    Raises:
+        CheckpointError: not such a state dict; a tensor is missing, or has a shape that does not fit.
+    """
+    model, info = load_torchvision(state_dict, classes, norm_eps)
+    return Detector(model, info, precision, device)

@@ -1,0 +1,69 @@
+"""Read weights that other programs wrote, without running code that they may contain."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from retinanet.errors import CheckpointError
+
+# A pickle begins with its protocol: torch.save writes 2, other programs newer ones.
+_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+
+
+def read_foreign(path: Path) -> Mapping[str, Any]:
+    """Return the dictionary in a ``.safetensors`` or a pickled file (``.pth``, ``.pt``, ``.ckpt``, …), on the CPU.
+
+    A pickle may hold only tensors and plain values.
+
+    Raises:
+        CheckpointError: no such file, damaged, not a dictionary, or it holds objects that need to run code.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: {'a folder, not a weights file' if path.is_dir() else 'no such weights file'}")
+    if path.suffix != ".safetensors":
+        return _unpickled(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        if not os.access(path, os.R_OK):  # safetensors reports "No such file"
+            raise CheckpointError(f"{path}: not read, reading it is not permitted") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise CheckpointError(f"{path}: not a complete safetensors file ({reason.splitlines()[0][:120]})") from error
+
+
+def _unpickled(path: Path) -> Mapping[str, Any]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # warnings about the pickle's protocol; errors are raised below
+            # torchvision's training script saves its arguments with the weights; a Namespace holds only values
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises many types for a damaged or hostile file
+        # torch's messages about code and about damaged files are alike; the first bytes show whether it is a pickle.
+        if isinstance(error, pickle.UnpicklingError) and _beginning(path) in (b"PK", *_PICKLES):
+            reason = "it holds objects that could run code; save its state_dict() alone and give that"
+        elif isinstance(error, PermissionError):
+            reason = "reading it is not permitted"
+        else:
+            reason = "damaged, or not a file torch.save wrote"
+        raise CheckpointError(f"{path}: not read, {reason}") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: expected a state dict, found a {type(content).__name__}")
+    return content
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(2)

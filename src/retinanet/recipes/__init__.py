@@ -1,1 +1,0 @@
-"""Named settings, as YAML: differences from the defaults in ``retinanet/config.py``."""

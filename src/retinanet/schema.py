@@ -1,0 +1,111 @@
+"""Frozen dataclasses as settings: read them from plain values, and check their values.
+
+Nothing here knows a particular setting; those are in :mod:`retinanet.config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from retinanet.errors import ConfigError
+
+Settings = TypeVar("Settings")
+
+
+def updated(settings: Settings, values: Mapping[str, Any], where: str) -> Settings:
+    """Return ``settings`` with ``values`` replaced; a group of settings is a nested mapping.
+
+    Args:
+        settings: an instance of a dataclass.
+        values: new values by name, as YAML or JSON hold them.
+        where: the file or the recipe that the values come from, for messages.
+
+    Raises:
+        ConfigError: an unknown key (the nearest known one is named) or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(type(settings))
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(hints)}"
+            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
+        current = getattr(settings, name)
+        if not dataclasses.is_dataclass(current):
+            changes[name] = _coerced(value, hints[name], f"{where}: {key}")
+        elif isinstance(value, Mapping):
+            changes[name] = updated(current, value, f"{where}: {key}")
+        else:
+            raise ConfigError(f"{where}: {key!r} is a group of settings, not {value!r}")
+    return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
+
+
+def _coerced(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the type ``hint``. JSON and YAML write tuples as lists, and may write 1.0 as 1 or 1e-4 as text."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _coerced(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(f"{where} is {value!r}; choose from {', '.join(map(str, arguments))}")
+    if origin is tuple and isinstance(value, list | tuple):
+        if arguments[-1] is Ellipsis:
+            return tuple(_coerced(v, arguments[0], where) for v in value)
+        if len(value) == len(arguments):
+            return tuple(_coerced(v, a, where) for v, a in zip(value, arguments, strict=True))
+    elif hint is float and (number := _finite_number(value)) is not None:
+        return number
+    elif hint in (bool, int, str) and type(value) is hint:
+        return value
+    raise ConfigError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+
+
+def _finite_number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def require_finite(settings: Any, group: str) -> None:
+    """Raise ConfigError if a number is NaN or infinite; files cannot hold such values."""
+    for setting in dataclasses.fields(settings):
+        value = getattr(settings, setting.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
+        or_none = ", or None" if "None" in str(setting.type) else ""
+        require(finite, f"{group}.{setting.name.replace('_', '-')} is {value}; give a finite number{or_none}")
+
+
+def require_positive(settings: Any, group: str, *names: str) -> None:
+    """Raise ConfigError if one of the numbers ``names`` is not above 0."""
+    for name in names:
+        value = getattr(settings, name)
+        require(value > 0, f"{group}.{name.replace('_', '-')} is {value}; it must be positive")
+
+
+def require_at_least(least: int, settings: Any, group: str, *names: str) -> None:
+    """Raise ConfigError if one of the numbers ``names`` is below ``least``; an unset one (None) passes."""
+    bound = "it cannot be negative" if least == 0 else f"it must be at least {least}"
+    for name in names:
+        value = getattr(settings, name)
+        require(value is None or value >= least, f"{group}.{name.replace('_', '-')} is {value}; {bound}")

@@ -1,0 +1,114 @@
+"""``retinanet.train``: from the path of a dataset and a recipe to a trained detector."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from retinanet.config import Config
+from retinanet.data.dataset import Dataset
+from retinanet.data.formats.open_dataset import read_train_val
+from retinanet.data.summary import note_lines, summary
+from retinanet.data.verify import verify_images
+from retinanet.files import claimed, make_folder
+from retinanet.model.backbone import require_backbone
+from retinanet.progress import plain_console, progress_bar
+from retinanet.training.distributed import Processes, joined_processes
+from retinanet.training.job import Job, Result
+from retinanet.training.loop import train_job
+from retinanet.training.resume import open_run
+from retinanet.training.tracking import require_trackers
+
+
+def train(
+    data: str | Path,
+    out: str | Path = "runs/retinanet",
+    recipe: str | Config | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+    **settings: Any,
+) -> Result:
+    """Train a detector: ``retinanet.train("data", out="runs/a", recipe="modern", **{"train.epochs": 10})``.
+
+    ``out`` gets ``best.safetensors``, ``last.safetensors``, ``metrics.jsonl``, ``config.yaml`` and ``curves.png``.
+
+    Args:
+        data: folder of a COCO, Pascal VOC, YOLO or CSV dataset, or its annotation file.
+        out: folder of the run.
+        recipe: ``modern``, ``paper``, a YAML file or a :class:`Config`. Unset: ``modern``, or the settings of the run
+            that is resumed.
+        resume: go on from the checkpoint in ``out`` if there is one. The result is that of an uninterrupted run.
+        console: where messages and progress are printed. Unset: the standard output.
+        **settings: single settings, named as the flags of ``retinanet train``: ``train.epochs``, ``data.size``, …
+
+    Raises:
+        TrainingStopped: Ctrl-C or SIGTERM; the state was saved.
+        ConfigError: a setting is unknown or has an invalid value.
+        DataError: the dataset cannot be used.
+        CheckpointError: ``out`` holds another run, or one with other settings or data.
+        NonFiniteLossError: the loss became NaN or infinite; the last checkpoint is intact.
+        RetinaNetError: ``out`` cannot be written, or another training is writing to it.
+    """
+    out = Path(out)
+    with joined_processes() as processes:
+        console = (console or plain_console()) if processes.is_main else Console(quiet=True)
+        with _own_folder(out) if processes.is_main else nullcontext():
+            # Errors that need no image are found first: verifying the images can take minutes.
+            config, checkpoint = open_run(out, resume, recipe, settings)
+            require_backbone(config.model.backbone)
+            require_trackers(config.train.track)
+            train_set, val_set = _read_data(data, config, console, processes)
+            result = train_job(Job(config, train_set, val_set, out, console, processes), checkpoint)
+            _print_result(result, out, val_set, console)
+    return result
+
+
+@contextmanager
+def _own_folder(out: Path) -> Iterator[None]:
+    """Make the run's folder and claim it while the block runs; after an error, remove a new folder without files."""
+    new = not out.exists()
+    make_folder(out)
+    try:
+        with claimed(out):
+            yield
+    except BaseException:
+        if new and set(os.listdir(out)) <= {".lock"}:
+            with suppress(OSError):
+                (out / ".lock").unlink(missing_ok=True)
+                out.rmdir()
+        raise
+
+
+def _read_data(data: str | Path, config: Config, console: Console, processes: Processes) -> tuple[Dataset, Dataset]:
+    """Read and verify the data; print what it holds."""
+    settings = config.data
+    train_set, val_set, notes = read_train_val(data, settings.train, settings.val, settings.val_fraction)
+    if settings.verify:
+        together = (processes.share, processes.gather)
+        images = (len(train_set) + len(val_set)) // processes.world_size
+        with progress_bar(console, "checking images", images) as bar:
+            train_set, train_notes = verify_images(train_set, settings.skip_broken, bar.advance, *together)
+            val_set, val_notes = verify_images(val_set, settings.skip_broken, bar.advance, *together)
+        notes = [*notes, *train_notes, *val_notes]
+    for line in [*summary(train_set), *summary(val_set), *note_lines(notes)]:
+        console.print(line)
+    return train_set, val_set
+
+
+def _print_result(result: Result, out: Path, val_set: Dataset, console: Console) -> None:
+    if result.unreadable:
+        images, times = len(result.unreadable), sum(result.unreadable.values())
+        console.print(f"{images} images could not be read ({times} times in all); others took their places")
+    if result.seconds == 0:
+        console.print(f"{out} is already finished ({result.finished}); to train anew, choose another --out")
+    elif "epochs are done" not in result.finished:
+        console.print(f"stopped early: {result.finished}")
+    console.print(
+        f"best AP {result.metrics['AP']:.4f}, AP50 {result.metrics['AP50']:.4f} on {val_set.name} "
+        f"after {result.seconds:.0f} s of training; curves in {out / 'curves.png'}"
+    )

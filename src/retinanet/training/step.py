@@ -1,0 +1,140 @@
+"""One step of a training up to its gradients: of a whole batch, in parts, or on one process of several."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from retinanet.anchors import AnchorGrid, Matches, make_grid, match_batch
+from retinanet.config import Config
+from retinanet.data.loader import Batch
+from retinanet.data.transforms import normalized_batch, padded_size
+from retinanet.hardware import autocast
+from retinanet.losses import Losses, Normalizer, detection_losses
+from retinanet.losses.imbalance import Imbalance, loss_shares
+from retinanet.model import Outputs, RetinaNet
+from retinanet.training.distributed import Processes
+
+
+class GroundTruth(NamedTuple):
+    """Anchors of a batch and what they match, on the CPU, so that no GPU is asked which anchors are positive.
+
+    Attributes:
+        grid: the anchors.
+        matches: positive and ignored anchors.
+        boxes: ``(G, 4)`` of all images.
+        labels: int64 ``(G,)``.
+    """
+
+    grid: AnchorGrid
+    matches: Matches
+    boxes: Tensor
+    labels: Tensor
+
+
+def match_ground_truth(batch: Batch, size: tuple[int, int], config: Config) -> GroundTruth:
+    """Match the anchors of images padded to ``size``, ``(height, width)``, with the objects of ``batch``."""
+    grid = make_grid(config.anchors, size)
+    matches = match_batch(grid, batch.boxes, batch.ignore, config.assign)
+    return GroundTruth(grid, matches, torch.cat(batch.boxes), torch.cat(batch.labels))
+
+
+def backward(
+    network: nn.Module,
+    batch: Batch,
+    config: Config,
+    normalizer: Normalizer,
+    dtype: torch.dtype,
+    processes: Processes,
+    images: int,
+    measure_imbalance: bool = False,
+) -> tuple[Losses, Imbalance | None]:
+    """Add the gradients of a step to ``network``'s parameters.
+
+    Parts (``config.train.accumulate``) and processes add up to what one pass over the whole batch gives, as long as
+    batch norm is not trained: all are padded to one size and divided by the foreground of all.
+
+    Args:
+        network: a :class:`RetinaNet`, possibly wrapped by :meth:`Processes.wrap`.
+        batch: this process's share of the images; it may be empty.
+        config: all settings.
+        normalizer: what the losses are divided by.
+        dtype: arithmetic of the network.
+        processes: who else takes part.
+        images: in the step, on all processes.
+        measure_imbalance: also tell who owns the loss.
+
+    Returns:
+        The losses of this process, detached; their mean over the processes is the step's. And who owns them, if asked.
+    """
+    model = network.module if isinstance(network, DistributedDataParallel) else network
+    assert isinstance(model, RetinaNet)
+    batch = batch if batch.images else _blank()
+    device = next(model.parameters()).device
+    height, width = processes.largest(*padded_size(batch.images))
+    each = config.loss.normalizer == "image"
+    truth: GroundTruth | None = None
+    positives, divisor = 0, None
+    total, imbalance = torch.zeros(2, device=device), None
+    parts = _parts(len(batch.images), config.train.accumulate)
+    for part in parts:
+        own = batch[part]
+        with _gradients_stay_here(network, part is not parts[-1]):
+            pixels = normalized_batch(own.images, model.mean, model.std, device, (height, width))  # (B, 3, H, W)
+            with autocast(device, dtype):
+                outputs = network(pixels)  # per level logits (B, A_l, K), deltas (B, A_l, 4)
+            if truth is None:  # only now: a GPU computes the network meanwhile
+                truth = match_ground_truth(batch, (height, width), config)
+                if not batch.indices:
+                    truth = truth._replace(matches=Matches.all_ignored(1, len(truth.grid.boxes)))
+                positives = len(truth.matches.positive)
+                divisor = None if each else normalizer(positives)
+            grid, matches, boxes, labels = truth
+            losses = detection_losses(outputs, grid, matches[part], boxes, labels, config.loss, normalizer, divisor)
+            # a mean over images is weighted by how many of the step's images it is of
+            share = len(own.indices) * processes.world_size / images if each else 1.0
+            (share * losses.total).backward()  # type: ignore[no-untyped-call]
+        total += share * torch.stack([losses.classification.detach(), losses.box.detach()])
+        if measure_imbalance:
+            found = loss_shares(outputs, grid, matches[part], boxes, labels, config.loss)
+            imbalance = found if imbalance is None else imbalance.plus(found)
+    return Losses(total[0], total[1], torch.tensor(positives)), imbalance
+
+
+def forward_alone(model: RetinaNet, batch: Batch, config: Config, dtype: torch.dtype) -> tuple[Outputs, Losses]:
+    """Outputs and losses of ``batch`` without gradients, whatever the other images of its step."""
+    device = next(model.parameters()).device
+    truth = match_ground_truth(batch, padded_size(batch.images), config)
+    with torch.no_grad(), autocast(device, dtype):
+        outputs = model(normalized_batch(batch.images, model.mean, model.std, device))
+    # Of mined anchors, too, its own are counted: no other process is asked, which may have fewer images to look at.
+    alone = Normalizer(replace(config.loss, normalizer="rank"))
+    with torch.no_grad():
+        return outputs, detection_losses(outputs, *truth, config.loss, alone, 1.0)
+
+
+def _parts(images: int, count: int) -> list[slice]:
+    length = -(-images // count)
+    return [slice(start, start + length) for start in range(0, images, length)]
+
+
+def _blank() -> Batch:
+    """Stands in for images where a process has no share of a step: it must take part in the communication."""
+    nothing = torch.zeros(0, 4)
+    return Batch([torch.zeros(3, 1, 1, dtype=torch.uint8)], [nothing], [nothing[:, 0].long()], [nothing], [])
+
+
+@contextlib.contextmanager
+def _gradients_stay_here(network: nn.Module, stay: bool) -> Iterator[None]:
+    """Exchange gradients between processes once, after the last part."""
+    if stay and isinstance(network, DistributedDataParallel):
+        with network.no_sync():
+            yield
+    else:
+        yield

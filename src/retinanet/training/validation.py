@@ -1,0 +1,161 @@
+"""Evaluate the weights on val during a training: each rank a share of the images, merged so that each counts once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retinanet.config import Config
+from retinanet.data.dataset import Dataset
+from retinanet.data.loader import Batch, Timed
+from retinanet.detect.detector import Detector
+from retinanet.detect.example_images import prediction_images, save_images
+from retinanet.detections import Detections
+from retinanet.errors import DataError
+from retinanet.evaluation.coco_ap import coco_metrics
+from retinanet.evaluation.predict import predict
+from retinanet.model import RetinaNet
+from retinanet.training.checkpoint import Progress
+from retinanet.training.distributed import Processes
+from retinanet.training.recorder import Recorder
+from retinanet.training.resume import Start
+from retinanet.training.tools import Image
+from retinanet.training.tracking import Trackers
+from retinanet.training.watch import why_nothing_is_learnt
+from retinanet.zoo.weights import ModelInfo, save_weights
+
+# Fraction of an epoch spent waiting for the loader above which a line about it is printed.
+_MUCH_WAITING = 0.2
+
+
+class Validation:
+    """What happens at the end of an epoch: evaluate, keep the best weights, draw, decide whether to stop."""
+
+    def __init__(self, run: Start, recorder: Recorder, trackers: Trackers) -> None:
+        self._run, self._recorder, self._trackers = run, recorder, trackers
+        self._batches: Timed | None = None
+        self._began = self._epoch_began = time.monotonic()
+        self._warned = False
+
+    def timed(self, batches: Timed) -> Iterator[Batch]:
+        """Pass on the batches of the training, and measure the share of time that it waits for them."""
+        self._batches, self._epoch_began = batches, time.monotonic()
+        yield from batches
+
+    def after_epoch(self, progress: Progress) -> Progress:
+        """Do what is due at the end of an epoch; returns the progress with best epoch and reason to stop."""
+        job, settings = self._run.job, self._run.job.config.train
+        epoch = round(progress.epoch)
+        if epoch % settings.eval_every == 0 or epoch == settings.epochs:
+            progress = self._evaluate(progress, epoch)
+        if job.processes.is_main and settings.pictures_every and epoch % settings.pictures_every == 0:
+            folder = job.out / "pictures" / f"epoch_{epoch:04d}"
+            drawn = draw_predictions(self._run.state.best_model, job.config, job.val_set, folder)
+            self._trackers.images(progress.step, drawn)
+        return progress
+
+    def _evaluate(self, progress: Progress, epoch: int) -> Progress:
+        job, model, log = self._run.job, self._run.state.best_model, self._run.log
+        waited = self._waited()
+        metrics, broken = validate(model, job.config, job.val_set, job.processes)
+        seconds = round(time.monotonic() - self._began, 1)
+        line = {"step": progress.step, "epoch": epoch, "seconds": seconds, "data_wait": round(waited, 3)}
+        self._recorder.evaluation(line, metrics)
+        epochs = job.config.train.epochs
+        job.console.print(epoch_line(epoch, epochs, log.newest("loss")["loss"], metrics, waited), highlight=False)
+        for message in broken:
+            job.console.print(f"warning: {message}; left out of this evaluation", highlight=False)
+        self._warn_if_nothing_is_learnt(progress.step, epoch)
+        # An AP below 0 means that val has no boxes; then the newest weights are kept.
+        if metrics["AP"] > progress.best_ap or metrics["AP"] < 0:
+            progress = replace(progress, best_ap=metrics["AP"], best_epoch=epoch)
+            if job.processes.is_main:
+                save_weights(job.best, dict(model.state_dict()), job.describe(model, progress, metrics))
+        if job.processes.is_main:
+            log.draw(job.out / "curves.png")
+        self._restart_clock()
+        return replace(progress, finished=reason_to_stop(progress, epoch, job.config))
+
+    def _waited(self) -> float:
+        """The share of time spent waiting for images since the last evaluation."""
+        assert self._batches is not None
+        return self._batches.seconds / (time.monotonic() - self._epoch_began)
+
+    def _restart_clock(self) -> None:
+        assert self._batches is not None
+        self._batches.seconds, self._epoch_began = 0.0, time.monotonic()
+
+    def _warn_if_nothing_is_learnt(self, step: int, epoch: int) -> None:
+        reason = why_nothing_is_learnt(self._run.log.lines, epoch)
+        if reason and not self._warned and self._run.job.processes.is_main:
+            self._warned = True
+            self._recorder.warn(reason, step, epoch)
+
+
+def reason_to_stop(progress: Progress, epoch: int, config: Config) -> str | None:
+    """Return why the training ends after ``epoch``; None if it goes on."""
+    settings = config.train
+    if epoch == settings.epochs:
+        return f"all {settings.epochs} epochs are done"
+    without = epoch - progress.best_epoch
+    if settings.patience is not None and without >= settings.patience:
+        return f"no better AP in the {without} epochs since epoch {progress.best_epoch}"
+    return None
+
+
+def epoch_line(epoch: int, epochs: int, loss: float, metrics: dict[str, Any], waited: float) -> str:
+    """Return the line that is printed after an evaluation; ``waited`` is the share of time spent waiting for images."""
+    precision = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
+    line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {loss:.3f}  {precision}"
+    if waited > _MUCH_WAITING:
+        line += f"  ({waited:.0%} of the time waiting for images; try more --data.workers)"
+    return line
+
+
+def validate(
+    model: RetinaNet, config: Config, val_set: Dataset, processes: Processes
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the COCO metrics of ``model`` on ``val_set``, and messages of images that could not be read.
+
+    Unreadable images are left out. Every rank gets the same result.
+
+    Raises:
+        DataError: no image can be read.
+    """
+    processes.same_buffers(model)
+    detector = _detector(model, config, val_set)
+    own = np.asarray(processes.share(range(len(val_set))))
+    unreadable: dict[int, str] = {}
+    found = predict(detector, val_set.subset(own), unreadable=unreadable) if len(own) else Detections.empty()
+    rows = np.column_stack([own[found.images], found.boxes, found.scores, found.labels]).astype(np.float64)
+    rows = processes.gather_rows(rows)
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    failed = dict(pair for part in processes.gather([(int(own[i]), m) for i, m in unreadable.items()]) for pair in part)
+    kept = np.array([i for i in val_set if i not in failed], dtype=np.int64)
+    if not len(kept):
+        raise DataError(f"{val_set.name}: no image can be read any more; the first: {next(iter(failed.values()))}")
+    predictions = Detections(
+        np.searchsorted(kept, rows[:, 0].astype(np.int64)),
+        rows[:, 1:5].astype(np.float32),
+        rows[:, 5].astype(np.float32),
+        rows[:, 6].astype(np.int64),
+    )
+    read = val_set if len(kept) == len(val_set) else val_set.subset(kept)
+    return coco_metrics(read, predictions).to_dict(), list(failed.values())
+
+
+def draw_predictions(model: RetinaNet, config: Config, val_set: Dataset, folder: Path) -> dict[str, Image]:
+    """Draw the detections of ``model`` on a fixed choice of val images; write and return the drawings."""
+    drawings = prediction_images(_detector(model, config, val_set), val_set)
+    save_images(folder, drawings)
+    return drawings
+
+
+def _detector(model: RetinaNet, config: Config, val_set: Dataset) -> Detector:
+    info = ModelInfo.of(model, val_set.classes, config)
+    return Detector(model, info, config.train.precision, str(next(model.parameters()).device))

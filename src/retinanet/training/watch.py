@@ -1,0 +1,76 @@
+"""Warnings about a training that learns little or nothing, from its data and from its own log."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from retinanet.config import Config
+from retinanet.data.dataset import Dataset
+from retinanet.inspection.anchor_coverage import positives
+
+# Number of images that are checked before a training, and the fraction of objects without an anchor that is too large.
+_LOOKED_AT = 100
+_TOO_MANY = 0.1
+
+# A loss that has fallen by less than this fraction since the first epoch counts as flat.
+_FLAT = 0.02
+
+# From this epoch on, an AP below this value leads to a warning.
+_EPOCHS, _NO_AP = 3, 0.001
+
+
+def objects_left_out(dataset: Dataset, config: Config) -> str | None:
+    """Return a warning if many objects are matched with no anchor, else None.
+
+    Args:
+        dataset: the training data, with crowds treated as in training; some of its images are checked.
+        config: the settings; ``anchors``, ``assign`` and ``data`` are used.
+    """
+    looked_at = np.sort(np.random.default_rng(0).permutation(len(dataset))[:_LOOKED_AT])
+    counts = positives(dataset.subset(looked_at), config)
+    objects, left_out = int((counts >= 0).sum()), int((counts == 0).sum())
+    if left_out <= _TOO_MANY * objects:
+        return None
+    return (
+        f"{left_out} of {objects} objects ({left_out / objects:.0%}, in {len(looked_at)} images) are matched with no "
+        "anchor, so nothing is learned from them: they are too small, too large or too long for the anchors at this "
+        "size. 'retinanet data anchors' fits anchors to them; or try a larger --data.size, or --assign.method atss"
+    )
+
+
+def why_nothing_is_learnt(lines: Sequence[dict[str, Any]], epoch: int) -> str | None:
+    """Return a warning if the log shows that nothing is learned, else None.
+
+    Args:
+        lines: those of ``metrics.jsonl``.
+        epoch: the epoch that has just ended.
+    """
+    steps = [line for line in lines if "loss" in line]
+    evaluations = [line for line in lines if "AP" in line]
+    if epoch < _EPOCHS or not evaluations:
+        return None
+    first = [line["loss"] for line in steps if line["epoch"] <= 1]
+    latest = [line["loss"] for line in steps if epoch - 1 < line["epoch"] <= epoch]
+    if not first or not latest:
+        return None
+    before, now = statistics.fmean(first), statistics.fmean(latest)
+    no_ap = max(line["AP"] for line in evaluations) < _NO_AP
+    if now > (1 - _FLAT) * before:
+        return (
+            f"the loss has not fallen since the first epoch ({before:.3f} then, {now:.3f} now); the learning rate may "
+            "be far off: try --train.find-lr in a new --out"
+        )
+    if not no_ap:
+        return None
+    foreground = sum(line["foreground"] for line in steps)
+    if foreground == 0:
+        return "AP is 0 because no anchor was ever matched to an object; 'retinanet data inspect' shows why"
+    return (
+        f"AP is still 0 after {epoch} epochs although the loss falls ({before:.3f} in the first epoch, {now:.3f} now): "
+        "on few images the reason can be too few steps (raise --train.epochs, lower --train.batch); or val is labelled "
+        "differently from train ('retinanet data inspect' compares them)"
+    )
