@@ -50,7 +50,7 @@ class Progress:
         best_ap: the best AP on val so far; −∞ before the first evaluation.
         best_epoch: the epoch of ``best_ap``.
         finished: why the training ended; None while it goes on.
-        data: description of the training data, see :func:`describe_data`; empty in old checkpoints.
+        data: description of the training data, see :func:`describe_data`; None in old checkpoints.
         val: description of the validation data.
     """
 

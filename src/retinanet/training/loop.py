@@ -76,19 +76,20 @@ def train_job(job: Job, checkpoint: Checkpoint | None) -> Result:
     if progress.finished is not None:
         return Result(job.best, read_info(job.best).metrics, 0.0, progress.finished)
     run = start(job, checkpoint, progress)
-    began = time.monotonic()
-    tracked = run.job.config.train.track if job.processes.is_main else ()
+    began, job, settings = time.monotonic(), run.job, run.job.config.train
+    tracked = settings.track if job.processes.is_main else ()
     with (
-        open_trackers(tracked, job.out, run.job.config, progress.step, job.console) as trackers,
+        open_trackers(tracked, job.out, job.config, progress.step, job.console) as trackers,
         stop_requests() as stop,
         progress_bar(job.console, "images", run.total_images) as bar,
     ):
         bar.advance(run.order.images_before(progress.step))
         recorder = Recorder(run, trackers, bar)
-        validation = Validation(run, recorder, trackers)
+        batches = Timed(training_loader(job.train_set, run.order, job.config.data, settings.seed))
+        validation = Validation(run, recorder, trackers, batches)
         if job.processes.is_main and not progress.step and (warning := objects_left_out(job.train_set, job.config)):
             recorder.warn(warning, step=0, epoch=0.0)
-        finished = _train_steps(run, recorder, validation, stop).finished
+        finished = _train_steps(run, batches, recorder, validation, stop).finished
     unreadable: Counter[str] = Counter()
     for counts in job.processes.gather(dict(recorder.unreadable)):
         unreadable.update(counts)
@@ -96,13 +97,12 @@ def train_job(job: Job, checkpoint: Checkpoint | None) -> Result:
     return Result(job.best, metrics, time.monotonic() - began, finished or "", dict(unreadable))
 
 
-def _train_steps(run: Start, recorder: Recorder, validation: Validation, stop: StopRequest) -> Progress:
+def _train_steps(run: Start, batches: Timed, recorder: Recorder, validation: Validation, stop: StopRequest) -> Progress:
     """Step, evaluate and save until the training is finished; returns its progress."""
     job, state, order, progress = run.job, run.state, run.order, run.progress
     settings, meter = job.config.train, recorder.meter
     images_seen, saved = order.images_before(progress.step), time.monotonic()
-    batches = Timed(training_loader(job.train_set, order, job.config.data, settings.seed))
-    for batch, images in zip(validation.timed(batches), order.lengths(), strict=True):
+    for batch, images in zip(batches, order.lengths(), strict=True):
         step = progress.step + 1
         progress = replace(progress, step=step, epoch=step / order.steps_per_epoch)
 

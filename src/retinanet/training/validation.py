@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
-from retinanet.data.loader import Batch, Timed
+from retinanet.data.loader import Timed
 from retinanet.detect.detector import Detector
 from retinanet.detect.example_images import prediction_images, save_images
 from retinanet.detections import Detections
@@ -36,16 +35,10 @@ _MUCH_WAITING = 0.2
 class Validation:
     """What happens at the end of an epoch: evaluate, keep the best weights, draw, decide whether to stop."""
 
-    def __init__(self, run: Start, recorder: Recorder, trackers: Trackers) -> None:
-        self._run, self._recorder, self._trackers = run, recorder, trackers
-        self._batches: Timed | None = None
+    def __init__(self, run: Start, recorder: Recorder, trackers: Trackers, batches: Timed) -> None:
+        self._run, self._recorder, self._trackers, self._batches = run, recorder, trackers, batches
         self._began = self._epoch_began = time.monotonic()
         self._warned = False
-
-    def timed(self, batches: Timed) -> Iterator[Batch]:
-        """Pass on the batches of the training, and measure the share of time that it waits for them."""
-        self._batches, self._epoch_began = batches, time.monotonic()
-        yield from batches
 
     def after_epoch(self, progress: Progress) -> Progress:
         """Do what is due at the end of an epoch; returns the progress with best epoch and reason to stop."""
@@ -78,17 +71,12 @@ class Validation:
                 save_weights(job.best, dict(model.state_dict()), job.describe(model, progress, metrics))
         if job.processes.is_main:
             log.draw(job.out / "curves.png")
-        self._restart_clock()
+        self._batches.seconds, self._epoch_began = 0.0, time.monotonic()
         return replace(progress, finished=reason_to_stop(progress, epoch, job.config))
 
     def _waited(self) -> float:
         """The share of time spent waiting for images since the last evaluation."""
-        assert self._batches is not None
         return self._batches.seconds / (time.monotonic() - self._epoch_began)
-
-    def _restart_clock(self) -> None:
-        assert self._batches is not None
-        self._batches.seconds, self._epoch_began = 0.0, time.monotonic()
 
     def _warn_if_nothing_is_learnt(self, step: int, epoch: int) -> None:
         reason = why_nothing_is_learnt(self._run.log.lines, epoch)
