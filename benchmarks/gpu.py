@@ -32,7 +32,7 @@ from retinanet.anchors import BACKGROUND, AnchorSpec, Matches, make_grid, match_
 from retinanet.bench.peer import torchvision_retinanet
 from retinanet.config import Config, DecodeConfig
 from retinanet.data.loader import Batch
-from retinanet.detect.detector import Detector
+from retinanet.detection.detector import Detector
 from retinanet.files import write_json
 from retinanet.hardware import autocast, resolve_precision
 from retinanet.losses import Normalizer, focal_loss

@@ -16,7 +16,7 @@ from retinanet.anchors import AnchorSpec, make_grid, match_batch
 from retinanet.config import Config, DecodeConfig
 from retinanet.data.images import read_image
 from retinanet.data.loader import Batch
-from retinanet.detect.detector import load
+from retinanet.detection.detector import load
 from retinanet.losses import Normalizer, detection_losses
 from retinanet.losses.classification import Focal, FocalStar, QualityFocal, Varifocal
 from retinanet.losses.formula import Formula

@@ -29,7 +29,7 @@ def test_functions_stay_functions_after_every_module_is_imported(name: str) -> N
         "import pkgutil, importlib, retinanet\n"
         "for module in pkgutil.iter_modules(retinanet.__path__):\n"
         "    if module.name != '__main__': importlib.import_module('retinanet.' + module.name)\n"
-        "import retinanet.evaluation.coco_ap, retinanet.detect.detector\n"
+        "import retinanet.evaluation.coco_ap, retinanet.detection.detector\n"
         f"print(callable(retinanet.{name}))"
     )
     assert python(code) == "True"

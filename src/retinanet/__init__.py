@@ -1,4 +1,4 @@
-"""RetinaNet, finished: train, evaluate and run the focal-loss detector on your own pictures.
+"""RetinaNet, finished: train, evaluate and run the focal-loss detector on your own images.
 
 Names are imported on first use, so that ``import retinanet`` and ``retinanet --help`` load no torch.
 """
@@ -14,8 +14,9 @@ from retinanet.errors import RetinaNetError
 
 if TYPE_CHECKING:
     from retinanet.data.convert import convert_dataset as convert_dataset
-    from retinanet.detect.detector import Detector as Detector
-    from retinanet.detect.detector import load as load
+    from retinanet.detection.detector import Detector as Detector
+    from retinanet.detection.detector import load as load
+    from retinanet.detection.run import detect as detect
     from retinanet.evaluation.model_comparison import compare as compare
     from retinanet.evaluation.model_evaluation import evaluate as evaluate
     from retinanet.inspection.anchor_fit import fit_anchors as fit_anchors
@@ -28,6 +29,7 @@ __all__ = [
     "__version__",
     "compare",
     "convert_dataset",
+    "detect",
     "evaluate",
     "fit_anchors",
     "inspect",
@@ -38,13 +40,14 @@ __all__ = [
 # The module of each name. No module or folder of the package has one of these names: importing it would replace the
 # function, because Python makes a submodule an attribute of its package.
 _LAZY = {
-    "Detector": "retinanet.detect.detector",
+    "Detector": "retinanet.detection.detector",
     "compare": "retinanet.evaluation.model_comparison",
     "convert_dataset": "retinanet.data.convert",
+    "detect": "retinanet.detection.run",
     "evaluate": "retinanet.evaluation.model_evaluation",
     "fit_anchors": "retinanet.inspection.anchor_fit",
     "inspect": "retinanet.inspection.dataset_inspection",
-    "load": "retinanet.detect.detector",
+    "load": "retinanet.detection.detector",
     "train": "retinanet.training.api",
 }
 

@@ -43,7 +43,7 @@ def test_detect_in_folder_pattern_and_several(run: Command, weights: Path, parts
         out = tmp_path / str(count)
         said = run("detect", weights, *sources, "--out", out, "--format", "csv")
         assert said.code == 0
-        assert said.out.startswith(f"{count} pictures: ")
+        assert said.out.startswith(f"{count} images: ")
         assert len(list(out.glob("*.jpg"))) == count
 
 
@@ -118,7 +118,7 @@ def test_wrong_sources(run: Command, weights: Path, tmp_path: Path) -> None:
     assert "matches no picture" in run.fails("detect", weights, tmp_path / "*.jpg")
     (tmp_path / "empty").mkdir()
     assert "holds no picture" in run.fails("detect", weights, tmp_path / "empty")
-    assert "name pictures" in run.fails("detect", weights, "--out", tmp_path / "out", code=2)
+    assert "name images" in run.fails("detect", weights, "--out", tmp_path / "out", code=2)
 
 
 @pytest.mark.parametrize("score", ["-0.1", "1", "7"])

@@ -89,7 +89,7 @@ def test_a_folder_that_was_there_stays(parts: Path, tmp_path: Path) -> None:
 
 
 def test_the_name_is_a_function_after_its_modules_were_imported() -> None:
-    code = "import retinanet.detect.detector; import retinanet; retinanet.train; print(callable(retinanet.train))"
+    code = "import retinanet.detection.detector; import retinanet; retinanet.train; print(callable(retinanet.train))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
 

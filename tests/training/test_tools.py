@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from retinanet.config import Config
-from retinanet.detect.example_images import save_images
+from retinanet.detection.example_images import save_images
 from retinanet.errors import ConfigError
 from retinanet.training.log import Log
 from retinanet.training.tools import logged_in

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from retinanet.config import Config
-from retinanet.detect.example_images import save_images
+from retinanet.detection.example_images import save_images
 from retinanet.errors import ConfigError
 from retinanet.training import tools, tracking
 from retinanet.training.log import Log

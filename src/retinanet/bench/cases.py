@@ -33,8 +33,8 @@ from retinanet.data.loader import Batch, training_loader
 from retinanet.data.sampling import TrainingOrder
 from retinanet.data.synthetic import write_sample
 from retinanet.data.transforms import normalized_batch, resize_image, scaled_size
-from retinanet.detect.detector import Detector, load
-from retinanet.detect.sources import find_pictures, pictures_with_detections
+from retinanet.detection.detector import Detector, load
+from retinanet.detection.sources import detect_in_files, find_images
 from retinanet.hardware import Precision, autocast, resolve_precision
 from retinanet.losses import Normalizer, detection_losses, focal_loss
 from retinanet.model import Outputs, RetinaNet
@@ -239,12 +239,12 @@ def from_files(images: int = 4, side: int = 320) -> Iterator[Case]:
 
         peer = torchvision_retinanet(91)
         set_input_size(peer, 480)
-        sources = find_pictures([str(dataset.path(i)) for i in range(images)])
+        sources = find_images([str(dataset.path(i)) for i in range(images)])
 
         def ours(precision: Precision) -> Callable[[], Any]:
             found = from_torchvision(peer.state_dict(), precision=precision, device="cpu")
             found.info = _with_size(found, 480)
-            return lambda: list(pictures_with_detections(found, sources, 0.05))
+            return lambda: list(detect_in_files(found, sources, 0.05))
 
         @torch.inference_mode()
         def theirs() -> Any:

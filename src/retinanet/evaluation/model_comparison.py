@@ -17,7 +17,7 @@ from retinanet.evaluation.model_evaluation import Opened, Source, detections_on
 from retinanet.progress import progress_bar
 
 if TYPE_CHECKING:
-    from retinanet.detect.detector import Detector
+    from retinanet.detection.detector import Detector
     from retinanet.hardware import Precision
 
 
@@ -72,7 +72,7 @@ def _load(source: Source, precision: Precision, device: str) -> Detector | None:
     """Load weights; ``None`` for a file of detections."""
     if isinstance(source, DetectionFile):
         return None
-    from retinanet.detect.detector import load  # torch
+    from retinanet.detection.detector import load  # torch
 
     return load(source, precision, device)
 

@@ -19,7 +19,7 @@ from retinanet.evaluation.voc_ap import voc_metrics
 from retinanet.progress import progress_bar
 
 if TYPE_CHECKING:
-    from retinanet.detect.detector import Detector
+    from retinanet.detection.detector import Detector
     from retinanet.hardware import Precision
 
 # Weights, or detections that any program wrote.
@@ -83,7 +83,7 @@ def evaluate(
         notes = [*notes, *remarks]
         opened(dataset, notes)
     else:
-        from retinanet.detect.detector import load  # torch
+        from retinanet.detection.detector import load  # torch
 
         detector = load(weights, precision, device)
         dataset, notes = read_eval(data, split, detector.info.config.data.val_fraction)

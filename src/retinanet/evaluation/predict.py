@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.loader import evaluation_loader
-from retinanet.detect.detector import Detector
+from retinanet.detection.detector import Detector
 from retinanet.detections import Detections
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from retinanet.detect.draw import draw_boxes
-from retinanet.detect.example_images import Album
+from retinanet.detection.draw import draw_boxes
+from retinanet.detection.example_images import Album
 from retinanet.evaluation.compare import RESAMPLES, Change, Comparison, most_different
 from retinanet.evaluation.matching import Ints
 from retinanet.files import write_text

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from retinanet.detect.draw import closeup
-from retinanet.detect.example_images import Album, draw_example, spread
+from retinanet.detection.draw import closeup
+from retinanet.detection.example_images import Album, draw_example, spread
 from retinanet.detections import Detections
 from retinanet.evaluation.curves import CONFIDENCE, FEWEST_IMAGES
 from retinanet.evaluation.examples import Example, Examples

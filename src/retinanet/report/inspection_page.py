@@ -13,7 +13,7 @@ from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
 from retinanet.data.transforms import PAD_TO, scaled_size
-from retinanet.detect.draw import closeup
+from retinanet.detection.draw import closeup
 from retinanet.errors import DataError
 from retinanet.evaluation.matching import iou
 from retinanet.files import write_text

@@ -10,7 +10,7 @@ import numpy as np
 
 from retinanet.evaluation.matching import Floats
 
-# Colours of the classes: those of retinanet/detect/draw.py, darker, so that they can be read on white and on black.
+# Colours of the classes: those of retinanet/detection/draw.py, darker, so that they can be read on white and on black.
 CLASS_COLORS = (
     *("#2f8fd0", "#cf8d00", "#1fa37d", "#a89c10", "#c4689c"),
     *("#de6424", "#6d86e8", "#7cab37", "#8c8c8c", "#e5707d"),

@@ -14,7 +14,7 @@ from retinanet.anchors import assign_batch, make_grid
 from retinanet.data.dataset import Dataset
 from retinanet.data.loader import evaluation_loader
 from retinanet.data.transforms import normalized_batch
-from retinanet.detect.detector import Detector, load
+from retinanet.detection.detector import Detector, load
 from retinanet.errors import DataError
 from retinanet.losses import focal_loss, focal_star_loss
 from retinanet.losses.distribution import anchor_losses, cumulative, share_of_hardest

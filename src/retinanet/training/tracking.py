@@ -18,7 +18,7 @@ from rich.console import Console
 
 from retinanet.config import Config
 from retinanet.data.images import read_image
-from retinanet.detect.example_images import safe_names
+from retinanet.detection.example_images import safe_names
 from retinanet.errors import ConfigError, RetinaNetError
 from retinanet.evaluation.coco_ap import SUMMARY
 from retinanet.progress import progress_bar

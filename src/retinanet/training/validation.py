@@ -12,8 +12,8 @@ import numpy as np
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.loader import Timed
-from retinanet.detect.detector import Detector
-from retinanet.detect.example_images import prediction_images, save_images
+from retinanet.detection.detector import Detector
+from retinanet.detection.example_images import prediction_images, save_images
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.evaluation.coco_ap import coco_metrics

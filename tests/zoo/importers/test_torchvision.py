@@ -33,7 +33,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 import retinanet
 from retinanet.anchors.grid import make_grid
-from retinanet.detect.detector import Detector
+from retinanet.detection.detector import Detector
 from retinanet.detections import Detections
 from retinanet.errors import CheckpointError
 from retinanet.model import Outputs
@@ -678,7 +678,7 @@ def test_saved_and_loaded_again(light: RetinaNet, light_imported: Detector, tmp_
 
 def test_importing_weights_needs_no_detector() -> None:
     """The layers hold: ``zoo`` lies below ``detect``, and ``from_torchvision`` is looked up on first use."""
-    code = "import sys, retinanet.zoo.importers.torchvision; print('retinanet.detect.detector' in sys.modules)"
+    code = "import sys, retinanet.zoo.importers.torchvision; print('retinanet.detection.detector' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

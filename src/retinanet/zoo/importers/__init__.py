@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retinanet.detect.imported import from_torchvision as from_torchvision
+    from retinanet.detection.imported import from_torchvision as from_torchvision
 
 __all__ = ["from_torchvision"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "from_torchvision":
-        return import_module("retinanet.detect.imported").from_torchvision
+        return import_module("retinanet.detection.imported").from_torchvision
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,14 +15,14 @@ from PIL import Image
 from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
 from retinanet.data.verify import other_size
-from retinanet.detect.draw import draw, draw_boxes
+from retinanet.detection.draw import draw, draw_boxes
 from retinanet.errors import DataError
 from retinanet.files import write_atomically
 
 if TYPE_CHECKING:
     import supervision
 
-    from retinanet.detect.detector import Detector
+    from retinanet.detection.detector import Detector
 
 # Longer side in pixels: enough to see small objects, and small enough to keep examples of every epoch.
 _LONGEST = 1024

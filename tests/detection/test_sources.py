@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 import retinanet
-from retinanet.detect.detector import Detector
-from retinanet.detect.sources import Source, find_pictures, pictures_with_detections
+from retinanet.detection.detector import Detector
+from retinanet.detection.sources import ImageFile, detect_in_files, find_images
 from retinanet.errors import DataError
 
 
 @pytest.fixture
 def album(tmp_path: Path) -> Path:
-    """b.png, a.jpg, trip/a.jpg, and things that are no pictures."""
+    """b.png, a.jpg, trip/a.jpg, and files that are not images."""
     folder = tmp_path / "album"
     (folder / "trip").mkdir(parents=True)
     for name in ("b.png", "a.jpg", "trip/a.jpg", ".thumbnail.jpg"):
@@ -24,52 +24,52 @@ def album(tmp_path: Path) -> Path:
     return folder
 
 
-def names(sources: list[Source]) -> list[str]:
+def names(sources: list[ImageFile]) -> list[str]:
     return [source.name.as_posix() for source in sources]
 
 
 def test_file(album: Path) -> None:
-    assert find_pictures([str(album / "b.png")]) == [Source(album / "b.png", Path("b.png"))]
+    assert find_images([str(album / "b.png")]) == [ImageFile(album / "b.png", Path("b.png"))]
 
 
 def test_folder_with_all_below_it_sorted(album: Path) -> None:
-    assert names(find_pictures([str(album)])) == ["a.jpg", "b.png", "trip/a.jpg"]
+    assert names(find_images([str(album)])) == ["a.jpg", "b.png", "trip/a.jpg"]
 
 
 def test_pattern(album: Path) -> None:
-    assert names(find_pictures([str(album / "*")])) == ["a.jpg", "b.png"]
-    assert names(find_pictures([str(album / "**" / "*.jpg")])) == ["a.jpg", "a.jpg"]
-    assert names(find_pictures([str(album / "[b].png")])) == ["b.png"]
+    assert names(find_images([str(album / "*")])) == ["a.jpg", "b.png"]
+    assert names(find_images([str(album / "**" / "*.jpg")])) == ["a.jpg", "a.jpg"]
+    assert names(find_images([str(album / "[b].png")])) == ["b.png"]
 
 
 def test_file_whose_name_looks_like_a_pattern(album: Path) -> None:
     (album / "a.jpg").rename(album / "a[1].jpg")
-    assert names(find_pictures([str(album / "a[1].jpg")])) == ["a[1].jpg"]
+    assert names(find_images([str(album / "a[1].jpg")])) == ["a[1].jpg"]
 
 
 def test_several_sources_keep_their_order_without_repetition(album: Path) -> None:
-    found = find_pictures([str(album / "b.png"), str(album), str(album / "*.png")])
+    found = find_images([str(album / "b.png"), str(album), str(album / "*.png")])
     assert names(found) == ["b.png", "a.jpg", "trip/a.jpg"]
 
 
 def test_suffixes_in_capitals(album: Path) -> None:
     (album / "a.jpg").rename(album / "A.JPG")
-    assert "A.JPG" in names(find_pictures([str(album)]))
+    assert "A.JPG" in names(find_images([str(album)]))
 
 
 def test_loop_of_links_ends(album: Path) -> None:
     os.symlink(album, album / "trip" / "again")
-    assert len(find_pictures([str(album)])) == 3
+    assert len(find_images([str(album)])) == 3
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [("missing.jpg", "no such file or folder"), ("missing/*.jpg", "matches no picture"), ("empty", "holds no picture")],
 )
-def test_sources_without_pictures(tmp_path: Path, source: str, message: str) -> None:
+def test_sources_without_images(tmp_path: Path, source: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=message) as failure:
-        find_pictures([str(tmp_path / source)])
+        find_images([str(tmp_path / source)])
     assert source in str(failure.value)
 
 
@@ -83,21 +83,21 @@ def test_sources_without_pictures(tmp_path: Path, source: str, message: str) -> 
     ],
 )
 def test_what_is_no_path_is_refused(album: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:
-    monkeypatch.chdir(album)  # which holds pictures
+    monkeypatch.chdir(album)  # which holds images
     with pytest.raises(DataError, match=message):
-        find_pictures([source])
+        find_images([source])
 
 
 def test_detections_come_in_order_and_bad_files_are_told(weights: Path, parts: Path, tmp_path: Path) -> None:
     detector: Detector = retinanet.load(weights, precision="fp32", device="cpu")
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
-    good = find_pictures([str(parts / "images")])
-    sources = [*good[:2], Source(broken, Path("broken.jpg")), *good[2:7]]
-    results = list(pictures_with_detections(detector, sources, score=0.3, batch=2))
-    assert [result.source for result in results] == sources
+    good = find_images([str(parts / "images")])
+    sources = [*good[:2], ImageFile(broken, Path("broken.jpg")), *good[2:7]]
+    results = list(detect_in_files(detector, sources, score=0.3, batch=2))
+    assert [result.file for result in results] == sources
     for result in results:
-        if result.source.path == broken:
+        if result.file.path == broken:
             assert result.image is None
             assert result.found is None
             assert result.error is not None
@@ -106,5 +106,5 @@ def test_detections_come_in_order_and_bad_files_are_told(weights: Path, parts: P
         assert result.error is None
         assert result.image is not None
         assert result.found is not None
-        alone = detector(result.source.path, score=0.3)
+        alone = detector(result.file.path, score=0.3)
         np.testing.assert_allclose(result.found.boxes, np.asarray(alone.xyxy, dtype=np.float32), atol=1e-3)

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from retinanet.detect.sources import Picture, Source
-from retinanet.detect.write import Writer
+from retinanet.detection.sources import ImageFile, ImageResult
+from retinanet.detection.write import Format, Writer
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 
 CLASSES = ("nut & bolt", "screw")
-FORMATS = ("coco", "csv", "yolo", "voc")
+FORMATS: tuple[Format, ...] = ("coco", "csv", "yolo", "voc")
 
 FOUND = Detections.of_one_image(
     boxes=np.array([[1.0, 2.0, 21.5, 30.25], [0.0, 0.0, 40.0, 30.0]], dtype=np.float32),
@@ -28,28 +28,28 @@ FOUND = Detections.of_one_image(
 NOTHING = Detections.empty()
 
 
-def picture(folder: Path, name: str, found: Detections = FOUND) -> Picture:
+def image_result(folder: Path, name: str, found: Detections = FOUND) -> ImageResult:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.full((32, 40, 3), 90, dtype=np.uint8)
     Image.fromarray(image).save(path)
-    return Picture(Source(path, Path(name)), image, found)
+    return ImageResult(ImageFile(path, Path(name)), image, found)
 
 
-def write(out: Path, pictures: list[Picture], formats: tuple[str, ...] = FORMATS, draw: bool = True) -> list[str]:
-    writer = Writer(out, CLASSES, formats, draw, [p.source for p in pictures])
-    for one in pictures:
+def write(out: Path, images: list[ImageResult], formats: tuple[Format, ...] = FORMATS, draw: bool = True) -> list[str]:
+    writer = Writer(out, CLASSES, formats, draw, [p.file for p in images])
+    for one in images:
         writer.add(one)
     return writer.finish()
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def test_coco(tmp_path: Path, source: Path) -> None:
-    write(tmp_path / "out", [picture(source, "a.png"), picture(source, "b.png", NOTHING)], ("coco",))
+    write(tmp_path / "out", [image_result(source, "a.png"), image_result(source, "b.png", NOTHING)], ("coco",))
     content = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert [(i["id"], i["width"], i["height"]) for i in content["images"]] == [(1, 40, 32), (2, 40, 32)]
     assert [c["name"] for c in content["categories"]] == list(CLASSES)
@@ -61,7 +61,7 @@ def test_coco(tmp_path: Path, source: Path) -> None:
 
 
 def test_csv(tmp_path: Path, source: Path) -> None:
-    write(tmp_path / "out", [picture(source, "a, b.png"), picture(source, "c.png", NOTHING)], ("csv",))
+    write(tmp_path / "out", [image_result(source, "a, b.png"), image_result(source, "c.png", NOTHING)], ("csv",))
     with (tmp_path / "out" / "detections.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [Path(row["path"]).name for row in rows] == ["a, b.png", "a, b.png", "c.png"]
@@ -71,7 +71,7 @@ def test_csv(tmp_path: Path, source: Path) -> None:
 
 
 def test_yolo(tmp_path: Path, source: Path) -> None:
-    write(tmp_path / "out", [picture(source, "trip/a.png"), picture(source, "b.png", NOTHING)], ("yolo",))
+    write(tmp_path / "out", [image_result(source, "trip/a.png"), image_result(source, "b.png", NOTHING)], ("yolo",))
     label, x, y, width, height, score = (tmp_path / "out" / "labels/trip/a.txt").read_text().splitlines()[0].split()
     assert label == "1"
     np.testing.assert_allclose(
@@ -82,19 +82,19 @@ def test_yolo(tmp_path: Path, source: Path) -> None:
     assert (tmp_path / "out" / "classes.txt").read_text().splitlines() == list(CLASSES)
 
 
-def test_pictures_of_one_name_can_be_told_apart(tmp_path: Path, source: Path) -> None:
-    pictures = [picture(source, "x.png"), picture(source, "x.jpg", NOTHING)]
-    write(tmp_path / "out", pictures, ("yolo", "voc"))
+def test_images_of_one_name_can_be_told_apart(tmp_path: Path, source: Path) -> None:
+    images = [image_result(source, "x.png"), image_result(source, "x.jpg", NOTHING)]
+    write(tmp_path / "out", images, ("yolo", "voc"))
     with (tmp_path / "out" / "labels.csv").open(newline="") as file:
         rows = {row["labels"]: row["path"] for row in csv.DictReader(file)}
-    assert rows == {"labels/x.txt": str(pictures[0].source.path), "labels/x-2.txt": str(pictures[1].source.path)}
-    for name, one in zip(("x.xml", "x-2.xml"), pictures, strict=True):
+    assert rows == {"labels/x.txt": str(images[0].file.path), "labels/x-2.txt": str(images[1].file.path)}
+    for name, one in zip(("x.xml", "x-2.xml"), images, strict=True):
         root = ET.parse(tmp_path / "out" / "annotations" / name).getroot()
-        assert root.findtext("path") == str(one.source.path)
+        assert root.findtext("path") == str(one.file.path)
 
 
 def test_voc(tmp_path: Path, source: Path) -> None:
-    write(tmp_path / "out", [picture(source, "a & b.png")], ("voc",))
+    write(tmp_path / "out", [image_result(source, "a & b.png")], ("voc",))
     root = ET.parse(tmp_path / "out" / "annotations" / "a & b.xml").getroot()
     assert root.findtext("filename") == "a & b.png"
     assert (root.findtext("size/width"), root.findtext("size/height")) == ("40", "32")
@@ -106,7 +106,7 @@ def test_voc(tmp_path: Path, source: Path) -> None:
 
 
 def test_coco_tools_read_the_file(tmp_path: Path, source: Path) -> None:
-    write(tmp_path / "out", [picture(source, "a.png"), picture(source, "b.png", NOTHING)], ("coco",))
+    write(tmp_path / "out", [image_result(source, "a.png"), image_result(source, "b.png", NOTHING)], ("coco",))
     with contextlib.redirect_stdout(io.StringIO()):
         content = COCO(str(tmp_path / "out" / "detections.json"))
     assert content.getImgIds() == [1, 2]
@@ -114,54 +114,58 @@ def test_coco_tools_read_the_file(tmp_path: Path, source: Path) -> None:
     assert content.getAnnIds(imgIds=[2]) == []
 
 
-def test_drawn_pictures_have_the_size_and_place_of_their_source(tmp_path: Path, source: Path) -> None:
-    written = write(tmp_path / "out", [picture(source, "trip/a.png"), picture(source, "b.png", NOTHING)])
+def test_drawn_images_have_the_size_and_place_of_their_source(tmp_path: Path, source: Path) -> None:
+    written = write(tmp_path / "out", [image_result(source, "trip/a.png"), image_result(source, "b.png", NOTHING)])
     for name in ("trip/a.jpg", "b.jpg"):
         with Image.open(tmp_path / "out" / name) as drawn:
             assert drawn.size == (40, 32)
-    assert "drawn pictures" in written
+    assert "drawn images" in written
     assert "detections.json" in written
     assert not list((tmp_path / "out").rglob(".*")), "a temporary file stayed"
 
 
 def test_drawing_longer_than_jpeg_allows_is_scaled_down(tmp_path: Path) -> None:
     image = np.zeros((4, 70_000, 3), dtype=np.uint8)
-    write(tmp_path / "out", [Picture(Source(tmp_path / "a.png", Path("a.png")), image, NOTHING)])
+    write(tmp_path / "out", [ImageResult(ImageFile(tmp_path / "a.png", Path("a.png")), image, NOTHING)])
     with Image.open(tmp_path / "out" / "a.jpg") as drawn:
         assert drawn.width == 65_500
 
 
 def test_no_drawing(tmp_path: Path, source: Path) -> None:
-    assert write(tmp_path / "out", [picture(source, "a.png")], ("csv",), draw=False) == ["detections.csv"]
+    assert write(tmp_path / "out", [image_result(source, "a.png")], ("csv",), draw=False) == ["detections.csv"]
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["detections.csv"]
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    same = [picture(tmp_path / folder, "a.png") for folder in ("x", "y", "z")]
-    same.append(picture(tmp_path / "x", "a.jpg"))
+def test_images_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    same = [image_result(tmp_path / folder, "a.png") for folder in ("x", "y", "z")]
+    same.append(image_result(tmp_path / "x", "a.jpg"))
     write(tmp_path / "out", same)
     assert len(list((tmp_path / "out").glob("*.jpg"))) == 4
     assert len(list((tmp_path / "out" / "labels").glob("*.txt"))) == 4
     assert len(list((tmp_path / "out" / "annotations").glob("*.xml"))) == 4
 
 
-def test_numbered_name_does_not_take_another_pictures_name(tmp_path: Path) -> None:
-    same = [picture(tmp_path / "x", "a.png"), picture(tmp_path / "y", "a.png"), picture(tmp_path / "y", "a-2.png")]
+def test_numbered_name_does_not_take_another_images_name(tmp_path: Path) -> None:
+    same = [
+        image_result(tmp_path / "x", "a.png"),
+        image_result(tmp_path / "y", "a.png"),
+        image_result(tmp_path / "y", "a-2.png"),
+    ]
     write(tmp_path / "out", same)
     assert len(list((tmp_path / "out").glob("*.jpg"))) == 3
 
 
 def test_sources_are_never_overwritten(source: Path) -> None:
-    one = picture(source, "a.jpg")
-    before = one.source.path.read_bytes()
+    one = image_result(source, "a.jpg")
+    before = one.file.path.read_bytes()
     with pytest.raises(DataError, match=r"a\.jpg would replace"):
         write(source, [one])
-    assert one.source.path.read_bytes() == before
+    assert one.file.path.read_bytes() == before
 
 
 def test_counts(tmp_path: Path, source: Path) -> None:
-    pictures = [picture(source, "a.png"), picture(source, "b.png")]
-    writer = Writer(tmp_path / "out", CLASSES, (), False, [p.source for p in pictures])
-    for one in pictures:
+    images = [image_result(source, "a.png"), image_result(source, "b.png")]
+    writer = Writer(tmp_path / "out", CLASSES, (), False, [p.file for p in images])
+    for one in images:
         writer.add(one)
     assert writer.counts == {"screw": 2, "nut & bolt": 2}

@@ -118,7 +118,7 @@ class Detector:
         Raises:
             DataError: an image cannot be read or has the wrong shape or type.
         """
-        from retinanet.detect.draw import (
+        from retinanet.detection.draw import (
             to_supervision,  # supervision takes a second to import; training does not need it
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retinanet.detect.detector import Detector
+from retinanet.detection.detector import Detector
 from retinanet.hardware import Precision
 from retinanet.zoo.importers.torchvision import load_torchvision
 

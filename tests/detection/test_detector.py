@@ -14,8 +14,8 @@ import retinanet
 from retinanet.data.images import read_image
 from retinanet.data.synthetic import CLASSES
 from retinanet.data.transforms import normalized_batch
-from retinanet.detect.detector import Detector
-from retinanet.detect.draw import draw
+from retinanet.detection.detector import Detector
+from retinanet.detection.draw import draw
 from retinanet.errors import CheckpointError, ConfigError, DataError
 from retinanet.hardware import autocast
 from retinanet.zoo.weights import load_weights

@@ -17,8 +17,8 @@ from PIL import Image
 
 from retinanet.data.dataset import Dataset, DatasetBuilder, FileList
 from retinanet.data.formats.open_dataset import read_split
-from retinanet.detect.detector import Detector, load
-from retinanet.detect.example_images import (
+from retinanet.detection.detector import Detector, load
+from retinanet.detection.example_images import (
     Album,
     draw_example,
     prediction_images,

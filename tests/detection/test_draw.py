@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from retinanet.detect.draw import closeup
+from retinanet.detection.draw import closeup
 
 
 def test_a_closeup_shows_the_boxes_with_what_is_around_them() -> None:

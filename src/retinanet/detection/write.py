@@ -1,4 +1,4 @@
-"""Detections → files: drawn pictures, COCO JSON, CSV, YOLO text and Pascal VOC XML."""
+"""Write detections to files: drawn images, COCO JSON, CSV, YOLO text and Pascal VOC XML."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.sax.saxutils import escape
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from retinanet.detect.sources import Picture, Source
+from retinanet.detection.sources import ImageFile, ImageResult
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.files import write_atomically, write_json, write_text
 
-# The library that writes JPEG files takes no longer sides.
+Format = Literal["coco", "csv", "yolo", "voc"]
+
+# Longest side of a JPEG file that the library can write.
 _JPEG_LONGEST = 65_500
 
 
@@ -30,39 +32,39 @@ class Writer:
         out: the folder.
         classes: names of the detector's classes.
         formats: any of ``coco``, ``csv``, ``yolo``, ``voc``.
-        draw: also write each picture with its boxes drawn.
-        sources: all pictures that will come; their names under ``out`` are settled from these.
+        draw: also write a copy of each image with its boxes drawn.
+        files: all images that will be added; the names of the output files follow from these.
 
     Raises:
-        DataError: a drawn picture would overwrite its source.
+        DataError: a drawn image would overwrite its source.
     """
 
     def __init__(
-        self, out: Path, classes: Sequence[str], formats: Sequence[str], draw: bool, sources: Sequence[Source]
+        self, out: Path, classes: Sequence[str], formats: Sequence[Format], draw: bool, files: Sequence[ImageFile]
     ) -> None:
         self.out, self.classes, self.formats, self.draw = out, tuple(classes), tuple(formats), draw
         self.counts: Counter[str] = Counter()
-        self._names = _unique_names(sources)
+        self._names = _unique_names(files)
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
         self._rows: list[list[Any]] = []
         self._labels: list[list[str]] = []
         if draw:
-            originals = {source.path.resolve() for source in sources}
-            clash = next((s for s in sources if self._drawn(s).resolve() in originals), None)
+            originals = {file.path.resolve() for file in files}
+            clash = next((f for f in files if self._drawn(f).resolve() in originals), None)
             if clash is not None:
                 raise DataError(
-                    f"--out {out}: the drawn {self._drawn(clash)} would replace a picture; choose another --out"
+                    f"--out {out}: the drawn {self._drawn(clash)} would replace an input image; choose another --out"
                 )
 
-    def add(self, picture: Picture) -> None:
-        """Draw and note one picture's detections."""
-        assert picture.image is not None
-        assert picture.found is not None
-        found, source = picture.found, picture.source
-        height, width = picture.image.shape[:2]
+    def add(self, result: ImageResult) -> None:
+        """Draw and record the detections of one image."""
+        assert result.image is not None
+        assert result.found is not None
+        found, file = result.found, result.file
+        height, width = result.image.shape[:2]
         image_id = len(self._images) + 1
-        self._images.append({"id": image_id, "file_name": str(source.path), "width": width, "height": height})
+        self._images.append({"id": image_id, "file_name": str(file.path), "width": width, "height": height})
         lines = []
         for box, score, label in rows_of(found):
             x1, y1, x2, y2 = (round(v, 2) for v in box)
@@ -79,24 +81,24 @@ class Writer:
                     "score": score,
                 }
             )
-            self._rows.append([str(source.path), x1, y1, x2, y2, name, score])
+            self._rows.append([str(file.path), x1, y1, x2, y2, name, score])
             centre = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
             lines.append(f"{label} {' '.join(f'{v:.6f}' for v in centre)} {score}\n")
         if not len(found):
-            self._rows.append([str(source.path), "", "", "", "", "", ""])
+            self._rows.append([str(file.path), "", "", "", "", "", ""])
         if "yolo" in self.formats:
-            path = Path("labels") / self._names[source].with_suffix(".txt")
-            self._labels.append([path.as_posix(), str(source.path)])
+            path = Path("labels") / self._names[file].with_suffix(".txt")
+            self._labels.append([path.as_posix(), str(file.path)])
             write_text(self.out / path, "".join(lines))
         if "voc" in self.formats:
-            xml = self._voc(source, width, height, found)
-            write_text(self.out / "annotations" / self._names[source].with_suffix(".xml"), xml)
+            xml = self._voc(file, width, height, found)
+            write_text(self.out / "annotations" / self._names[file].with_suffix(".xml"), xml)
         if self.draw:
-            _save_picture(self._drawn(source), self._drawing(picture.image, found))
+            _save_jpeg(self._drawn(file), self._drawing(result.image, found))
 
     def finish(self) -> list[str]:
-        """Write the files that hold all pictures; returns what is now under ``out``."""
-        written = ["drawn pictures"] if self.draw and self._images else []
+        """Write the files that cover all images; returns descriptions of the files under ``out``."""
+        written = ["drawn images"] if self.draw and self._images else []
         if "coco" in self.formats:
             categories = [{"id": k + 1, "name": name} for k, name in enumerate(self.classes)]
             content = {"images": self._images, "annotations": self._annotations, "categories": categories}
@@ -109,20 +111,20 @@ class Writer:
         if "yolo" in self.formats:
             write_text(self.out / "classes.txt", "".join(f"{name}\n" for name in self.classes))
             write_text(self.out / "labels.csv", _csv([["labels", "path"], *self._labels]))
-            written.append("labels/*.txt (their pictures: labels.csv)")
+            written.append("labels/*.txt (labels.csv names their images)")
         if "voc" in self.formats:
             written.append("annotations/*.xml")
         return written
 
-    def _drawn(self, source: Source) -> Path:
-        return self.out / self._names[source].with_suffix(".jpg")
+    def _drawn(self, file: ImageFile) -> Path:
+        return self.out / self._names[file].with_suffix(".jpg")
 
     def _drawing(self, image: npt.NDArray[np.uint8], found: Detections) -> npt.NDArray[np.uint8]:
-        from retinanet.detect.draw import draw, to_supervision
+        from retinanet.detection.draw import draw, to_supervision
 
         return draw(image, to_supervision(found, self.classes), self.classes)
 
-    def _voc(self, source: Source, width: int, height: int, found: Detections) -> str:
+    def _voc(self, file: ImageFile, width: int, height: int, found: Detections) -> str:
         objects = "".join(
             f"  <object>\n    <name>{escape(self.classes[label])}</name>\n    <score>{score:.4f}</score>\n"
             + "    <bndbox>"
@@ -131,7 +133,7 @@ class Writer:
             for box, score, label in rows_of(found)
         )
         size = f"<width>{width}</width><height>{height}</height><depth>3</depth>"
-        name, path = escape(source.path.name), escape(str(source.path))
+        name, path = escape(file.path.name), escape(str(file.path))
         head = f"  <filename>{name}</filename>\n  <path>{path}</path>\n  <size>{size}</size>\n"
         return f"<annotation>\n{head}{objects}</annotation>\n"
 
@@ -147,21 +149,21 @@ def _csv(rows: Sequence[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _unique_names(sources: Sequence[Source]) -> dict[Source, Path]:
-    """A name under the output folder for each source; sources that share one are numbered."""
-    names: dict[Source, Path] = {}
+def _unique_names(files: Sequence[ImageFile]) -> dict[ImageFile, Path]:
+    """A name under the output folder for each image; equal names are numbered."""
+    names: dict[ImageFile, Path] = {}
     taken: set[Path] = set()
-    for source in sources:
-        name, number = source.name, 1
+    for file in files:
+        name, number = file.name, 1
         while name.with_suffix("") in taken:
             number += 1
-            name = source.name.with_stem(f"{source.name.stem}-{number}")
+            name = file.name.with_stem(f"{file.name.stem}-{number}")
         taken.add(name.with_suffix(""))
-        names[source] = name
+        names[file] = name
     return names
 
 
-def _save_picture(path: Path, image: npt.NDArray[np.uint8]) -> None:
-    picture = Image.fromarray(image)
-    picture.thumbnail((_JPEG_LONGEST, _JPEG_LONGEST))  # leaves smaller ones as they are
-    write_atomically(path, lambda temporary: picture.save(temporary, quality=92))
+def _save_jpeg(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    image = Image.fromarray(pixels)
+    image.thumbnail((_JPEG_LONGEST, _JPEG_LONGEST))  # smaller images stay as they are
+    write_atomically(path, lambda temporary: image.save(temporary, quality=92))

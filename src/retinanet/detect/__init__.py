@@ -1,1 +1,0 @@
-"""Pictures → detections that users work with."""

@@ -1,0 +1,1 @@
+"""Images → detections: the detector, image files, drawing and output files."""

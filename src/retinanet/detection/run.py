@@ -1,0 +1,84 @@
+"""``retinanet.detect``: detect objects in image files, draw them and write them to files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from retinanet.detection.detector import Detector, load
+from retinanet.detection.sources import detect_in_files, find_images
+from retinanet.detection.write import Format, Writer
+from retinanet.errors import ConfigError
+from retinanet.files import make_folder
+from retinanet.progress import plain_console, progress_bar
+
+
+@dataclass(frozen=True)
+class DetectionRun:
+    """The result of :func:`detect`.
+
+    Attributes:
+        images: number of images in which objects were detected.
+        counts: detections of each class, by name.
+        written: descriptions of the files in ``out``.
+        failed: messages of the files that could not be read.
+        out: folder of the files.
+    """
+
+    images: int
+    counts: Counter[str]
+    written: list[str]
+    failed: list[str]
+    out: Path
+
+
+def detect(
+    weights: str | Path | Detector,
+    sources: str | Path | Sequence[str | Path],
+    out: str | Path = "detections",
+    *,
+    score: float = 0.3,
+    formats: Sequence[Format] = ("coco", "csv"),
+    draw: bool = True,
+    console: Console | None = None,
+) -> DetectionRun:
+    """Detect objects in image files, as the command ``retinanet detect`` does.
+
+    To get the detections themselves, use :func:`retinanet.load`.
+
+    Args:
+        weights: a weight file, the name of a bundled model, or a detector (to choose its precision and device).
+        sources: images, folders or glob patterns.
+        out: folder for the drawn images and the files.
+        score: lowest score reported, 0 ≤ ``score`` < 1.
+        formats: file formats of the detections.
+        draw: draw the boxes on copies of the images.
+        console: where the progress bar is shown.
+
+    Raises:
+        ConfigError: a setting is out of range.
+        DataError: there is no image, or a drawn image would overwrite its source.
+        CheckpointError: the weights cannot be read.
+    """
+    if not 0 <= score < 1:
+        raise ConfigError(f"--score is {score}; it lies between 0 and 1")
+    listed = [sources] if isinstance(sources, str | Path) else sources
+    if not listed:
+        raise ConfigError("no images given; name images, folders or patterns after WEIGHTS")
+    files = find_images([str(source) for source in listed])
+    detector = weights if isinstance(weights, Detector) else load(weights)
+    writer = Writer(Path(out), detector.classes, formats, draw, files)
+    make_folder(Path(out))
+    failed: list[str] = []
+    with progress_bar(console or plain_console(), "images", len(files)) as bar:
+        for result in detect_in_files(detector, files, score):
+            if result.error is not None:
+                failed.append(result.error)
+            else:
+                writer.add(result)
+            bar.advance(1)
+    return DetectionRun(len(files) - len(failed), writer.counts, writer.finish(), failed, Path(out))

@@ -1,0 +1,103 @@
+"""Find image files, and detect objects in them while the next files are decoded."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from retinanet.data.images import IMAGE_SUFFIXES, read_image
+from retinanet.detection.detector import Detector
+from retinanet.detections import Detections
+from retinanet.errors import DataError
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file: its ``path``, and its ``name`` relative to the folder through which it was found."""
+
+    path: Path
+    name: Path
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """The result for one file: uint8 RGB ``image`` ``(H, W, 3)`` and ``found``, or the ``error`` of a broken file."""
+
+    file: ImageFile
+    image: npt.NDArray[np.uint8] | None = None
+    found: Detections | None = None
+    error: str | None = None
+
+
+def find_images(sources: Sequence[str]) -> list[ImageFile]:
+    """List the images of files, folders (searched recursively) and glob patterns, each image once.
+
+    Raises:
+        DataError: a source is empty, does not exist or contains no image.
+    """
+    found: dict[Path, ImageFile] = {}
+    for source in sources:
+        if not source.strip():  # an empty path would be the current folder
+            raise DataError("a source is empty (an unset shell variable?); give images or folders")
+        if re.match(r"[a-z][a-z0-9+.-]*://", source, re.IGNORECASE):
+            raise DataError(f"{source}: URLs are not supported; download the image and give its path")
+        path = Path(source)
+        if path.is_dir():
+            images = [ImageFile(p, p.relative_to(path)) for p in _images_below(path)]
+            missing = "contains no image"
+        elif path.exists():
+            images = [ImageFile(path, Path(path.name))]
+            missing = ""
+        else:
+            matches = sorted(glob.glob(source, recursive=True))
+            images = [ImageFile(Path(p), Path(Path(p).name)) for p in matches if _is_image(Path(p))]
+            is_pattern = any(c in source for c in "*?[")
+            missing = "matches no image" if is_pattern else "no such file or folder"
+        if not images:
+            raise DataError(f"{source}: {missing}; give images ({', '.join(sorted(IMAGE_SUFFIXES)[:4])} …) or folders")
+        for image in images:
+            found.setdefault(image.path, image)
+    return list(found.values())
+
+
+def detect_in_files(
+    detector: Detector, files: Sequence[ImageFile], score: float, batch: int = 8
+) -> Iterator[ImageResult]:
+    """Detect objects in every file, in order; threads decode the next files while the network works."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        ahead = iter(files)
+        queue = [(file, pool.submit(read_image, file.path)) for file in islice(ahead, 2 * batch)]
+        while queue:
+            chunk, queue = queue[:batch], queue[batch:]
+            decoded = [(file, *_image_or_error(future)) for file, future in chunk]
+            queue += [(file, pool.submit(read_image, file.path)) for file in islice(ahead, len(chunk))]
+            images = [torch.from_numpy(image).permute(2, 0, 1) for _, image, _ in decoded if image is not None]
+            found = iter(detector.detect(images, score, batch))
+            for file, image, error in decoded:
+                yield ImageResult(file, image, next(found) if image is not None else None, error)
+
+
+def _image_or_error(future: Future[npt.NDArray[np.uint8]]) -> tuple[npt.NDArray[np.uint8] | None, str | None]:
+    try:
+        return future.result(), None
+    except DataError as error:
+        return None, str(error)
+
+
+def _images_below(folder: Path) -> list[Path]:
+    # os.walk does not follow links to folders, so a loop of links is harmless
+    return sorted(Path(base) / name for base, _, names in os.walk(folder) for name in names if _is_image(Path(name)))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
