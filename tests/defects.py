@@ -35,7 +35,8 @@ BOLTS = range(9040, 9043)
 CAPITAL_GEARS = range(9050, 9062)
 UNTRAINED_PIN, UNTRAINED_SPRING = 9001, 9002  # in val
 
-# Coordinates xyxy of TWICE.
+# Image and coordinates xyxy of TWICE.
+TWICE_IMAGE = "000019.jpg"
 TWICE_BOX = (5, 60, 27, 84)
 
 

@@ -205,13 +205,17 @@ def test_every_convolution_of_the_subnets_starts_as_the_paper_says(network: Reti
 
 def test_subnets_are_alike_apart_and_used_on_every_level(network: RetinaNet) -> None:
     subnets = (network.classification, network.regression)
+    last = [subnet.predict for subnet in subnets]
     calls: list[nn.Module] = []
-    handles = [s.register_forward_hook(lambda module, inputs, output: calls.append(module)) for s in subnets]
+    handles = [s.register_forward_hook(lambda module, inputs, output: calls.append(module)) for s in [*subnets, *last]]
     with torch.no_grad():
         network(torch.zeros(1, 3, 64, 64))
     for handle in handles:
         handle.remove()
-    assert calls == [network.classification] * 5 + [network.regression] * 5  # one module for all levels
+    expected: list[nn.Module] = []
+    for subnet in subnets:
+        expected += [*[subnet.predict] * 5, subnet]  # one module for all levels
+    assert calls == expected
 
     owned = [{p.data_ptr() for p in subnet.parameters()} for subnet in subnets]
     assert not owned[0] & owned[1]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import defects
 from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.formats.open_dataset import read_tolerantly, with_shared_classes
@@ -17,24 +18,33 @@ from retinanet.inspection.checks import FINDING_OF_PROBLEM, CheckResult, run_che
 from retinanet.inspection.findings import KINDS, Finding, by_kind
 from retinanet.inspection.splits import without_unions
 
+
+def annotation(number: int) -> str:
+    """The place of an annotation, as readers report it."""
+    return f"annotation {number} "
+
+
 # Of each kind of finding: what its places must contain, in any order.
 PLANTED: dict[str, list[str]] = {
-    "broken-image": ["images/000000.jpg"],
-    "image-size": ["images/000002.jpg"],
-    "leak": ["images/000006.jpg"],
-    "near-leak": ["images/000011.jpg"],
-    "duplicate-image": ["images/000007.jpg"],
-    "near-duplicate": ["images/000010.jpg"],
-    "bad-box": ["annotation 9001 ", "annotation 9002 ", "annotation 9003 ", "annotation 9004 "],
-    "bad-line": ["annotation 9005 "],
-    "clipped-box": ["annotation 9006 "],
-    "tiny-box": ["annotation 9007 "],
-    "duplicate-box": ["annotation 9009 "],
-    "two-classes": ["annotation 9011 "],
-    "huge-box": ["annotation 9012 "],
-    "unflagged-crowd": ["annotation 9020 "],
-    "broken-annotation": ["annotation 9030", "annotation 9031 "],
-    "unlisted-image": ["images/zzz.jpg"],
+    "broken-image": [f"images/{defects.TRUNCATED}"],
+    "image-size": [f"images/{defects.OTHER_SIZE}"],
+    "leak": [f"images/{defects.LEAK}"],
+    "near-leak": [f"images/{defects.NEAR_LEAK}"],
+    "duplicate-image": [f"images/{defects.DUPLICATE}"],
+    "near-duplicate": [f"images/{defects.NEAR_DUPLICATE}"],
+    "bad-box": [
+        annotation(number)
+        for number in (defects.ZERO_WIDTH, defects.NOT_FINITE, defects.NEGATIVE_WIDTH, defects.OUTSIDE)
+    ],
+    "bad-line": [annotation(defects.WITHOUT_BOX)],
+    "clipped-box": [annotation(defects.CLIPPED)],
+    "tiny-box": [annotation(defects.TINY)],
+    "duplicate-box": [annotation(defects.TWICE_AGAIN)],
+    "two-classes": [annotation(defects.OTHER_CLASS)],
+    "huge-box": [annotation(defects.HUGE)],
+    "unflagged-crowd": [annotation(defects.GROUP)],
+    "broken-annotation": [f"annotation {defects.UNKNOWN_IMAGE}", annotation(defects.UNKNOWN_CLASS)],
+    "unlisted-image": [f"images/{defects.UNLISTED}"],
     "rare-class": ["'bolt': 3 boxes"],
     "never-learnt": ["'pin'"],
     "unknown-class": ["'spring'"],
@@ -92,13 +102,15 @@ def test_duplicates_are_those_hotcoco_finds(planted: Path, tmp_path: Path) -> No
     known = {image["id"] for image in content["images"]}
     rows = [a | {"area": 1.0} for a in content["annotations"] if "bbox" in a and a["image_id"] in known]
     # what it finds apart from boxes that are there twice is not asked here
-    content["annotations"] = [a for a in rows if a["id"] < 9000 or a["id"] in (9008, 9009)]
+    content["annotations"] = [
+        a for a in rows if a["id"] < defects.FIRST_PLANTED or a["id"] in (defects.TWICE, defects.TWICE_AGAIN)
+    ]
     (tmp_path / "train.json").write_text(json.dumps(content))
     warnings = hotcoco.COCO(str(tmp_path / "train.json")).healthcheck()["warnings"]
     [theirs] = [w["affected_ids"] for w in warnings if w["code"] == "near_duplicate"]
-    assert sorted(theirs) == [9008, 9009]
+    assert sorted(theirs) == [defects.TWICE, defects.TWICE_AGAIN]
     [ours] = found(planted, "duplicate-box")
-    assert "annotation 9009 " in ours.where
+    assert annotation(defects.TWICE_AGAIN) in ours.where
 
 
 def dataset(folder: Path, counts: list[int], classes: tuple[str, ...] = ("cell",)) -> Dataset:

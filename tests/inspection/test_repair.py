@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import defects
 from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_tolerantly, with_shared_classes
@@ -41,9 +42,9 @@ def test_sound_data_stays_as_it_is(sound: Path) -> None:
 
 def test_images(planted: Path, repaired: tuple[dict[str, Dataset], list[str]]) -> None:
     before, (after, changes) = read(planted), repaired
-    # broken; also in val; the same pixels as 000005.jpg, which has more or as many boxes or comes first
+    # truncated; leaked; of the duplicates, the image with fewer boxes or the second one
     gone = names(before["train"]) - names(after["train"])
-    assert gone - {"000005.jpg", "000007.jpg"} == {"000000.jpg", "000003.jpg"}
+    assert gone - {defects.DUPLICATED, defects.DUPLICATE} == {defects.TRUNCATED, defects.LEAKED}
     assert len(gone) == 3
     assert names(before["val"]) == names(after["val"])
     for name in gone:
@@ -52,15 +53,15 @@ def test_images(planted: Path, repaired: tuple[dict[str, Dataset], list[str]]) -
 
 def test_boxes(planted: Path, repaired: tuple[dict[str, Dataset], list[str]]) -> None:
     data, changes = repaired[0]["train"], repaired[1]
-    index = next(i for i in data if data.files[i] == "000019.jpg")
+    index = next(i for i in data if data.files[i] == defects.TWICE_IMAGE)
     rows = data.boxes[data.rows(index)]
-    assert (np.abs(rows - (5, 60, 27, 84)).max(axis=1) < 0.1).sum() == 1  # of 9008 and 9009
+    assert (np.abs(rows - defects.TWICE_BOX).max(axis=1) < 0.1).sum() == 1  # TWICE, without TWICE_AGAIN
     assert sum("is a duplicate; dropped" in line for line in changes) == 1
     for number, action in (
-        (9001, "dropped"),
-        (9002, "dropped"),
-        (9006, "clipped"),
-        (9030, "left out (training would stop)"),
+        (defects.ZERO_WIDTH, "dropped"),
+        (defects.NOT_FINITE, "dropped"),
+        (defects.CLIPPED, "clipped"),
+        (defects.UNKNOWN_IMAGE, "left out (training would stop)"),
     ):
         assert sum(f"annotation {number}" in line and line.endswith(action) for line in changes) == 1
     assert (data.boxes[:, 2:] <= data.sizes[np.repeat(np.arange(len(data)), np.diff(data.offsets))]).all()
