@@ -5,7 +5,6 @@ Names are imported on first use, so that ``import retinanet`` and ``retinanet --
 
 from __future__ import annotations
 
-import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +49,6 @@ _LAZY = {
     "load": "retinanet.detection.detector",
     "train": "retinanet.training.api",
 }
-
-# supervision asks every user to install OpenCV; its own NumPy drawing does all that is needed here.
-warnings.filterwarnings("ignore", message="OpenCV .* is not installed", category=UserWarning)
 
 
 def __getattr__(name: str) -> Any:

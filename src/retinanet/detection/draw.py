@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,15 +25,22 @@ _CROWDED = 40
 Box = Sequence[float]
 
 
+def import_supervision() -> Any:
+    """Import the package, which takes a second, without its warning that OpenCV would be faster."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="OpenCV .* is not installed", category=UserWarning)
+        return import_module("supervision")
+
+
 def to_supervision(found: Detections, classes: Sequence[str]) -> supervision.Detections:
     """Convert to ``supervision.Detections``, with class names in ``data["class_name"]``."""
-    import supervision
-
+    supervision_package = import_supervision()
     labels = found.labels
     names = np.array([classes[int(k)] for k in labels], dtype=np.str_)
-    return supervision.Detections(
+    converted: supervision.Detections = supervision_package.Detections(
         xyxy=found.boxes, confidence=found.scores, class_id=labels, data={"class_name": names}
     )
+    return converted
 
 
 def draw(
@@ -42,8 +51,7 @@ def draw(
     Line width and text size follow the image size. With more than 40 detections the scores are left out, so that the
     labels do not hide the objects.
     """
-    import supervision
-
+    supervision = import_supervision()
     height, width = image.shape[:2]
     palette = supervision.ColorPalette.from_hex(COLORS)
     thickness = max(1, round(min(height, width) / 300))

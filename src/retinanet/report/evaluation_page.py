@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from retinanet.detection.draw import closeup
+from retinanet.detection.draw import closeup, to_supervision
 from retinanet.detection.example_images import Album, draw_example, spread
 from retinanet.detections import Detections
 from retinanet.evaluation.curves import CONFIDENCE, FEWEST_IMAGES
@@ -179,15 +179,11 @@ def _spread_images(album: Album, predictions: Detections, images: int, score: fl
 
 
 def _whole_image(album: Album, predictions: Detections, index: int, score: float) -> Figure | None:
-    import supervision  # takes a second to import
-
     dataset, image = album.dataset, album.image(index)
     if image is None:
         return None
     mine = (predictions.images == index) & (predictions.scores >= score)
-    found = supervision.Detections(
-        xyxy=predictions.boxes[mine], confidence=predictions.scores[mine], class_id=predictions.labels[mine]
-    )
+    found = to_supervision(predictions.take(mine), dataset.classes)
     objects = int((~dataset.ignore[dataset.rows(index)]).sum())
     caption = f"{Path(dataset.files[index]).name} · {objects} objects, {int(mine.sum())} detections"
     return image_figure(draw_example(image, dataset, index, found), caption)
