@@ -256,15 +256,15 @@ class TrainConfig:
     """Minutes between checkpoints inside an epoch. The end of each epoch always saves one."""
     track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Experiment trackers that get the metrics in addition to metrics.jsonl."""
-    pictures_every: int = 0
-    """Epochs between drawings of predictions on val images in RUN/pictures. 0: none."""
+    images_every: int = field(default=0, metadata={"formerly": "pictures_every"})
+    """Epochs between drawings of predictions on val images in RUN/images. 0: none."""
 
     def __post_init__(self) -> None:
         require_finite(self, "train")
         require_at_least(1, self, "train", "epochs", "batch", "accumulate", "eval_every", "patience")
         require_positive(self, "train", "lr", "backbone_lr", "checkpoint_minutes")
-        drawn = self.pictures_every >= 0
-        require(drawn, f"train.pictures-every is {self.pictures_every}; use 0 (no drawings) or a number of epochs")
+        drawn = self.images_every >= 0
+        require(drawn, f"train.images-every is {self.images_every}; use 0 (no drawings) or a number of epochs")
         require(self.clip is None or self.clip > 0, f"train.clip is {self.clip}; it must be positive")
         require(self.ema is None or 0 < self.ema < 1, f"train.ema is {self.ema}; it lies between 0 and 1")
         require(0 <= self.momentum < 1, f"train.momentum is {self.momentum}; it is at least 0 and below 1")
