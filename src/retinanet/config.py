@@ -69,7 +69,7 @@ class AnchorSpec:
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Aspect ratios, height divided by width, at constant area. Add some for long or tall objects."""
     strides: tuple[int, ...] = PYRAMID_STRIDES
-    """Distance between neighbouring anchors at each level, in pixels. The network allows only these values."""
+    """Distance between neighboring anchors at each level, in pixels. The network allows only these values."""
     layout: Literal["paper", "torchvision"] = "paper"
     """Real-valued anchors (paper), or torchvision's, which are rounded to whole pixels. Set by 'retinanet convert'."""
 

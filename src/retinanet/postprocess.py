@@ -63,7 +63,7 @@ def postprocess(
 
 def select(outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]], config: DecodeConfig) -> Candidates:
     """The best of each level over the threshold, decoded; see :func:`postprocess`."""
-    # Comparing logits spares the sigmoid of the 99 % of anchors that fall below the threshold.
+    # Comparing logits spares the sigmoid of the 99% of anchors that fall below the threshold.
     lowest = math.log(config.score / (1 - config.score)) if config.score > 0 else -math.inf
     levels = []
     for logits, deltas, anchors in zip(outputs.logits, outputs.deltas, grid.split(grid.boxes), strict=True):

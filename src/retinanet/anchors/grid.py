@@ -18,7 +18,7 @@ class AnchorGrid:
     Attributes:
         spec: what the grid was made from.
         shapes: ``(rows, columns)`` of each level's feature map.
-        strides: pixels between neighbouring rows and columns, ``(vertical, horizontal)``, of each level.
+        strides: pixels between neighboring rows and columns, ``(vertical, horizontal)``, of each level.
         boxes: float32 ``(A, 4)``, ``xyxy`` pixels, real-valued.
     """
 
@@ -65,8 +65,8 @@ def base_anchors(spec: AnchorSpec, level: int) -> Tensor:
 def make_grid(spec: AnchorSpec, image_size: tuple[int, int]) -> AnchorGrid:
     """All anchors for an image of ``(height, width)`` pixels; cached, so do not write into ``boxes``.
 
-    A level of stride s has ⌈height/s⌉ × ⌈width/s⌉ locations. Location (i, j) is centred on pixel (j·s, i·s), which is
-    where the receptive field of that output of a stack of padded stride-2 convolutions is centred. In the
+    A level of stride s has ⌈height/s⌉ × ⌈width/s⌉ locations. Location (i, j) is centered on pixel (j·s, i·s), which is
+    where the receptive field of that output of a stack of padded stride-2 convolutions is centered. In the
     ``torchvision`` layout the step is the image's side ÷ locations, rounded down: 114 for 7 locations on 800 pixels.
     """
     height, width = image_size
@@ -78,7 +78,7 @@ def make_grid(spec: AnchorSpec, image_size: tuple[int, int]) -> AnchorGrid:
     for level, ((rows, columns), (down, across)) in enumerate(zip(shapes, strides, strict=True)):
         y = torch.arange(rows, dtype=torch.float64) * down
         x = torch.arange(columns, dtype=torch.float64) * across
-        centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flip(-1)  # (rows, columns, xy)
-        boxes = centres.repeat(1, 1, 2)[:, :, None] + base_anchors(spec, level)  # (rows, columns, A, 4)
+        centers = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flip(-1)  # (rows, columns, xy)
+        boxes = centers.repeat(1, 1, 2)[:, :, None] + base_anchors(spec, level)  # (rows, columns, A, 4)
         levels.append(boxes.reshape(-1, 4))
     return AnchorGrid(spec, shapes, strides, torch.cat(levels).float())

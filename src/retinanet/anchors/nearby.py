@@ -48,7 +48,7 @@ def pairs_by_cover(grid: AnchorGrid, boxes: Tensor, lowest: float) -> Pairs:
 
 
 def _shapes(grid: AnchorGrid) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the S anchor shapes of all levels: centre relative to the location ``(S, 2)``, size ``(S, 2)``; level (S,)."""
+    """Of the S anchor shapes of all levels: center relative to the location ``(S, 2)``, size ``(S, 2)``; level (S,)."""
     bases = [base_anchors(grid.spec, level) for level in range(len(grid.shapes))]
     base = torch.cat(bases)
     level = torch.arange(len(bases)).repeat_interleave(grid.spec.per_location)
@@ -63,14 +63,14 @@ def _windows(grid: AnchorGrid, boxes: Tensor, needed: Tensor) -> Pairs:
     starts = torch.tensor([0, *grid.level_sizes]).cumsum(0)[level] + torch.arange(len(level)) % grid.spec.per_location
 
     box_size = (boxes[:, 2:] - boxes[:, :2])[:, None]  # (G, 1, 2)
-    centre = ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None] - offset  # (G, S, 2)
+    center = ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None] - offset  # (G, S, 2)
     shared = torch.minimum(box_size, size)  # at best
     needed = needed * (1 - _SLACK)
     possible = (shared > 0).all(dim=2) & (shared.prod(dim=2) >= needed)
     # Moved so far apart along one axis, they still share enough if they are aligned along the other.
     reach = (box_size + size) / 2 - needed[..., None] / shared.flip(2)
-    first = ((centre - reach) / step - _SLACK).ceil().clamp(min=0)
-    last = torch.minimum(((centre + reach) / step + _SLACK).floor(), counts - 1)
+    first = ((center - reach) / step - _SLACK).ceil().clamp(min=0)
+    last = torch.minimum(((center + reach) / step + _SLACK).floor(), counts - 1)
     extent = (last - first + 1).clamp(min=0)
     # Not a number (boxes of no size) is not possible.
     extent = torch.where(possible[..., None], extent, 0).long()  # (G, S, 2)

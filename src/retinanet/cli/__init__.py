@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"error: no command {verb!r}; {hint}")
         return 2
     if verb != "bench":  # bench times both sides under the settings of a program that only imports them
-        # Allocate large tensors in huge pages, which saves 5 to 10 % of a training or detection on a CPU. PyTorch reads
+        # Allocate large tensors in huge pages, which saves 5 to 10% of a training or detection on a CPU. PyTorch reads
         # this once, at its first allocation. It has no effect on systems without such pages.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:

@@ -20,7 +20,7 @@ class Arguments:
     """Fit the sizes, scales and ratios of the anchors to your boxes, and say whether that is worthwhile."""
 
     dataset: Annotated[Positional[str], arg(metavar="DATA")]
-    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (recognised by itself), or its annotation file."""
+    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (recognized by itself), or its annotation file."""
     out: Annotated[Path, arg(metavar="FILE.yaml")] = Path("anchors.yaml")
     """Recipe to write, for retinanet train --recipe. A plot (PNG) is written beside it."""
     recipe: Annotated[str, arg(metavar="NAME|FILE")] = "modern"

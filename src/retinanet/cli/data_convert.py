@@ -21,7 +21,7 @@ class Arguments:
     """
 
     source: Annotated[Positional[Path], arg(metavar="DATA")]
-    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (recognised by itself), or its annotation file."""
+    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (recognized by itself), or its annotation file."""
     out: Annotated[Positional[Path], arg(metavar="OUT")]
     """Folder to make."""
     to: Literal["coco", "voc", "yolo", "csv"]

@@ -20,7 +20,7 @@ class Arguments:
     """Find defects of a dataset, and objects that are hard to learn, before you spend hours on a training."""
 
     dataset: Annotated[Positional[str], arg(metavar="DATA")]
-    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (recognised by itself), or its annotation file."""
+    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (recognized by itself), or its annotation file."""
     out: Annotated[Path, arg(metavar="DIR")] = Path("inspect")
     """Folder for inspect.html and findings.json."""
     fix: Annotated[Path | None, arg(metavar="OUT")] = None

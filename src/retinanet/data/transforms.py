@@ -25,7 +25,7 @@ PAD_TO = 32
 
 
 def training_view(sample: Sample, config: DataConfig, rng: random.Random, scale: float = 1.0) -> Sample:
-    """Augment ``sample`` at ``scale`` times the configured size: crop, colours and flip as set in ``config``."""
+    """Augment ``sample`` at ``scale`` times the configured size: crop, colors and flip as set in ``config``."""
     if rng.random() < config.crop:
         sample = random_crop(sample, rng)
     sample = resize(sample, config, scale)
@@ -60,7 +60,7 @@ def scaled_size(height: int, width: int, config: DataConfig, scale: float = 1.0)
 def resize_image(image: Tensor, shape: tuple[int, int], config: DataConfig) -> Tensor:
     """Resize uint8 ``image`` ``(3, h, w)`` to ``shape``; the result is float32 where ``config.resize`` is bilinear."""
     if config.resize == "bilinear":
-        # Not rounded to grey levels: torchvision resizes after normalizing, which gives the same only without rounding.
+        # Not rounded to gray levels: torchvision resizes after normalizing, which gives the same only without rounding.
         return interpolate(image[None].float(), size=shape, mode="bilinear", align_corners=False)[0]
     if tuple(image.shape[-2:]) == shape:
         return image
@@ -124,7 +124,7 @@ def normalized_batch(
         size: ``(H, W)`` to pad to; unset: the largest sides, rounded up to ``PAD_TO``.
 
     Returns:
-        float32 ``(B, 3, H, W)``, channels-last: normalised, each image at the top left, the rest zeros.
+        float32 ``(B, 3, H, W)``, channels-last: normalized, each image at the top left, the rest zeros.
     """
     device = torch.device(device)
     shape = (len(images), 3, *(size or padded_size(images)))

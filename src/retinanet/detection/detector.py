@@ -107,7 +107,7 @@ class Detector:
         """Detect objects in one image, or in each image of a list.
 
         Args:
-            source: a path, a Pillow image, a uint8 RGB array ``(H, W, 3)`` (or grey ``(H, W)``), or a list of those.
+            source: a path, a Pillow image, a uint8 RGB array ``(H, W, 3)`` (or gray ``(H, W)``), or a list of those.
             score: lowest score returned.
             batch: images that go through the network together.
 
@@ -136,7 +136,7 @@ class Detector:
     def detect(self, images: Sequence[Tensor], score: float | None = None, batch: int = 8) -> list[Detections]:
         """Detections of uint8 RGB tensors ``(3, H, W)`` of any size, with boxes in pixels of each.
 
-        Images that have one size after scaling share a batch, so that a result never depends on its neighbours.
+        Images that have one size after scaling share a batch, so that a result never depends on its neighbors.
         """
         data = self.info.config.data
         shapes = [scaled_size(image.shape[-2], image.shape[-1], data) for image in images]
@@ -198,7 +198,7 @@ def _as_rgb(image: ImageLike) -> npt.NDArray[np.uint8]:
     if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise DataError(f"the array has shape {image.shape}; expected (height, width, 3) RGB or (height, width) grey")
+        raise DataError(f"the array has shape {image.shape}; expected (height, width, 3) RGB or (height, width) gray")
     return image
 
 

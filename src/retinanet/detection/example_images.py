@@ -1,4 +1,4 @@
-"""Example images of a dataset, with ground truth in white and detections in colour."""
+"""Example images of a dataset, with ground truth in white and detections in color."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Album:
 def draw_example(
     image: npt.NDArray[np.uint8], dataset: Dataset, index: int, found: supervision.Detections
 ) -> npt.NDArray[np.uint8]:
-    """Draw the ground truth of image ``index`` in white and ``found`` in colour on a copy of ``image``."""
+    """Draw the ground truth of image ``index`` in white and ``found`` in color on a copy of ``image``."""
     rows = dataset.rows(index)
     with_truth = draw_boxes(image, dataset.boxes[rows][~dataset.ignore[rows]])
     return draw(with_truth, found, dataset.classes)

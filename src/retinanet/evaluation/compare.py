@@ -54,7 +54,7 @@ class Change:
     Attributes:
         a: the metric of A, 0–1; NaN if it cannot be measured.
         b: the metric of B.
-        low: lower bound of the 95 % interval of b − a.
+        low: lower bound of the 95% interval of b − a.
         high: upper bound.
         better: fraction of the resamples in which B is better.
         worse: fraction of the resamples in which A is better; in the others they are equal.

@@ -16,7 +16,7 @@ from retinanet.model import Outputs
 
 
 class Imbalance(NamedTuple):
-    """Sums of a batch's classification loss, not normalised, and its foreground anchors by level.
+    """Sums of a batch's classification loss, not normalized, and its foreground anchors by level.
 
     Attributes:
         foreground: float32 scalar, the loss of the foreground anchors' own classes.

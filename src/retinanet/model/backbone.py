@@ -81,7 +81,7 @@ class Backbone(nn.Module):
                 module.requires_grad_(False)
                 zero = module.weight is not None and not module.weight.is_meta and bool((module.weight == 0).all())
                 if zero and not pretrained and weights is None:
-                    # timm initialises the last norm of a residual branch with 0; frozen at 0, the branch would never be
+                    # timm initializes the last norm of a residual branch with 0; frozen at 0, the branch would never be
                     # trained. With 1, and no statistics to divide by, every block would double the variance.
                     nn.init.constant_(module.weight, 0.1)
         self._freeze(freeze_stages)

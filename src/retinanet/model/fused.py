@@ -39,7 +39,7 @@ def fuse_residual_blocks(body: nn.Module) -> None:
     for module in body.modules():
         fused = {BasicBlock: FusedBasicBlock, Bottleneck: FusedBottleneck}.get(type(module))
         if fused is not None and _is_plain(module):
-            module.__class__ = fused  # parameters keep their names, copies their behaviour
+            module.__class__ = fused  # parameters keep their names, copies their behavior
 
 
 class FusedBasicBlock(BasicBlock):

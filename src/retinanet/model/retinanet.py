@@ -26,7 +26,7 @@ class Outputs(NamedTuple):
 
 
 class RetinaNet(nn.Module):
-    """RetinaNet: normalised images ``(B, 3, H, W)`` → :class:`Outputs`.
+    """RetinaNet: normalized images ``(B, 3, H, W)`` → :class:`Outputs`.
 
     Args:
         backbone: timm model name.
@@ -107,7 +107,7 @@ class RetinaNet(nn.Module):
         return self.backbone.std
 
     def forward(self, images: Tensor) -> Outputs:
-        """Predict for normalised ``images`` ``(B, 3, H, W)``; sides that are multiples of 32 waste nothing."""
+        """Predict for normalized ``images`` ``(B, 3, H, W)``; sides that are multiples of 32 waste nothing."""
         # Channels-last throughout: convolutions run faster in it, and the subnets' outputs become views.
         images = images.contiguous(memory_format=torch.channels_last)
         pyramid = self.fpn(self.backbone(images))

@@ -143,7 +143,7 @@ def _object(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def clean_path(name: str, where: str) -> str:
-    """Normalise an image path from an annotation file: forward slashes, no ``.`` and no inner ``..``.
+    """Normalize an image path from an annotation file: forward slashes, no ``.`` and no inner ``..``.
 
     Raises:
         DataError: no file can have that name.
@@ -166,7 +166,7 @@ def short(value: object) -> str:
 
 
 def inside_path(name: str, where: str) -> str:
-    """Normalise a path as :func:`clean_path` does, and refuse paths that lead out of the data folder.
+    """Normalize a path as :func:`clean_path` does, and refuse paths that lead out of the data folder.
 
     Raises:
         DataError: no file can have that name, or it is absolute or climbs out with ``..``.
