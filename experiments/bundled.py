@@ -72,7 +72,7 @@ CARDS = {
         "annotations: CC BY 4.0 (COCO Consortium); the photographs are under various Creative Commons licenses of "
         "their Flickr authors and are not part of this package. Weights: Apache-2.0.",
         "Trained on few photographs: people who are small (under about 16 pixels at 320 pixels per side), far away, "
-        "cut off, crowded or in unusual poses are missed. Not for identifying people, and not for any use where a "
+        "cut off, crowded or in unusual poses are not detected. Not for identifying people, and not for any use where a "
         "missed person does harm. The photographs show everyday scenes by Flickr users; other cameras, places and "
         "times are not represented.",
         "![Eileen Collins (NASA, public domain), boxed](person.jpg)",
@@ -84,7 +84,7 @@ CARDS = {
         ("val", "test"),
         "205 images of stained blood smears, 640×480 (BCCD). Measured on 87 (val) and 72 (test) other images.",
         "MIT (Shenggan/BCCD_Dataset). Weights: Apache-2.0.",
-        "One microscope, one stain, one magnification. Overlapping red cells are partly missed or get "
+        "One microscope, one stain, one magnification. Some overlapping red cells are not detected or get "
         "two boxes. Not a medical device.",
         "There is no example image, because the images of the dataset are not part of this package.",
     ),

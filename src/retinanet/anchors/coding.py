@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-# An untrained network may ask for any size; exp() must not overflow. 62.5 is the limit every R-CNN descendant uses.
+# An untrained network may predict any size, and exp() must not overflow. Detectron has the same limit, 62.5.
 MAX_LOG_SCALE = math.log(1000 / 16)
 
 
@@ -25,7 +25,7 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes ``(…, 4)`` ``xyxy`` that ``deltas`` ``(…, 4)`` make of ``anchors``; inverse of :func:`encode`.
+    """Return the boxes ``(…, 4)`` ``xyxy`` that ``deltas`` ``(…, 4)`` describe; inverse of :func:`encode`.
 
     Log scales are limited to ``MAX_LOG_SCALE``.
     """

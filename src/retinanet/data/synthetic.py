@@ -291,7 +291,7 @@ def _write(out: Path, images: int, seed: int, size: int) -> None:
     }
     splits: dict[str, dict[str, Any]] = {name: {**head, "images": [], "annotations": []} for name in ("train", "val")}
     console, annotation = Console(stderr=True), 0
-    quiet = images < 120 or not console.is_terminal  # a short run ends before anybody could read the bar
+    quiet = images < 120 or not console.is_terminal  # a short run ends before the bar can be read
     for index in track(range(images), "Drawing", console=console, transient=True, disable=quiet):
         image, parts, crowd = draw_scene(seed, index, size)
         name, content = f"{index:06d}.jpg", splits["val" if index % 5 == 1 else "train"]

@@ -20,7 +20,7 @@ from retinanet.config import DataConfig
 from retinanet.data.sample import Sample
 from retinanet.hardware import to_device
 
-# Images of a batch are padded to sides that the pyramid's strides up to C5 divide.
+# Sides of a batch are padded to multiples of this number, the stride of C5.
 PAD_TO = 32
 
 
@@ -79,7 +79,7 @@ def horizontal_flip(sample: Sample) -> Sample:
 
 
 def random_crop(sample: Sample, rng: random.Random, smallest: float = 0.5) -> Sample:
-    """Crop a window of ``smallest`` to 1 times each side; an object stays if at least half of its area does.
+    """Crop a window of ``smallest`` to 1 times each side; an object is kept if half of its area is inside.
 
     The visible rest of any other object becomes an ignore region: it is neither a good example nor background.
     """

@@ -44,7 +44,7 @@ def read_example(dataset: Dataset, index: int) -> npt.NDArray[np.uint8]:
 
 
 class Album:
-    """Reads the images of a page and remembers which ones had to be left out.
+    """Reads the images of a page and records the images that had to be left out.
 
     An image whose size differs from the size in the annotations is left out too, because its boxes would be drawn in
     the wrong places.
@@ -73,7 +73,7 @@ class Album:
         return image
 
     def remark(self) -> str | None:
-        """Say how many images were left out and why the first one was; ``None`` if all could be shown."""
+        """Describe how many images were left out, and why the first was; ``None`` if all could be shown."""
         if not self.left_out:
             return None
         count = len(self.left_out)

@@ -26,7 +26,7 @@ _JPEG_LONGEST = 65_500
 
 
 class Writer:
-    """Collects the detections of one ``retinanet detect`` and writes them under ``out``.
+    """Collects the detections of one run of ``retinanet detect`` and writes them under ``out``.
 
     Args:
         out: the folder.

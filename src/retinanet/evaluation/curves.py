@@ -20,8 +20,8 @@ SCORES = np.arange(101) / 100
 CONFIDENCE = 0.95
 FEWEST_IMAGES = 5
 
-# Default number of resamples: at most and at least, and so many (detections × thresholds × resamples) in between,
-# which take a few seconds.
+# Default number of resamples: the maximum, the minimum, and a limit of detections × thresholds × resamples in between,
+# which takes a few seconds.
 _MOST, _FEWEST = 1000, 100
 EFFORT = 6e8
 

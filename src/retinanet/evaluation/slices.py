@@ -1,7 +1,7 @@
 """Average precision on groups of objects: by size, shape, number of objects in the image, neighbors and position.
 
-Objects outside a group are treated as COCO treats objects of other sizes: they count neither as missed nor as found.
-An unmatched detection counts in the group that its own box belongs to.
+Objects outside a group are treated as COCO treats objects of other sizes: they are neither found objects nor false
+negatives. An unmatched detection counts in the group that its own box belongs to.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Layers whose gradient PyTorch computes slowly or wrongly on the CPU, built from operations that it computes well.
+"""Replacements for layers whose gradient PyTorch computes slowly or incorrectly on the CPU.
 
 In a training step of EfficientNet-Lite0 with group norm, two gradients took a third of the time. The weight gradient of
 depthwise convolutions larger than 3×3 has no vectorized kernel (5×5 in bf16: 30 times slower than the code here). The
@@ -37,10 +37,10 @@ def _needs_grad_on_cpu(x: Tensor, weight: Tensor) -> bool:
 
 
 class StridedConv2d(nn.Conv2d):
-    """:class:`torch.nn.Conv2d` whose weight gradient is also right in bf16 on the CPU for feature maps one pixel wide.
+    """:class:`torch.nn.Conv2d` whose weight gradient is also correct in bf16 on the CPU if the map is a pixel wide.
 
-    With stride 2, some row of a 3×3 kernel sees only padding on such a map. The bf16 kernel of torch 2.15 does not
-    write that part of the gradient: it keeps what was in memory, mostly zeros, sometimes NaN. P7 of a small or narrow
+    With stride 2, a row or column of a 3×3 kernel covers only padding on such a map. The bf16 kernel of torch 2.15 does
+    not write this part of the gradient, so it stays uninitialized: mostly zeros, sometimes NaN. P7 of a small or narrow
     image is such a map.
     """
 

@@ -1,4 +1,4 @@
-"""Open a dataset: recognize its format, list its splits, and read the splits that are asked for."""
+"""Open a dataset: recognize its format, list its splits, and read the requested splits."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def read_train_val(
         seed: selects the images to hold out.
 
     Returns:
-        Train, val with the classes of train, and remarks for the user.
+        Train, val with the classes of train, and notes for the user.
 
     Raises:
         DataError: there is no such dataset or split, or it cannot be used.
@@ -143,7 +143,7 @@ def read_eval(path: str | Path, split: str, val_fraction: float = 0.1, seed: int
         seed: selects these images.
 
     Returns:
-        The dataset, with its own classes, and remarks for the user.
+        The dataset, with its own classes, and notes for the user.
 
     Raises:
         DataError: there is no such dataset or split, or it cannot be used.

@@ -59,7 +59,7 @@ def by_split(files: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in files:
         split = split_of(file)
-        # A single file is the dataset, whatever its name; several files are told apart by theirs.
+        # A single file is the dataset, whatever its name; several files are distinguished by their names.
         sure = (claims[split] == 1 and (split != "" or len(files) == 1)) or file.stem in (split, f"instances_{split}")
         found.setdefault(split if sure else file.stem, file)
     return found
