@@ -1,12 +1,11 @@
-"""What one GPU does: its own ceilings, then this package beside torchvision on the same tensors, and where time goes.
+"""Measure one GPU: its limits, then this package and torchvision on the same tensors, and the time of each kernel.
 
     python benchmarks/gpu.py [--out FILE] [--device cuda] [--only SECTION ...] [--compiled] [--quick]
 
-All sections take about two minutes, and ten with ``--compiled``, which also measures what ``torch.compile`` makes of
-each side; ``--only`` divides them over several calls. Results are
-written after every row, so an interrupted call keeps what it measured. Sides run alternately; times are medians of
-rounds, each ended by waiting for the device.
-``--quick`` takes sizes that a CPU can do: it shows that the script works, its times mean nothing.
+All sections take about two minutes, and ten with ``--compiled``, which also measures each side under ``torch.compile``;
+``--only`` divides them over several calls. Results are written after every row, so an interrupted call keeps its
+measurements. Sides run alternately; times are medians of rounds, each ended by waiting for the device. ``--quick``
+takes sizes that a CPU can do: it shows that the script works, its times mean nothing.
 """
 
 from __future__ import annotations
@@ -53,12 +52,12 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured on.
+    """Settings of the measurements.
 
     Attributes:
         device: the GPU, or the CPU to try the script.
         quick: small sizes.
-        compiled: also measure what ``torch.compile`` makes of each side; it takes most of the script's time.
+        compiled: also measure each side under ``torch.compile``; it takes most of the script's time.
     """
 
     device: torch.device
@@ -80,13 +79,13 @@ class Bench:
             torch.cuda.synchronize()
 
     def times(self, sides: dict[str, Call], least: int = 1) -> dict[str, float]:
-        """Median seconds of a call of each side, in turn; quick ones are called several times between two waits.
+        """Median seconds of a call of each side, in turn; fast calls are repeated between two waits.
 
         ``least`` times if that matters: steps in a row overlap, the CPU's part of one with the GPU's of the last.
         """
         repeats = {}
         for side, call in sides.items():
-            for _ in range(3):  # also compiles what is to be compiled
+            for _ in range(3):  # also compiles
                 call()
             repeats[side] = max(least, min(100, round(0.02 / max(1e-6, self._seconds(call, 1)))))
         found: dict[str, list[float]] = {side: [] for side in sides}
@@ -125,7 +124,7 @@ class Bench:
         return (time.perf_counter() - began) / repeats
 
     def memory(self, call: Call) -> float | None:
-        """Megabytes that a call takes at its peak beyond what is in use; None on the CPU."""
+        """Peak megabytes of a call in addition to the memory in use before; None on the CPU."""
         if self.device.type != "cuda":
             return None
         torch.cuda.synchronize()
@@ -324,7 +323,7 @@ def postprocessing(bench: Bench) -> Iterator[Row]:
 
 
 def training(bench: Bench) -> Iterator[Row]:
-    """A step of ResNet-50 in bf16 from uint8 pictures in the CPU's memory: losses, gradients and optimizer included."""
+    """A step of ResNet-50 in bf16 from uint8 images in the CPU's memory: losses, gradients and optimizer included."""
     for images in bench.sizes(16, 32):
         batch = _batch(images, bench)
         steps = {"ours": _our_step(bench, None), "torchvision": _their_step(bench)}
@@ -400,7 +399,7 @@ def _their_step(bench: Bench, compiled: bool = False) -> Callable[[Batch], None]
 
 
 def inference(bench: Bench) -> Iterator[Row]:
-    """uint8 pictures in the CPU's memory → detections, in bf16: normalizing, network, decoding and suppression."""
+    """uint8 images in the CPU's memory → detections, in bf16: normalizing, network, decoding and suppression."""
     detectors, peers = {"ours": _detector(bench)}, {"torchvision": _peer(bench)}
     if bench.compiled:
         detectors["ours compiled"] = _detector(bench, "default")
@@ -536,7 +535,7 @@ def main() -> None:
     rows: list[Row] = []
     for name in arguments.only:
         began = time.perf_counter()
-        torch._dynamo.reset()  # what was compiled for one section makes sizes symbolic in the next
+        torch._dynamo.reset()  # code compiled for one section makes sizes symbolic in the next
         try:
             for row in SECTIONS[name](bench):
                 rows.append(row)

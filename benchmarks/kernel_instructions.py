@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def compile_kernel(kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> Any:
-    """What the GPU would run; all pointers and sizes divisible by 16, as they nearly always are."""
+    """Compile as for the GPU, with all pointers and sizes divisible by 16, as they nearly always are."""
     names = kernel.arg_names
     whole = {name: types.get(name, "constexpr") for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if whole[name].startswith(("*", "i64"))}

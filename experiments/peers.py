@@ -181,8 +181,8 @@ The objective of the search matters. An earlier objective, the share of objects 
 paper_fitted 0.534 on bccd, 0.394 on deeppcb and 0.126 on coco_person. The last is 4 AP below the paper's anchors, with
 fewer people covered closely (IoU 0.7: 47% → 28%). The present objective also counts how closely objects are covered,
 and weights all classes equally. Without the equal weights, paper_fitted had 0.450 on bccd: its anchors fitted the red
-cells, and the network learnt platelets late. (The fitted rows of deeppcb are from before the equal weights. Its classes
-are nearly equally frequent.)
+cells, and the network learned platelets late. (The fitted rows of deeppcb are from before the equal weights. Its
+classes are nearly equally frequent.)
 
 ## torchvision's learning rate
 

@@ -25,7 +25,7 @@ from runs import MAX_SIZE, RESULTS, SETS, SIZE, fitted_anchors, load_sets, read_
 LOG = RESULTS / "screening.jsonl"
 KEYS = ("AP", "AP50", "AP75")
 
-# The recipe at the begin of the screening (START), and the candidates as changes of it, in the form of a recipe file.
+# The recipe at the start of the screening (START), and the candidates as changes of it, in the form of a recipe file.
 START: dict[str, dict[str, Any]] = {
     "model": {"backbone": "tf_efficientnet_lite0", "freeze_stages": 2, "subnet_norm": "group"},
     "assign": {"method": "atss"},
@@ -152,7 +152,7 @@ def _mean(values: Iterable[float]) -> float:
 
 TEXT = """# How the `modern` recipe was chosen
 
-Each row changes one setting of the recipe at the begin of the screening (`START` in `screening.py`). The trainings used
+Each row changes one setting of the recipe at the start of the screening (`START` in `screening.py`). The trainings used
 small subsets of train (8 epochs of 154 images of bccd, 4 epochs of 300 images of the other two) and were measured on
 the remaining images of train (51 and 100), with 320 px, one thread, and seed 0 unless more seeds were run. Held-out
 images were not used. With one seed and so few images, differences under about one AP are noise.

@@ -1,4 +1,4 @@
-"""The cases of ``retinanet bench``. Each function makes its tensors once, so that all sides work on the same ones.
+"""The cases of ``retinanet bench``. Each function makes its tensors once, so that all sides use the same tensors.
 
 torchvision's side calls the functions of its own RetinaNet: ``torchvision.ops`` and ``torchvision.models.detection``.
 Everything runs on the CPU. Where both sides compute the same, their results are compared first. Training steps differ

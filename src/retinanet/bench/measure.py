@@ -30,7 +30,7 @@ class Case:
         floor: a call that does only the least work that the computation needs, if there is such a call.
         floor_name: description of ``floor``.
         items: number of items (such as images) per call.
-        note: a remark for the reader.
+        note: a sentence for the reader.
     """
 
     name: str

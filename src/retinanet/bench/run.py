@@ -73,7 +73,7 @@ SCALING: dict[str, tuple[str, Callable[[int], Case], tuple[int, ...]]] = {
 
 def table(results: Iterable[Timing]) -> str:
     """Format a line for each result: medians, speed-up, the floor's share of our time, additional memory."""
-    header = ("", "ours", "ours bf16", "theirs", "faster", "bf16", "floor", "memory", "theirs")
+    header = ("", "ours", "ours bf16", "theirs", "faster", "faster bf16", "floor", "memory", "their memory")
     rows: list[tuple[str, ...]] = [header]
     for row in results:
         floor = row.seconds.get("floor")

@@ -131,7 +131,7 @@ def positives(
     scaled, _ = _scaled_sizes(dataset, config.data)
     boxes = ScaledBoxes.of(dataset, config.data).boxes
     large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= MIN_SIDE
-    learnt = large & ~dataset.ignore
+    kept = large & ~dataset.ignore
     padded = -(-scaled // PAD_TO) * PAD_TO
     sizes, group = np.unique(padded, axis=0, return_inverse=True)
     for number, (height, width) in enumerate(sizes.tolist()):
@@ -141,7 +141,7 @@ def positives(
         for start in range(0, len(images), step):
             batch = images[start : start + step]
             rows = [np.arange(dataset.offsets[i], dataset.offsets[i + 1]) for i in batch]
-            objects = [r[learnt[r]] for r in rows]
+            objects = [r[kept[r]] for r in rows]
             regions = [torch.from_numpy(boxes[r[dataset.ignore[r]]]) for r in rows]
             matched = assign_batch(grid, [torch.from_numpy(boxes[r]) for r in objects], regions, config.assign)
             every = np.concatenate(objects)

@@ -105,7 +105,7 @@ def search_anchors(
     progress: Callable[[int], object] = lambda fits: None,
     weights: Floats | None = None,
 ) -> SearchResult:
-    """Find the anchors that cover ``boxes`` best. Of practically equal solutions, the one with the fewest anchors wins.
+    """Find the anchors that cover ``boxes`` best. Of nearly equal solutions, that with the fewest anchors is returned.
 
     The sizes keep the proportions of those of ``spec``, unless independent sizes per level are better by at least
     ``AS_GOOD``. The search is deterministic.

@@ -32,7 +32,7 @@ def fit_lines(fit: AnchorFit) -> Iterator[str]:
     if tiny:
         boxes = "1 box has" if tiny == 1 else f"{tiny} boxes have"
         size = fit.config.data.size
-        yield f"note: {boxes} a side under {MIN_SIDE:g} pixel at data.size {size} and cannot be learnt"
+        yield f"note: {boxes} a side under {MIN_SIDE:g} pixel at data.size {size} and cannot be learned"
     yield from (f"note: {note}" for note in fit.notes)
     yield from _coverage_lines(fit)
     yield from _anchor_lines(fit)
@@ -120,12 +120,12 @@ def _assignment_lines(fit: AnchorFit) -> Iterator[str]:
     medians = [int(np.median(anchors.positives)) for anchors in (fit.current, fit.fitted)]
     without = [(anchors.positives == 0).mean() for anchors in (fit.current, fit.fitted)]
     yield (
-        f"Anchors that learn a box with --assign.method {fit.config.assign.method}: "
+        f"Positive anchors per box with --assign.method {fit.config.assign.method}: "
         f"median {medians[0]} → {medians[1]}; "
-        f"boxes without any: {without[0]:.1%} → {without[1]:.1%}"
+        f"boxes without a positive anchor: {without[0]:.1%} → {without[1]:.1%}"
     )
     if fit.config.assign.method == "atss":
-        yield "  ATSS gives each box its nearest anchors, without a fixed IoU, so most uncovered boxes are learnt, too."
+        yield "  ATSS gives each box its nearest anchors, without a fixed IoU, also if the box is not covered."
 
 
 def _input_size_lines(fit: AnchorFit) -> Iterator[str]:

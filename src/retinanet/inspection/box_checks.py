@@ -31,8 +31,8 @@ _FEW_BOXES, _MANY_BOXES = 0.25, 8
 
 _CROWD_POLICY = {
     "ignore": "these regions are neither object nor background (--data.crowd ignore)",
-    "drop": "these regions are learnt as background (--data.crowd drop)",
-    "object": "these regions are learnt as ordinary objects (--data.crowd object)",
+    "drop": "these regions are treated as background (--data.crowd drop)",
+    "object": "these regions are treated as ordinary objects (--data.crowd object)",
 }
 
 

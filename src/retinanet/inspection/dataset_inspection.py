@@ -23,7 +23,7 @@ from retinanet.inspection.splits import without_unions
 from retinanet.inspection.survey import Balance, Survey, coverage_findings
 from retinanet.progress import progress_bar
 
-# Fraction of reached boxes below which fitting the anchors is worth a try.
+# Fraction of reached boxes below which the command proposes to fit the anchors.
 _WELL_REACHED = 0.9
 
 
@@ -87,7 +87,7 @@ def inspect(
     Args:
         dataset: folder or annotation file of a COCO, Pascal VOC, YOLO or CSV dataset.
         fix: also write a repaired copy to this folder, see :func:`write_repaired`.
-        recipe: settings of the training to come: ``modern``, ``paper``, a YAML file, or a :class:`Config`.
+        recipe: settings of the planned training: ``modern``, ``paper``, a YAML file, or a :class:`Config`.
         console: where progress is shown; unset: on the standard output.
         settings: single settings by the names of their flags, such as ``**{"data.size": 640}``.
 

@@ -15,7 +15,7 @@ class Kind:
 
     Attributes:
         code: identifies the kind; decisions use this.
-        severity: ``error``: training stops or goes wrong. ``warning``: training learns or measures something wrong.
+        severity: ``error``: training stops, or its metrics are invalid. ``warning``: accuracy or metrics may suffer.
             ``note``: worth knowing.
         title: the kind as a noun phrase.
         effect: its effect on training.
@@ -68,12 +68,12 @@ _KINDS = (
         "the model is evaluated on an image close to one that it was trained on, so scores are too high",
     ),
     Kind("bad-box", "warning", "degenerate box", "the box is dropped"),
-    Kind("bad-line", "warning", "annotation with a wrong format", "the annotation is dropped"),
+    Kind("bad-line", "warning", "annotation with an invalid format", "the annotation is dropped"),
     Kind(
         "two-classes",
         "warning",
         "two boxes of different classes in the same place (IoU above 0.95)",
-        "each anchor learns only the class of the box that fits it better",
+        "each anchor is trained with the class of only one of the boxes",
     ),
     Kind(
         "duplicate-box",
@@ -85,13 +85,13 @@ _KINDS = (
         "duplicate-image",
         "warning",
         "same image twice in a split",
-        "the image counts twice; if its annotations differ, training learns both",
+        "the image counts twice; if its annotations differ, both are used",
     ),
     Kind(
         "similar-classes",
         "warning",
         "class names that differ only by case, space, hyphen or underscore",
-        "they are learnt as different classes that compete for the same objects",
+        "they are trained as different classes that compete for the same objects",
     ),
     Kind("never-learnt", "warning", "class without a box in train", "the model never detects it: its AP is 0"),
     Kind("rare-class", "warning", "class with fewer than 10 boxes in train", "too few examples to learn the class"),
@@ -99,33 +99,33 @@ _KINDS = (
         "low-coverage",
         "warning",
         "split with more than 10% of its boxes below IoU 0.5 with every anchor",
-        "matching by IoU gives these boxes no positive anchor, so they are learnt as background",
+        "matching by IoU gives these boxes no positive anchor, so they are treated as background",
     ),
     Kind(
         "no-anchor",
         "note",
         "split with boxes that get no positive anchor",
-        "training treats these boxes as background, so evaluation is likely to miss them",
+        "training treats these boxes as background, so the detector is unlikely to find them",
     ),
     Kind(
         "tiny-box",
         "warning",
         "box with a side under 2 pixels of the network's input",
-        "training leaves out boxes under 1 pixel and hardly learns those under 2; "
+        "training leaves out boxes under 1 pixel and boxes under 2 are hard to detect; "
         "raise --data.size or cut the images into tiles",
     ),
     Kind(
         "never-measured",
         "note",
         "class of train without a box in a held-out split",
-        "the class is learnt, but its AP cannot be measured on that split",
+        "the class is trained, but its AP cannot be measured on that split",
     ),
     Kind("clipped-box", "note", "box that reaches over the edge of its image", "the box is clipped to the image"),
     Kind(
         "huge-box",
         "note",
         "box over 90% of its image, in a dataset where such boxes are rare",
-        "the box is learnt like any other; often it is an image label that was turned into a box",
+        "the box is used like any other; often it was made from a label of the whole image",
     ),
     Kind(
         "near-duplicate",
@@ -137,18 +137,18 @@ _KINDS = (
         "few-boxes",
         "note",
         "image with far fewer boxes than the other images",
-        "if objects were not annotated, they are learnt as background",
+        "if objects were not annotated, they are treated as background",
     ),
     Kind(
         "unflagged-crowd",
         "note",
         "box around five or more boxes of its class",
-        "the box is learnt as one large object; if it is a group, flag it as crowd (COCO iscrowd, VOC difficult)",
+        "the box is treated as one large object; if it is a group, flag it as crowd (COCO iscrowd, VOC difficult)",
     ),
-    Kind("no-boxes", "note", "split with images without objects", "these images are learnt as background"),
+    Kind("no-boxes", "note", "split with images without objects", "these images are used as background"),
     Kind("crowd", "note", "split with crowd, difficult or ignore regions", "the effect depends on --data.crowd"),
     Kind("unlisted-image", "note", "image that no annotation file lists", "the image is not used"),
-    Kind("remark", "note", "remark of the reader", "see the remark"),
+    Kind("remark", "note", "other problem in the annotations", "see the description"),
 )
 KINDS = {kind.code: kind for kind in _KINDS}
 _ORDER = {kind.code: number for number, kind in enumerate(_KINDS)}
@@ -199,7 +199,7 @@ class Finding:
 
     @property
     def severity(self) -> Severity:
-        """How bad it is."""
+        """``error``, ``warning`` or ``note``."""
         return self.kind.severity
 
     def to_dict(self) -> dict[str, Any]:

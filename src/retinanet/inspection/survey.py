@@ -38,7 +38,7 @@ class GroupCoverage(NamedTuple):
         name: of the group.
         boxes: number of boxes.
         reached: fraction of the boxes with an anchor of IoU ≥ 0.5.
-        assigned: fraction of the boxes that get a positive anchor with the current settings; NaN if none was looked at.
+        assigned: fraction of the boxes that get a positive anchor with the current settings; NaN if none was checked.
     """
 
     by: str
@@ -57,7 +57,7 @@ class Survey:
         size: float32 ``(M, 2)``, width and height of the boxes in pixels of the network's input.
         overlaps: float32 ``(M,)``, IoU of each box with its best anchor; NaN for ignore regions.
         positives: int64 ``(M,)``, number of positive anchors of each box with the recipe's assignment; −1 for ignore
-            regions and for boxes of images that were not looked at.
+            regions and for boxes of images that were not checked.
         anchors: mean number of anchors per image.
         foreground: mean number of positive anchors per image.
     """
@@ -180,10 +180,10 @@ class Balance:
     def sentences(self, prior: float, alpha: float, gamma: float) -> list[str]:
         """Describe the balance in plain words."""
         if self.foreground == 0:
-            return ["No anchor gets an object, so there is nothing to learn."]
+            return ["No anchor is positive, so no object can be learned."]
         return [
-            f"An average image has {self.foreground:,.0f} positive anchors, which learn an object, and "
-            f"{self.background:,.0f} others, which learn background: 1 : {self.background / self.foreground:.0f}.",
+            f"An average image has {self.foreground:,.0f} positive anchors (objects) and "
+            f"{self.background:,.0f} other anchors (background): 1 : {self.background / self.foreground:.0f}.",
             f"Before the first training step every score is {prior:g} (the prior π). With cross entropy, "
             f"background then causes {_background_share(self.cross_entropy)}.",
             f"With the focal loss (γ = {gamma:g}, α = {alpha:g}), background causes {_background_share(self.focal)}.",

@@ -1,4 +1,4 @@
-"""What to do next after an evaluation, in a few sentences that follow from its numbers."""
+"""Advice after an evaluation, in a few sentences that follow from its numbers."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Side:
-    """What one detector did on an image: a caption, and a figure unless the image cannot be shown."""
+    """The result of one detector on an image: a caption, and a figure unless the image cannot be shown."""
 
     caption: str
     figure: Figure | None
@@ -74,10 +74,10 @@ def write_comparison(path: Path, comparison: Comparison, images: int = 6) -> str
     Args:
         path: the file to write.
         comparison: result of :func:`retinanet.compare`.
-        images: number of images to show where B makes fewer mistakes, and where A does.
+        images: number of images to show where B makes fewer mistakes, and where A makes fewer.
 
     Returns:
-        A remark if some images could not be shown; the page has it as well.
+        A note if some images could not be shown; the page has it as well.
     """
     album = Album(comparison.dataset)
     titles = ("B makes fewer mistakes", "A makes fewer mistakes")
@@ -123,13 +123,13 @@ def verdict(change: Change) -> str:
         better = f"{winner} is better by {abs(change.delta):.3f} AP"
         return f"{better}: {interval}, and {winner} is better in {share:.1%} of the resamples."
     return (
-        f"These images do not tell which detector is better: {interval}, which includes 0; "
+        f"These images do not show which detector is better: {interval}, which includes 0; "
         f"B is better in {change.better:.1%} of the resamples."
     )
 
 
 def outcome_of(comparison: Comparison, side: int, image: int) -> Outcome:
-    """Find the true positives, false positives and missed objects of A (0) or B (1) in an image."""
+    """Find the true positives, false positives and false negatives of A (0) or B (1) in an image."""
     dataset, scene, matching = comparison.dataset, comparison.scenes[side], comparison.matchings[side]
     here = (scene.images == image) & (scene.scores >= comparison.mistakes[side].score)
     tp, fp = (np.flatnonzero(here & kind[0]) for kind in (matching.tp, matching.fp))
@@ -188,7 +188,7 @@ def _pair(comparison: Comparison, album: Album, index: int) -> Pair:
         outcome = outcome_of(comparison, side, index)
         missed = _per_class(comparison.dataset.labels[outcome.missed], comparison)
         fp = _per_class(comparison.scenes[side].labels[outcome.fp], comparison)
-        caption = f"{letter}: missed {missed}; false positives {fp}"
+        caption = f"{letter}: false negatives {missed}; false positives {fp}"
         figure = None if image is None else image_figure(draw_outcome(image, comparison, side, outcome), caption)
         sides.append(Side(caption, figure))
     return Pair(Path(comparison.dataset.files[index]).name, sides)

@@ -42,7 +42,7 @@ _SECTIONS = (
     ("calibration-section", "Calibration"),
     ("confusion-section", "Confusion"),
     ("slices-section", "Groups of objects"),
-    ("missed", "Missed objects"),
+    ("missed", "False negatives"),
     ("false-positives", "False positives"),
     ("label-errors", "Likely annotation errors"),
     ("images", "Images"),
@@ -50,14 +50,14 @@ _SECTIONS = (
 
 _LABEL_ERRORS = {
     "class": ("Annotated as another class", "A confident detection of another class lies on the object."),
-    "missing": ("Not annotated", "A confident detection lies where nothing is annotated."),
+    "missing": ("Not annotated", "A confident detection lies where no object is annotated."),
     "unfindable": (
         "Never found",
         "No detection of any class and score overlaps these objects; the largest come first.",
     ),
 }
 
-# Longer side of a close-up in pixels, and the colors of its boxes: what it is about, and what that is compared with.
+# Longer side of a close-up in pixels, and the colors of its boxes: the example, and the box compared with it.
 _SIDE = 260
 _SUBJECT, _OTHER = "#ffb000", "white"
 
@@ -81,7 +81,7 @@ def write_report(path: Path, evaluation: Evaluation, images: int = 12) -> str | 
         images: number of example images of each kind.
 
     Returns:
-        A remark if some images could not be shown; the page has it as well.
+        A note if some images could not be shown; the page has it as well.
     """
     analysis, dataset = evaluation.analysis, evaluation.dataset
     album = Album(dataset)

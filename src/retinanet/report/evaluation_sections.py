@@ -37,7 +37,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """A kind of error, how many there are and what they cost, with the width of its bar in rem."""
+    """A kind of error with its count, its cost, and the width of its bar in rem."""
 
     code: str
     meaning: str

@@ -116,8 +116,8 @@ def _cards(found: Inspection) -> list[tuple[str, str, str]]:
     counts = {s: sum(f.kind.severity == s for f in found.findings) for s in ("error", "warning", "note")}
     surveys = found.surveys.values()
     return [
-        ("errors", str(counts["error"]), "training stops or goes wrong"),
-        ("warnings", str(counts["warning"]), "training learns or measures something wrong"),
+        ("errors", str(counts["error"]), "training stops, or metrics are invalid"),
+        ("warnings", str(counts["warning"]), "accuracy or metrics may suffer"),
         ("notes", str(counts["note"]), "worth knowing"),
         ("images", str(sum(len(s.dataset) for s in surveys)), f"in {len(surveys)} splits"),
         ("boxes", str(sum(int(s.objects.sum()) for s in surveys)), "without ignore regions"),

@@ -1,4 +1,4 @@
-"""Measure what figures show besides AP: loss curves (Figure 1), speed (Figure 2), loss distribution (Figure 4)."""
+"""Measurements of the figures besides AP: loss curves (Figure 1), speed (Figure 2), loss distribution (Figure 4)."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class MeasuredRow:
         paper: the paper's COCO AP, in points.
         flags: the changes of the base, as flags of ``retinanet train``.
         paper_ms: the paper's milliseconds for each image.
-        paper_diverges: the paper says that this training diverges.
+        paper_diverges: the paper reports that this training diverges.
         runs: the finished runs.
     """
 
@@ -99,7 +99,7 @@ class Results:
         title: its heading.
         claim: the paper's statement.
         where: the setting of the paper's numbers.
-        note: a remark on the rows.
+        note: a sentence about the rows.
         command: the command that makes the page again.
         scale: small or paper.
         data: name of the dataset.

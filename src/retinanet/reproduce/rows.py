@@ -29,7 +29,7 @@ class Row:
         small: further changes at small scale. None: the row has no counterpart there.
         milliseconds: time for each image in the paper, on an M40.
         extra: train this row only with ``--every-row``.
-        diverges: the paper says that this training diverges.
+        diverges: the paper reports that this training diverges.
         here: the name of the row at small scale, if it differs.
     """
 
@@ -59,7 +59,7 @@ class Experiment:
         claim: the paper's statement, in a sentence.
         where: the setting of the paper's numbers.
         rows: the trainings. Empty: nothing is trained.
-        note: a remark on the rows at small scale.
+        note: a sentence about the rows at small scale.
     """
 
     name: str

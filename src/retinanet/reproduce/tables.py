@@ -35,7 +35,7 @@ def _setting(results: Results) -> str:
     return (
         f"The paper's numbers: {results.where}. Here: {results.data}, {results.train_images:,} images in train and "
         f"{results.val_images:,} in val; {results.base['model']['backbone']}, {data['size']} px{longest}; "
-        f"{epochs} ({seen:,} images shown) in batches of {train['batch']}, learning rate {rate:g}, unless a row says "
+        f"{epochs} ({seen:,} images shown) in batches of {train['batch']}, learning rate {rate:g}, unless a row states "
         f"otherwise. Every row starts from the recipe `paper`{with_changes}. AP is the AP of the "
         "last weights, in points: mean ± standard deviation over the seeds, with the range in brackets. "
         f"{results.machine}."
@@ -98,8 +98,8 @@ def _remarks(rows: Sequence[MeasuredRow]) -> list[str]:
     lines = [
         f"* Best to worst in the paper: {_ordered(paper, [_paper(row) for row in paper])}.",
         f"* Best to worst here: {_ordered(here, [row.standing() for row in here])}{_note_on_diverged(here)}.",
-        f"* {agree} of the {pairs} pairs of settings that differ in the paper have the same order here. {apart} pairs "
-        f"are separated here (the APs of their seeds do not overlap); {apart_agree} of these have the paper's order.",
+        f"* {agree} of the {pairs} pairs of settings that differ in the paper have the same order here. Of the "
+        f"{apart} pairs whose ranges of AP do not overlap here, {apart_agree} have the paper's order.",
     ]
     if max(len(row.runs) for row in ranked) == 1:
         lines.append("* There is one seed, so differences may be due to chance.")

@@ -85,7 +85,7 @@ def _own_folder(out: Path) -> Iterator[None]:
 
 
 def _read_data(data: str | Path, config: Config, console: Console, processes: Processes) -> tuple[Dataset, Dataset]:
-    """Read and verify the data; print what it holds."""
+    """Read and verify the data; print its contents."""
     settings = config.data
     train_set, val_set, notes = read_train_val(data, settings.train, settings.val, settings.val_fraction)
     if settings.verify:
@@ -105,7 +105,7 @@ def _print_result(result: Result, out: Path, val_set: Dataset, console: Console)
         images, times = len(result.unreadable), sum(result.unreadable.values())
         console.print(f"{images} images could not be read ({times} times in all); others took their places")
     if result.seconds == 0:
-        console.print(f"{out} is already finished ({result.finished}); to train anew, choose another --out")
+        console.print(f"{out} is already finished ({result.finished}); to train again, choose another --out")
     elif "epochs are done" not in result.finished:
         console.print(f"stopped early: {result.finished}")
     console.print(

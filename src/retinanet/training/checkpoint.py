@@ -108,7 +108,7 @@ class Checkpoint:
         try:
             return cls(path, info, Progress.from_dict(info.progress))
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: it does not say how far its training is; choose another --out") from error
+            raise CheckpointError(f"{path}: it lacks the progress of its training; choose another --out") from error
 
 
 def save_training(path: Path, state: TrainingState, info: ModelInfo) -> None:
@@ -229,7 +229,7 @@ def check_same_data(
         dataset: the data to resume with.
 
     Raises:
-        CheckpointError: the data has changed; what has changed is named.
+        CheckpointError: the data has changed; the message names the changes.
     """
     if before is None or before == now:
         return

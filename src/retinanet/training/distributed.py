@@ -159,7 +159,7 @@ def joined_processes() -> Iterator[Processes]:
             raise
         raise PeerError(
             f"rank {processes.rank}: another process of this training ended or cannot be reached "
-            f"({' '.join(str(error).split())[:120]}); what it says is above or in its own log. "
+            f"({' '.join(str(error).split())[:120]}); its message is above or in its own log. "
             "The last checkpoint is intact: start all of them again with --resume"
         ) from error
     finally:

@@ -37,7 +37,7 @@ _SMOOTHING = 0.9
 def find_learning_rate(job: Job) -> float:
     """Return the learning rate to train with, for 16 images like ``train.lr``; writes ``learning_rate.png``.
 
-    The weights that are trained for it are thrown away.
+    The weights that are trained for it are discarded.
 
     Raises:
         DataError: the loss falls at no rate.

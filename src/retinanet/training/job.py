@@ -20,7 +20,7 @@ from retinanet.zoo.weights import ModelInfo
 
 @dataclass(frozen=True)
 class Job:
-    """What to train, on which data, and where the results go.
+    """Settings, data and output folder of a training.
 
     Attributes:
         config: all settings.

@@ -1,4 +1,4 @@
-"""What to say when a loss or a gradient is NaN or infinite: which images caused it."""
+"""Explain a loss or a gradient that is NaN or infinite: which images caused it."""
 
 from __future__ import annotations
 

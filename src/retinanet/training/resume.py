@@ -125,7 +125,7 @@ def _has_boxes(dataset: Dataset) -> bool:
 
 
 def start(job: Job, checkpoint: Checkpoint | None, progress: Progress) -> Start:
-    """Return what the training loop needs.
+    """Return everything that the training loop needs.
 
     Raises:
         CheckpointError: the checkpoint is damaged or belongs to another model.

@@ -1,4 +1,4 @@
-"""What a training step changes, and the step itself."""
+"""The state of a training, and the step that changes it."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Seconds in which several signals count as one: a terminal and torchrun both pass Ctrl-C on, and torchrun then sends
-# SIGTERM.
+# Seconds in which several signals count as a single signal: a terminal and torchrun both pass Ctrl-C on, and torchrun
+# then sends SIGTERM.
 _VOLLEY_SECONDS = 0.5
 
 

@@ -39,10 +39,10 @@ _SERVER_SECONDS = 20
 
 
 class Tool(Protocol):
-    """A tool that keeps scalars and images.
+    """A tool that stores scalars and images.
 
     Attributes:
-        view: the command that shows what it kept.
+        view: the command that shows the stored values.
         held: for each of ``GROUPS``, the last step that it has from before the training was resumed.
     """
 
@@ -50,10 +50,10 @@ class Tool(Protocol):
     held: Mapping[str, int]
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Keep values by name."""
+        """Store values by name."""
 
     def images(self, step: int, images: Mapping[str, Image]) -> None:
-        """Keep uint8 RGB images ``(H, W, 3)`` by name."""
+        """Store uint8 RGB images ``(H, W, 3)`` by name."""
 
     def close(self, failed: bool) -> None:
         """Write pending values and mark the run as finished or failed."""
@@ -109,7 +109,7 @@ class WandB:
             finish_timeout=30 * _SERVER_SECONDS,  # uploads
             x_disable_machine_info=True,
         )
-        wandb.setup(settings)  # before init, which asks for a key otherwise
+        wandb.setup(settings)  # before init, which prompts for a key otherwise
         self._wandb: Any = wandb
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),
@@ -245,7 +245,8 @@ def _identity(out: Path, tool: str, fresh: str, new: bool) -> str:
 
 
 def logged_in() -> bool:
-    """Return whether W&B would find a key. W&B itself is not asked, because it asks the user and the network."""
+    """Return whether W&B would find a key. W&B's own function is not called, because it may prompt the user and use the
+    network."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc

@@ -65,7 +65,7 @@ def open_trackers(
         names: any of ``tensorboard``, ``wandb``, ``mlflow``.
         out: the run's folder; ``metrics.jsonl`` there holds the steps up to ``resume_at``.
         config: all settings, which the tools show with the run.
-        resume_at: number of steps already done; what a tool has of later steps is replaced.
+        resume_at: number of steps already done; later steps in a tool are replaced.
         console: where the command that shows each tool is printed, and failures.
 
     Raises:
@@ -79,7 +79,7 @@ def open_trackers(
         for name in dict.fromkeys(names):
             try:
                 tools[name] = TOOLS[name](out, config, resume_at)
-            except Exception as error:  # whatever the tool raises
+            except Exception as error:  # tools raise many types
                 if not resume_at:
                     trackers.close(failed=True)
                     hint = f"{_HINTS[name]}, or leave it out"

@@ -33,7 +33,7 @@ _MUCH_WAITING = 0.2
 
 
 class Validation:
-    """What happens at the end of an epoch: evaluate, keep the best weights, draw, decide whether to stop."""
+    """The end of an epoch: evaluate, keep the best weights, draw, decide whether to stop."""
 
     def __init__(self, run: Start, recorder: Recorder, trackers: Trackers, batches: Timed) -> None:
         self._run, self._recorder, self._trackers, self._batches = run, recorder, trackers, batches
