@@ -319,6 +319,6 @@ class Config:
         """Return the defaults with ``values`` replaced.
 
         Raises:
-            ConfigError: an unknown key (the nearest known one is named) or a value of the wrong type.
+            ConfigError: an unknown key (the message names the most similar key) or a value of an invalid type.
         """
         return updated(cls(), values, where)

@@ -28,7 +28,7 @@ def updated(settings: Settings, values: Mapping[str, Any], where: str) -> Settin
         where: the file or the recipe that the values come from, for messages.
 
     Raises:
-        ConfigError: an unknown key (the nearest known one is named) or a value of the wrong type.
+        ConfigError: an unknown key (the message names the most similar key) or a value of an invalid type.
     """
     hints = typing.get_type_hints(type(settings))
     fields = dataclasses.fields(settings)  # type: ignore[arg-type]

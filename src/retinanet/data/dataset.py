@@ -30,7 +30,7 @@ NO_CLASS = -1
 # Corners that lie outside the image by at most this many pixels are rounding errors of an xywh file; not reported.
 _EDGE_TOLERANCE = 0.05
 
-# An ``area`` above this cannot be that of an object; width × height is used instead.
+# An ``area`` above this cannot be the area of an object; width × height is used instead.
 _LARGEST_AREA = 1e18
 
 

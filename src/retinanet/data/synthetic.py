@@ -30,7 +30,7 @@ CLASS_ODDS = (0.35, 0.27, 0.26, 0.12)  # gears are three times as rare as washer
 LOOKALIKES = ("disc", "plate", "arc", "rod", "shard")  # same metal and light, but not objects
 EDGE = 0.3  # a pixel belongs to a part that covers at least this fraction of it
 SUPERSAMPLE = 3
-CROWD_IMAGES = (3, 11)  # one in each split
+CROWD_IMAGES = (3, 11)  # an image of each split
 TINTS = ((186, 190, 196), (150, 158, 172), (205, 170, 88), (192, 122, 84), (70, 70, 76), (168, 62, 54), (62, 104, 150))
 # Usual colors of each class, as rows of TINTS. One part in four has another color, so color does not give the class.
 USUAL_TINTS = {"washer": (0, 1), "nut": (2,), "screw": (4, 6), "gear": (3, 5)}

@@ -62,7 +62,7 @@ def coco_rows(detections: Detections, dataset: Dataset) -> npt.NDArray[np.float6
 def coco_metrics(dataset: Dataset, predictions: Detections) -> Metrics:
     """Compute the COCO box metrics of ``predictions`` on ``dataset``.
 
-    Ignore regions are treated as COCO treats crowds: a detection mostly inside one is neither a true nor a false
+    Ignore regions are treated as COCO treats crowds: a detection mostly inside a region is neither a true nor a false
     positive.
     """
     evaluation = coco_evaluation(dataset, predictions)

@@ -116,7 +116,7 @@ def bootstrap(
 
     The matching of an image does not depend on the other images, so a resample only changes how often the detections
     and objects of an image count. The resamples depend on the number of images, ``resamples`` and ``seed`` alone: two
-    detectors on the same images get the same resamples, which makes a comparison of them a paired one.
+    detectors on the same images get the same resamples, so a comparison of them is paired.
 
     Args:
         scene: objects and detections.
@@ -190,7 +190,7 @@ def against_thresholds(scene: Scene, matching: Matching, totals: Ints, level: in
 
 
 def best_score(f1: Floats) -> float:
-    """Find the score threshold with the highest F1; of several, the middle one."""
+    """Find the score threshold with the highest F1; of several, the middle threshold."""
     places = np.flatnonzero(f1 == f1.max())
     return float(SCORES[places[len(places) // 2]])
 
@@ -207,7 +207,7 @@ def _precisions(tp: Bools, fp: Bools, weights: Floats, totals: Ints) -> Floats:
     hits = np.flatnonzero(tp)
     result = np.zeros((len(totals), len(RECALLS)))
     if len(hits):
-        # Recall rises and precision peaks only at true positives; nothing after the last one matters.
+        # Recall rises and precision peaks only at true positives; nothing after the last of them matters.
         last = hits[-1] + 1
         between = np.append(0, hits[:-1] + 1)
         fp_counts = np.cumsum(np.add.reduceat(weights[:, :last] * fp[:last], between, axis=1), axis=1)

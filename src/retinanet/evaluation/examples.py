@@ -87,7 +87,7 @@ def false_positives(scene: Scene, errors: Errors, score: float) -> Examples:
 def label_errors(scene: Scene, matching: Matching, errors: Errors) -> dict[str, Examples]:
     """List likely annotation errors by kind: ``"class"``, ``"missing"`` and ``"unfindable"``.
 
-    A confident detection of another class than the annotated one, or where nothing is annotated, is as likely an error
+    A confident detection of another class than annotated, or where no object is annotated, is as likely an error
     of the annotations as of the detector. So is an object that no detection of any class and score overlaps.
     """
     confident = _confident(scene, matching)

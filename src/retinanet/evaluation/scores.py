@@ -76,6 +76,6 @@ def confusion_matrix(scene: Scene, score: float, least_iou: float = 0.5) -> Ints
 
 
 def _bins(scores: Floats, count: int) -> Ints:
-    """Find the bin of each score. A bin includes its lower border, and the last one includes 1."""
+    """Find the bin of each score. A bin includes its lower border, and the last bin includes 1."""
     edges = np.arange(count + 1) / count  # np.linspace would give 0.30000000000000004, which is above a score of 0.3
     return np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, count - 1).astype(np.int64)

@@ -95,10 +95,10 @@ def _kinds(scene: Scene, fp: Bools) -> tuple[Ints, Ints]:
 
 
 def _nearest(scene: Scene, use: Bools) -> tuple[Ints, Floats]:
-    """Find the object of highest IoU for each detection, among the pairs ``use``; −1 and 0 without one."""
+    """Find the object of highest IoU for each detection, among the pairs ``use``; −1 and 0 without an object."""
     objects, ious = np.full(len(scene.scores), -1, dtype=np.int64), np.zeros(len(scene.scores))
     rows = np.flatnonzero(use)
-    rows = rows[np.lexsort((-scene.pair_objects[rows], scene.pair_ious[rows]))]  # the last one written stays
+    rows = rows[np.lexsort((-scene.pair_objects[rows], scene.pair_ious[rows]))]  # the last assignment stays
     objects[scene.pair_detections[rows]] = scene.pair_objects[rows]
     ious[scene.pair_detections[rows]] = scene.pair_ious[rows]
     return objects, ious

@@ -64,7 +64,7 @@ def area(tp: npt.NDArray[np.int64], fp: npt.NDArray[np.int64], objects: int) -> 
 
 
 def _best_objects(dataset: Dataset, predictions: Detections) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Find the highest IoU of each detection with a box of its class, and the row of that box; 0 and −1 without one."""
+    """Find the highest IoU of each detection with a box of its class, and the row of that box; 0 and −1 without it."""
     overlaps = np.zeros(len(predictions.labels))
     targets = np.full(len(predictions.labels), -1, dtype=np.int64)
     order = np.argsort(predictions.images, kind="stable")

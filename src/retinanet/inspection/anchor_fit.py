@@ -70,7 +70,7 @@ class AnchorFit:
         fitted: the best anchors that were found.
         table: the best coverage for each number of scales and ratios.
         larger_inputs: share of covered boxes with anchors fitted to each larger ``data.size``. Empty if the current
-            input is large enough, or if no larger one covers more.
+            input is large enough, or if no larger input covers more.
     """
 
     train: Dataset
@@ -118,7 +118,7 @@ class AnchorFit:
 
     @property
     def worthwhile(self) -> bool:
-        """Whether the fitted anchors are clearly better than the current ones."""
+        """Whether the fitted anchors are clearly better than the current anchors."""
         return self.fitted.coverage.close >= self.current.coverage.close + AS_GOOD
 
 

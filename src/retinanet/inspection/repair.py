@@ -13,7 +13,7 @@ from retinanet.inspection.checks import CheckResult
 from retinanet.inspection.duplicates import Pair
 from retinanet.inspection.splits import role
 
-# An image that two splits share stays in the held-out one: scores stay comparable, and train loses little.
+# An image that two splits share stays in the held-out split: scores stay comparable, and train loses little.
 _PRIORITY = {"test": 0, "val": 1, "train": 2}
 
 

@@ -48,7 +48,7 @@ class ErrorRow:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Curves against the score threshold, and precision and recall at the best one."""
+    """Curves against the score threshold, and precision and recall at the best threshold."""
 
     charts: list[Drawing]
     precision: float

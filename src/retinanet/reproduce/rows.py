@@ -71,7 +71,7 @@ class Experiment:
     note: str = ""
 
     def chosen(self, every: bool, small: bool) -> tuple[Row, ...]:
-        """The rows to train. The extra ones need ``every``; at small scale, rows without a counterpart are left out."""
+        """The rows to train. Extra rows need ``every``; at small scale, rows without a counterpart are left out."""
         return tuple(row for row in self.rows if (every or not row.extra) and not (small and row.small is None))
 
 

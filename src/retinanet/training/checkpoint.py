@@ -76,7 +76,7 @@ class Progress:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read the progress that a weight file stores; older ones lack some values."""
+        """Read the progress that a weight file stores; older files lack some values."""
         best_ap = values.get("best_ap")
         return cls(
             step=int(values["step"]),
@@ -205,7 +205,7 @@ def check_same_settings(path: Path, stored: Config, config: Config) -> None:
         CheckpointError: naming the first differences.
     """
     before, now = _flat(stored.to_dict()), _flat(config.to_dict())
-    # The checkpoint stores the number of channels that an unset one stands for.
+    # The checkpoint stores the number of channels that an unset model.channels stands for.
     before["model.channels"] = now["model.channels"] if now["model.channels"] is None else before["model.channels"]
     different = [f"{k} {before[k]} → {now[k]}" for k in now if before[k] != now[k] and k not in _FREE]
     if different:
@@ -223,7 +223,7 @@ def check_same_data(
 
     Args:
         path: the checkpoint.
-        before: the description of the data in the checkpoint; None in an old one, which is not checked.
+        before: the description of the data in the checkpoint; None in an old checkpoint, which is not checked.
         now: the description of ``dataset``.
         role: ``training`` or ``validation``, for the message.
         dataset: the data to resume with.

@@ -99,7 +99,8 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 def steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
     """Return the rate at which the loss falls fastest per unit of log(rate); None if it never falls.
 
-    The slope is that of a straight line through a fifth of the steps; fewer would follow the noise of small batches.
+    The slope is fitted with a straight line through a fifth of the steps; fewer steps would follow the noise of
+    batches.
     """
     window = max(3, len(losses) // 5)
     if len(losses) < window:

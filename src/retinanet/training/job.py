@@ -27,7 +27,7 @@ class Job:
         train_set: the data to train on; crowds are treated as ``config.data.crowd`` says.
         val_set: the data that chooses the best epoch; the same classes in the same order.
         out: the run's folder.
-        console: where messages and progress are printed; quiet on all ranks but the main one.
+        console: where messages and progress are printed; quiet on all ranks except the main rank.
         processes: the ranks that train together.
     """
 

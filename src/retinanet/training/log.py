@@ -16,7 +16,7 @@ class Log:
     Args:
         path: the file.
         resume_at: number of steps already done.
-        write: whether to write the file; off on all ranks but the main one.
+        write: whether to write the file; off on all ranks except the main rank.
     """
 
     def __init__(self, path: Path, resume_at: int = 0, write: bool = True) -> None:
@@ -42,7 +42,7 @@ class Log:
             ) from error
 
     def newest(self, key: str) -> dict[str, Any]:
-        """Return the newest line that has ``key``, or an empty one."""
+        """Return the newest line that has ``key``, or an empty dictionary."""
         return next((line for line in reversed(self.lines) if key in line), {})
 
     def draw(self, path: Path) -> None:

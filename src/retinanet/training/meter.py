@@ -116,7 +116,7 @@ class Meter:
         self._waiting: list[tuple[Step, _Numbers]] = []
 
     def add(self, step: Step) -> list[Reading]:
-        """Return the readings that are due: that of ``step``, or on a GPU that of the step before."""
+        """Return the readings that are due: the reading of ``step``, or on a GPU of the step before it."""
         self._waiting.append((step, _Numbers.of(step)))
         return self._read(len(self._waiting) - self._deferred)
 

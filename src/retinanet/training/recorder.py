@@ -33,7 +33,7 @@ class Recorder:
         self._printed: set[str] = set()
 
     def step(self, step: Step) -> None:
-        """Record a step, or on a GPU the one before it.
+        """Record a step, or on a GPU the step before it.
 
         Raises:
             NonFiniteLossError: its loss or its gradient is NaN or infinite.

@@ -83,7 +83,7 @@ def open_run(
 def _refuse_other_run(out: Path, resume: bool) -> None:
     if (out / "last.safetensors").exists():
         if not resume:
-            raise CheckpointError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
+            raise CheckpointError(f"{out} already holds a run; add --resume to continue it, or choose another --out")
     elif (out / "best.safetensors").exists() and not (resume and (out / "config.yaml").exists()):
         # With resume and config.yaml, the run was killed after its first best weights and before its first checkpoint.
         raise CheckpointError(

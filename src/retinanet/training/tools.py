@@ -96,7 +96,7 @@ class WandB:
         import wandb
 
         identity = _identity(out, "wandb", uuid.uuid4().hex[:8], new=not resume_at)
-        # An offline run cannot be resumed: its folder is replaced by a new one that gets every step again.
+        # An offline run cannot be resumed: its folder is replaced by a new folder with all steps.
         for folder in (out / "wandb").glob(f"offline-run-*-{identity}"):
             shutil.rmtree(folder, ignore_errors=True)
         settings = wandb.Settings(
@@ -187,7 +187,7 @@ class MLflow:
         """Resume the run; False if the folder was moved, because its artifacts then lie at the old place."""
         if self._artifacts and not self._client.get_run(self._run).info.artifact_uri.startswith(self._artifacts + "/"):
             return False
-        # MLflow cannot delete steps, so those it has are not sent again.
+        # MLflow cannot delete steps, so existing steps are not sent again.
         last = {"train": "train/loss", "val": "val/AP"}
         histories = {group: self._client.get_metric_history(self._run, name) for group, name in last.items()}
         self.held = {group: max((m.step for m in ms), default=0) for group, ms in histories.items()}

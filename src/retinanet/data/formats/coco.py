@@ -33,7 +33,7 @@ _PROBED_IMAGES = 8
 
 
 def find(root: Path) -> dict[str, Path]:
-    """Find the annotation file of each split of a COCO dataset. Empty if ``root`` is not one.
+    """Find the annotation file of each split of a COCO dataset. Empty if ``root`` has another format.
 
     Args:
         root: the dataset's folder, or one JSON file.

@@ -75,7 +75,7 @@ class _Row:
 
 
 def find(root: Path) -> dict[str, CsvSplit]:
-    """Find the splits of a CSV dataset. Empty if ``root`` is not one.
+    """Find the splits of a CSV dataset. Empty if ``root`` has another format.
 
     Args:
         root: the dataset's folder, or one CSV file.

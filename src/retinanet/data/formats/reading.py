@@ -18,7 +18,7 @@ from retinanet.data.images import IMAGE_SUFFIXES, image_size
 from retinanet.errors import DataError
 from retinanet.files import special_file
 
-# All names of a split, the usual one first.
+# All names of a split, the usual name first.
 SPLIT_ALIASES = {
     "train": ("train", "train2017"),
     "val": ("val", "valid", "validation", "dev", "val2017"),

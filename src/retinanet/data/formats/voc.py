@@ -59,7 +59,7 @@ class VocSplit:
 
 
 def find(root: Path) -> dict[str, VocSplit]:
-    """Find the splits of a Pascal VOC dataset. Empty if ``root`` is not one."""
+    """Find the splits of a Pascal VOC dataset. Empty if ``root`` has another format."""
     if not root.is_dir():
         return {}
     listed = tuple(class_list(root))
@@ -102,7 +102,7 @@ def read(source: VocSplit, name: str, tolerant: bool = False) -> Dataset:
         if (found_size := size if min(size) > 0 else sizes.read(source.images / file, str(xml))) is None:
             continue
         builder.add_image(file, *found_size)
-        # The VOC challenge counts pixels from 1 and includes the last one. Other tools write half-open coordinates.
+        # The VOC challenge counts pixels from 1 and includes the last pixel. Other tools write half-open coordinates.
         first = 1 if "The VOC" in content.database else 0
         for found in content.objects:
             where = f"{xml}:{found.line}"

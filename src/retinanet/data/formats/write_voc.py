@@ -31,7 +31,7 @@ def write(
 ) -> None:
     """Write a Pascal VOC dataset.
 
-    As in the VOC challenge, pixels are counted from 1 and the last one belongs to the box. Ignore regions are
+    As in the VOC challenge, pixels are counted from 1 and the last pixel belongs to the box. Ignore regions are
     ``difficult``; those without a class are called ``ignore``. If two splits have different images of the same name,
     each split gets its own folder below ``Annotations`` and ``JPEGImages``.
 

@@ -37,7 +37,7 @@ class YoloSplit:
 
 
 def find(root: Path) -> dict[str, YoloSplit]:
-    """Find the splits of a YOLO dataset. Empty if ``root`` is not one.
+    """Find the splits of a YOLO dataset. Empty if ``root`` has another format.
 
     Args:
         root: the dataset's folder, its YAML file, or a text file that lists images.

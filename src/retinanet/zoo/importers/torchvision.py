@@ -24,7 +24,7 @@ from retinanet.zoo.weights import ModelInfo
 # Mean and standard deviation of the input of torchvision's ImageNet ResNets, and so of all its detectors.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# Backbones that torchvision's builder offers; timm uses the same names. The most common one comes first.
+# Backbones that torchvision's builder offers; timm uses the same names. The most common backbone comes first.
 _BACKBONES = (
     "resnet50",
     "resnet18",
@@ -53,7 +53,7 @@ def load_torchvision(
     and mean, thresholds.
 
     Args:
-        state_dict: of the model, or a checkpoint that holds one under ``model`` or ``state_dict``.
+        state_dict: of the model, or a checkpoint that holds it under ``model`` or ``state_dict``.
         classes: names of the network's outputs, in order. Unset: COCO's for 91 outputs (with ``__background__`` and
             ``N/A`` at the indices that COCO leaves empty), else ``class 0``, ``class 1``, …
         norm_eps: epsilon of the batch norm. Set it if the rule above does not apply: to 1e-5 for frozen batch norm in a
