@@ -66,7 +66,7 @@ class Bench:
 
     @property
     def side(self) -> int:
-        """Of the pictures, in pixels."""
+        """Side of the images, in pixels."""
         return 128 if self.quick else 800
 
     def sizes(self, *values: int) -> tuple[int, ...]:
@@ -406,10 +406,10 @@ def inference(bench: Bench) -> Iterator[Row]:
         detectors["ours graph"] = _detector(bench, "reduce-overhead")  # CUDA graphs
         peers["torchvision compiled"] = _peer(bench, compiled=True)
     for images in bench.sizes(1, 8, 32):
-        pictures = _batch(images, bench).images
+        tensors = _batch(images, bench).images
 
-        sides: dict[str, Call] = {side: partial(each.detect_scaled, pictures) for side, each in detectors.items()}
-        sides |= {side: partial(_their_detections, each, pictures, bench) for side, each in peers.items()}
+        sides: dict[str, Call] = {side: partial(each.detect_scaled, tensors) for side, each in detectors.items()}
+        sides |= {side: partial(_their_detections, each, tensors, bench) for side, each in peers.items()}
         if images not in (1, 32):  # compiling takes half a minute for each size
             sides = {side: call for side, call in sides.items() if side in ("ours", "torchvision")}
         found = {side: _count(sides[side]()) for side in ("ours", "torchvision")}
@@ -418,8 +418,8 @@ def inference(bench: Bench) -> Iterator[Row]:
 
 
 @torch.inference_mode()
-def _their_detections(peer: Any, pictures: list[Tensor], bench: Bench) -> list[dict[str, Tensor]]:
-    there = [picture.to(bench.device, non_blocking=True).float() / 255 for picture in pictures]
+def _their_detections(peer: Any, tensors: list[Tensor], bench: Bench) -> list[dict[str, Tensor]]:
+    there = [tensor.to(bench.device, non_blocking=True).float() / 255 for tensor in tensors]
     with autocast(bench.device, torch.bfloat16):
         found = peer(there)
     return [{name: value.cpu() for name, value in each.items()} for each in found]
@@ -487,15 +487,15 @@ def _peer(bench: Bench, compiled: bool = False) -> Any:
 
 
 def _batch(images: int, bench: Bench) -> Batch:
-    """Pictures with 12 boxes each, in memory that the GPU can read while the CPU goes on."""
+    """Images with 12 boxes each, in memory that the GPU can read while the CPU goes on."""
     generator = torch.Generator().manual_seed(images)
     shape = (3, bench.side, bench.side)
-    pictures = [torch.randint(256, shape, dtype=torch.uint8, generator=generator) for _ in range(images)]
+    tensors = [torch.randint(256, shape, dtype=torch.uint8, generator=generator) for _ in range(images)]
     if bench.device.type == "cuda":
-        pictures = [picture.pin_memory() for picture in pictures]
+        tensors = [tensor.pin_memory() for tensor in tensors]
     boxes = [_boxes(12, bench.side, seed) for seed in range(images)]
     labels = [torch.randint(CLASSES, (12,), generator=generator) for _ in range(images)]
-    return Batch(pictures, boxes, labels, [torch.zeros(0, 4)] * images, list(range(images)))
+    return Batch(tensors, boxes, labels, [torch.zeros(0, 4)] * images, list(range(images)))
 
 
 def _boxes(count: int, side: int, seed: int) -> Tensor:

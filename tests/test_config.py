@@ -105,7 +105,7 @@ def test_invalid_values_name_the_flag(make: Callable[[], Any], flag: str) -> Non
     [
         ({"classification": "focal_star", "gamma": 0.0}, "loss.gamma is 0; FL* divides by it, so it must be positive"),
         ({"ohem_batch": 3}, "loss.ohem-batch is 3; it must be at least 4"),
-        ({"ohem_nms": 0.0}, "loss.ohem-nms is 0.0; it lies between 0 and 1"),
+        ({"ohem_nms": 0.0}, "loss.ohem-nms is 0.0; it must lie between 0 and 1"),
         ({"star_beta": -math.inf}, "loss.star-beta is -inf; give a finite number"),
     ],
 )

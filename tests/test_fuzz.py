@@ -195,7 +195,7 @@ def _unexplained(said: Said, got: Content, reports: list[str], layout: str) -> l
         # then val is part of train, and its own files are gone
         held_out = {spec.name for spec in image_specs() if spec.split == "val"} - set(got)
         expected = {name: boxes for name, boxes in expected.items() if name not in held_out}
-    if any("called by their numbers" in report for report in reports):
+    if any("named by their numbers" in report for report in reports):
         expected, got = _nameless(expected), _nameless(got)
     left, shared, wanted = [], 0, 0
     for image in sorted({*expected, *got}):

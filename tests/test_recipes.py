@@ -169,7 +169,7 @@ def test_a_recipe_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_text", denied)
-    with pytest.raises(ConfigError, match=r"own\.yaml: not read, reading it is not permitted"):
+    with pytest.raises(ConfigError, match=r"own\.yaml: cannot be read, permission denied"):
         load_recipe(str(tmp_path / "own.yaml"))
 
 

@@ -179,7 +179,7 @@ def test_odd_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str], box: list
         warnings.simplefilter("error")
         assert cli.main(["data", "anchors", str(bars), "--out", str(tmp_path / "a.yaml"), *flags]) == 0
     said = capsys.readouterr().out
-    assert ("pixel at data.size 32 and cannot be learnt" in said) == (box[2] < 1)
+    assert ("pixel at data.size 32 and cannot be learned" in said) == (box[2] < 1)
     assert "Keep them." in said
 
 

@@ -74,7 +74,7 @@ def test_low_coverage_leads_to_anchors(sound: Path, tmp_path: Path, capsys: pyte
     assert main(words) == 0
     said = capsys.readouterr().out
     assert said.splitlines()[-1] == f"next: retinanet data anchors {sound} --recipe paper --data.size 96"
-    assert "warning: 1 × split with more than 10 % of its boxes below IoU 0.5 with every anchor" in said
+    assert "warning: 1 × split with more than 10% of its boxes below IoU 0.5 with every anchor" in said
     page = (tmp_path / "out" / "inspect.html").read_text()
     [missed] = re.findall(r"(\d+) boxes are not reached", page)
     [coverage] = [c for c in json.loads((tmp_path / "out" / "findings.json").read_text())["splits"]["train"]["coverage"]

@@ -17,7 +17,7 @@ from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.inspection.survey import Balance, Survey, coverage_findings
 
-NO_ANCHOR = "No anchor gets an object, so there is nothing to learn."
+NO_ANCHOR = "No anchor is positive, so no object can be learned."
 CONFIG = Config(data=DataConfig(size=128))
 
 
@@ -82,7 +82,7 @@ def test_data_without_boxes() -> None:
     assert list(survey.coverage()) == []
     assert math.isnan(survey.imbalance)
     assert Balance.of(survey, 0.01, 0.25, 2.0).sentences(0.01, 0.25, 2.0) == [
-        "No anchor gets an object, so there is nothing to learn."
+        "No anchor is positive, so no object can be learned."
     ]
     assert json.loads(json.dumps(survey.to_dict(), allow_nan=False))["imbalance"] is None
 

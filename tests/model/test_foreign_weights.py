@@ -92,13 +92,13 @@ def test_a_whole_module_is_refused_with_advice(tmp_path: Path) -> None:
 def test_text_is_refused_as_no_weights_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "weights.pth"
     path.write_text(content)
-    assert "run code" not in refused(path, "not a file torch.save wrote")
+    assert "run code" not in refused(path, "was not written by torch.save")
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "empty.pth"
     path.write_bytes(b"")
-    refused(path, "not a file torch.save wrote")
+    refused(path, "was not written by torch.save")
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy"])
@@ -174,9 +174,9 @@ def test_what_the_system_refuses_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(torch, "load", denied)
-    refused(path, "reading it is not permitted")
+    refused(path, "permission denied")
 
     monkeypatch.setattr("os.access", lambda *arguments: False)
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"short")
-    refused(path, "reading it is not permitted")
+    refused(path, "permission denied")

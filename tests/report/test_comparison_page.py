@@ -138,7 +138,7 @@ def test_classes_that_one_does_not_know(tmp_path: Path, dataset: Dataset) -> Non
         (Change(0.6, 0.5, -0.2, -0.02, 0.0, 1.0), "A is better by 0.100 AP"),
         (
             Change(0.5, 0.6, -0.01, 0.2, 0.9, 0.1),
-            "do not tell which detector is better: the 95% interval of ΔAP is −0.010 to +0.200",
+            "do not show which detector is better: the 95% interval of ΔAP is −0.010 to +0.200",
         ),
         (Change(0.5, 0.5, 0, 0, 0, 0), "no difference"),
         (Change(*[float("nan")] * 6), "no objects"),

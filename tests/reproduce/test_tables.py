@@ -86,10 +86,12 @@ def test_the_orders() -> None:
     # 30–35 and 34–40 overlap; CE's 20 and the diverged seed are below both
     assert "Of 3 pairs of settings that differ in the paper, 3 are in the same order here. 2 pairs are told" in text
     alone = replace(ROWS[0], runs=[ran(1, 0.2)])
-    assert "0 pairs are separated here" in page(results([alone, *ROWS[1:]]))  # ranges of single runs do not count
+    assert "Of the 0 pairs whose ranges of AP do not overlap here" in page(
+        results([alone, *ROWS[1:]])
+    )  # ranges of single runs do not count
     below = replace(ROWS[0], runs=[ran(0, 0.2), ran(1, 0.29)])
     text = page(results([below, *ROWS[1:]]))
-    assert "2 pairs are separated here (the APs of their seeds do not overlap); 2 of these have the paper's" in text
+    assert "Of the 2 pairs whose ranges of AP do not overlap here, 2 have the paper's" in text
 
 
 def test_agreement_is_counted_pair_by_pair() -> None:
@@ -141,7 +143,7 @@ def distribution() -> dict[str, Any]:
 
 def test_the_page_of_figure_4_says_what_the_hardest_have() -> None:
     text = page(results([], "fig4", extra={"distribution": distribution()}))
-    assert "| group | γ | hardest 1 % |" in text
+    assert "| group | γ | hardest 1% |" in text
     assert "| background | 2 | 90.0% |" in text
     assert "The model: the recipe `paper`, AP 40.1." in text
     assert "9 held-out images of BCCD: 1,234 foreground anchors" in text

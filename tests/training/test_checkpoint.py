@@ -280,5 +280,5 @@ def test_progress_of_an_old_checkpoint_lacks_some_values() -> None:
 def test_a_weight_file_without_a_step_is_no_checkpoint(tmp_path: Path) -> None:
     training, path = Training(config("sgd"), seed=1), tmp_path / "last.safetensors"
     save_training(path, training.checkpointed, ModelInfo.of(training.model, CLASSES, training.settings))
-    with pytest.raises(CheckpointError, match="does not say how far its training is"):
+    with pytest.raises(CheckpointError, match="lacks the progress of its training"):
         Checkpoint.read(path)

@@ -345,7 +345,7 @@ def test_a_finished_run_says_so(parts: Path, tmp_path: Path, capsys: pytest.Capt
     before = (tmp_path / "run" / "last.safetensors").read_bytes()
     assert cli.main([*command, "--resume"]) == 0
     said = capsys.readouterr().out
-    assert "is already finished (all 1 epochs are done); to train anew, choose another --out" in said
+    assert "is already finished (all 1 epochs are done); to train again, choose another --out" in said
     assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
 
 
@@ -457,7 +457,7 @@ def test_an_image_that_went_bad_is_replaced_named_and_counted(
 
 def test_all_images_gone_ends_the_training_with_the_reason(sets: tuple[Dataset, Dataset], tmp_path: Path) -> None:
     train_set, val_set = (replace(dataset, root=Path("/gone")) for dataset in sets)
-    with pytest.raises(DataError, match="8 images in a row cannot be read; is their disk still there"):
+    with pytest.raises(DataError, match="8 images in a row cannot be read; check their disk"):
         loop.train_on(_config(), train_set, val_set, tmp_path / "run")
 
 

@@ -100,7 +100,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"short")
     monkeypatch.setattr("os.access", lambda *arguments: False)
-    refused(path, "reading it is not permitted")
+    refused(path, "permission denied")
 
 
 def test_a_folder(tmp_path: Path) -> None:

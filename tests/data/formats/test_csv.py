@@ -111,8 +111,8 @@ def test_a_class_list_gives_the_order_and_classes_without_boxes(tmp_path: Path) 
     assert data.classes == ("owl", "dog", "ant", "cat")
     assert data.labels.tolist() == [1, 3, 2, 2, -1]
     assert [str(p).removeprefix(str(root)) for p in data.problems] == [
-        "/train.csv:3 (image img/a.jpg): class 'cat' is not in classes.txt, put after the listed ones",
-        "/train.csv:5 (image img/a.jpg): class 'ant' is not in classes.txt, put after the listed ones",
+        "/train.csv:3 (image img/a.jpg): class 'cat' is not in classes.txt, put after the listed classes",
+        "/train.csv:5 (image img/a.jpg): class 'ant' is not in classes.txt, put after the listed classes",
     ]
     assert read_split(root / "train.csv", "train").classes == data.classes
 

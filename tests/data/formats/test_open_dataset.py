@@ -138,7 +138,7 @@ def test_link_loops_end(tmp_path: Path) -> None:
     (tmp_path / "images").symlink_to(tmp_path)
     (tmp_path / "labels").symlink_to(tmp_path)
     (tmp_path / "Annotations").symlink_to("Annotations")
-    with pytest.raises(DataError, match="no dataset recognised"):
+    with pytest.raises(DataError, match="no dataset recognized"):
         read_split(tmp_path, "train")
 
 

@@ -186,7 +186,7 @@ def test_a_class_list_gives_the_order_and_classes_without_boxes(tmp_path: Path) 
     assert data.labels.tolist() == [1, 2, -1]
     [problem] = data.problems
     assert "a.xml:" in problem.where
-    assert (problem.message, problem.action) == ("class 'cat' is not in classes.txt", "put after the listed ones")
+    assert (problem.message, problem.action) == ("class 'cat' is not in classes.txt", "put after the listed classes")
 
 
 def test_folders_below_annotations(tmp_path: Path) -> None:

@@ -124,7 +124,9 @@ def test_polygons_and_malformed_lines(tmp_path: Path) -> None:
     assert data.boxes[1].tolist() == [10, 5, 30, 15]
     file = root / "train" / "labels" / "a.txt"
     assert [p.where for p in data.problems[:-1]] == [f"{file}:{line}" for line in (2, 3, 4, 5, 7, 8)]
-    assert str(data.problems[-1]) == f"{root / 'train/images/b.png'}: no label file, taken as showing no object"
+    assert (
+        str(data.problems[-1]) == f"{root / 'train/images/b.png'}: no label file, treated as an image without objects"
+    )
 
 
 def test_pose_lines_keep_only_the_box(tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_images_without_labels_and_labels_without_images_are_reported(tmp_path: 
     text(labels / "gone empty.txt", "")
     text(labels / "classes.txt", "cat\ndog\n")
     assert [str(problem) for problem in read_split(root, "train").problems] == [
-        f"{root / 'train/images/b.png'}: no label file, taken as showing no object",
+        f"{root / 'train/images/b.png'}: no label file, treated as an image without objects",
         f"{labels / 'gone empty.txt'}: label file without an image, left out",
         f"{labels / 'gone.txt'}: label file without an image, left out",
     ]
