@@ -98,7 +98,7 @@ def test_ratios() -> None:
         "their",
         "memory",
     ]
-    assert line.split() == ["x", "500", "ms", "250", "ms", "2.00", "s", "4.0×", "8.0×", "20", "%", "1", "MB"]
+    assert line.split() == ["x", "500", "ms", "250", "ms", "2.00", "s", "4.0×", "8.0×", "20%", "1", "MB"]
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,9 @@ def test_images_show_missed_objects_and_false_positives(tmp_path: Path, dataset:
     assert Page(text).images == 4  # two images, each twice
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
     assert [caption[:2] for caption in captions] == ["A:", "B:"] * 2
-    assert captions[1] == captions[3] == "B: missed 0; false positives 0"
-    assert re.fullmatch(r"A: missed \d+ \(.+\); false positives \d+( \(.+\))?", captions[0])
-    missed = re.match(r"A: missed (\d+) \((.*?)\)", captions[0])
+    assert captions[1] == captions[3] == "B: false negatives 0; false positives 0"
+    assert re.fullmatch(r"A: false negatives \d+ \(.+\); false positives \d+( \(.+\))?", captions[0])
+    missed = re.match(r"A: false negatives (\d+) \((.*?)\)", captions[0])
     assert missed is not None
     assert int(missed[1]) == sum(int(part.split()[0]) for part in missed[2].split(", "))
     after = text.split("A makes fewer mistakes")[-1]

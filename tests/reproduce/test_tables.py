@@ -82,13 +82,14 @@ def test_the_table_by_hand() -> None:
 def test_the_orders() -> None:
     text = page(results(ROWS))
     assert "* Best to worst in the paper: γ = 2 > γ = 0.5 > CE." in text  # what was not run has no place
-    assert "* Best to worst here: γ = 2 > γ = 0.5 > CE (a seed that diverged" in text
+    assert "* Best to worst here: γ = 2 > γ = 0.5 > CE (a diverged seed counts as −1)" in text
     # 30–35 and 34–40 overlap; CE's 20 and the diverged seed are below both
-    assert "Of 3 pairs of settings that differ in the paper, 3 are in the same order here. 2 pairs are told" in text
+    assert (
+        "* 3 of the 3 pairs of settings that differ in the paper have the same order here. Of the 2 pairs whose" in text
+    )
     alone = replace(ROWS[0], runs=[ran(1, 0.2)])
-    assert "Of the 0 pairs whose ranges of AP do not overlap here" in page(
-        results([alone, *ROWS[1:]])
-    )  # ranges of single runs do not count
+    text = page(results([alone, *ROWS[1:]]))
+    assert "Of the 0 pairs whose ranges of AP" in text  # ranges of single runs do not count
     below = replace(ROWS[0], runs=[ran(0, 0.2), ran(1, 0.29)])
     text = page(results([below, *ROWS[1:]]))
     assert "Of the 2 pairs whose ranges of AP do not overlap here, 2 have the paper's" in text

@@ -116,9 +116,9 @@ def postprocessing(classes: int, images: int = 8) -> Case:
         return peer.postprocess_detections({"cls_logits": logits, "bbox_regression": deltas}, anchors, sizes)
 
     for own, other in zip(ours(), theirs(), strict=True):
-        _require_close(own.scores, other["scores"], 1e-5)
-        _require_close(own.boxes, other["boxes"], 1e-2)
-        _require_close(own.labels.float(), other["labels"].float(), 0)
+        _require_close(torch.from_numpy(own.scores), other["scores"], 1e-5)
+        _require_close(torch.from_numpy(own.boxes), other["boxes"], 1e-2)
+        _require_close(torch.from_numpy(own.labels).float(), other["labels"].float(), 0)
     over = sum(int((level > -2.944).sum()) for level in logits) // images
     return Case(
         f"post-processing, {images} images × {classes} class{'es' * (classes > 1)}",
@@ -154,8 +154,8 @@ def detector(side: int = 800) -> Case:
         return fp32.network(batch)
 
     own, other = ours(fp32)()[0], theirs()[0]
-    _require_close(own.scores[:50], other["scores"][:50], 1e-3)
-    _require_close(own.boxes[:50], other["boxes"][:50], 0.1)
+    _require_close(torch.from_numpy(own.scores[:50]), other["scores"][:50], 1e-3)
+    _require_close(torch.from_numpy(own.boxes[:50]), other["boxes"][:50], 0.1)
     return Case(
         f"detector R-50, one {side}×{side} image",
         {"ours": ours(fp32), "torchvision": theirs, "ours bf16": ours(bf16)},

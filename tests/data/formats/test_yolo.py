@@ -197,7 +197,7 @@ def test_suffix_of_labels_in_capitals(tmp_path: Path) -> None:
 def test_classes_without_names_are_reported(tmp_path: Path, names: str) -> None:
     root = roboflow(tmp_path, "train: train/images\nval: valid/images\n" + names)
     problems = [str(problem) for problem in read_split(root, "train").problems]
-    assert f"{root / 'data.yaml'}: no file names the classes, called by their numbers" in problems
+    assert f"{root / 'data.yaml'}: no file names the classes, named by their numbers" in problems
 
 
 @pytest.mark.parametrize("count", ["1000000000", "9" * 400, "-1", "true", "1e30", "[2]"])
