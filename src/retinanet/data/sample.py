@@ -39,7 +39,7 @@ class Sample:
     remark: str = ""
 
     def pin_memory(self) -> Sample:
-        """Move the image to memory from which a GPU copies while the CPU goes on; data loaders call this in a thread."""
+        """Move the image to memory from which a GPU copies without making the CPU wait."""
         self.image = self.image.pin_memory()
         return self
 
