@@ -45,8 +45,7 @@ def run(argv: Sequence[str]) -> int:
     check_fix_folder(given.fix, given.out)
     make_folder(given.out)
     found = inspect(given.dataset, recipe=given.config, console=console)
-    page = given.out / "inspect.html"
-    write_inspection(page, found)
+    write_inspection(page := given.out / "inspect.html", found)
     write_json(given.out / "findings.json", found.to_dict(), indent=1)
     console.print("\n".join(inspection_lines(found)))
     console.print(f"wrote {page} (all findings, with images) and {given.out}/findings.json")
@@ -55,8 +54,8 @@ def run(argv: Sequence[str]) -> int:
         console.print(
             f"wrote a repaired copy to {given.fix}; {len(changes)} changes, listed in {given.fix / 'changes.txt'}"
         )
-    flags = [f"--recipe {quoted(given.recipe)}"] if given.recipe != "modern" else []
-    flags += changed_flags(given.config, base, ("data", "anchors", "assign"))
+    flags = [] if given.recipe == "modern" else [f"--recipe {quoted(given.recipe)}"]
     verb = "data anchors" if found.needs_anchors else "train"
+    flags += changed_flags(given.config, base, ("data", "anchors", "assign"))
     print_next(" ".join([f"retinanet {verb}", quoted(given.fix or given.dataset), *flags]))
     return 0
