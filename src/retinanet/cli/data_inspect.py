@@ -34,7 +34,6 @@ def run(argv: Sequence[str]) -> int:
     """``retinanet data inspect DATA``."""
     base = load_recipe(option(argv, "--recipe") or "modern")
     given = parse(Arguments, argv, "retinanet data inspect", Arguments(dataset=tyro.MISSING, config=base))
-
     from retinanet.data.formats.open_dataset import open_dataset
     from retinanet.files import write_json
     from retinanet.inspection.dataset_inspection import check_fix_folder, inspect, write_repaired
