@@ -324,7 +324,7 @@ def postprocessing(bench: Bench) -> Iterator[Row]:
 
 
 def training(bench: Bench) -> Iterator[Row]:
-    """A step of ResNet-50 in bf16 from uint8 pictures in the CPU's memory: losses, gradients and optimiser included."""
+    """A step of ResNet-50 in bf16 from uint8 pictures in the CPU's memory: losses, gradients and optimizer included."""
     for images in bench.sizes(16, 32):
         batch = _batch(images, bench)
         steps = {"ours": _our_step(bench, None), "torchvision": _their_step(bench)}
@@ -400,7 +400,7 @@ def _their_step(bench: Bench, compiled: bool = False) -> Callable[[Batch], None]
 
 
 def inference(bench: Bench) -> Iterator[Row]:
-    """uint8 pictures in the CPU's memory → detections, in bf16: normalising, network, decoding and suppression."""
+    """uint8 pictures in the CPU's memory → detections, in bf16: normalizing, network, decoding and suppression."""
     detectors, peers = {"ours": _detector(bench)}, {"torchvision": _peer(bench)}
     if bench.compiled:
         detectors["ours compiled"] = _detector(bench, "default")

@@ -1,6 +1,6 @@
 """Frozen dataclasses as settings: read them from plain values, and check their values.
 
-Nothing here knows a particular setting; those are in :mod:`retinanet.config`.
+This module does not depend on the particular settings, which are in :mod:`retinanet.config`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class Arguments:
     """Convert weights of torchvision's RetinaNets (v1 and v2) into a file of this package."""
 
     source: Annotated[Positional[Path], arg(metavar="IN.pth")]
-    """A state dict, or a checkpoint that holds one, pickled or safetensors. No code in it is executed."""
+    """State dict or checkpoint of a torchvision RetinaNet (.pth or .safetensors). No code in it is executed."""
     target: Annotated[Positional[Path], arg(metavar="OUT.safetensors")]
     """File to write."""
     classes: tuple[str, ...] = ()

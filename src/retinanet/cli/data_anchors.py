@@ -17,10 +17,10 @@ from retinanet.recipes import load_recipe, settings_of
 
 @dataclass(frozen=True)
 class Arguments:
-    """Fit the sizes, scales and ratios of the anchors to your boxes, and say whether that is worthwhile."""
+    """Fit the sizes, scales and ratios of the anchors to your boxes, and report whether they cover them better."""
 
     dataset: Annotated[Positional[str], arg(metavar="DATA")]
-    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (recognised by itself), or its annotation file."""
+    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (the format is recognized), or its annotation file."""
     out: Annotated[Path, arg(metavar="FILE.yaml")] = Path("anchors.yaml")
     """Recipe to write, for retinanet train --recipe. A plot (PNG) is written beside it."""
     recipe: Annotated[str, arg(metavar="NAME|FILE")] = "modern"

@@ -17,16 +17,16 @@ from retinanet.recipes import load_recipe
 
 @dataclass(frozen=True)
 class Arguments:
-    """Find defects of a dataset, and objects that are hard to learn, before you spend hours on a training."""
+    """Find defects in a dataset, and objects that are hard to detect, before you train on it."""
 
     dataset: Annotated[Positional[str], arg(metavar="DATA")]
-    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (recognised by itself), or its annotation file."""
+    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (the format is recognized), or its annotation file."""
     out: Annotated[Path, arg(metavar="DIR")] = Path("inspect")
     """Folder for inspect.html and findings.json."""
     fix: Annotated[Path | None, arg(metavar="OUT")] = None
     """Also write a repaired copy to this folder, in COCO format. DATA is not changed."""
     recipe: Annotated[str, arg(metavar="NAME|FILE")] = "modern"
-    """Settings of the training to come: modern, paper, or a YAML file. The flags below replace single settings."""
+    """Settings of the planned training: modern, paper, or a YAML file. The flags below replace single settings."""
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
 
 

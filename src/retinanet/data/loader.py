@@ -35,7 +35,7 @@ _PATIENCE = 60
 class Batch:
     """Samples of one step: ``images`` of any size, and the boxes, labels, ignore regions and index of each image.
 
-    ``unreadable`` holds the errors of unreadable images, which other images replace. ``remarks`` holds remarks about
+    ``unreadable`` holds the errors of unreadable images, which other images replace. ``remarks`` holds notes about
     images, such as an unexpected size.
     """
 
@@ -79,7 +79,7 @@ class _TrainingImages(TorchDataset[Sample | DataError]):
         for _ in range(_TRIES):
             try:
                 sample = load_sample(self.dataset, index)
-                if not self.config.verify:  # else the remark was given before
+                if not self.config.verify:  # else the note was printed before
                     sample.remark = other_size(self.dataset, index, sample.size) or ""
                 sample = training_view(sample, self.config, rng, scale)
             except DataError as error:
@@ -89,7 +89,7 @@ class _TrainingImages(TorchDataset[Sample | DataError]):
             sample.instead_of = tuple(dict.fromkeys(unreadable))
             return sample
         return DataError(
-            f"{_TRIES} images in a row cannot be read; is their disk still there? The first: {unreadable[0]}"
+            f"{_TRIES} images in a row cannot be read; check their disk. The first: {unreadable[0]}"
         )
 
 
@@ -201,7 +201,8 @@ def evaluation_loader(
 
 
 def _readable(samples: list[Sample | DataError]) -> list[Sample]:
-    """Raise the error of a worker here; raised there, its message would contain the traceback of the worker."""
+    """Raise the error of a worker in this process, because otherwise its message would contain the worker's
+    traceback."""
     readable = []
     for sample in samples:
         if isinstance(sample, DataError):
@@ -214,7 +215,8 @@ def _leave_signals_to_the_training(worker: int) -> None:
     """Ignore SIGINT, and delay SIGTERM, in a worker process.
 
     Terminals, ``timeout`` and schedulers signal every process of a group. The main process handles the signal: it
-    writes a checkpoint and ends its workers. SIGTERM still ends a worker that would not end otherwise, but late.
+    writes a checkpoint and ends its workers. SIGTERM still ends a worker that does not end by itself, but only after a
+    delay.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):  # the default action of SIGALRM ends the process

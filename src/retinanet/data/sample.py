@@ -25,7 +25,7 @@ class Sample:
         index: position of the image in the dataset.
         size: ``(width, height)`` of the file before any transform.
         instead_of: errors of unreadable images that this image replaces.
-        remark: remark about the image, such as an unexpected size.
+        remark: note about the image, such as an unexpected size.
     """
 
     image: Tensor
