@@ -19,8 +19,14 @@ from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.transforms import PAD_TO, scaled_size
 from retinanet.losses import detection_losses, focal_loss
 from retinanet.model import Outputs, RetinaNet
+from retinanet.recipes import load_recipe
 
 CLASSES = 80
+
+
+@pytest.fixture(scope="module")
+def paper() -> Config:
+    return load_recipe("paper")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from torchvision.models.detection import (
     retinanet_resnet50_fpn,
     retinanet_resnet50_fpn_v2,
 )
-from torchvision.models.detection._utils import overwrite_eps
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from retinanet.detection.detector import Detector
@@ -126,6 +125,12 @@ def test_pictures_of_several_shapes_at_once(light: RetinaNet, light_imported: De
         theirs = see_theirs(light, image).found
         assert_varied(theirs)
         assert_same_detections(found, theirs, allowed=2)
+
+
+def overwrite_eps(model: RetinaNet, eps: float) -> None:
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.eps = eps
 
 
 def frozen(model: RetinaNet, eps: float = 0.0, **options: Any) -> RetinaNet:
