@@ -88,9 +88,7 @@ class _TrainingImages(TorchDataset[Sample | DataError]):
                 continue
             sample.instead_of = tuple(dict.fromkeys(unreadable))
             return sample
-        return DataError(
-            f"{_TRIES} images in a row cannot be read; check their disk. The first: {unreadable[0]}"
-        )
+        return DataError(f"{_TRIES} images in a row cannot be read; check their disk. The first: {unreadable[0]}")
 
 
 class _EvaluationImages(TorchDataset[Sample | DataError]):
