@@ -38,8 +38,8 @@ class RetinaNet(nn.Module):
 
     Raises:
         TypeError: a setting does not exist.
-    ConfigError: a setting has a value that is not allowed.
-    ModelError: the backbone does not exist, does not fit, or its weights cannot be loaded.
+        ConfigError: a setting has a value that is not allowed.
+        ModelError: the backbone does not exist, does not fit, or its weights cannot be loaded.
     """
 
     def __init__(
