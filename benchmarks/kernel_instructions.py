@@ -60,7 +60,7 @@ def main() -> None:
         )
         print(f"{rows[-1]['what']}: {count:.1f} instructions, {at_memory_speed:.1f} to spend", flush=True)
     compile_kernel(
-        kernels._scale,
+        kernels.scale_kernel,
         {"gradient": "*bf16", "grad_output": "*fp32", "total": "i64"},
         {"block": kernels.BLOCK_BYTES // 2},
     )
@@ -94,7 +94,7 @@ def instructions(loss: str, dtype: str, classes: int, gamma: float) -> tuple[flo
     constants = {**flags, "classes": classes, "block": block, "near": kernels.rows_of_a_block(classes, block)}
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
-        binary.write_bytes(compile_kernel(kernels._loss_and_gradient, types, constants).asm["cubin"])
+        binary.write_bytes(compile_kernel(kernels.loss_kernel, types, constants).asm["cubin"])
         code = _tool("nvdisasm", "-c", str(binary))
         registers = int(_tool("cuobjdump", "-res-usage", str(binary)).split("REG:")[1].split()[0])
     return 32 * kernels.WARPS * _outside_the_branch(code) / block, registers

@@ -13,10 +13,8 @@ Never a traceback, a hang, or an image or box that is lost without a word. The o
 
 from __future__ import annotations
 
-import atexit
 import os
 import re
-import shutil
 import signal
 import stat
 import sys
@@ -24,7 +22,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -33,8 +31,9 @@ import numpy as np
 import pytest
 import torch
 
-import fuzz_corruptions
-from fuzz_datasets import WRITERS, Content, Said, box_of, image_specs, said_by
+from fuzz_cases import Case, clean, spoil
+from fuzz_datasets import WRITERS, Content
+from fuzz_judge import content, judge, judge_refusal
 from retinanet.anchors import make_grid, match_batch
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
@@ -49,38 +48,14 @@ from retinanet.model import Outputs
 from retinanet.recipes import load_recipe
 from retinanet.training.loop import train_on
 
-SEED = 20260423
 CASES = 500
 CHUNK = 25
 LIMIT = 10.0  # seconds a case may take; the slowest takes less than one
-_NOT_THERE = "no such image file"
-
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the time limit of a case needs SIGALRM")
 
 
 class Hang(BaseException):
     """The time limit of a case has passed; no ``except Exception`` may swallow it."""
-
-
-@dataclass
-class Case:
-    """One corruption: ``kind`` done to ``file`` of a dataset in ``layout``."""
-
-    number: int
-    layout: str
-    kind: str
-    file: Path = Path()
-    verify: str = "on"
-    outcome: str = ""
-    said: list[str] = field(default_factory=list)
-    failure: str = ""
-
-    def __str__(self) -> str:
-        return (
-            f"kind {self.kind}, format {self.layout}, seed [{SEED}, {self.number}], file {self.file}, "
-            f"verify {self.verify}: {self.failure or self.outcome}\n"
-            f"  reproduce: python tests/test_fuzz.py {self.number}"
-        )
 
 
 @cache
@@ -95,37 +70,6 @@ def _config() -> Config:
     )
 
 
-@cache
-def _clean(layout: str) -> Path:
-    root = Path(tempfile.mkdtemp(prefix="fuzz-")) / "pets"
-    atexit.register(shutil.rmtree, root.parent, ignore_errors=True)
-    WRITERS[layout](root)
-    return root
-
-
-def _spoil(number: int, root: Path) -> Case:
-    """Make the dataset of a case at ``root``."""
-    layouts = list(WRITERS)
-    layout = layouts[number % len(layouts)]
-    clean = _clean(layout)
-    files = sorted(path.relative_to(clean) for path in clean.rglob("*") if path.is_file())
-    images = [file for file in files if file.suffix in (".jpg", ".png")]
-    texts = [file for file in files if file not in images]
-    kinds = fuzz_corruptions.kinds_of({file.suffix for file in texts})
-    rng = np.random.default_rng([SEED, number])
-    # A third of the cases for images, for any text, and for what is special to JSON, XML and YAML.
-    thirds = [[kind for kind in kinds if kind[0] == group] for group in ("image", "text")]
-    thirds.append([kind for kind in kinds if kind[0].startswith(".")] or thirds[1])
-    third = thirds[int(rng.integers(3))]
-    target, corrupt = third[int(rng.integers(len(third)))]
-    choice = {"image": images, "text": texts}.get(target) or [file for file in texts if file.suffix == target]
-    file = choice[int(rng.integers(len(choice)))]
-    shutil.copytree(clean, root, symlinks=True)
-    corrupt(rng, root / file)
-    verify = ("on", "skip", "off")[int(rng.integers(3))]
-    return Case(number, layout, f"{target} {corrupt.__name__}", file, verify)
-
-
 def _read_and_train(case: Case, root: Path, out: Path) -> tuple[Content, list[str]]:
     """The way of ``retinanet train``: the boxes that were learnt from, and all that was reported."""
     train_set, val_set, reports = read_train_val(root)
@@ -138,7 +82,7 @@ def _read_and_train(case: Case, root: Path, out: Path) -> tuple[Content, list[st
         _load_and_lose(dataset, reports, case.verify != "off")
     if case.number % 6 == 5:
         train_on(_config(), train_set, val_set, out)
-    return _content(train_set) | _content(val_set), reports
+    return content(train_set) | content(val_set), reports
 
 
 def _load_and_lose(dataset: Dataset, reports: list[str], verified: bool) -> None:
@@ -177,106 +121,18 @@ def _load_and_lose(dataset: Dataset, reports: list[str], verified: bool) -> None
         assert same or told, f"the loader gives {boxes.tolist()} for {dataset.path(index)}, not {expected.tolist()}"
 
 
-def _content(dataset: Dataset) -> Content:
-    found: Content = {}
-    for index in dataset:
-        path = dataset.path(index)
-        boxes = found.setdefault(path.stem + path.suffix.lower(), Counter())
-        for row in range(*dataset.rows(index).indices(len(dataset.boxes))):
-            label, ignored = int(dataset.labels[row]), bool(dataset.ignore[row])
-            boxes[box_of(dataset.classes[label] if label >= 0 else "ignore", dataset.boxes[row].tolist(), ignored)] += 1
-    return found
-
-
-def _unexplained(said: Said, got: Content, reports: list[str], layout: str) -> list[str]:
-    """Differences between what files say and what was read that no report accounts for."""
-    expected = said.boxes
-    if any("no val split" in report for report in reports):
-        # then val is part of train, and its own files are gone
-        held_out = {spec.name for spec in image_specs() if spec.split == "val"} - set(got)
-        expected = {name: boxes for name, boxes in expected.items() if name not in held_out}
-    if any("named by their numbers" in report for report in reports):
-        expected, got = _nameless(expected), _nameless(got)
-    left, shared, wanted = [], 0, 0
-    for image in sorted({*expected, *got}):
-        before, after = expected.get(image, Counter()), got.get(image, Counter())
-        lost = max((before - after).total(), (after - before).total())
-        # An image without boxes can be lost as well; one report is enough for all the boxes of an image.
-        lost = lost + said.odd[image] if after else max(lost > 0 or image not in got, said.odd[image])
-        names = {image, *(f"{Path(image).stem}{suffix}" for suffix in (".xml", ".txt"))}
-        if layout.startswith("csv"):
-            wanted += lost
-            shared = sum(bool(re.search(r"(train|val|_annotations)\.csv|photo", report)) for report in reports)
-        elif lost > sum(any(name in report for name in names) for report in reports):
-            left.append(f"{image}: {dict(before - after)} became {dict(after - before)}")
-    return [*left, *([f"{wanted} differences, {shared} reports"] if wanted > shared else [])]
-
-
-def _nameless(content: Content) -> Content:
-    result: Content = {}
-    for image, boxes in content.items():
-        result[image] = Counter()
-        for (_, corners, ignored), count in boxes.items():
-            result[image]["", corners, ignored] += count
-    return result
-
-
-def _judge(case: Case, root: Path, got: Content, reports: list[str]) -> None:
-    before = said_by(case.layout, _clean(case.layout))
-    assert before is not None
-    now = said_by(case.layout, root)
-    case.said = reports
-    left = _unexplained(before, got, reports, case.layout)
-    as_written = now is not None and not _unexplained(now, got, reports, case.layout)
-    if reports and (as_written or not left):
-        case.outcome = "reported"
-    elif not left:
-        case.outcome = "clean"
-    elif as_written:
-        case.outcome = "as written"
-    else:
-        case.failure = f"SILENT LOSS {left[:3]}; reports {reports[:5]}"
-    # What a file of all annotations says wrongly is reported of the image it is said of.
-    names = (case.file.stem, *(p.name for p in image_specs() if case.file.suffix in (".json", ".csv")))
-    if case.outcome == "reported" and not any(name in report for name in names for report in reports):
-        named = case.kind[:5] != "image" and any(_NOT_THERE in report for report in reports)
-        gone = case.file.suffix == ".yaml" or not os.path.isfile(root / case.file)
-        gone = gone and any(f"no val split in {root}" in report for report in reports)
-        case.failure = "" if gone or named else f"UNNAMED: {case.file} is in none of {reports[:5]}"
-
-
-def _judge_refusal(case: Case, root: Path, error: RetinaNetError) -> None:
-    """One line that names the spoilt file (or the folder or split that lacks it) and says what to do."""
-    message = str(error)
-    case.outcome, case.said = "refused", [message]
-    stem = case.file.stem
-    named = stem in message or message.startswith((f"{root}:", f"{root.name} [")) or not (root / case.file).exists()
-    named |= case.kind[:5] != "image" and _NOT_THERE in message  # under the path that the spoilt file says
-    for wrong, what in (
-        (not named, "UNNAMED"),
-        (
-            "\n" in message.partition("supported layouts")[0] and "images cannot be read" not in message,
-            "MANY LINES",
-        ),
-        (not re.search(r"; \w+", message), "NO REMEDY"),
-        (len(message.partition("supported layouts")[0]) > 700 and "images cannot be read" not in message, "LONG"),
-    ):
-        if wrong:
-            case.failure = f"{what}: {message}"
-
-
 @cache
 def outcome(number: int) -> Case:
     """Run a case; what must not happen is in ``failure``."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         root = Path(folder) / "pets"
-        case = _spoil(number, root)
+        case = spoil(number, root)
         try:
             with _time_limit(root):
                 got, reports = _read_and_train(case, root, Path(folder) / "run")
-            _judge(case, root, got, reports)
+            judge(case, root, got, reports)
         except RetinaNetError as error:
-            _judge_refusal(case, root, error)
+            judge_refusal(case, root, error)
         except (Exception, Hang) as error:
             case.failure = f"{type(error).__name__.upper()}: {str(error)[:600]}"
     return case
@@ -318,23 +174,23 @@ def test_an_undamaged_dataset_is_clean() -> None:
     """The judge itself: without a corruption nothing is reported, and a box that is gone is noticed."""
     for layout in WRITERS:
         case = Case(0, layout, "none", Path("nothing"))
-        got, reports = _read_and_train(case, _clean(layout), Path())
-        _judge(case, _clean(layout), got, reports)
+        got, reports = _read_and_train(case, clean(layout), Path())
+        judge(case, clean(layout), got, reports)
         assert (case.outcome, case.failure) == ("clean", "")
         boxes = got["photo_2.jpg"]
         boxes[next(iter(boxes))] -= 1
-        _judge(case, _clean(layout), got, reports)
+        judge(case, clean(layout), got, reports)
         assert "SILENT LOSS" in case.failure
 
 
 def _main() -> None:
     if len(sys.argv) > 1:
         root = Path(tempfile.mkdtemp(prefix="fuzz-")) / "pets"
-        case = _spoil(int(sys.argv[1]), root)
+        case = spoil(int(sys.argv[1]), root)
         print(f"{case}\n  files in {root}")
         with _time_limit(root):
             got, reports = _read_and_train(case, root, root.parent / "run")
-        _judge(case, root, got, reports)
+        judge(case, root, got, reports)
         print(*reports, case, sep="\n")
         return
     seen: dict[str, str] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,12 @@ def _grouped(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             raise ConfigError(f"{name!r} is not a setting; write GROUP.NAME as in the flags, such as 'train.epochs'")
         groups.setdefault(group, {})[key] = value
     return groups
+
+
+def settings_of(config: Config, groups: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of some groups by the names of their flags, as :func:`resolve` takes them."""
+    values = config.to_dict()
+    return {f"{group}.{name}": value for group in groups for name, value in values[group].items()}
 
 
 def bundled_recipes() -> list[str]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.models.detection import retinanet_resnet50_fpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
@@ -179,12 +180,12 @@ def torchvision_anchors(size: tuple[int, int], spec: AnchorSpec) -> torch.Tensor
 
 
 def test_the_sizes_below_are_those_of_torchvisions_retinanet() -> None:
-    from torchvision.models.detection.retinanet import _default_anchorgen
-
+    with torch.device("meta"):
+        generator = retinanet_resnet50_fpn(weights=None, weights_backbone=None).anchor_generator
     expected = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
-    assert _default_anchorgen().sizes == expected
+    assert generator.sizes == expected
     assert tuple(tuple(int(size * scale) for scale in TORCHVISION.scales) for size in TORCHVISION.sizes) == expected
-    assert _default_anchorgen().aspect_ratios == (TORCHVISION.ratios,) * 5
+    assert generator.aspect_ratios == (TORCHVISION.ratios,) * 5
 
 
 @pytest.mark.parametrize("size", [(800, 1088), (320, 448), (224, 224), (1344, 800), (1344, 480), (32, 32), (96, 1344)])

@@ -97,7 +97,7 @@ def test_low_coverage_is_a_finding_only_where_iou_decides() -> None:
 
 
 def test_large_data_is_sampled(monkeypatch: pytest.MonkeyPatch, sound: Path) -> None:
-    monkeypatch.setattr("retinanet.inspection.survey._ASSIGNED", 10)
+    monkeypatch.setattr("retinanet.inspection.survey.ASSIGNED_IMAGES", 10)
     data = read_split(sound, "train")
     counted: list[int] = []
     survey = Survey.of(data, CONFIG, counted.append)

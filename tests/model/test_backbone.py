@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import pickle
-import socket
-import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -193,41 +190,6 @@ def test_a_pickle_of_something_else(tmp_path: Path) -> None:
     torch.save([torch.zeros(3)], path)
     with pytest.raises(ModelError, match="expected a state dict"):
         Backbone("resnet18", weights=str(path))
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    from huggingface_hub import constants
-
-    def fail(*arguments: object, **options: object) -> None:
-        raise socket.gaierror(-3, "Temporary failure in name resolution")
-
-    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
-    offline = constants.HF_HUB_OFFLINE
-    yield
-    assert offline == constants.HF_HUB_OFFLINE  # the switch is put back
-
-
-@pytest.mark.usefixtures("no_network")
-def test_a_download_without_a_network_names_the_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr(time, "sleep", waits.append)
-    with pytest.raises(ModelError) as caught:
-        Backbone("resnet18", pretrained=True)
-    assert sum(waits) < 5  # between one try and the next
-    message = str(caught.value)
-    assert "\n" not in message
-    for remedy in (OFFLINE_BACKBONE, "--model.weights", "--model.no-pretrained"):
-        assert remedy in message
-
-
-@pytest.mark.usefixtures("no_network")
-def test_the_bundled_weights_need_no_network() -> None:
-    assert Backbone(OFFLINE_BACKBONE, pretrained=True).channels == (40, 112, 320)
 
 
 # torchvision's classifiers, whose ImageNet weights many people have as a file

@@ -78,6 +78,11 @@ def test_resnet50_has_the_size_of_the_papers_network() -> None:
     assert count["backbone"] == 23_508_032  # ResNet-50 without its classifier
 
 
+def test_a_setting_that_does_not_exist_is_named() -> None:
+    with pytest.raises(TypeError, match="'subnet_deep'"):
+        RetinaNet("resnet18", subnet_deep=1)
+
+
 @pytest.mark.parametrize("prior", [0.01, 0.2])
 def test_every_anchor_starts_at_the_prior(prior: float) -> None:
     network = RetinaNet("resnet18", num_classes=3, channels=32, prior=prior)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from retinanet._version import __version__
+from retinanet.cli.failures import machine_failure
 from retinanet.cli.terminal import console, errors
 from retinanet.errors import ConfigError, RetinaNetError
 
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"{stopped}; go on with --resume" if str(stopped) else "stopped")
         return 130
     except (OSError, MemoryError, RuntimeError) as error:
-        failure = _machine_failure(error, verb)
+        failure = machine_failure(error, verb)
         if failure is None:
             raise
         errors.print(f"error: {failure}")
@@ -73,20 +74,3 @@ def _help() -> None:
     for verb, (_, summary) in VERBS.items():
         console.print(f"  {verb:<14}{summary}")
     console.print("\n'retinanet COMMAND --help' lists a command's settings; 'retinanet --version' prints the version.")
-
-
-def _machine_failure(error: BaseException, verb: str) -> str | None:
-    """The message for an error of the machine, such as a full disk; None for errors of the program."""
-    text = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    memory = (
-        isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "DefaultCPUAllocator" in str(error)
-    )
-    if memory:
-        remedy = "lower --train.batch or --data.size" if verb == "train" else "end other programs that use much memory"
-        return f"out of memory ({text}); {remedy}"
-    if isinstance(error, OSError) and error.errno is not None:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{os.strerror(error.errno)}"
-    if "DataLoader worker" in text:
-        return f"an image-loading process ended unexpectedly ({text}); try --data.workers 0"
-    return None

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import changed_flags, console, describe, option, parse, print_next, quoted
 from retinanet.config import AnchorSpec, AssignConfig, DataConfig
-from retinanet.recipes import load_recipe
+from retinanet.recipes import load_recipe, settings_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,6 @@ def run(argv: Sequence[str]) -> int:
 
     from retinanet.inspection.anchor_fit import fit_anchors
     from retinanet.inspection.anchor_text import fit_lines
-    from retinanet.inspection.settings import settings_of
     from retinanet.report.anchor_plot import draw_fit
 
     settings = settings_of(config, ("data", "anchors", "assign"))

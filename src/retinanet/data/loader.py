@@ -124,8 +124,12 @@ def load_sample(dataset: Dataset, index: int) -> Sample:
     )
 
 
-def training_loader(dataset: Dataset, order: TrainingOrder, config: DataConfig, seed: int) -> Iterator[Batch]:
+def training_loader(
+    dataset: Dataset, order: TrainingOrder, config: DataConfig, seed: int, pin_memory: bool = False
+) -> Iterator[Batch]:
     """Yield a :class:`Batch` per step of ``order``. An unreadable image is replaced by another image.
+
+    With ``pin_memory``, a thread moves the images to memory from which a GPU copies while the CPU goes on.
 
     Raises:
         DataError: many images in a row can no longer be read.
@@ -135,6 +139,7 @@ def training_loader(dataset: Dataset, order: TrainingOrder, config: DataConfig, 
         batch_sampler=order,
         collate_fn=list,
         num_workers=worker_count(config),
+        pin_memory=pin_memory,
         worker_init_fn=_leave_signals_to_the_training,
         generator=torch.Generator().manual_seed(seed),  # leaves the global generator unchanged
     )

@@ -38,6 +38,11 @@ class Sample:
     instead_of: tuple[str, ...] = ()
     remark: str = ""
 
+    def pin_memory(self) -> Sample:
+        """Move the image to memory from which a GPU copies without making the CPU wait."""
+        self.image = self.image.pin_memory()
+        return self
+
     def drop_degenerate(self, min_side: float = MIN_SIDE) -> Sample:
         """Clip boxes to the image, and drop boxes with a side under ``min_side`` pixels."""
         height, width = self.image.shape[-2:]

@@ -25,7 +25,7 @@ REACHED = 0.5
 _FEW_UNREACHED = 0.1
 
 # Number of images whose anchors are assigned; more do not change the result much.
-_ASSIGNED = 1000
+ASSIGNED_IMAGES = 1000
 
 _SIZES = (("small (under 32×32)", 0, 32**2), ("medium", 32**2, 96**2), ("large (96×96 and more)", 96**2, math.inf))
 
@@ -75,8 +75,8 @@ class Survey:
         dataset = dataset.with_crowds(config.data.crowd)
         scaled = ScaledBoxes.of(dataset, config.data)
         chosen = np.arange(len(dataset))
-        if len(dataset) > _ASSIGNED:
-            chosen = np.sort(np.random.default_rng(0).permutation(len(dataset))[:_ASSIGNED])
+        if len(dataset) > ASSIGNED_IMAGES:
+            chosen = np.sort(np.random.default_rng(0).permutation(len(dataset))[:ASSIGNED_IMAGES])
         sample = dataset.subset(chosen)
         counts = positives(sample, config, progress)
         every = np.full(len(dataset.boxes), -1, dtype=np.int64)

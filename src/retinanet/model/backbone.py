@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import timm
 import torch
 from torch import Tensor, nn
@@ -205,12 +204,12 @@ def require_backbone(name: str) -> None:
 
 def _create(name: str, pretrained: bool) -> nn.Module:
     require_backbone(name)
+    settings: dict[str, Any] = {"features_only": True, "out_indices": (-3, -2, -1), "pretrained": pretrained}
     try:
-        with _quick_when_offline() if pretrained else contextlib.nullcontext():
-            model: nn.Module = timm.create_model(
-                name, pretrained=pretrained, features_only=True, out_indices=(-3, -2, -1)
-            )
-    except OSError as error:  # the hub client raises it for every network failure
+        if pretrained and not _reaches_hub():
+            settings["pretrained_cfg_overlay"] = {"file": _cached_weights(name)}
+        model: nn.Module = timm.create_model(name, **settings)
+    except OSError as error:  # what the hub client raises for every network failure
         raise ModelError(
             f"the ImageNet weights of {name!r} could not be downloaded. Without a network: use --model.backbone "
             f"{OFFLINE_BACKBONE} (its weights are installed), --model.weights FILE, or --model.no-pretrained"
@@ -221,23 +220,27 @@ def _create(name: str, pretrained: bool) -> nn.Module:
     return model
 
 
-@contextlib.contextmanager
-def _quick_when_offline() -> Iterator[None]:
-    """Without a name server, use only the hub's cache, because its retries would take most of a minute."""
-    from huggingface_hub import constants
-
-    host = constants.ENDPOINT.split("//")[-1].split("/")[0].split(":")[0]
-    behind_proxy = any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
-    before, logger = constants.HF_HUB_OFFLINE, logging.getLogger("huggingface_hub")
-    level = logger.level
-    if not behind_proxy:
-        try:
-            socket.getaddrinfo(host, 443)
-        except OSError:
-            constants.HF_HUB_OFFLINE = True
-            logger.setLevel(logging.ERROR)
+def _reaches_hub() -> bool:
+    """Whether the hub's address can be resolved. Without a network, the hub client would retry for most of a minute."""
+    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    host = huggingface_hub.constants.ENDPOINT.split("//")[-1].split("/")[0].split(":")[0]
     try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-        logger.setLevel(level)
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
+
+
+def _cached_weights(name: str) -> str:
+    """The file of an earlier download.
+
+    Raises:
+        FileNotFoundError: there was none.
+    """
+    config = timm.get_pretrained_cfg(name)
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        path = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, file) if config and config.hf_hub_id else None
+        if isinstance(path, str):
+            return path
+    raise FileNotFoundError(name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,70 +32,48 @@ class RetinaNet(nn.Module):
     Args:
         backbone: timm model name.
         num_classes: K; there is no background class.
-        pretrained: start the backbone from ImageNet weights.
-        channels: channels of pyramid and subnets; None: 256, or 128 for backbones whose last stage has fewer than 512
-            channels (mobile networks, beside which subnets of 256 channels would cost many times as much).
         anchors_per_location: A; 9 with the paper's anchors.
-
-    The other arguments are described at :class:`retinanet.config.ModelConfig`.
+        settings: the other fields of :class:`retinanet.config.ModelConfig`, which describes them. Here ``pretrained``
+            is False by default.
 
     Raises:
+        TypeError: a setting does not exist.
+        ConfigError: a setting has a value that is not allowed.
         ModelError: the backbone does not exist, does not fit, or its weights cannot be loaded.
     """
 
     def __init__(
-        self,
-        backbone: str = "resnet50",
-        num_classes: int = 80,
-        *,
-        pretrained: bool = False,
-        weights: str | None = None,
-        norm: Literal["frozen", "trained"] = "frozen",
-        norm_eps: float | None = None,
-        freeze_stages: int = 0,
-        channels: int | None = None,
-        anchors_per_location: int = 9,
-        subnet_depth: int = 4,
-        subnet_norm: Literal["none", "group"] = "none",
-        prior: float = 0.01,
-        p6_from: Literal["c5", "p5"] = "c5",
-        relu_before_p7: bool = True,
+        self, backbone: str = "resnet50", num_classes: int = 80, *, anchors_per_location: int = 9, **settings: Any
     ) -> None:
         super().__init__()
-        self.backbone = Backbone(backbone, pretrained, weights, norm == "trained", freeze_stages, norm_eps)
-        if channels is None:
-            channels = 256 if self.backbone.channels[-1] >= 512 else 128
+        config = ModelConfig(backbone, **{"pretrained": False, **settings})
+        trained_norm = config.norm == "trained"
+        self.backbone = Backbone(
+            backbone, config.pretrained, config.weights, trained_norm, config.freeze_stages, config.norm_eps
+        )
+        # Subnets of 256 channels would cost many times as much as a mobile backbone.
+        channels = config.channels or (256 if self.backbone.channels[-1] >= 512 else 128)
         self.num_classes = num_classes
         self.channels = channels
-        self.fpn = FeaturePyramid(self.backbone.channels, channels, p6_from, relu_before_p7)
-        self.classification = Subnet(channels, anchors_per_location, num_classes, subnet_depth, subnet_norm)
-        self.regression = Subnet(channels, anchors_per_location, 4, subnet_depth, subnet_norm)
+        self.fpn = FeaturePyramid(self.backbone.channels, channels, config.p6_from, config.relu_before_p7)
+        depth, norm = config.subnet_depth, config.subnet_norm
+        self.classification = Subnet(channels, anchors_per_location, num_classes, depth, norm)
+        self.regression = Subnet(channels, anchors_per_location, 4, depth, norm)
         for part in (self.classification, self.regression):
             initialize(part)
-        set_prior(self.classification, prior)
+        set_prior(self.classification, config.prior)
 
     @classmethod
     def from_config(
         cls, config: ModelConfig, anchors: AnchorSpec, num_classes: int, pretrained: bool | None = None
     ) -> RetinaNet:
         """Build the network of a configuration; ``pretrained=False`` skips weights that a checkpoint will replace."""
-        load_weights = config.pretrained if pretrained is None else pretrained
-        return cls(
-            config.backbone,
-            num_classes,
-            pretrained=load_weights,
-            weights=config.weights if load_weights else None,
-            norm=config.norm,
-            norm_eps=config.norm_eps,
-            freeze_stages=config.freeze_stages,
-            channels=config.channels,
-            anchors_per_location=anchors.per_location,
-            subnet_depth=config.subnet_depth,
-            subnet_norm=config.subnet_norm,
-            prior=config.prior,
-            p6_from=config.p6_from,
-            relu_before_p7=config.relu_before_p7,
-        )
+        if pretrained is not None:
+            config = replace(config, pretrained=pretrained)
+        if not config.pretrained:
+            config = replace(config, weights=None)
+        settings = {field.name: getattr(config, field.name) for field in fields(config)}
+        return cls(num_classes=num_classes, anchors_per_location=anchors.per_location, **settings)
 
     @property
     def mean(self) -> tuple[float, ...]:

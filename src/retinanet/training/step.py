@@ -39,9 +39,15 @@ class GroundTruth(NamedTuple):
 
 
 def match_ground_truth(batch: Batch, size: tuple[int, int], config: Config) -> GroundTruth:
-    """Match the anchors of images padded to ``size``, ``(height, width)``, with the objects of ``batch``."""
+    """Match the anchors of images padded to ``size``, ``(height, width)``, with the objects of ``batch``.
+
+    A batch that stands in for no images has only ignored anchors.
+    """
     grid = make_grid(config.anchors, size)
-    matches = match_batch(grid, batch.boxes, batch.ignore, config.assign)
+    if batch.indices:
+        matches = match_batch(grid, batch.boxes, batch.ignore, config.assign)
+    else:
+        matches = Matches.all_ignored(len(batch.images), len(grid.boxes))
     return GroundTruth(grid, matches, torch.cat(batch.boxes), torch.cat(batch.labels))
 
 
@@ -93,8 +99,6 @@ def backward(
                 outputs = network(pixels)  # per level logits (B, A_l, K), deltas (B, A_l, 4)
             if truth is None:  # matched here, while a GPU computes the network
                 truth = match_ground_truth(batch, (height, width), config)
-                if not batch.indices:
-                    truth = truth._replace(matches=Matches.all_ignored(1, len(truth.grid.boxes)))
                 positives = len(truth.matches.positive)
                 divisor = None if each else normalizer(positives)
             grid, matches, boxes, labels = truth

@@ -67,7 +67,7 @@ def test_value_and_gradient_are_the_definitions(
     logits, labels, quality = scene(count, classes, spread)
     logits.requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "_PIECE", piece)
+        patch.setattr(cpu, "PIECE_LOGITS", piece)
         value, gradient = value_and_gradient(summed_loss(logits, labels, terms, quality), logits)
     expected, slope = value_and_gradient(reference_loss(logits, labels, terms, quality), logits)
     torch.testing.assert_close(value, expected, rtol=1e-11, atol=1e-13)

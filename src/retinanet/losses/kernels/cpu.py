@@ -17,7 +17,7 @@ from retinanet.anchors.matches import BACKGROUND, IGNORE
 from retinanet.losses.formula import Coefficients, Formula
 
 # Logits per chunk: enough to be shared by several threads, and few enough that three chunks fit into a cache.
-_PIECE = 1 << 18
+PIECE_LOGITS = 1 << 18
 
 
 class Gradient(NamedTuple):
@@ -91,7 +91,7 @@ def _background(
     With p = sigmoid(x) and s = softplus(x): loss p^γ s, gradient p^γ (γ (1 − p) s + p).
     """
     count, classes = rows.shape
-    step = max(1, _PIECE // max(1, classes))
+    step = max(1, PIECE_LOGITS // max(1, classes))
     foreground_at, ignored_at = [0, len(where)], [0, len(ignored)]
     if count > step:
         starts = torch.arange(0, count + step, step)
@@ -120,22 +120,42 @@ def _background(
             if len(left_out):
                 values.view(-1, classes).index_fill_(0, left_out, 0)
         target = None if gradient is None else gradient[start : start + step].view(-1)
-        if general:
-            sums.append(torch.mul(w, s, out=more[0]).sum())
-            if target is not None:
-                torch.addcmul(s, p, s, value=-1, out=s)  # (1 − p) s
-                torch.add(p, s, alpha=gamma, out=s)
-                target.copy_(s.mul_(w))
-        elif gamma == 2 and not star:
-            s.mul_(p)
-            sums.append(torch.mul(p, s, out=w).sum())  # a dot product would accumulate in float32
-            if target is not None:  # 2 p · ((1 − p) p s + p² / 2)
-                torch.addcmul(s, p, s, value=-1, out=s)
-                s.addcmul_(p, p, value=0.5).mul_(2)
-                target.copy_(s.mul_(p))
-        else:
-            sums.append(s.sum())
-            if target is not None:
-                target.copy_(p)
+        sums.append(_sum_of_piece(p, s, w, more, coefficients, target))
     total = torch.stack(sums).sum(dtype=torch.float64) if sums else torch.zeros((), dtype=torch.float64)
     return coefficients.background * total / (gamma if star else 1)
+
+
+def _sum_of_piece(
+    p: Tensor, s: Tensor, w: Tensor, more: list[Tensor], coefficients: Coefficients, target: Tensor | None
+) -> Tensor:
+    """The sum of a piece's background losses without their weight; their gradient is written to ``target``.
+
+    ``s`` and, unless it holds p^γ, ``w`` are overwritten.
+
+    Args:
+        p: sigmoid(x), 0 where there is no background.
+        s: softplus(x), 0 where there is no background.
+        w: p^γ if γ is neither 0 nor 2.
+        more: a buffer if γ is neither 0 nor 2.
+        coefficients: of the loss.
+        target: part of the gradient, if that is needed.
+    """
+    gamma = coefficients.gamma
+    if coefficients.kind == "focal_star" or gamma == 0:
+        total = s.sum()
+        if target is not None:
+            target.copy_(p)
+    elif gamma == 2:
+        s.mul_(p)
+        total = torch.mul(p, s, out=w).sum()  # a dot product would add in float32 one by one
+        if target is not None:  # 2 p · ((1 − p) p s + p² / 2)
+            torch.addcmul(s, p, s, value=-1, out=s)
+            s.addcmul_(p, p, value=0.5).mul_(2)
+            target.copy_(s.mul_(p))
+    else:
+        total = torch.mul(w, s, out=more[0]).sum()
+        if target is not None:
+            torch.addcmul(s, p, s, value=-1, out=s)  # (1 − p) s
+            torch.add(p, s, alpha=gamma, out=s)
+            target.copy_(s.mul_(w))
+    return total

@@ -37,7 +37,7 @@ def value_and_gradient(
     blocks = triton.cdiv(flat.numel(), block)
     partial = torch.empty(blocks, device=flat.device)
     if blocks:
-        _loss_and_gradient[(blocks,)](
+        loss_kernel[(blocks,)](
             flat,
             labels,
             labels if quality is None else quality.detach().float().contiguous(),
@@ -66,7 +66,7 @@ def scaled(gradient: Tensor, grad_output: Tensor) -> Tensor:
     block = block_size(gradient.dtype)
     programs = min(triton.cdiv(gradient.numel(), block), _SCALING_PROGRAMS)
     if programs:  # not mul_, which would round grad_output to the gradient's precision first
-        _scale[(programs,)](gradient, grad_output, gradient.numel(), block=block)
+        scale_kernel[(programs,)](gradient, grad_output, gradient.numel(), block=block)
     return gradient
 
 
@@ -82,7 +82,8 @@ def rows_of_a_block(classes: int, block: int) -> int:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _scale(gradient, grad_output, total, block: tl.constexpr):  # type: ignore[no-untyped-def]
+def scale_kernel(gradient, grad_output, total, block: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Multiply ``gradient``, of ``total`` elements, with the scalar ``grad_output`` in place."""
     factor = tl.load(grad_output).to(tl.float32)
     if factor != 1.0:  # with a factor of 1 the gradient is final
         start = tl.program_id(0).to(tl.int64) * block
@@ -153,7 +154,7 @@ def _foreground(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _loss_and_gradient(  # type: ignore[no-untyped-def]
+def loss_kernel(  # type: ignore[no-untyped-def]
     logits,
     labels,
     qualities,
@@ -172,6 +173,7 @@ def _loss_and_gradient(  # type: ignore[no-untyped-def]
     block: tl.constexpr,
     near: tl.constexpr,
 ):
+    """Write the sum of each block's losses to ``partial`` and, if ``requires_grad``, the gradient of its logits."""
     start = tl.program_id(0).to(tl.int64) * block
     offset = start + tl.arange(0, block)
     inside = offset < total

@@ -1,33 +1,16 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from retinanet.anchors import BACKGROUND, IGNORE, AnchorGrid, AnchorSpec, Matches, assign_batch, make_grid
+from baseline_scene import Array, Labels, all_levels, cross_entropy, gradients, scene
+from detection_scene import CLASSES
+from retinanet.anchors import BACKGROUND, IGNORE, Matches
 from retinanet.config import LossConfig
 from retinanet.losses import detection_losses, ohem_loss
-from retinanet.model import Outputs
-
-Array = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int64]
-
-SPEC = AnchorSpec(sizes=(32.0, 64.0), scales=(1.0, 1.3), ratios=(1.0,), strides=(16, 32))
-SIZE = (64, 96)
-CLASSES = 3
-
-
-def cross_entropy(x: Array, labels: Labels, alpha: float | None) -> tuple[Array, Array]:
-    """−α_t log p_t and its derivative α_t y (p_t − 1) (appendix B) of every logit; ``x`` (…, K), ``labels`` (…)."""
-    y = np.where(labels[..., None] == np.arange(x.shape[-1]), 1.0, -1.0)
-    p_t = 1 / (1 + np.exp(-y * x))
-    weight = np.ones_like(y) if alpha is None else np.where(y > 0, alpha, 1 - alpha)
-    weight = weight * (labels != IGNORE)[..., None]
-    return -weight * np.log(p_t), weight * y * (p_t - 1)
 
 
 def overlap(box: Array, others: Array) -> Array:
@@ -309,71 +292,6 @@ def test_finite_for_large_logits(value: float, label: int) -> None:
     assert torch.isfinite(gradient).all()
 
 
-def scene(dtype: torch.dtype = torch.float64) -> tuple[Outputs, AnchorGrid, Tensor, Tensor, Tensor, Labels]:
-    """Three images on two levels: two objects and an ignore region, none, one object; and the class of every anchor."""
-    grid = make_grid(SPEC, SIZE)
-    images = [
-        torch.tensor([[1.0, 2.0, 34.0, 30.0], [30.0, 0.0, 92.0, 60.0]]),
-        torch.zeros(0, 4),
-        torch.tensor([[50.0, 20.0, 80.0, 48.0]]),
-    ]
-    ignore = [torch.tensor([[60.0, 30.0, 96.0, 64.0]]), torch.zeros(0, 4), torch.zeros(0, 4)]
-    matched = assign_batch(grid, images, ignore)
-    assert {IGNORE, BACKGROUND, 0, 1, 2} == set(matched.flatten().tolist())  # everything occurs
-    classes = (2, 0, 1)
-    labels = np.array([[classes[m] if m >= 0 else m for m in row] for row in matched.tolist()])
-    generator = torch.Generator().manual_seed(0)
-    logits = [torch.randn(3, n, CLASSES, generator=generator, dtype=dtype) * 3 for n in grid.level_sizes]
-    deltas = [torch.randn(3, n, 4, generator=generator) for n in grid.level_sizes]
-    outputs = Outputs([t.requires_grad_() for t in logits], [t.requires_grad_() for t in deltas])
-    return outputs, grid, matched, torch.cat(images), torch.tensor(classes), labels
-
-
-def all_levels(levels: list[Tensor]) -> Array:
-    values: Array = torch.cat([t.detach() for t in levels], dim=1).double().numpy()
-    return values
-
-
-def gradients(loss: Tensor, levels: list[Tensor]) -> Array:
-    return all_levels(list(torch.autograd.grad(loss, levels)))
-
-
-@pytest.mark.parametrize(
-    ("config", "alpha"),
-    [
-        (LossConfig(classification="ce"), None),
-        (LossConfig(classification="ce", alpha=0.75, gamma=5.0), None),
-        (LossConfig(classification="alpha_ce"), 0.25),
-        (LossConfig(classification="alpha_ce", alpha=0.75, gamma=5.0), 0.75),
-        (LossConfig(classification="alpha_ce", alpha=None), None),
-    ],
-)
-def test_cross_entropy_by_name(config: LossConfig, alpha: float | None) -> None:
-    """Neither reads γ, and plain cross entropy no α."""
-    outputs, grid, matched, boxes, classes, labels = scene()
-    losses = detection_losses(outputs, grid, Matches.from_dense(matched), boxes, classes, config)
-    values, gradient = cross_entropy(all_levels(outputs.logits), labels, alpha)
-    foreground = int((labels >= 0).sum())
-    assert losses.foreground.item() == foreground > 3
-    assert losses.classification.item() == pytest.approx(values.sum() / foreground, rel=1e-12)
-    found = gradients(losses.classification, outputs.logits)
-    np.testing.assert_allclose(found, gradient / foreground, rtol=1e-10, atol=1e-14)
-    assert (found[labels == IGNORE] == 0).all()
-    assert (found[labels != IGNORE] != 0).all()
-
-
-@pytest.mark.parametrize("name", ["ce", "alpha_ce"])
-def test_cross_entropys_gradient_by_finite_differences(name: str) -> None:
-    outputs, grid, matched, boxes, classes, _ = scene()
-    config = LossConfig(classification=name)  # type: ignore[arg-type]
-
-    def loss(*logits: Tensor) -> Tensor:
-        predicted = Outputs(list(logits), outputs.deltas)
-        return detection_losses(predicted, grid, Matches.from_dense(matched), boxes, classes, config).classification
-
-    assert torch.autograd.gradcheck(loss, tuple(outputs.logits))
-
-
 @pytest.mark.parametrize(("name", "ratio"), [("ohem", None), ("ohem_1_3", 3)])
 @pytest.mark.parametrize("nms_iou", [0.5, 0.7])
 @pytest.mark.parametrize("normalizer", ["batch", "rank", "moving"])
@@ -406,27 +324,6 @@ def test_mining_divided_image_by_image(name: str, ratio: int | None) -> None:
     parts = [mined(x[i], labels[i], anchors, 12, 0.5, ratio) for i in range(3)]
     expected = sum(value / len(chosen) for value, _, chosen in parts) / 3
     assert losses.classification.item() == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize("name", ["ce", "alpha_ce", "ohem", "ohem_1_3"])
-@pytest.mark.parametrize("normalizer", ["batch", "image", "rank", "moving"])
-def test_the_box_loss_does_not_depend_on_the_classification_loss(name: str, normalizer: str) -> None:
-    outputs, grid, matched, boxes, classes, _ = scene(torch.float32)
-    focal, other = (
-        detection_losses(
-            outputs,
-            grid,
-            Matches.from_dense(matched),
-            boxes,
-            classes,
-            LossConfig(classification=kind, normalizer=normalizer, ohem_batch=8),  # type: ignore[arg-type]
-        )
-        for kind in ("focal", name)
-    )
-    assert other.classification.item() != focal.classification.item()
-    assert other.box.item() == focal.box.item() > 0
-    assert other.foreground.item() == focal.foreground.item()
-    assert (gradients(other.total, outputs.deltas) == gradients(focal.box, outputs.deltas)).all()
 
 
 @pytest.mark.parametrize("name", ["ohem", "ohem_1_3"])
