@@ -130,7 +130,7 @@ class Scene:
 
     def __init__(self, background: Array, light: float = 0.0) -> None:
         self.background, self.light, self.size = background, light, len(background)
-        self.color: Array = np.zeros_like(background)
+        self.colour: Array = np.zeros_like(background)
         self.through: Array = np.ones(background.shape[:2], np.float32)  # light that parts and shadows let through
         self.free: Array = np.ones(background.shape[:2], np.float32)  # fraction of each pixel that no part covers
 
@@ -147,7 +147,7 @@ class Scene:
         box = extent(seen >= EDGE)
         if box is None or min(box[2] - box[0], box[3] - box[1]) < 4 or seen.sum() < min_visible * part.alpha.sum():
             return None
-        self.color[there] += (self.through[there] * alpha * part.tone[here])[..., None] * tint
+        self.colour[there] += (self.through[there] * alpha * part.tone[here])[..., None] * tint
         self.through[there] *= (1 - alpha) * (1 - part.shadow[here])
         self.free[there] *= 1 - alpha
         return box[0] + x0, box[1] + y0, box[2] + x0, box[3] + y0
@@ -250,7 +250,7 @@ def draw_scene(seed: int, index: int, size: int) -> tuple[Image.Image, list[tupl
     kinds = rng.choice(CLASSES, wanted, p=CLASS_ODDS).tolist() + rng.choice(LOOKALIKES, rng.integers(2, 8)).tolist()
     rng.shuffle(kinds)
     placed = _scatter(rng, scene, kinds)
-    pixels = scene.color + scene.through[..., None] * scene.background
+    pixels = scene.colour + scene.through[..., None] * scene.background
     pixels = pixels * np.float32(rng.uniform(0.8, 1.15)) + np.float32(rng.uniform(-12, 12))
     pixels += np.float32(rng.uniform(1, 6)) * rng.standard_normal((size, size, 1), np.float32)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(rng.uniform(0, 0.5)))

@@ -110,7 +110,7 @@ def _parts(scene: Scene) -> Iterator[_Part]:
     # Images without objects are in the first group, so that detections in them count somewhere.
     yield from _bands("crowdedness", crowds, [2, 5, 10, 20], per_image[scene.object_images], per_image[scene.images])
     near = ["apart from others", "IoU 0.1–0.3 with another", "IoU over 0.3 with another"]
-    yield from _bands("neighbors", near, [0.1, 0.3], *neighbour_overlaps(scene))
+    yield from _bands("neighbours", near, [0.1, 0.3], *neighbour_overlaps(scene))
     places = ["in the middle", "towards the edge", "touching the border"]
     sizes = dataset.sizes.astype(np.float64)
     where = _places(boxes, sizes[scene.object_images]), _places(scene.boxes, sizes[scene.images])
