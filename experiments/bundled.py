@@ -38,7 +38,7 @@ class Card:
     folder: str
     held_out: tuple[str, ...]
     data: str
-    licence: str
+    license: str
     limits: str
     example: str
     looked_at: str = ""
@@ -69,10 +69,10 @@ CARDS = {
         ("val",),
         "2,025 photographs with people of COCO val2017, at most 384 pixels per side, 8,008 boxes; COCO train2017 was "
         "not used. Measured on 668 other photographs of val2017.",
-        "annotations: CC BY 4.0 (COCO Consortium); the photographs are under various Creative Commons licences of "
+        "annotations: CC BY 4.0 (COCO Consortium); the photographs are under various Creative Commons licenses of "
         "their Flickr authors and are not part of this package. Weights: Apache-2.0.",
         "Trained on few photographs: people who are small (under about 16 pixels at 320 pixels per side), far away, "
-        "cut off, crowded or in unusual poses are missed. Not for identifying people, and not for any use where a "
+        "cut off, crowded or in unusual poses are not detected. Not for identifying people, and not for any use where a "
         "missed person does harm. The photographs show everyday scenes by Flickr users; other cameras, places and "
         "times are not represented.",
         "![Eileen Collins (NASA, public domain), boxed](person.jpg)",
@@ -84,7 +84,7 @@ CARDS = {
         ("val", "test"),
         "205 images of stained blood smears, 640×480 (BCCD). Measured on 87 (val) and 72 (test) other images.",
         "MIT (Shenggan/BCCD_Dataset). Weights: Apache-2.0.",
-        "One microscope, one stain, one magnification. Overlapping red cells are partly missed or get "
+        "One microscope, one stain, one magnification. Some overlapping red cells are not detected or get "
         "two boxes. Not a medical device.",
         "There is no example image, because the images of the dataset are not part of this package.",
     ),
@@ -120,7 +120,7 @@ def main() -> None:
             title=card.title,
             classes=", ".join(detector.classes),
             data=card.data,
-            licence=card.licence,
+            license=card.license,
             limits=card.limits,
             example=card.example,
             rows="\n".join(rows),
@@ -181,7 +181,7 @@ TEXT = """# `{name}`: {title}
 
 * **Classes**: {classes}
 * **Data**: {data}
-* **Licence of the data**: {licence}
+* **License of the data**: {license}
 * **Recipe**: `modern` with `{recipe}`, {epochs} epochs, seed {seed}, made on {date} by `experiments/bundled.py`
 * **Size**: {parameters} million parameters, {size} MB in float16
 * **Speed**: {seconds}, for a 640×480 JPEG on an AMD EPYC (bf16)

@@ -8,7 +8,7 @@ objects. So the paper's recipe runs unchanged, with a forced best match as in to
 anchors of ``retinanet data anchors DATA --recipe paper`` (paper_fitted).
 
 torchvision uses the best of four learning rates: seed 0 is trained in full at each rate (``--rates``), and the other
-seeds at the rate with the best AP on the held-out images, which favours torchvision. (Shorter trainings do not show the
+seeds at the rate with the best AP on the held-out images, which favors torchvision. (Shorter trainings do not show the
 best rate: with a quarter of the epochs, 0.02 was best for bccd, but the full training collapses.) Each run writes a
 line of JSON to results/peers.jsonl and is not repeated. ``--report`` writes results/peers.md from these lines.
 """
@@ -170,8 +170,8 @@ over the seeds, with the range in brackets. Rows that are missing were not run.
 {summary}
 
 The paper's anchors start at 32 pixels, for images of 400 to 800 pixels. At 320 pixels, the objects of DeepPCB are 17
-pixels wide, and 87 % of them have no anchor with an IoU of 0.5. With the unchanged recipe, these objects have no
-positive anchor; `retinanet train` reports this before it starts (28 % of the people of coco_person, under 10 % of the
+pixels wide, and 87% of them have no anchor with an IoU of 0.5. With the unchanged recipe, these objects have no
+positive anchor; `retinanet train` reports this before it starts (28% of the people of coco_person, under 10% of the
 blood cells). torchvision has the same anchors, but forces a best match for each object, as does paper_forced.
 
 The fitted rows differ only in their anchors, which are those of `retinanet data anchors`, and have one seed. They have
@@ -179,7 +179,7 @@ a higher AP, except for people with the paper's recipe (0.003 lower).
 
 The objective of the search matters. An earlier objective, the share of objects that are covered at all, gave
 paper_fitted 0.534 on bccd, 0.394 on deeppcb and 0.126 on coco_person. The last is 4 AP below the paper's anchors, with
-fewer people covered closely (IoU 0.7: 47 % → 28 %). The present objective also counts how closely objects are covered,
+fewer people covered closely (IoU 0.7: 47% → 28%). The present objective also counts how closely objects are covered,
 and weights all classes equally. Without the equal weights, paper_fitted had 0.450 on bccd: its anchors fitted the red
 cells, and the network learnt platelets late. (The fitted rows of deeppcb are from before the equal weights. Its classes
 are nearly equally frequent.)
@@ -187,7 +187,7 @@ are nearly equally frequent.)
 ## torchvision's learning rate
 
 AP of seed 0 after the full training, on the held-out images. The table above uses the best rate of each set. This
-choice on the held-out images favours torchvision. In float32, at 0.005 and on another machine, it had 0.4423, 0.3246
+choice on the held-out images favors torchvision. In float32, at 0.005 and on another machine, it had 0.4423, 0.3246
 and 0.1284.
 
 {rates}

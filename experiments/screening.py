@@ -57,7 +57,7 @@ CANDIDATES: dict[str, dict[str, dict[str, Any]]] = {
     "backbone lr × 1": {"train": {"backbone_lr": 1.0}},
     "one anchor a location": {"anchors": {"scales": [1.0], "ratios": [1.0]}},
     "all stages trained": {"model": {"freeze_stages": 0}},
-    "colour 0.4": {"data": {"color": 0.4}},
+    "color 0.4": {"data": {"color": 0.4}},
     "lr × ½": {"train": {"lr": 1e-3}},
     "box weight 1": {"loss": {"box_weight": 1.0}},
     # the best loss combined with other good changes
@@ -166,7 +166,7 @@ matters most, and a batch of 1 gained even more. But a batch of 1 cannot be shar
 longer trainings have enough steps: after ten epochs of all of coco_person (one run each), a batch of 4 had 0.267 on val
 (the bundled `person`) and a batch of 2 had 0.263. Half the learning rate helps one set and harms another. Fitted
 anchors gained on all three sets. They belong to a dataset and not to a recipe, so fit them first (`retinanet data
-anchors`). The earlier search, which maximised the covered share alone, did as well here within the noise (0.561, 0.200
+anchors`). The earlier search, which maximized the covered share alone, did as well here within the noise (0.561, 0.200
 and 0.089), but lost 4 AP on people with the recipe `paper`. Candidates without a row have not been run.
 
 [peers.md](peers.md) compares the recipe in full trainings on the three sets with torchvision's RetinaNet, with three

@@ -78,7 +78,7 @@ def test_numbers_must_be_finite(key: str, value: str) -> None:
         (lambda: TrainConfig(epochs=0), "train.epochs"),
         (lambda: TrainConfig(batch=0), "train.batch"),
         (lambda: TrainConfig(eval_every=0), "train.eval-every"),
-        (lambda: TrainConfig(pictures_every=-1), "train.pictures-every"),
+        (lambda: TrainConfig(images_every=-1), "train.images-every"),
         (lambda: TrainConfig(lr=0.0), "train.lr"),
         (lambda: TrainConfig(backbone_lr=-1.0), "train.backbone-lr"),
         (lambda: TrainConfig(momentum=1.0), "train.momentum"),
@@ -156,3 +156,9 @@ def test_the_pyramid_has_the_strides_it_has() -> None:
         Config(anchors=AnchorSpec(strides=(16, 16, 32, 64, 128)))
     with pytest.raises(ConfigError, match=r"anchors\.strides"):
         Config(anchors=AnchorSpec(sizes=(32.0, 64.0), strides=(8, 16)))
+
+
+def test_a_setting_is_found_by_its_former_name() -> None:
+    """Recipes and checkpoints of earlier versions have it."""
+    assert Config.from_dict({"train": {"pictures_every": 3}}).train.images_every == 3
+    assert "pictures_every" not in Config().to_dict()["train"]

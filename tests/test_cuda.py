@@ -14,8 +14,10 @@ from torch import Tensor
 
 from retinanet.anchors import AnchorSpec, make_grid, match_batch
 from retinanet.config import Config, DecodeConfig
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.images import read_image
-from retinanet.data.loader import Batch
+from retinanet.data.loader import Batch, training_loader
+from retinanet.data.sampling import TrainingOrder
 from retinanet.detection.detector import load
 from retinanet.losses import Normalizer, detection_losses
 from retinanet.losses.classification import Focal, FocalStar, QualityFocal, Varifocal
@@ -152,6 +154,12 @@ def test_fused_convolutions_compute_what_separate_layers_do(monkeypatch: pytest.
     for own, theirs in zip(*found, strict=True):
         assert theirs.norm() > 0
         assert (own - theirs).norm() < 0.03 * theirs.norm()  # bf16, rounded at other places
+
+
+def test_training_images_come_in_pinned_memory(parts: Path) -> None:
+    dataset, config = read_split(parts, "train"), load_recipe("modern").data
+    batches = training_loader(dataset, TrainingOrder(dataset, 2, 1, seed=0), config, seed=0, pin_memory=True)
+    assert all(image.is_pinned() for image in next(batches).images)
 
 
 @pytest.mark.parametrize("limit", [5, 300])

@@ -100,7 +100,7 @@ UNUSED: dict[str, dict[str, object]] = {
         "eval_every": 1,
         "checkpoint_minutes": 5.0,
         "track": (),
-        "pictures_every": 0,
+        "images_every": 0,
     },
 }
 

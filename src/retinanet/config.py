@@ -1,4 +1,4 @@
-"""Every setting, once: defaults, command-line flags, YAML keys and the settings in a checkpoint are these dataclasses.
+"""All settings: these dataclasses define defaults, command-line flags, YAML keys and the settings in a checkpoint.
 
 The defaults are the paper's values (*Focal Loss for Dense Object Detection*, https://arxiv.org/abs/1708.02002). A
 recipe in ``recipes/`` lists its differences from them; :mod:`retinanet.recipes` reads it. No torch is imported here, so
@@ -23,7 +23,7 @@ class ModelConfig:
     """The network: a backbone, the feature pyramid P3–P7 and two convolutional subnets."""
 
     backbone: str = "resnet50"
-    """Name of a timm network with features at strides 8, 16 and 32. A larger one is slower and more accurate."""
+    """Name of a timm network with features at strides 8, 16 and 32. A larger network is slower and more accurate."""
     pretrained: bool = True
     """Start from ImageNet weights. Turn it off only with a lot of data and a long training."""
     weights: str | None = None
@@ -37,11 +37,11 @@ class ModelConfig:
     channels: int | None = None
     """Channels of the pyramid and the subnets. Unset: 256, or 128 if the backbone's last stage has fewer than 512."""
     subnet_depth: int = 4
-    """Number of 3×3 convolutions in each subnet before the predicting one. Fewer are faster."""
+    """Number of 3×3 convolutions in each subnet before the convolution that predicts. Fewer are faster."""
     subnet_norm: Literal["none", "group"] = "none"
     """Normalization after each convolution of the subnets. Group norm helps training at small batches."""
     prior: float = 0.01
-    """Probability of an object that every anchor predicts before training (π). Larger values can make it diverge."""
+    """Probability of an object that every anchor predicts before training (π). With larger values, training can diverge."""
     p6_from: Literal["c5", "p5"] = "c5"
     """Input of the convolution that computes P6. Change it only to match the weights of another program."""
     relu_before_p7: bool = True
@@ -49,7 +49,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require_finite(self, "model")
-        require(0 < self.prior < 1, f"model.prior is {self.prior}; it is a probability between 0 and 1")
+        require(0 < self.prior < 1, f"model.prior is {self.prior}; it must be a probability between 0 and 1")
         require_at_least(0, self, "model", "subnet_depth", "freeze_stages", "norm_eps")
         valid = self.channels is None or (self.channels > 0 and self.channels % 32 == 0)
         require(valid, f"model.channels is {self.channels}; use a positive multiple of 32")
@@ -65,11 +65,11 @@ class AnchorSpec:
     sizes: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
     """Side of the square anchor at each level, in pixels of the network's input. 'retinanet data anchors' fits them."""
     scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
-    """Factors that each size is multiplied with."""
+    """Factors by which each size is multiplied."""
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Aspect ratios, height divided by width, at constant area. Add some for long or tall objects."""
+    """Aspect ratios, height divided by width, at constant area. Add ratios for long or tall objects."""
     strides: tuple[int, ...] = PYRAMID_STRIDES
-    """Distance between neighbouring anchors at each level, in pixels. The network allows only these values."""
+    """Distance between neighboring anchors at each level, in pixels. The network allows only these values."""
     layout: Literal["paper", "torchvision"] = "paper"
     """Real-valued anchors (paper), or torchvision's, which are rounded to whole pixels. Set by 'retinanet convert'."""
 
@@ -108,7 +108,7 @@ class AssignConfig:
         require_finite(self, "assign")
         require_at_least(1, self, "assign", "candidates")
         valid = 0 < self.ignore_overlap <= 1
-        require(valid, f"assign.ignore-overlap is {self.ignore_overlap}; it lies between 0 and 1")
+        require(valid, f"assign.ignore-overlap is {self.ignore_overlap}; it must lie between 0 and 1")
         ordered = 0 <= self.background <= self.foreground <= 1 and self.foreground > 0
         require(ordered, f"assign: need 0 ≤ background ({self.background}) ≤ foreground ({self.foreground}) in (0, 1]")
 
@@ -122,7 +122,7 @@ class LossConfig:
     ] = "focal"
     """Loss of the class scores. ce: cross entropy; alpha_ce: weighted by α; ohem: of the hardest anchors only."""
     alpha: float | None = 0.25
-    """Weight α of positive anchors; negative ones get 1 − α. With varifocal, weight of the negatives (0.75 there)."""
+    """Weight α of positive anchors; negative anchors get 1 − α. varifocal: weight of negative anchors, usually 0.75."""
     gamma: float = 2.0
     """Focusing parameter γ. Larger values lower the weight of easy anchors; 0 is (α-balanced) cross entropy."""
     star_beta: float = 1.0
@@ -134,21 +134,21 @@ class LossConfig:
     box: Literal["smooth_l1", "l1", "giou", "diou", "ciou"] = "smooth_l1"
     """Loss of the box deltas (smooth_l1, l1) or of the decoded box (the IoU losses)."""
     beta: float = 0.11
-    """Absolute error at which smooth L1 turns from quadratic to linear. The value is that of the authors' code."""
+    """Absolute error at which smooth L1 turns from quadratic to linear. The default is from the authors' code."""
     box_weight: float = 1.0
-    """Factor on the box loss. Raise it if boxes are found but fit badly."""
+    """Factor on the box loss. Raise it if objects are found but their boxes are imprecise."""
     normalizer: Literal["batch", "image", "rank", "moving"] = "batch"
-    """Positive anchors that divide the loss: of the batch (the paper), each image, this rank, or a moving average."""
+    """Number of positive anchors that divides the loss: per batch (the paper), image or rank, or a moving average."""
 
     def __post_init__(self) -> None:
         require_finite(self, "loss")
-        require(self.alpha is None or 0 <= self.alpha <= 1, f"loss.alpha is {self.alpha}; it lies between 0 and 1")
+        require(self.alpha is None or 0 <= self.alpha <= 1, f"loss.alpha is {self.alpha}; it must lie between 0 and 1")
         require_at_least(0, self, "loss", "gamma", "box_weight")
         require_positive(self, "loss", "beta")
         starred = self.classification != "focal_star" or self.gamma > 0
         require(starred, "loss.gamma is 0; FL* divides by it, so it must be positive")
         require_at_least(4, self, "loss", "ohem_batch")
-        require(0 < self.ohem_nms <= 1, f"loss.ohem-nms is {self.ohem_nms}; it lies between 0 and 1")
+        require(0 < self.ohem_nms <= 1, f"loss.ohem-nms is {self.ohem_nms}; it must lie between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -158,11 +158,11 @@ class DataConfig:
     train: str | None = None
     """Split of DATA, or annotation file, to train on. Unset: found by name, such as train."""
     val: str | None = None
-    """Split of DATA, or annotation file, to evaluate on. Unset: found by name, else a part of train."""
+    """Split of DATA, or annotation file, to evaluate on. Unset: found by name, else a subset of train."""
     val_fraction: float = 0.1
     """Fraction of the training images that is set aside for evaluation if there is no val split."""
     size: int = 800
-    """Shorter side of the network's input, in pixels. Larger finds smaller objects and takes more time and memory."""
+    """Shorter side of the network's input, in pixels. Larger inputs help with small objects and take more time."""
     max_size: int | None = None
     """Upper limit of the longer side, in pixels. Unset: size × 1333 / 800. Raise it for panoramas."""
     resize: Literal["antialiased", "bilinear"] = "antialiased"
@@ -193,15 +193,15 @@ class DataConfig:
         require(32 <= self.size <= 8192, f"data.size is {self.size}; use 32 to 8192 pixels")
         long_enough = self.max_size is None or self.max_size >= self.size
         require(long_enough, f"data.max-size ({self.max_size}) is smaller than data.size ({self.size})")
-        require(0 < self.val_fraction < 1, f"data.val-fraction is {self.val_fraction}; it lies between 0 and 1")
+        require(0 < self.val_fraction < 1, f"data.val-fraction is {self.val_fraction}; it must lie between 0 and 1")
         require(0 < self.scale[0] <= self.scale[1], f"data.scale is {self.scale}; give 0 < low ≤ high")
         for name in ("flip", "crop"):
             value = getattr(self, name)
-            require(0 <= value <= 1, f"data.{name} is {value}; it is a probability between 0 and 1")
-        require(0 <= self.repeat_rare <= 1, f"data.repeat-rare is {self.repeat_rare}; it lies between 0 and 1")
+            require(0 <= value <= 1, f"data.{name} is {value}; it must be a probability between 0 and 1")
+        require(0 <= self.repeat_rare <= 1, f"data.repeat-rare is {self.repeat_rare}; it must lie between 0 and 1")
         valid = self.background is None or 0 <= self.background < 1
-        require(valid, f"data.background is {self.background}; it is a fraction, at least 0 and below 1")
-        require(0 <= self.color < 1, f"data.color is {self.color}; it is at least 0 and below 1")
+        require(valid, f"data.background is {self.background}; it must be a fraction, at least 0 and below 1")
+        require(0 <= self.color < 1, f"data.color is {self.color}; it must be at least 0 and below 1")
         require_at_least(0, self, "data", "workers")
 
     @property
@@ -219,13 +219,13 @@ class TrainConfig:
     batch: int = 16
     """Images per step, on all ranks together."""
     accumulate: int = 1
-    """Number of parts that each rank computes a step in. Raise it if memory is short; the result is the same."""
+    """Number of slices that each rank divides a step into. Raise it if memory is short; the result is the same."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum (the paper), or AdamW."""
     lr: float = 0.01
     """Learning rate for 16 images per step; it is scaled in proportion to the batch. Lower it if the loss diverges."""
     find_lr: bool = False
-    """First search the learning rate in 100 steps at rising rates, then train from the start with the one found."""
+    """First train 100 steps at rising learning rates, choose a rate, and train from the start with it."""
     backbone_lr: float = 1.0
     """Factor on the learning rate of the backbone. Below 1 keeps more of its pre-trained weights."""
     momentum: float = 0.9
@@ -237,15 +237,15 @@ class TrainConfig:
     schedule: Literal["step", "cosine"] = "step"
     """Learning rate divided by 10 at 2/3 and at 8/9 of the training (the paper), or half a cosine to 0."""
     clip: float | None = None
-    """Largest norm of the gradient; a longer gradient is scaled down. Unset: no limit. Try 10 if the loss diverges."""
+    """Largest norm of the gradient; a larger gradient is scaled down. Unset: no limit. Try 10 if the loss diverges."""
     ema: float | None = None
     """Decay per 16 images of the weights' moving average (EMA), which is evaluated and saved. Unset: no EMA."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network. auto: bf16 if the hardware has instructions for it. Losses are always fp32."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, …; auto: a GPU if there is one."""
+    """Device that the network runs on, such as cpu or cuda:1. auto: a GPU if there is one."""
     seed: int = 0
-    """Fixes initial weights, order and augmentation: the same machine and seed give the same checkpoint."""
+    """Seed of initial weights, image order and augmentation. Equal seeds give equal checkpoints on one machine."""
     eval_every: int = 1
     """Epochs between evaluations. The last epoch is always evaluated."""
     patience: int | None = None
@@ -256,38 +256,38 @@ class TrainConfig:
     """Minutes between checkpoints inside an epoch. The end of each epoch always saves one."""
     track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Experiment trackers that get the metrics in addition to metrics.jsonl."""
-    pictures_every: int = 0
-    """Epochs between drawings of predictions on val images in RUN/pictures. 0: none."""
+    images_every: int = field(default=0, metadata={"formerly": "pictures_every"})
+    """Epochs between drawings of predictions on val images in RUN/images. 0: none."""
 
     def __post_init__(self) -> None:
         require_finite(self, "train")
         require_at_least(1, self, "train", "epochs", "batch", "accumulate", "eval_every", "patience")
         require_positive(self, "train", "lr", "backbone_lr", "checkpoint_minutes")
-        drawn = self.pictures_every >= 0
-        require(drawn, f"train.pictures-every is {self.pictures_every}; use 0 (no drawings) or a number of epochs")
+        drawn = self.images_every >= 0
+        require(drawn, f"train.images-every is {self.images_every}; use 0 (no drawings) or a number of epochs")
         require(self.clip is None or self.clip > 0, f"train.clip is {self.clip}; it must be positive")
-        require(self.ema is None or 0 < self.ema < 1, f"train.ema is {self.ema}; it lies between 0 and 1")
-        require(0 <= self.momentum < 1, f"train.momentum is {self.momentum}; it is at least 0 and below 1")
+        require(self.ema is None or 0 < self.ema < 1, f"train.ema is {self.ema}; it must lie between 0 and 1")
+        require(0 <= self.momentum < 1, f"train.momentum is {self.momentum}; it must be at least 0 and below 1")
         require_at_least(0, self, "train", "weight_decay", "warmup")
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """From the network's outputs to detections (section 4 of the paper, inference)."""
+    """Conversion of the network's outputs to detections (section 4 of the paper, inference)."""
 
     score: float = 0.05
     """Lowest score of a detection. Evaluation needs a low value, because AP counts detections of every score."""
     top_k: int = 1000
     """Number of highest-scoring predictions per pyramid level that are kept before NMS."""
     nms: float = 0.5
-    """IoU above which the lower-scored of two boxes of a class is dropped. Raise it for objects that overlap much."""
+    """IoU above which the box with the lower score is dropped, per class. Raise it for objects that overlap much."""
     max_detections: int = 100
     """Largest number of detections per image. Raise it if images hold more objects."""
 
     def __post_init__(self) -> None:
         require_finite(self, "decode")
-        require(0 <= self.score < 1, f"decode.score is {self.score}; it is at least 0 and below 1")
-        require(0 < self.nms <= 1, f"decode.nms is {self.nms}; it lies between 0 and 1")
+        require(0 <= self.score < 1, f"decode.score is {self.score}; it must be at least 0 and below 1")
+        require(0 < self.nms <= 1, f"decode.nms is {self.nms}; it must lie between 0 and 1")
         require_at_least(1, self, "decode", "top_k", "max_detections")
 
 

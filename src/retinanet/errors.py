@@ -1,4 +1,4 @@
-"""Errors that a user can solve: each says what is wrong, where, and what to do. The CLI prints them in one line."""
+"""Errors that a user can solve. A message states the problem, its place and the remedy, and is printed in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write files and folders so that a crash leaves no half-written ones; recognize pipes and devices."""
+"""Write files and folders so that a crash leaves no half-written files; recognize pipes and devices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, flush it to disk and rename it over ``path``.
 
     Raises:
-        RetinaNetError: the file cannot be written; what was at ``path`` before is untouched.
+        RetinaNetError: the file cannot be written; an existing file at ``path`` is untouched.
     """
     # The suffix stays at the end, because writers such as matplotlib choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

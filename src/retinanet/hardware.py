@@ -43,7 +43,7 @@ def resolve_device(name: str = "auto", local: int = 0) -> torch.device:
 
 
 def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
-    """Resolve ``auto`` to bfloat16 where the hardware multiplies it, else to float32."""
+    """Resolve ``auto`` to bfloat16 if the hardware multiplies bfloat16 numbers, else to float32."""
     if name != "auto":
         if name not in _DTYPES:
             raise ConfigError(f"precision is {name!r}; choose auto, {', '.join(_DTYPES)}")

@@ -16,22 +16,22 @@ from retinanet.detections import Detections
 from retinanet.hardware import to_device
 from retinanet.model import Outputs
 
-# Candidates that suppression looks at first, in multiples of the detections wanted.
+# Number of candidates that suppression processes first, as a multiple of the largest number of detections.
 _PREFIX = 2
-# Pairs of candidates that a GPU compares at once: bounds the memory, at some 40 bytes a pair.
+# Largest number of pairs of candidates that a GPU compares at once. A pair takes about 40 bytes of memory.
 _PAIRS = 1 << 24
-# Rounds of suppression between two questions to the GPU whether the result still changes.
+# Rounds of suppression between two checks whether the result still changes; each check waits for the GPU.
 _ROUNDS = 6
-# So many scores, or fewer, are represented by their maximum at first; a power of two.
+# Largest and smallest number of scores in a block that is represented by its maximum; powers of two.
 _LARGEST_BLOCK, _SMALLEST_BLOCK = 64, 4
 
 
 class Candidates(NamedTuple):
-    """What is left of a batch before suppression: the same number N for every image, best first.
+    """Candidates of a batch for suppression: the same number N for every image, best first.
 
     Attributes:
         boxes: float32 ``(B, N, 4)``, clipped to each image.
-        scores: float32 ``(B, N)``; 0 where an image has fewer.
+        scores: float32 ``(B, N)``; 0 where an image has fewer candidates.
         labels: int64 ``(B, N)``.
     """
 
@@ -44,10 +44,11 @@ class Candidates(NamedTuple):
 def postprocess(
     outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]], config: DecodeConfig | None = None
 ) -> list[Detections]:
-    """Detections of each image of a batch.
+    """Convert outputs to the detections of each image of a batch.
 
-    Per level: scores above ``config.score``, of them the ``config.top_k`` highest, decoded. All levels together: per
-    class, boxes that overlap a better one by more than IoU ``config.nms`` are dropped; ``config.max_detections`` stay.
+    On each level, the ``config.top_k`` highest scores above ``config.score`` are kept, and their boxes are decoded.
+    Over all levels, a box is dropped if it overlaps a better box of its class by more than IoU ``config.nms``. The best
+    ``config.max_detections`` boxes are returned.
 
     Args:
         outputs: the network's predictions for B images.
@@ -62,8 +63,8 @@ def postprocess(
 
 
 def select(outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]], config: DecodeConfig) -> Candidates:
-    """The best of each level over the threshold, decoded; see :func:`postprocess`."""
-    # Comparing logits spares the sigmoid of the 99 % of anchors that fall below the threshold.
+    """Select the best predictions of each level above the threshold, and decode them; see :func:`postprocess`."""
+    # Comparing logits spares the sigmoid of the 99% of anchors that fall below the threshold.
     lowest = math.log(config.score / (1 - config.score)) if config.score > 0 else -math.inf
     levels = []
     for logits, deltas, anchors in zip(outputs.logits, outputs.deltas, grid.split(grid.boxes), strict=True):
@@ -75,7 +76,7 @@ def select(outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]
     box = decode_boxes(delta.float(), anchor)
     finite = box.isfinite().all(dim=2, keepdim=True)
     box = torch.where(finite, box, 0)
-    # compared in float32: rounded to the logits' precision, the threshold would be another
+    # compare in float32, because rounding to the precision of the logits would change the threshold
     logit = torch.where((logit.float() > lowest) & finite[..., 0], logit.float(), -math.inf)
     logit, order = logit.sort(dim=1, descending=True, stable=True)
     sizes = to_device(torch.tensor(image_sizes, dtype=torch.float32), box.device).flip(1).repeat(1, 2)  # (B, 4) w h w h
@@ -85,10 +86,10 @@ def select(outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]
 
 
 def highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` highest of each row of ``(B, n)``, all of them if there are fewer, and where they stand.
+    """Find the ``count`` highest values of each row of ``(B, n)`` (all if there are fewer), and their positions.
 
-    They lie in the ``count`` blocks of the highest maxima, and those are found the same way. So there is one quick pass
-    for the maxima and little to sort, and no shape depends on how many scores exceed a threshold.
+    They lie in the ``count`` blocks with the highest maxima, which are found in the same way. So one fast pass computes
+    the maxima, little is left to sort, and no shape depends on the number of scores above a threshold.
     """
     length = values.shape[1]
     count, size = min(count, length), _LARGEST_BLOCK
@@ -111,9 +112,9 @@ def highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def suppress(candidates: Candidates, config: DecodeConfig) -> list[Detections]:
-    """Drop boxes that overlap a better one of their class; see :func:`postprocess`."""
-    # A class is moved apart from another by more than the image's extent: boxes of different classes never overlap. In
-    # float64, whose precision the shift does not use up.
+    """Drop boxes that overlap a better box of their class; see :func:`postprocess`."""
+    # Boxes are shifted by class, by more than the extent of the image, so that boxes of different classes never
+    # overlap. In float32 the shift would reduce the precision.
     boxes = candidates.boxes.double()
     extent = boxes.amax() + 1 if boxes.numel() else 1
     apart = boxes + (candidates.labels * extent)[..., None]
@@ -124,7 +125,7 @@ def suppress(candidates: Candidates, config: DecodeConfig) -> list[Detections]:
 
 
 def suppress_in_turn(candidates: Candidates, apart: Tensor, config: DecodeConfig) -> list[Detections]:
-    """:func:`suppress` image by image."""
+    """Apply :func:`suppress` image by image."""
     results = []
     counts = (candidates.scores > 0).sum(dim=1).tolist()
     for image, count in enumerate(counts):
@@ -142,7 +143,7 @@ def suppress_in_turn(candidates: Candidates, apart: Tensor, config: DecodeConfig
 
 
 def suppress_together(candidates: Candidates, apart: Tensor, config: DecodeConfig) -> list[Detections]:
-    """:func:`suppress` for all images at once, on a GPU, which would spend its time waiting between single images."""
+    """Apply :func:`suppress` to all images at once, because a GPU would wait between single images."""
     total = apart.shape[1]
     counts = (candidates.scores > 0).sum(dim=1)
     taken = min(total, _PREFIX * config.max_detections)
@@ -172,10 +173,10 @@ def suppress_together(candidates: Candidates, apart: Tensor, config: DecodeConfi
 
 
 def _greedy(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
-    """Which of the boxes greedy suppression keeps: float64 ``(B, n, 4)`` and bool ``(B, n)``, best first → ``(B, n)``.
+    """Mark the boxes that greedy suppression keeps: float64 ``(B, n, 4)`` and bool ``(B, n)``, best first → ``(B, n)``.
 
-    A box is kept if no better box that is kept overlaps it. Applied to any guess, that rule makes at least one more
-    decision final each time; once nothing changes, the result is that of going from best to worst.
+    A box is kept if no better kept box overlaps it. From any guess, each application of this rule makes at least one
+    more decision final. When nothing changes any more, the result equals that of a loop from best to worst.
     """
     sides = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
     area = sides[0] * sides[1]  # (B, n)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,12 @@ def _grouped(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return groups
 
 
+def settings_of(config: Config, groups: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of some groups by the names of their flags, as :func:`resolve` takes them."""
+    values = config.to_dict()
+    return {f"{group}.{name}": value for group in groups for name, value in values[group].items()}
+
+
 def bundled_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -74,7 +80,7 @@ def load_recipe(name: str) -> Config:
 
 
 def _load_recipe(name: str, folder: Path, chain: tuple[Path, ...]) -> Config:
-    """Read a recipe; ``chain`` are the files that led here, each starting from the next."""
+    """Read a recipe; ``chain`` lists the recipe files that start from it, directly or indirectly."""
     bundled = bundled_recipes()
     path = RECIPES / f"{name}.yaml" if name in bundled else folder / name
     asked = f"{chain[-1]}: " if chain else ""
@@ -98,7 +104,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except PermissionError as error:
-        raise ConfigError(f"{path}: not read, reading it is not permitted") from error
+        raise ConfigError(f"{path}: cannot be read, permission denied") from error
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: a date that does not exist
         raise ConfigError(f"{path}: not a readable YAML file ({' '.join(str(error).split())[:160]})") from error
     if not isinstance(values, dict | None):

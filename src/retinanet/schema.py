@@ -1,6 +1,6 @@
 """Frozen dataclasses as settings: read them from plain values, and check their values.
 
-Nothing here knows a particular setting; those are in :mod:`retinanet.config`.
+This module does not depend on the particular settings, which are in :mod:`retinanet.config`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,20 @@ def updated(settings: Settings, values: Mapping[str, Any], where: str) -> Settin
 
     Args:
         settings: an instance of a dataclass.
-        values: new values by name, as YAML or JSON hold them.
+        values: new values by name, as YAML or JSON hold them. Names that settings had in earlier versions (``formerly``
+            in the metadata of a field) are understood.
         where: the file or the recipe that the values come from, for messages.
 
     Raises:
         ConfigError: an unknown key (the nearest known one is named) or a value of the wrong type.
     """
     hints = typing.get_type_hints(type(settings))
+    fields = dataclasses.fields(settings)  # type: ignore[arg-type]
+    renamed = {field.metadata["formerly"]: field.name for field in fields if "formerly" in field.metadata}
     changes: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
+        name = renamed.get(name, name)
         if name not in hints:
             near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(hints)}"

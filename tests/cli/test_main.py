@@ -191,18 +191,18 @@ def fail_with(error: BaseException) -> Callable[..., None]:
 def test_failures_of_the_machine(
     run: Command, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, hint: str
 ) -> None:
-    monkeypatch.setattr("retinanet.training.loop.train", fail_with(error))
+    monkeypatch.setattr("retinanet.training.api.train_job", fail_with(error))
     assert hint in run.fails("train", parts, "--out", tmp_path / "run", *SMALL)
 
 
 def test_bugs_are_not_hidden(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retinanet.training.loop.train", fail_with(RuntimeError("shapes differ")))
+    monkeypatch.setattr("retinanet.training.api.train_job", fail_with(RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         cli.main(["train", str(parts), "--out", str(tmp_path / "run"), *SMALL])
 
 
 def test_ctrl_c_without_anything_to_save(run: Command, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retinanet.data.formats.open_dataset.read_train_val", fail_with(KeyboardInterrupt()))
+    monkeypatch.setattr("retinanet.training.api.read_train_val", fail_with(KeyboardInterrupt()))
     assert run("train", parts) == Said(130, "", "stopped\n")
 
 

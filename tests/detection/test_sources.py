@@ -64,7 +64,7 @@ def test_loop_of_links_ends(album: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("missing.jpg", "no such file or folder"), ("missing/*.jpg", "matches no picture"), ("empty", "holds no picture")],
+    [("missing.jpg", "no such file or folder"), ("missing/*.jpg", "matches no image"), ("empty", "contains no image")],
 )
 def test_sources_without_images(tmp_path: Path, source: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -78,8 +78,8 @@ def test_sources_without_images(tmp_path: Path, source: str, message: str) -> No
     [
         ("", "a source is empty"),
         (" ", "a source is empty"),
-        ("https://example.org/x.jpg", "x.jpg: addresses are not opened; download"),
-        ("RTSP://camera", "addresses are not opened"),
+        ("https://example.org/x.jpg", "x.jpg: URLs are not supported; download"),
+        ("RTSP://camera", "URLs are not supported"),
     ],
 )
 def test_what_is_no_path_is_refused(album: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pickle
 import socket
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -196,7 +195,7 @@ def test_a_pickle_of_something_else(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
     def fail(*arguments: object, **options: object) -> None:
@@ -207,9 +206,6 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(socket, "getaddrinfo", fail)
-    offline = constants.HF_HUB_OFFLINE
-    yield
-    assert offline == constants.HF_HUB_OFFLINE  # the switch is put back
 
 
 @pytest.mark.usefixtures("no_network")
@@ -223,6 +219,20 @@ def test_a_download_without_a_network_names_the_remedies(monkeypatch: pytest.Mon
     assert "\n" not in message
     for remedy in (OFFLINE_BACKBONE, "--model.weights", "--model.no-pretrained"):
         assert remedy in message
+
+
+@pytest.mark.usefixtures("no_network")
+def test_an_earlier_download_is_used_without_a_network(tmp_path: Path) -> None:
+    weights = timm.create_model("resnet18").state_dict()
+    config: Any = timm.get_pretrained_cfg("resnet18")
+    repository = tmp_path / "hub" / f"models--{config.hf_hub_id.replace('/', '--')}"
+    snapshot = repository / "snapshots" / "0000"
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0000", encoding="utf-8")
+    save_file(weights, snapshot / "model.safetensors")
+    body = Backbone("resnet18", pretrained=True).body.state_dict()
+    assert torch.equal(body["layer4.1.conv2.weight"], weights["layer4.1.conv2.weight"])
 
 
 @pytest.mark.usefixtures("no_network")

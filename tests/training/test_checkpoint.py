@@ -213,7 +213,7 @@ def test_the_same_training_is_accepted() -> None:
     free = dataclasses.replace(
         BASE,
         data=DataConfig(workers=3, verify=False),
-        train=TrainConfig(device="cpu", eval_every=2, checkpoint_minutes=1.0, track=("tensorboard",), pictures_every=3),
+        train=TrainConfig(device="cpu", eval_every=2, checkpoint_minutes=1.0, track=("tensorboard",), images_every=3),
     )
     check_same_training(PATH, info_of(BASE, dataset()), free, dataset())
 

@@ -36,7 +36,7 @@ class Kept(NamedTuple):
     """What a tool holds: per scalar its (step, value) pairs, per image its (step, mean colour), and settings."""
 
     scalars: dict[str, list[tuple[int, float]]]
-    pictures: dict[str, list[tuple[int, int]]]
+    images: dict[str, list[tuple[int, int]]]
     settings: str
 
 
@@ -102,7 +102,7 @@ def train(names: tuple[str, ...], out: Path, first: int, last: int, close: bool 
             log.write(**line)
             trackers.log_line(line)
             images = {"photo 1": np.full((24, 32, 3), 10 * step, dtype=np.uint8)}
-            save_images(out / "pictures" / f"epoch_{step // STEPS_PER_EPOCH:04d}", images)
+            save_images(out / "images" / f"epoch_{step // STEPS_PER_EPOCH:04d}", images)
             trackers.images(step, images)
     if close:
         trackers.close()
@@ -120,15 +120,15 @@ def read_tensorboard(out: Path) -> Kept:
     events = EventAccumulator(str(out / "tensorboard"), size_guidance=everything).Reload()
     tags = events.Tags()
     scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags["scalars"]}
-    pictures = {tag: [(e.step, _colour(e.encoded_image_string)) for e in events.Images(tag)] for tag in tags["images"]}
+    images = {tag: [(e.step, _colour(e.encoded_image_string)) for e in events.Images(tag)] for tag in tags["images"]}
     *_, config = [e.tensor_proto.string_val[0].decode() for e in events.Tensors("config/text_summary")]
-    return Kept(scalars, pictures, config)
+    return Kept(scalars, images, config)
 
 
 def read_wandb(out: Path) -> Kept:
     [folder] = (out / "wandb").glob("offline-run-*")
     scalars: dict[str, list[tuple[int, float]]] = {}
-    pictures: dict[str, list[tuple[int, int]]] = {}
+    images: dict[str, list[tuple[int, int]]] = {}
     settings = ""
     for record in wandb_records(next(folder.glob("run-*.wandb"))):
         if record.run.run_id:
@@ -137,10 +137,10 @@ def read_wandb(out: Path) -> Kept:
             step, value = record.history.step.num, json.loads(item.value_json)
             key, *rest = item.nested_key or [item.key]
             if rest == ["path"]:
-                pictures.setdefault(key, []).append((step, _colour((folder / "files" / value).read_bytes())))
+                images.setdefault(key, []).append((step, _colour((folder / "files" / value).read_bytes())))
             elif not rest and not key.startswith("_"):
                 scalars.setdefault(key, []).append((step, value))
-    return Kept(scalars, pictures, settings)
+    return Kept(scalars, images, settings)
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
@@ -171,13 +171,13 @@ def read_mlflow(out: Path) -> Kept:
     assert run.info.status == "FINISHED"
     names = run.data.metrics
     scalars = {n: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, n)] for n in names}
-    pictures: dict[str, list[tuple[int, int]]] = {}
-    for folder in client.list_artifacts(run.info.run_id, "pictures"):
+    images: dict[str, list[tuple[int, int]]] = {}
+    for folder in client.list_artifacts(run.info.run_id, "images"):
         for file in client.list_artifacts(run.info.run_id, folder.path):
             path = out / "mlflow" / run.info.run_id / "artifacts" / file.path
             step = int(Path(folder.path).name.removeprefix("step_"))
-            pictures.setdefault(f"pictures/{path.stem}", []).append((step, _colour(path.read_bytes())))
-    return Kept(scalars, pictures, "\n".join(f"{k}: {v}" for k, v in run.data.params.items()))
+            images.setdefault(f"images/{path.stem}", []).append((step, _colour(path.read_bytes())))
+    return Kept(scalars, images, "\n".join(f"{k}: {v}" for k, v in run.data.params.items()))
 
 
 def _colour(data: bytes) -> int:
@@ -195,9 +195,9 @@ def check_complete(kept: Kept, steps: int) -> None:
     assert [step for step, _ in kept.scalars["val/AP"]] == ends
     assert [v for _, v in kept.scalars["val/AP"]] == pytest.approx([step / 100 for step in ends])
     assert kept.scalars["val/AP/жук"] == [(step, 0.75) for step in ends]
-    assert list(kept.pictures) == ["pictures/photo 1"]
-    assert [step for step, _ in kept.pictures["pictures/photo 1"]] == ends
-    assert [v for _, v in kept.pictures["pictures/photo 1"]] == pytest.approx([10 * step for step in ends], abs=2)
+    assert list(kept.images) == ["images/photo 1"]
+    assert [step for step, _ in kept.images["images/photo 1"]] == ends
+    assert [v for _, v in kept.images["images/photo 1"]] == pytest.approx([10 * step for step in ends], abs=2)
 
 
 @pytest.mark.parametrize("name", TOOLS)
@@ -234,7 +234,7 @@ def test_a_run_that_was_moved_starts_anew_in_mlflow(out: Path) -> None:
 
 def test_a_new_training_in_the_same_folder_is_a_new_run(out: Path) -> None:
     train(TOOLS, out, 1, 8, close=False)  # killed before its first checkpoint
-    shutil.rmtree(out / "pictures")
+    shutil.rmtree(out / "images")
     train(TOOLS, out, 1, 6)
     for name in ("tensorboard", "mlflow"):
         check_complete(read(name, out), 6)

@@ -124,7 +124,7 @@ def test_a_failing_tool_is_switched_off_with_one_line(broken_by: str, console: C
     assert said(console) == [
         "warning: wandb failed ([Errno 28] No space left on device); the training goes on without it, see metrics.jsonl"
     ]
-    assert good.got == [(1, "train/loss"), (2, "train/loss"), (2, "pictures/a"), (3, "train/loss")]
+    assert good.got == [(1, "train/loss"), (2, "train/loss"), (2, "images/a"), (3, "train/loss")]
     assert (good.failed, bad.failed) == (False, None)
 
 
@@ -165,12 +165,12 @@ def _write_run(out: Path) -> None:
         log.write(step=step, epoch=round(step / 3, 4), loss=1.0)
         if step % 3 == 0:
             log.write(step=step, epoch=step // 3, AP=0.1)
-            save_images(out / "pictures" / f"epoch_{step // 3:04d}", {"a": PIXELS})
+            save_images(out / "images" / f"epoch_{step // 3:04d}", {"a": PIXELS})
 
 
 def test_a_resumed_tool_gets_what_it_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, console: Console) -> None:
     _write_run(tmp_path)
-    (tmp_path / "pictures" / "epoch_0001" / "torn.jpg").write_bytes(b"\xff\xd8")
+    (tmp_path / "images" / "epoch_0001" / "torn.jpg").write_bytes(b"\xff\xd8")
     tool = Recorder()
     _with_recorder(monkeypatch, lambda: tool)
     open_trackers(["wandb"], tmp_path, Config(), 6, console)
@@ -180,12 +180,12 @@ def test_a_resumed_tool_gets_what_it_lacks(monkeypatch: pytest.MonkeyPatch, tmp_
         (2, "train/loss"),
         (3, "train/loss"),
         (3, "val/AP"),
-        (3, "pictures/a"),
+        (3, "images/a"),
         (4, "train/loss"),
         (5, "train/loss"),
         (6, "train/loss"),
         (6, "val/AP"),
-        (6, "pictures/a"),
+        (6, "images/a"),
     ]
     assert said(console) == ["wandb: recorder show"]
 
@@ -193,7 +193,7 @@ def test_a_resumed_tool_gets_what_it_lacks(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_a_resumed_tool_gets_nothing_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, console: Console) -> None:
     _write_run(tmp_path)
     tool = Recorder()
-    tool.held = {"train": 7, "val": 3, "pictures": 6}  # it was killed between the 7th step and its checkpoint
+    tool.held = {"train": 7, "val": 3, "images": 6}  # it was killed between the 7th step and its checkpoint
     _with_recorder(monkeypatch, lambda: tool)
     with open_trackers(["wandb"], tmp_path, Config(), 6, console) as trackers:
         assert [name for name in tool.got if name[1] != "train/epoch"] == [(6, "val/AP")]

@@ -1,8 +1,8 @@
 """Assignment of ground-truth boxes to anchors: positive, ignored or background (section 4, Anchors).
 
 Two implementations compute the same result. On the CPU only the pairs of anchor and box that can matter are compared
-(:mod:`retinanet.anchors.nearby`); how many there are depends on the boxes, which a GPU would have to tell the CPU
-first. On a GPU all anchors are compared with all boxes. The tests use this dense version as the reference.
+(:mod:`retinanet.anchors.nearby`). The number of these pairs depends on the boxes, so on a GPU the CPU would have to
+wait for it. There all anchors are compared with all boxes. The tests use this dense version as the reference.
 """
 
 from __future__ import annotations
@@ -20,23 +20,22 @@ from retinanet.anchors.matches import BACKGROUND, IGNORE, Matches
 from retinanet.anchors.nearby import pairs_by_cover, pairs_by_iou
 from retinanet.config import AssignConfig
 
-# Boxes compared with all anchors at once: bounds the memory at 32 × A numbers, however many objects there are.
+# Number of boxes that are compared with all anchors at once. It bounds the memory at 32 × A numbers.
 _CHUNK = 32
 
 
 def assign(grid: AnchorGrid, boxes: Tensor, ignore: Tensor | None = None, config: AssignConfig | None = None) -> Tensor:
     """Match every anchor of an image with at most one ground-truth box.
 
-    Method ``iou`` (the paper): the box of highest IoU (the first of equals) if that IoU is at least
-    ``config.foreground``; ``BACKGROUND`` if it is below ``config.background``; ``IGNORE`` between. With
-    ``config.force_best``, an anchor that overlaps some box as much as any other anchor does keeps its own best box
-    whatever the IoU (torchvision's low-quality matches); a box that overlaps no anchor at all still gets none.
+    Method ``iou`` (the paper): an anchor is matched with the box of highest IoU (of several, the first) if this IoU is
+    at least ``config.foreground``. It is ``BACKGROUND`` if the IoU is below ``config.background``, else ``IGNORE``.
+    With ``config.force_best``, the anchors of highest IoU of each box are matched at any IoU (torchvision's low-quality
+    matches), each with the box that it overlaps most. A box that overlaps no anchor gets none.
 
     Method ``atss``: see :func:`retinanet.anchors.atss.atss_pairs`.
 
-    Background anchors of which at least ``config.ignore_overlap`` lies inside an ``ignore`` region become ``IGNORE``.
-
-    On the CPU memory is O(A + G · k), k the anchors near a box.
+    A background anchor becomes ``IGNORE`` if at least the fraction ``config.ignore_overlap`` of it lies inside an
+    ``ignore`` region. On the CPU, memory is O(A + G · k), where k is the number of anchors near a box.
 
     Args:
         grid: the image's anchors.
@@ -53,7 +52,7 @@ def assign(grid: AnchorGrid, boxes: Tensor, ignore: Tensor | None = None, config
 def assign_batch(
     grid: AnchorGrid, boxes: Sequence[Tensor], ignore: Sequence[Tensor], config: AssignConfig | None = None
 ) -> Tensor:
-    """:func:`assign` for each image of a batch, as indices into ``torch.cat(boxes)``, where the anchors are.
+    """Apply :func:`assign` to each image of a batch, with indices into ``torch.cat(boxes)``, on the anchors' device.
 
     Returns:
         int64 ``(B, A)``.
@@ -67,7 +66,7 @@ def assign_batch(
 def match_batch(
     grid: AnchorGrid, boxes: Sequence[Tensor], ignore: Sequence[Tensor], config: AssignConfig | None = None
 ) -> Matches:
-    """:func:`assign_batch` with a sparse result; time and memory depend on the boxes and hardly on the anchors."""
+    """Compute :func:`assign_batch` with a sparse result; time and memory depend mainly on the number of boxes."""
     config = config or AssignConfig()
     grid = grid.to("cpu")
     if not _has_lower_bound(config):
@@ -90,7 +89,7 @@ def match_batch(
 
 
 def best_per_anchor(anchor: Tensor, overlap: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Reduce pairs of anchor and box to one per anchor: the highest overlap, of equals the first box.
+    """Keep one pair per anchor: the pair with the highest overlap; of equal overlaps, the pair with the first box.
 
     Args:
         anchor: int64 ``(N,)``, the anchor of each pair.
@@ -126,7 +125,7 @@ def best_overlap(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int) ->
         overlap = box_iou(boxes[start : start + _CHUNK], anchors)  # (chunk, A)
         rows = image[start : start + _CHUNK, None].expand_as(overlap)
         value = torch.zeros_like(best).scatter_reduce(0, rows, overlap, "amax")  # (B, A)
-        # Of equals the first, which argmax leaves open.
+        # Of equal IoUs take the first box, which argmax does not guarantee.
         position = torch.arange(start, start + len(overlap), device=anchors.device)[:, None]
         position = torch.where(overlap == value.gather(0, rows), position, len(boxes))
         first = torch.full_like(index, len(boxes)).scatter_reduce(0, rows, position, "amin")
@@ -136,7 +135,7 @@ def best_overlap(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int) ->
 
 
 def force_best(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, index: Tensor, matched: Tensor) -> Tensor:
-    """Give the anchors that overlap some box as much as any other anchor does their own best box, ``index``."""
+    """Match the anchors of highest IoU of each box with the box that each of them overlaps most, ``index``."""
     forced = torch.zeros(images, len(grid.boxes), dtype=torch.bool, device=grid.boxes.device)
     for start in range(0, len(boxes), _CHUNK):
         overlap = box_iou(boxes[start : start + _CHUNK], grid.boxes)  # (chunk, A)
@@ -149,7 +148,7 @@ def force_best(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, inde
 
 def cover_nearby(grid: AnchorGrid, regions: Tensor, image: Tensor, images: int, fraction: float) -> Tensor:
     """:func:`cover_overlap` from the anchors near each region."""
-    # Most anchors are near a region as large as the image; comparing it with all of them is faster then.
+    # If a region is as large as the image, most anchors are near it, and comparing all anchors is faster.
     extent = (grid.boxes[:, :2].amax(dim=0) - grid.boxes[:, :2].amin(dim=0)).prod()
     large = (regions[:, 2:] - regions[:, :2]).clamp(min=0).prod(dim=1) > extent / 20
     result = cover_overlap(grid, regions[large], image[large], images, fraction)
@@ -171,14 +170,14 @@ def cover_overlap(grid: AnchorGrid, regions: Tensor, image: Tensor, images: int,
 
 
 def _has_lower_bound(config: AssignConfig) -> bool:
-    """Whether pairs of little overlap cannot matter, so that looking at the others is enough."""
+    """Return whether only pairs with a minimum overlap can matter."""
     return config.method == "atss" or min(config.background, config.foreground) > 0
 
 
 def _assign_densely(
     grid: AnchorGrid, boxes: Sequence[Tensor], ignore: Sequence[Tensor], config: AssignConfig
 ) -> Tensor:
-    """:func:`assign_batch` by comparing all anchors with all boxes; it never waits for a GPU."""
+    """Compute :func:`assign_batch` by comparing all anchors with all boxes, without waiting for a GPU."""
     anchors = grid.boxes
     images, count = len(boxes), len(anchors)
     if images == 0:
@@ -200,9 +199,9 @@ def _assign_densely(
 
 
 def _scatter_pairs(anchor: Tensor, overlap: Tensor, box: Tensor, anchors: int) -> Tensor:
-    """:func:`best_per_anchor` for all ``anchors``, without a shape that depends on the data.
+    """Compute :func:`best_per_anchor` for all ``anchors``, with shapes that do not depend on the data.
 
-    A pair of negative overlap takes no part. Returns int64 ``(anchors,)``: the box or ``BACKGROUND``.
+    Pairs with a negative overlap are left out. Returns int64 ``(anchors,)``: the box or ``BACKGROUND``.
     """
     best = overlap.new_full((anchors,), -1).scatter_reduce(0, anchor, overlap, "amax")
     no_box = torch.iinfo(torch.int64).max
@@ -212,7 +211,8 @@ def _scatter_pairs(anchor: Tensor, overlap: Tensor, box: Tensor, anchors: int) -
 
 
 def _joined(boxes: Sequence[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
-    """All images' boxes ``(G, 4)`` in ``like``'s type and place, and the image of each, int64 ``(G,)``."""
+    """Concatenate the boxes of all images ``(G, 4)``, with dtype and device of ``like``; also the image of each, int64
+    ``(G,)``."""
     every = torch.cat([b.to(like) for b in boxes]) if boxes else like.new_zeros(0, 4)
     lengths = torch.tensor([len(b) for b in boxes], dtype=torch.int64)
     image = torch.repeat_interleave(lengths, output_size=len(every))
@@ -265,7 +265,7 @@ def _best_of_far_boxes(grid: AnchorGrid, boxes: Tensor, image: Tensor, far: Tens
         return nothing, nothing
     anchor, box = (torch.cat(parts) for parts in zip(*found, strict=True))
     anchors, inverse = torch.unique(anchor, return_inverse=True)
-    # every pair of an anchor names the same box
+    # all pairs of an anchor have the same box
     return anchors, torch.zeros_like(anchors).scatter(0, inverse, box)
 
 

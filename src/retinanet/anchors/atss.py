@@ -1,7 +1,7 @@
-"""Adaptive training sample selection, ATSS (https://arxiv.org/abs/1912.02424): no IoU threshold to choose.
+"""Adaptive training sample selection (ATSS, https://arxiv.org/abs/1912.02424), which needs no IoU threshold.
 
-Each object looks at its nearest anchors on every level; their IoUs' mean plus standard deviation is its own threshold.
-A small object, whose best anchor may only reach an IoU of 0.3, still gets anchors to learn from.
+The candidates of an object are its nearest anchors on every level. Its threshold is the mean plus the standard
+deviation of their IoUs. So a small object whose best anchor has an IoU of only 0.3 still gets positive anchors.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from torch import Tensor
 from retinanet.anchors.coding import aligned_iou
 from retinanet.anchors.grid import AnchorGrid
 
-# Boxes looked at together: bounds the memory.
+# Number of boxes that are processed together; it bounds the memory.
 _CHUNK = 512
 
 
 def atss_pairs(grid: AnchorGrid, boxes: Tensor, image: Tensor, candidates: int = 9) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs of anchor and box that ATSS selects.
 
-    For each box and level, the anchors at the ``candidates`` positions nearest to the box's centre are candidates, of
-    equally near positions the first. A candidate is selected if its IoU reaches the mean plus standard deviation over
-    all candidates of the box and its centre lies inside the box. An anchor that several boxes select goes to the box of
-    highest IoU.
+    For each box and level, the anchors at the ``candidates`` positions nearest to the box's center are candidates; of
+    equally near positions, the first count. A candidate is selected if its IoU reaches the mean plus standard deviation
+    over all candidates of the box and its center lies inside the box. If several boxes select an anchor, it is matched
+    with the box of highest IoU.
 
-    Only a window of positions around each centre is compared, so memory is O(G · candidates).
+    Only a window of positions around each center is compared, so memory is O(G · candidates).
 
     Args:
         grid: the anchors.
@@ -35,8 +35,9 @@ def atss_pairs(grid: AnchorGrid, boxes: Tensor, image: Tensor, candidates: int =
         candidates: positions on each level.
 
     Returns:
-        Per pair: int64 anchor ``image · A + anchor``, float32 overlap, int64 box. On a GPU, where their number must not
-        be asked for, all candidates are returned, and those that are not selected have overlap −1.
+        Per pair: int64 anchor ``image · A + anchor``, float32 overlap, int64 box. On a GPU, reading their number would
+        wait for the computation. So all candidates are returned there, and candidates that are not selected have
+        overlap −1.
     """
     found = []
     for start in range(0, len(boxes), _CHUNK):
@@ -61,26 +62,26 @@ def _candidates(grid: AnchorGrid, boxes: Tensor, candidates: int) -> tuple[Tenso
     anchors = grid.boxes[index]  # (G, N, 4)
     overlap = aligned_iou(anchors, boxes[:, None])
     threshold = overlap.mean(dim=1) + overlap.std(dim=1, correction=min(1, overlap.shape[1] - 1))
-    centres = (anchors[..., :2] + anchors[..., 2:]) / 2
-    inside = ((centres > boxes[:, None, :2]) & (centres < boxes[:, None, 2:])).all(dim=-1)
+    centers = (anchors[..., :2] + anchors[..., 2:]) / 2
+    inside = ((centers > boxes[:, None, :2]) & (centers < boxes[:, None, 2:])).all(dim=-1)
     return index, torch.where((overlap >= threshold[:, None]) & inside, overlap, -1.0)
 
 
 def _nearest(grid: AnchorGrid, boxes: Tensor, candidates: int) -> Tensor:
-    """Indices ``(G, N)`` of the anchors at the ``candidates`` positions nearest to each box's centre, all levels."""
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    """Indices ``(G, N)`` of the anchors at the ``candidates`` positions nearest to each box's center, all levels."""
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
     per_location = grid.spec.per_location
     # The k nearest points of a grid lie within this many rows and columns around the nearest one, also at its border;
-    # seen from far outside they may all lie in one row. (A GPU is not asked whether any centre lies outside.)
+    # for a center far outside the image they may all lie in one row. (A GPU always assumes this; a check would wait.)
     (rows, columns), (down, across) = grid.shapes[0], grid.strides[0]
-    limit = centre.new_tensor([columns * across, rows * down])
-    inside = centre.device.type == "cpu" and bool(((centre >= 0) & (centre <= limit)).all())
+    limit = center.new_tensor([columns * across, rows * down])
+    inside = center.device.type == "cpu" and bool(((center >= 0) & (center <= limit)).all())
     reach = math.ceil(math.sqrt(candidates)) if inside else candidates
     found, start = [], 0
     for (rows, columns), (down, across) in zip(grid.shapes, grid.strides, strict=True):
-        row = _window(centre[:, 1] / down, reach + candidates // (2 * columns), rows)  # (G, h)
-        column = _window(centre[:, 0] / across, reach + candidates // (2 * rows), columns)  # (G, w)
-        distance = ((row * down - centre[:, 1:]) ** 2)[:, :, None] + ((column * across - centre[:, :1]) ** 2)[:, None]
+        row = _window(center[:, 1] / down, reach + candidates // (2 * columns), rows)  # (G, h)
+        column = _window(center[:, 0] / across, reach + candidates // (2 * rows), columns)  # (G, w)
+        distance = ((row * down - center[:, 1:]) ** 2)[:, :, None] + ((column * across - center[:, :1]) ** 2)[:, None]
         position = row[:, :, None] * columns + column[:, None]  # (G, h, w)
         count = min(candidates, position.shape[1] * position.shape[2])
         nearest = distance.flatten(1).sort(dim=1, stable=True).indices[:, :count]  # of equals the first
@@ -91,8 +92,8 @@ def _nearest(grid: AnchorGrid, boxes: Tensor, candidates: int) -> Tensor:
     return torch.cat(found, dim=1)
 
 
-def _window(centre: Tensor, reach: int, length: int) -> Tensor:
-    """``min(2·reach + 1, length)`` consecutive integers around each ``centre``, kept within ``0 … length − 1``."""
+def _window(center: Tensor, reach: int, length: int) -> Tensor:
+    """``min(2·reach + 1, length)`` consecutive integers around each ``center``, kept within ``0 … length − 1``."""
     span = min(2 * reach + 1, length)
-    first = (centre.round().long() - reach).clamp(0, length - span)
-    return first[:, None] + torch.arange(span, device=centre.device)
+    first = (center.round().long() - reach).clamp(0, length - span)
+    return first[:, None] + torch.arange(span, device=center.device)

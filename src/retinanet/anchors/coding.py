@@ -1,4 +1,4 @@
-"""Boxes ↔ deltas relative to anchors, the parametrisation of R-CNN (https://arxiv.org/abs/1311.2524, appendix C)."""
+"""Boxes ↔ deltas relative to anchors, the parametrization of R-CNN (https://arxiv.org/abs/1311.2524, appendix C)."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ import math
 import torch
 from torch import Tensor
 
-# An untrained network may ask for any size; exp() must not overflow. 62.5 is the limit every R-CNN descendant uses.
+# An untrained network may predict any size, and exp() must not overflow. Detectron has the same limit, 62.5.
 MAX_LOG_SCALE = math.log(1000 / 16)
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Deltas that turn ``anchors`` into ``boxes``: ``((x − xₐ)/wₐ, (y − yₐ)/hₐ, log(w/wₐ), log(h/hₐ))``, x, y centres.
+    """Deltas that turn ``anchors`` into ``boxes``: ``((x − xₐ)/wₐ, (y − yₐ)/hₐ, log(w/wₐ), log(h/hₐ))``, x, y centers.
 
     Args:
         boxes: ``(…, 4)`` ``xyxy`` with positive sides.
         anchors: ``(…, 4)`` ``xyxy``, broadcastable against ``boxes``.
     """
     box_size, anchor_size = boxes[..., 2:] - boxes[..., :2], anchors[..., 2:] - anchors[..., :2]
-    box_centre = boxes[..., :2] + 0.5 * box_size
-    anchor_centre = anchors[..., :2] + 0.5 * anchor_size
-    return torch.cat([(box_centre - anchor_centre) / anchor_size, torch.log(box_size / anchor_size)], dim=-1)
+    box_center = boxes[..., :2] + 0.5 * box_size
+    anchor_center = anchors[..., :2] + 0.5 * anchor_size
+    return torch.cat([(box_center - anchor_center) / anchor_size, torch.log(box_size / anchor_size)], dim=-1)
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes ``(…, 4)`` ``xyxy`` that ``deltas`` ``(…, 4)`` make of ``anchors``; inverse of :func:`encode`.
+    """Return the boxes ``(…, 4)`` ``xyxy`` that ``deltas`` ``(…, 4)`` describe; inverse of :func:`encode`.
 
     Log scales are limited to ``MAX_LOG_SCALE``.
     """
     size = anchors[..., 2:] - anchors[..., :2]
-    centre = anchors[..., :2] + 0.5 * size
-    new_centre = centre + deltas[..., :2] * size
+    center = anchors[..., :2] + 0.5 * size
+    new_center = center + deltas[..., :2] * size
     half = 0.5 * size * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE))
-    return torch.cat([new_centre - half, new_centre + half], dim=-1)
+    return torch.cat([new_center - half, new_center + half], dim=-1)
 
 
 def aligned_iou(a: Tensor, b: Tensor) -> Tensor:

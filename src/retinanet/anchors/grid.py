@@ -16,9 +16,9 @@ class AnchorGrid:
     """All anchors of an image, level by level, row by row, location by location.
 
     Attributes:
-        spec: what the grid was made from.
+        spec: sizes, scales, ratios and layout of the anchors.
         shapes: ``(rows, columns)`` of each level's feature map.
-        strides: pixels between neighbouring rows and columns, ``(vertical, horizontal)``, of each level.
+        strides: pixels between neighboring rows and columns, ``(vertical, horizontal)``, of each level.
         boxes: float32 ``(A, 4)``, ``xyxy`` pixels, real-valued.
     """
 
@@ -44,13 +44,13 @@ class AnchorGrid:
 def base_anchors(spec: AnchorSpec, level: int) -> Tensor:
     """Anchors of one location of ``level``, around (0, 0): ``(A, 4)`` float64, scale by scale, ratio by ratio.
 
-    In the ``torchvision`` layout ratio by ratio, scale by scale, in whole pixels.
+    The ``torchvision`` layout orders them ratio by ratio, then scale by scale, and rounds them to whole pixels.
     """
     scales = torch.tensor(spec.scales, dtype=torch.float64)
     ratios = torch.tensor(spec.ratios, dtype=torch.float64)
     side = spec.sizes[level] * scales[:, None]
     if spec.layout == "torchvision":
-        # float32, in this order of operations: what is rounded below must be what torchvision rounds
+        # float32 and this order of operations give the same values before rounding as in torchvision
         side, ratios = side.trunc().float(), ratios.float()
         width, height = (1 / ratios.sqrt()) * side, ratios.sqrt() * side
         half = torch.stack([width.T, height.T], dim=-1).reshape(-1, 2) / 2
@@ -61,13 +61,14 @@ def base_anchors(spec: AnchorSpec, level: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # the cached boxes serve training, too, wherever they were asked for first
+@torch.inference_mode(False)  # cached boxes must be usable in training, even if inference made them
 def make_grid(spec: AnchorSpec, image_size: tuple[int, int]) -> AnchorGrid:
     """All anchors for an image of ``(height, width)`` pixels; cached, so do not write into ``boxes``.
 
-    A level of stride s has ⌈height/s⌉ × ⌈width/s⌉ locations. Location (i, j) is centred on pixel (j·s, i·s), which is
-    where the receptive field of that output of a stack of padded stride-2 convolutions is centred. In the
-    ``torchvision`` layout the step is the image's side ÷ locations, rounded down: 114 for 7 locations on 800 pixels.
+    A level of stride s has ⌈height/s⌉ × ⌈width/s⌉ locations. Location (i, j) is centered on pixel (j·s, i·s), which is
+    the center of the receptive field of this output in a stack of padded stride-2 convolutions. In the ``torchvision``
+    layout, the distance between locations is the image's side divided by their number, rounded down: 114 for 7
+    locations on 800 pixels.
     """
     height, width = image_size
     shapes = tuple((-(-height // stride), -(-width // stride)) for stride in spec.strides)
@@ -78,7 +79,7 @@ def make_grid(spec: AnchorSpec, image_size: tuple[int, int]) -> AnchorGrid:
     for level, ((rows, columns), (down, across)) in enumerate(zip(shapes, strides, strict=True)):
         y = torch.arange(rows, dtype=torch.float64) * down
         x = torch.arange(columns, dtype=torch.float64) * across
-        centres = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flip(-1)  # (rows, columns, xy)
-        boxes = centres.repeat(1, 1, 2)[:, :, None] + base_anchors(spec, level)  # (rows, columns, A, 4)
+        centers = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flip(-1)  # (rows, columns, xy)
+        boxes = centers.repeat(1, 1, 2)[:, :, None] + base_anchors(spec, level)  # (rows, columns, A, 4)
         levels.append(boxes.reshape(-1, 4))
     return AnchorGrid(spec, shapes, strides, torch.cat(levels).float())

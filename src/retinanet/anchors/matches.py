@@ -1,4 +1,4 @@
-"""The result of an assignment, kept sparse: nearly all anchors are background, and only the others are listed."""
+"""The result of an assignment, stored sparsely: nearly all anchors are background, and only the others are listed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Matches:
     """Positive and ignored anchors of a batch of B images with A anchors each; every other anchor is background.
 
     Anchors are numbered ``image · A + anchor``. All tensors lie on the CPU, so that their lengths are known without
-    asking a GPU.
+    waiting for a GPU.
 
     Attributes:
         images: B.
@@ -41,7 +41,7 @@ class Matches:
 
     @classmethod
     def all_ignored(cls, images: int, anchors: int) -> Matches:
-        """Matches from which nothing is learned."""
+        """Matches in which every anchor is ignored."""
         nothing = torch.zeros(0, dtype=torch.int64)
         return cls(images, anchors, nothing, nothing, torch.arange(images * anchors))
 

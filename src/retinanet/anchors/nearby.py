@@ -1,7 +1,8 @@
-"""Which anchors can overlap a box enough, found from the structure of the grid.
+"""Find the anchors that can overlap a box enough, from the structure of the grid.
 
-All anchors against all boxes would be A × G overlaps, 60 million for 500 boxes in an 800×800 image, nearly all of them
-0. But the anchors of one shape lie on a grid, and those that share enough area with a box lie in a small window of it.
+Comparing all anchors with all boxes would need A × G overlaps: 60 million for 500 boxes in an 800×800 image, nearly all
+of them 0. But the anchors of one shape lie on a grid, and the anchors that share enough area with a box lie in a small
+window of it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from retinanet.anchors.grid import AnchorGrid, base_anchors
 
-# Windows are made this much too large, in positions and in shares of an area: rounding must not lose an anchor.
+# Windows are enlarged by this much, in positions and in fractions of an area, so that rounding loses no anchor.
 _SLACK = 1e-3
 
 
@@ -30,7 +31,7 @@ class Pairs(NamedTuple):
 
 
 def pairs_by_iou(grid: AnchorGrid, boxes: Tensor, lowest: float) -> Pairs:
-    """All pairs whose IoU is at least ``lowest`` (> 0), and some whose is less.
+    """All pairs whose IoU is at least ``lowest`` (> 0), and some pairs with a lower IoU.
 
     IoU ≥ t means that the areas a, b share at least t (a + b) / (1 + t).
     """
@@ -48,7 +49,8 @@ def pairs_by_cover(grid: AnchorGrid, boxes: Tensor, lowest: float) -> Pairs:
 
 
 def _shapes(grid: AnchorGrid) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the S anchor shapes of all levels: centre relative to the location ``(S, 2)``, size ``(S, 2)``; level (S,)."""
+    """For the S anchor shapes of all levels: center relative to the location ``(S, 2)``, size ``(S, 2)``, level
+    ``(S,)``."""
     bases = [base_anchors(grid.spec, level) for level in range(len(grid.shapes))]
     base = torch.cat(bases)
     level = torch.arange(len(bases)).repeat_interleave(grid.spec.per_location)
@@ -63,14 +65,14 @@ def _windows(grid: AnchorGrid, boxes: Tensor, needed: Tensor) -> Pairs:
     starts = torch.tensor([0, *grid.level_sizes]).cumsum(0)[level] + torch.arange(len(level)) % grid.spec.per_location
 
     box_size = (boxes[:, 2:] - boxes[:, :2])[:, None]  # (G, 1, 2)
-    centre = ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None] - offset  # (G, S, 2)
+    center = ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None] - offset  # (G, S, 2)
     shared = torch.minimum(box_size, size)  # at best
     needed = needed * (1 - _SLACK)
     possible = (shared > 0).all(dim=2) & (shared.prod(dim=2) >= needed)
-    # Moved so far apart along one axis, they still share enough if they are aligned along the other.
+    # Largest distance along an axis at which they share enough area, if they are aligned along the other axis.
     reach = (box_size + size) / 2 - needed[..., None] / shared.flip(2)
-    first = ((centre - reach) / step - _SLACK).ceil().clamp(min=0)
-    last = torch.minimum(((centre + reach) / step + _SLACK).floor(), counts - 1)
+    first = ((center - reach) / step - _SLACK).ceil().clamp(min=0)
+    last = torch.minimum(((center + reach) / step + _SLACK).floor(), counts - 1)
     extent = (last - first + 1).clamp(min=0)
     # Not a number (boxes of no size) is not possible.
     extent = torch.where(possible[..., None], extent, 0).long()  # (G, S, 2)
@@ -87,7 +89,7 @@ def _windows(grid: AnchorGrid, boxes: Tensor, needed: Tensor) -> Pairs:
 
 
 def _expand(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """For counts ``(W,)``: 0, 0, …, 1, 1, … as often as each says, and 0, 1, … within each."""
+    """For counts ``(W,)``: each index, repeated as often as its count, and the number of the repetition."""
     index = torch.repeat_interleave(counts)
     before = counts.cumsum(0) - counts
     return index, torch.arange(len(index)) - before[index]

@@ -211,7 +211,7 @@ def _our_step(precision: Precision) -> Callable[[Batch], None]:
 
 
 def from_files(images: int = 4, side: int = 320) -> Iterator[Case]:
-    """Training and detection of ResNet-50 from image files, which includes decoding, scaling and colour changes."""
+    """Training and detection of ResNet-50 from image files, which includes decoding, scaling and color changes."""
     with tempfile.TemporaryDirectory() as folder:
         write_sample(Path(folder), images=40, size=480)
         dataset = read_split(Path(folder), "train")
@@ -287,8 +287,8 @@ def photograph(stages: bool = True) -> Iterator[Case]:
     outputs = network()
     yield Case("  of it decoding the JPEG", {"ours": read})
     yield Case("  of it scaling", {"ours": lambda: resize_image(image, shape, config)})
-    normalise = {"ours": lambda: normalized_batch([scaled], person.model.mean, person.model.std)}
-    yield Case("  of it normalising", normalise)
+    normalize = {"ours": lambda: normalized_batch([scaled], person.model.mean, person.model.std)}
+    yield Case("  of it normalizing", normalize)
     yield Case(f"  of it network, {str(person.dtype).removeprefix('torch.')}", {"ours": network})
     yield Case("  of it post-processing", {"ours": lambda: postprocess(outputs, grid, [shape])})
 

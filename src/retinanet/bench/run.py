@@ -82,7 +82,7 @@ def table(results: Iterable[Timing]) -> str:
                 row.name,
                 *(_time(row.seconds.get(side)) for side in ("ours", "ours bf16", row.peer)),
                 *(_ratio(row.times_faster(side)) for side in ("ours", "ours bf16")),
-                "" if floor is None else f"{100 * floor / row.seconds['ours']:.0f} %",
+                "" if floor is None else f"{100 * floor / row.seconds['ours']:.0f}%",
                 *(_megabytes(row.memory.get(side)) for side in ("ours", row.peer)),
             )
         )

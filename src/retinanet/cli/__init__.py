@@ -10,26 +10,27 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from retinanet._version import __version__
+from retinanet.cli.failures import machine_failure
 from retinanet.cli.terminal import console, errors
 from retinanet.errors import ConfigError, RetinaNetError
 
 # Each command: its module, whose function ``run`` runs it, and its summary.
 VERBS = {
     "train": ("train", "train a detector on your images"),
-    "eval": ("evaluate", "measure a detector's average precision on a dataset"),
-    "detect": ("detect", "find objects in images; draw them and write them to files"),
+    "eval": ("evaluate", "evaluate a detector on a dataset, or compare two"),
+    "detect": ("detect", "detect objects in images; draw them and write them to files"),
     "convert": ("convert", "convert torchvision's RetinaNet weights into a file of this package"),
     "reproduce": ("reproduce", "reproduce the paper's tables and figures, at small scale or on COCO"),
     "bench": ("bench", "compare the speed of this package and torchvision on this machine"),
-    "data inspect": ("data_inspect", "find errors and difficulties in a dataset before training on it"),
+    "data inspect": ("data_inspect", "find defects and hard objects in a dataset before training on it"),
     "data convert": ("data_convert", "write a dataset as COCO, Pascal VOC, YOLO or CSV"),
-    "data anchors": ("data_anchors", "fit the anchors to the boxes of a dataset, and show what it gains"),
+    "data anchors": ("data_anchors", "fit the anchors to the boxes of a dataset, and compare the coverage"),
     "data sample": ("data_sample", "write a synthetic dataset for trying the commands"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0, 1 for an error, 2 for a wrong command line, 130 after Ctrl-C."""
+    """Run a command. Returns the exit code: 0, 1 for an error, 2 for an invalid command line, 130 after Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show must not end a training
         if isinstance(stream, io.TextIOWrapper):
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"error: no command {verb!r}; {hint}")
         return 2
     if verb != "bench":  # bench times both sides under the settings of a program that only imports them
-        # Allocate large tensors in huge pages, which saves 5 to 10 % of a training or detection on a CPU. PyTorch reads
+        # Allocate large tensors in huge pages, which saves 5 to 10% of a training or detection on a CPU. PyTorch reads
         # this once, at its first allocation. It has no effect on systems without such pages.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"{stopped}; go on with --resume" if str(stopped) else "stopped")
         return 130
     except (OSError, MemoryError, RuntimeError) as error:
-        failure = _machine_failure(error, verb)
+        failure = machine_failure(error, verb)
         if failure is None:
             raise
         errors.print(f"error: {failure}")
@@ -73,20 +74,3 @@ def _help() -> None:
     for verb, (_, summary) in VERBS.items():
         console.print(f"  {verb:<14}{summary}")
     console.print("\n'retinanet COMMAND --help' lists a command's settings; 'retinanet --version' prints the version.")
-
-
-def _machine_failure(error: BaseException, verb: str) -> str | None:
-    """The message for an error of the machine, such as a full disk; None for errors of the program."""
-    text = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    memory = (
-        isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "DefaultCPUAllocator" in str(error)
-    )
-    if memory:
-        remedy = "lower --train.batch or --data.size" if verb == "train" else "end other programs that use much memory"
-        return f"out of memory ({text}); {remedy}"
-    if isinstance(error, OSError) and error.errno is not None:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{os.strerror(error.errno)}"
-    if "DataLoader worker" in text:
-        return f"an image-loading process ended unexpectedly ({text}); try --data.workers 0"
-    return None

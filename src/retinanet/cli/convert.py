@@ -10,8 +10,6 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import console, parse, print_next
-from retinanet.errors import CheckpointError, ConfigError, RetinaNetError
-from retinanet.files import make_folder
 from retinanet.flags import quoted
 
 
@@ -20,7 +18,7 @@ class Arguments:
     """Convert weights of torchvision's RetinaNets (v1 and v2) into a file of this package."""
 
     source: Annotated[Positional[Path], arg(metavar="IN.pth")]
-    """A state dict, or a checkpoint that holds one, pickled or safetensors. No code in it is executed."""
+    """State dict or checkpoint of a torchvision RetinaNet (.pth or .safetensors). No code in it is executed."""
     target: Annotated[Positional[Path], arg(metavar="OUT.safetensors")]
     """File to write."""
     classes: tuple[str, ...] = ()
@@ -32,23 +30,10 @@ class Arguments:
 def run(argv: Sequence[str]) -> int:
     """Run ``retinanet convert IN.pth OUT.safetensors``."""
     arguments = parse(Arguments, argv, "retinanet convert")
-    source, target = arguments.source, arguments.target
-    if target.suffix != ".safetensors":
-        raise ConfigError(f"{target}: the file to write must be named OUT.safetensors")
-    if target.exists():
-        raise RetinaNetError(f"{target} already exists; choose another name or remove it")
+    from retinanet.zoo.conversion import convert_weights
 
-    from retinanet.model.foreign_weights import read_foreign
-    from retinanet.zoo.importers.torchvision import load_torchvision
-    from retinanet.zoo.weights import save_weights
-
-    try:
-        model, info = load_torchvision(read_foreign(source), arguments.classes or None, arguments.norm_eps)
-    except CheckpointError as error:
-        message = str(error)
-        raise CheckpointError(message if message.startswith(str(source)) else f"{source}: {message}") from error
-    make_folder(target.parent, flag="")
-    save_weights(target, model.state_dict(), info)
+    target = arguments.target
+    info = convert_weights(arguments.source, target, arguments.classes, arguments.norm_eps)
     settings, names = info.config.model, info.classes
     listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
     norm = "group norm" if settings.subnet_norm == "group" else "no norm"

@@ -12,15 +12,15 @@ from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import changed_flags, console, describe, option, parse, print_next, quoted
 from retinanet.config import AnchorSpec, AssignConfig, DataConfig
-from retinanet.recipes import load_recipe
+from retinanet.recipes import load_recipe, settings_of
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Fit the sizes, scales and ratios of the anchors to your boxes, and say whether that is worthwhile."""
+    """Fit the sizes, scales and ratios of the anchors to your boxes, and report whether they cover them better."""
 
     dataset: Annotated[Positional[str], arg(metavar="DATA")]
-    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (recognised by itself), or its annotation file."""
+    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (the format is recognized), or its annotation file."""
     out: Annotated[Path, arg(metavar="FILE.yaml")] = Path("anchors.yaml")
     """Recipe to write, for retinanet train --recipe. A plot (PNG) is written beside it."""
     recipe: Annotated[str, arg(metavar="NAME|FILE")] = "modern"
@@ -45,7 +45,6 @@ def run(argv: Sequence[str]) -> int:
 
     from retinanet.inspection.anchor_fit import fit_anchors
     from retinanet.inspection.anchor_text import fit_lines
-    from retinanet.inspection.settings import settings_of
     from retinanet.report.anchor_plot import draw_fit
 
     settings = settings_of(config, ("data", "anchors", "assign"))

@@ -21,14 +21,14 @@ class Arguments:
     """
 
     source: Annotated[Positional[Path], arg(metavar="DATA")]
-    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (recognised by itself), or its annotation file."""
+    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (the format is recognized), or its annotation file."""
     out: Annotated[Positional[Path], arg(metavar="OUT")]
-    """Folder to make."""
+    """Folder to create."""
     to: Literal["coco", "voc", "yolo", "csv"]
     """Format to write."""
     images: Literal["copy", "link", "none"] = "copy"
     """copy: copy the images. link: link to each image, which takes no space. none: make one link to each folder of
-    images, which must then stay where it is."""
+    images, and this folder must then stay where it is."""
 
 
 def run(argv: Sequence[str]) -> int:

@@ -17,45 +17,44 @@ from retinanet.recipes import load_recipe
 
 @dataclass(frozen=True)
 class Arguments:
-    """Find defects of a dataset, and objects that are hard to learn, before you spend hours on a training."""
+    """Find defects in a dataset, and objects that are hard to detect, before you train on it."""
 
     dataset: Annotated[Positional[str], arg(metavar="DATA")]
-    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (recognised by itself), or its annotation file."""
+    """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (the format is recognized), or its annotation file."""
     out: Annotated[Path, arg(metavar="DIR")] = Path("inspect")
     """Folder for inspect.html and findings.json."""
     fix: Annotated[Path | None, arg(metavar="OUT")] = None
     """Also write a repaired copy to this folder, in COCO format. DATA is not changed."""
     recipe: Annotated[str, arg(metavar="NAME|FILE")] = "modern"
-    """Settings of the training to come: modern, paper, or a YAML file. The flags below replace single settings."""
+    """Settings of the planned training: modern, paper, or a YAML file. The flags below replace single settings."""
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
 
 
 def run(argv: Sequence[str]) -> int:
     """``retinanet data inspect DATA``."""
     base = load_recipe(option(argv, "--recipe") or "modern")
-    arguments = parse(Arguments, argv, "retinanet data inspect", Arguments(dataset=tyro.MISSING, config=base))
-    data, out, fix, config = arguments.dataset, arguments.out, arguments.fix, arguments.config
-
+    given = parse(Arguments, argv, "retinanet data inspect", Arguments(dataset=tyro.MISSING, config=base))
     from retinanet.data.formats.open_dataset import open_dataset
     from retinanet.files import write_json
     from retinanet.inspection.dataset_inspection import check_fix_folder, inspect, write_repaired
     from retinanet.inspection.inspection_text import inspection_lines
     from retinanet.report.inspection_page import write_inspection
 
-    open_dataset(data)  # a wrong path must not leave an empty folder
-    check_fix_folder(fix, out)
-    make_folder(out)
-    found = inspect(data, recipe=config, console=console)
-    page = out / "inspect.html"
-    write_inspection(page, found)
-    write_json(out / "findings.json", found.to_dict(), indent=1)
+    open_dataset(given.dataset)  # a wrong path must not leave an empty folder
+    check_fix_folder(given.fix, given.out)
+    make_folder(given.out)
+    found = inspect(given.dataset, recipe=given.config, console=console)
+    write_inspection(page := given.out / "inspect.html", found)
+    write_json(given.out / "findings.json", found.to_dict(), indent=1)
     console.print("\n".join(inspection_lines(found)))
-    console.print(f"wrote {page} (all findings, with images) and {out}/findings.json")
-    if fix is not None:
-        changes = write_repaired(found, fix, console)
-        console.print(f"wrote a repaired copy to {fix}; {len(changes)} changes, listed in {fix / 'changes.txt'}")
-    flags = [f"--recipe {quoted(arguments.recipe)}"] if arguments.recipe != "modern" else []
-    flags += changed_flags(config, base, ("data", "anchors", "assign"))
+    console.print(f"wrote {page} (all findings, with images) and {given.out}/findings.json")
+    if given.fix is not None:
+        changes = write_repaired(found, given.fix, console)
+        console.print(
+            f"wrote a repaired copy to {given.fix}; {len(changes)} changes, listed in {given.fix / 'changes.txt'}"
+        )
+    flags = [] if given.recipe == "modern" else [f"--recipe {quoted(given.recipe)}"]
     verb = "data anchors" if found.needs_anchors else "train"
-    print_next(" ".join([f"retinanet {verb}", quoted(fix or data), *flags]))
+    flags += changed_flags(given.config, base, ("data", "anchors", "assign"))
+    print_next(" ".join([f"retinanet {verb}", quoted(given.fix or given.dataset), *flags]))
     return 0

@@ -18,7 +18,7 @@ class Arguments:
     """Make a synthetic dataset to try the commands: small metal parts on a cluttered bench, in COCO format."""
 
     out: Annotated[Positional[Path], arg(metavar="OUT")]
-    """Folder to make."""
+    """Folder to create."""
     images: int = 300
     """Number of images. A fifth of them is the val split."""
     seed: int = 0

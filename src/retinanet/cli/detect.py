@@ -31,9 +31,9 @@ class Arguments:
     draw: bool = True
     """Write copies of the images with the boxes drawn on them."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the network. auto: bf16 where the hardware multiplies it."""
+    """Arithmetic of the network. auto: bf16 if the hardware supports it, else fp32."""
     device: str = "auto"
-    """cpu, cuda, …; auto: a GPU if there is one."""
+    """Device that the network runs on, such as cpu or cuda. auto: a GPU if there is one."""
 
 
 def run(argv: Sequence[str]) -> int:

@@ -45,8 +45,8 @@ def run(argv: Sequence[str]) -> int:
     if not (words := [word for word in (given.first, given.second, given.third) if word]):
         raise ConfigError("nothing to evaluate; give WEIGHTS DATA, or --detections FILE.json DATA")
     *weights, data = words
-    if wrong := next((each for each in weights if each.lower().endswith(".json")), None):
-        raise ConfigError(f"{wrong}: give a file of detections with its flag: --detections {wrong}")
+    if file := next((each for each in weights if each.lower().endswith(".json")), None):
+        raise ConfigError(f"{file}: give a file of detections with its flag: --detections {file}")
 
     from retinanet.evaluation.detections import DetectionFile
 

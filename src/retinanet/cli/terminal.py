@@ -23,7 +23,7 @@ errors = plain_console(stderr=True)
 
 
 def parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Arguments | None = None) -> Arguments:
-    """Return the arguments of a command: flags over ``default``. A wrong flag ends the program with tyro's message."""
+    """Return the arguments of a command: flags over ``default``. An invalid flag ends the program with tyro's message."""
     if default is None:
         return tyro.cli(kind, args=list(argv), prog=prog)
     return tyro.cli(kind, args=list(argv), prog=prog, default=default)
@@ -37,7 +37,7 @@ def option(argv: Sequence[str], name: str) -> str | None:
 
 
 def describe(dataset: Dataset) -> None:
-    """Print the contents of a dataset and what its reader found wrong."""
+    """Print the contents of a dataset and the problems that its reader found."""
     from retinanet.data.summary import summary
 
     for line in summary(dataset):

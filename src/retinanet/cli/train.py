@@ -27,7 +27,7 @@ class Arguments:
     recipe: Annotated[str, arg(metavar="NAME|FILE")] = DEFAULT_RECIPE
     """Settings to start from: modern, paper, or a YAML file. The flags below change single settings."""
     resume: bool = False
-    """Go on with the run in --out. The result is that of an uninterrupted run."""
+    """Resume the run in --out. The result equals that of an uninterrupted run."""
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
 
 

@@ -94,7 +94,7 @@ def write(
         progress: called with the number of images just written.
 
     Returns:
-        Remarks for the user: information that the format cannot store, and changes.
+        Notes for the user: information that the format cannot store, and changes.
 
     Raises:
         RetinaNetError: ``out`` is not empty or cannot be written, images are missing, or the format cannot store a name

@@ -67,7 +67,7 @@ class Dataset:
         boxes: float32 ``(M, 4)`` ``xyxy``, half-open, pixels.
         labels: int32 ``(M,)``; ``NO_CLASS`` for an ignore region without a class.
         ignore: bool ``(M,)``; crowd, difficult or user-marked regions.
-        areas: float32 ``(M,)``; COCO's small, medium and large objects are told apart by it.
+        areas: float32 ``(M,)``; they decide whether an object is small, medium or large in COCO's metrics.
         problems: problems in the annotations.
         places: file and line (or annotation id) of each of the M boxes. Only a tolerant reader records them, and
             datasets derived from this one lose them.
@@ -124,7 +124,7 @@ class Dataset:
         )
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-        """Divide at random: the second dataset holds ``fraction`` of the images, at least one. ``seed`` fixes it."""
+        """Divide at random by ``seed``: the second dataset holds ``fraction`` of the images, at least one."""
         if len(self) < 2:
             raise DataError(f"{self.name}: {len(self)} image cannot be divided into train and val; name both splits")
         order = np.random.default_rng(seed).permutation(len(self))
@@ -196,7 +196,7 @@ class DatasetBuilder:
     For each image, call :meth:`add_image`, then :meth:`add_box` for each of its boxes. Call :meth:`build` at the end.
 
     A ``tolerant`` builder records problems that would otherwise abort the reading, leaves out the annotation, and
-    remembers the place of each box.
+    records the place of each box.
     """
 
     def __init__(
@@ -308,7 +308,7 @@ class DatasetBuilder:
         """Build the dataset.
 
         Raises:
-            DataError: there is no image, or two images have one id.
+            DataError: there is no image, or two images have the same id.
         """
         if not self._files:
             raise DataError(f"{self.name}: no images listed; add some, or choose another split")

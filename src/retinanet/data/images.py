@@ -1,4 +1,4 @@
-"""Read image files as uint8 RGB: with EXIF orientation, grey, palette, RGBA, CMYK, 16-bit or with several frames."""
+"""Read image files as uint8 RGB: with EXIF orientation, gray, palette, RGBA, CMYK, 16-bit or with several frames."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def to_rgb(image: Image.Image, expected_size: tuple[int, int] | None = None) -> 
         image = image.transpose(turn)
     if image.mode.startswith("I"):  # 16-bit files; Pillow reads some of them as 32 bits
         values = np.asarray(image).astype(np.float32)
-        grey = np.clip(np.rint(values / 257.0), 0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        gray = np.clip(np.rint(values / 257.0), 0, 255).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode == "F":
         values = np.nan_to_num(np.asarray(image, dtype=np.float32))
         scale = 255.0 if values.size and values.max() <= 1.0 else 1.0
-        grey = np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        gray = np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
@@ -85,7 +85,7 @@ def image_size(path: Path) -> tuple[int, int]:
 def read_thumbnail(
     path: Path, expected_size: tuple[int, int], side: int
 ) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
-    """Decode a whole image as cheaply as possible, and scale it to a grey square.
+    """Decode a whole image as cheaply as possible, and scale it to a gray square.
 
     Args:
         path: the file.
@@ -104,8 +104,8 @@ def read_thumbnail(
             if _swaps_sides(image) and found != expected_size:
                 found = found[::-1]
             image.draft("L", (4 * side, 4 * side))  # JPEG: reads every byte but computes few pixels
-            grey = Image.fromarray(to_rgb(image, expected_size if found == expected_size else None)).convert("L")
-            return np.array(grey.resize((side, side), Image.Resampling.BOX)), found
+            gray = Image.fromarray(to_rgb(image, expected_size if found == expected_size else None)).convert("L")
+            return np.array(gray.resize((side, side), Image.Resampling.BOX)), found
         except Exception as error:  # as in read_image
             raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
 

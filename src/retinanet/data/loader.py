@@ -35,7 +35,7 @@ _PATIENCE = 60
 class Batch:
     """Samples of one step: ``images`` of any size, and the boxes, labels, ignore regions and index of each image.
 
-    ``unreadable`` holds the errors of unreadable images, which other images replace. ``remarks`` holds remarks about
+    ``unreadable`` holds the errors of unreadable images, which other images replace. ``remarks`` holds notes about
     images, such as an unexpected size.
     """
 
@@ -79,7 +79,7 @@ class _TrainingImages(TorchDataset[Sample | DataError]):
         for _ in range(_TRIES):
             try:
                 sample = load_sample(self.dataset, index)
-                if not self.config.verify:  # else the remark was given before
+                if not self.config.verify:  # else the note was printed before
                     sample.remark = other_size(self.dataset, index, sample.size) or ""
                 sample = training_view(sample, self.config, rng, scale)
             except DataError as error:
@@ -88,9 +88,7 @@ class _TrainingImages(TorchDataset[Sample | DataError]):
                 continue
             sample.instead_of = tuple(dict.fromkeys(unreadable))
             return sample
-        return DataError(
-            f"{_TRIES} images in a row cannot be read; is their disk still there? The first: {unreadable[0]}"
-        )
+        return DataError(f"{_TRIES} images in a row cannot be read; check their disk. The first: {unreadable[0]}")
 
 
 class _EvaluationImages(TorchDataset[Sample | DataError]):
@@ -126,8 +124,12 @@ def load_sample(dataset: Dataset, index: int) -> Sample:
     )
 
 
-def training_loader(dataset: Dataset, order: TrainingOrder, config: DataConfig, seed: int) -> Iterator[Batch]:
+def training_loader(
+    dataset: Dataset, order: TrainingOrder, config: DataConfig, seed: int, pin_memory: bool = False
+) -> Iterator[Batch]:
     """Yield a :class:`Batch` per step of ``order``. An unreadable image is replaced by another image.
+
+    With ``pin_memory``, a thread moves the images to memory from which a GPU copies while the CPU goes on.
 
     Raises:
         DataError: many images in a row can no longer be read.
@@ -137,6 +139,7 @@ def training_loader(dataset: Dataset, order: TrainingOrder, config: DataConfig, 
         batch_sampler=order,
         collate_fn=list,
         num_workers=worker_count(config),
+        pin_memory=pin_memory,
         worker_init_fn=_leave_signals_to_the_training,
         generator=torch.Generator().manual_seed(seed),  # leaves the global generator unchanged
     )
@@ -196,7 +199,8 @@ def evaluation_loader(
 
 
 def _readable(samples: list[Sample | DataError]) -> list[Sample]:
-    """Raise the error of a worker here; raised there, its message would contain the traceback of the worker."""
+    """Raise the error of a worker in this process, because otherwise its message would contain the worker's
+    traceback."""
     readable = []
     for sample in samples:
         if isinstance(sample, DataError):
@@ -209,7 +213,8 @@ def _leave_signals_to_the_training(worker: int) -> None:
     """Ignore SIGINT, and delay SIGTERM, in a worker process.
 
     Terminals, ``timeout`` and schedulers signal every process of a group. The main process handles the signal: it
-    writes a checkpoint and ends its workers. SIGTERM still ends a worker that would not end otherwise, but late.
+    writes a checkpoint and ends its workers. SIGTERM still ends a worker that does not end by itself, but only after a
+    delay.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):  # the default action of SIGALRM ends the process

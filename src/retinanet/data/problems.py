@@ -19,7 +19,7 @@ class ProblemKind:
         code: identifies the kind; decisions use this.
         severity: ``error`` aborts training, ``warning`` loses an annotation, ``note`` is only worth knowing.
         title: the kind as a noun phrase, for a line that counts its cases.
-        action: what the reader does about it.
+        action: how the reader handles it.
         left_out: the reader leaves out a whole image or annotation file.
     """
 
@@ -47,14 +47,14 @@ _KINDS = (
     ProblemKind("label-without-image", "warning", "label file without an image", "left out", left_out=True),
     ProblemKind("image-without-annotations", "note", "image without an XML file", "left out", left_out=True),
     ProblemKind("clipped-box", "note", "box that reaches over the edge of its image", "clipped"),
-    ProblemKind("invalid-flag", "note", "flag that is neither 0 nor 1", "taken as 0"),
+    ProblemKind("invalid-flag", "note", "flag that is neither 0 nor 1", "treated as 0"),
     ProblemKind("heading-category", "note", "category that only groups the others", "left out"),
     ProblemKind("image-ids", "note", "image ids that are not whole numbers", "images numbered from 1"),
     ProblemKind("listed-twice", "note", "image listed twice", "read once"),
-    ProblemKind("unlabelled-image", "note", "image without a label file", "taken as showing no object"),
-    ProblemKind("unlabelled-split", "note", "split without any label file", "all taken as showing no object"),
-    ProblemKind("unnamed-classes", "note", "classes without names", "called by their numbers"),
-    ProblemKind("unlisted-class", "note", "class that the class list lacks", "put after the listed ones"),
+    ProblemKind("unlabelled-image", "note", "image without a label file", "treated as an image without objects"),
+    ProblemKind("unlabelled-split", "note", "split without any label file", "treated as images without objects"),
+    ProblemKind("unnamed-classes", "note", "classes without names", "named by their numbers"),
+    ProblemKind("unlisted-class", "note", "class that the class list lacks", "put after the listed classes"),
 )
 PROBLEM_KINDS = {kind.code: kind for kind in _KINDS}
 
@@ -83,10 +83,10 @@ class Problem:
 
     @property
     def severity(self) -> Severity:
-        """How bad it is."""
+        """``error``, ``warning`` or ``note``."""
         return self.kind.severity
 
     @property
     def action(self) -> str:
-        """What the reader did about it."""
+        """How the reader handled it."""
         return self.kind.action

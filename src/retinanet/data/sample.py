@@ -25,7 +25,7 @@ class Sample:
         index: position of the image in the dataset.
         size: ``(width, height)`` of the file before any transform.
         instead_of: errors of unreadable images that this image replaces.
-        remark: remark about the image, such as an unexpected size.
+        remark: note about the image, such as an unexpected size.
     """
 
     image: Tensor
@@ -37,6 +37,11 @@ class Sample:
     size: tuple[int, int]
     instead_of: tuple[str, ...] = ()
     remark: str = ""
+
+    def pin_memory(self) -> Sample:
+        """Move the image to memory from which a GPU copies without making the CPU wait."""
+        self.image = self.image.pin_memory()
+        return self
 
     def drop_degenerate(self, min_side: float = MIN_SIDE) -> Sample:
         """Clip boxes to the image, and drop boxes with a side under ``min_side`` pixels."""

@@ -44,7 +44,7 @@ class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
     """Batches of a training from step ``start`` on, as lists of (epoch, batch of the epoch, image index).
 
     Each epoch is a new shuffle of the same length. Portrait and landscape images are in separate batches, which saves
-    padding. Each image appears as often as its factor says; a fraction means once more in some epochs.
+    padding. Each image appears as often as its factor says; the fractional part adds an appearance in some epochs.
 
     Args:
         dataset: the images.
@@ -53,7 +53,7 @@ class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
         seed: fixes the order.
         start: number of finished steps, for resuming.
         factors: mean number of appearances of each image per epoch, see :func:`sampling_factors`; unset: once.
-        rank: rank of this process. It gets every ``world_size``-th image of a batch, which can be none.
+        rank: rank of this process. It gets every ``world_size``-th image of a batch, possibly no image.
         world_size: number of ranks.
     """
 

@@ -1,4 +1,4 @@
-"""A dataset in a few lines of text: its counts, and what its reader found wrong."""
+"""Summarize a dataset in a few lines: its counts, and the problems that its reader found."""
 
 from __future__ import annotations
 

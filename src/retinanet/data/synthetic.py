@@ -32,7 +32,7 @@ EDGE = 0.3  # a pixel belongs to a part that covers at least this fraction of it
 SUPERSAMPLE = 3
 CROWD_IMAGES = (3, 11)  # one in each split
 TINTS = ((186, 190, 196), (150, 158, 172), (205, 170, 88), (192, 122, 84), (70, 70, 76), (168, 62, 54), (62, 104, 150))
-# Usual colours of each class, as rows of TINTS. One part in four has another colour, so colour does not give the class.
+# Usual colors of each class, as rows of TINTS. One part in four has another color, so color does not give the class.
 USUAL_TINTS = {"washer": (0, 1), "nut": (2,), "screw": (4, 6), "gear": (3, 5)}
 BENCHES = ((138, 104, 74), (96, 98, 102), (64, 92, 78), (70, 82, 110), (168, 160, 146), (58, 54, 52), (128, 132, 120))
 
@@ -106,9 +106,9 @@ def render_part(kind: str, side: float, rng: np.random.Generator, light: float =
     draw_mask, draw_tone = ImageDraw.Draw(mask), ImageDraw.Draw(tone)
     turn = rng.uniform(0, 2 * math.pi)
     spin = np.array([(math.cos(turn), math.sin(turn)), (-math.sin(turn), math.cos(turn))]) * (side * SUPERSAMPLE / 2)
-    centre = grid / 2 + rng.uniform(0, SUPERSAMPLE, 2)
+    center = grid / 2 + rng.uniform(0, SUPERSAMPLE, 2)
     for outline, value, shade in _shape(kind, rng):
-        points = (outline @ spin + centre).ravel().tolist()
+        points = (outline @ spin + center).ravel().tolist()
         if value is not None:
             draw_mask.polygon(points, fill=value)
         draw_tone.polygon(points, fill=shade)
@@ -135,7 +135,7 @@ class Scene:
         self.free: Array = np.ones(background.shape[:2], np.float32)  # fraction of each pixel that no part covers
 
     def place(self, part: Part, x: int, y: int, tint: Array, min_visible: float = 0.3) -> Box | None:
-        """Place a part centred at (x, y) under the others. Returns its visible box, or None if it would be hidden."""
+        """Place a part centered at (x, y) under the others. Returns its visible box, or None if it would be hidden."""
         side = len(part.alpha)
         top, left = y - side // 2, x - side // 2
         y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + side, self.size), min(left + side, self.size)
@@ -153,7 +153,7 @@ class Scene:
         return box[0] + x0, box[1] + y0, box[2] + x0, box[3] + y0
 
     def tint(self, rng: np.random.Generator, kind: str = "") -> Array:
-        """Random metal or paint colour for a kind of part, with some contrast to the background."""
+        """Random metal or paint color for a kind of part, with some contrast to the background."""
         rows = USUAL_TINTS.get(kind, ()) if rng.random() < 0.75 else ()
         tint = np.array(TINTS[rng.choice(rows or range(len(TINTS)))], np.float32) * np.float32(rng.uniform(0.75, 1.15))
         behind = float(self.background[::8, ::8].mean())
@@ -291,7 +291,7 @@ def _write(out: Path, images: int, seed: int, size: int) -> None:
     }
     splits: dict[str, dict[str, Any]] = {name: {**head, "images": [], "annotations": []} for name in ("train", "val")}
     console, annotation = Console(stderr=True), 0
-    quiet = images < 120 or not console.is_terminal  # a short run ends before anybody could read the bar
+    quiet = images < 120 or not console.is_terminal  # a short run ends before the bar can be read
     for index in track(range(images), "Drawing", console=console, transient=True, disable=quiet):
         image, parts, crowd = draw_scene(seed, index, size)
         name, content = f"{index:06d}.jpg", splits["val" if index % 5 == 1 else "train"]

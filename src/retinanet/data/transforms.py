@@ -20,12 +20,12 @@ from retinanet.config import DataConfig
 from retinanet.data.sample import Sample
 from retinanet.hardware import to_device
 
-# Images of a batch are padded to sides that the pyramid's strides up to C5 divide.
+# Sides of a batch are padded to multiples of this number, the stride of C5.
 PAD_TO = 32
 
 
 def training_view(sample: Sample, config: DataConfig, rng: random.Random, scale: float = 1.0) -> Sample:
-    """Augment ``sample`` at ``scale`` times the configured size: crop, colours and flip as set in ``config``."""
+    """Augment ``sample`` at ``scale`` times the configured size: crop, colors and flip as set in ``config``."""
     if rng.random() < config.crop:
         sample = random_crop(sample, rng)
     sample = resize(sample, config, scale)
@@ -60,7 +60,7 @@ def scaled_size(height: int, width: int, config: DataConfig, scale: float = 1.0)
 def resize_image(image: Tensor, shape: tuple[int, int], config: DataConfig) -> Tensor:
     """Resize uint8 ``image`` ``(3, h, w)`` to ``shape``; the result is float32 where ``config.resize`` is bilinear."""
     if config.resize == "bilinear":
-        # Not rounded to grey levels: torchvision resizes after normalizing, which gives the same only without rounding.
+        # Not rounded to gray levels: torchvision resizes after normalizing, which gives the same only without rounding.
         return interpolate(image[None].float(), size=shape, mode="bilinear", align_corners=False)[0]
     if tuple(image.shape[-2:]) == shape:
         return image
@@ -79,7 +79,7 @@ def horizontal_flip(sample: Sample) -> Sample:
 
 
 def random_crop(sample: Sample, rng: random.Random, smallest: float = 0.5) -> Sample:
-    """Crop a window of ``smallest`` to 1 times each side; an object stays if at least half of its area does.
+    """Crop a window of ``smallest`` to 1 times each side; an object is kept if half of its area is inside.
 
     The visible rest of any other object becomes an ignore region: it is neither a good example nor background.
     """
@@ -124,7 +124,7 @@ def normalized_batch(
         size: ``(H, W)`` to pad to; unset: the largest sides, rounded up to ``PAD_TO``.
 
     Returns:
-        float32 ``(B, 3, H, W)``, channels-last: normalised, each image at the top left, the rest zeros.
+        float32 ``(B, 3, H, W)``, channels-last: normalized, each image at the top left, the rest zeros.
     """
     device = torch.device(device)
     shape = (len(images), 3, *(size or padded_size(images)))

@@ -30,7 +30,7 @@ def verify_images(
         gather: collects the results of all processes.
 
     Returns:
-        The dataset without unreadable images, and remarks about these and about images whose size differs from their
+        The dataset without unreadable images, and notes about these and about images whose size differs from their
         annotations.
 
     Raises:
@@ -59,7 +59,7 @@ def verify_images(
 
 
 def _check(dataset: Dataset, index: int) -> tuple[str | None, str | None]:
-    """Return the error of an unreadable image, and a remark about a wrong size."""
+    """Return the error of an unreadable image, and a note about an unexpected size."""
     width, height = (int(v) for v in dataset.sizes[index])
     try:
         pixels = read_image(dataset.path(index), expected_size=(width, height))
@@ -69,7 +69,7 @@ def _check(dataset: Dataset, index: int) -> tuple[str | None, str | None]:
 
 
 def other_size(dataset: Dataset, index: int, found: tuple[int, int]) -> str | None:
-    """Return a remark if the ``(width, height)`` of an image differs from that of its annotations."""
+    """Return a note if the ``(width, height)`` of an image differs from that of its annotations."""
     width, height = (int(v) for v in dataset.sizes[index])
     if found == (width, height):
         return None

@@ -1,4 +1,4 @@
-"""The object users hold: weights in, ``supervision.Detections`` out."""
+"""The detector: loads weights and detects objects in images, as ``supervision.Detections``."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def load(weights: str | Path, precision: Precision = "auto", device: str = "auto
     Args:
         weights: path of a ``.safetensors`` file that ``retinanet train`` wrote, or the name of a bundled model
             (``person``).
-        precision: arithmetic of the network; ``auto``: bf16 where the hardware multiplies it, else fp32.
+        precision: arithmetic of the network; ``auto``: bf16 if the hardware supports it, else fp32.
         device: ``cpu``, ``cuda``, …; ``auto``: a GPU if there is one.
         compile: run the network through ``torch.compile``. That takes up to a minute at the first image of each size
-            and needs a C++ compiler; it pays for many images.
+            and needs a C++ compiler, so it is worthwhile for many images.
 
     Raises:
-        CheckpointError: the file does not exist or is not one of this package.
+        CheckpointError: the file does not exist or was not written by this package.
         ConfigError: the device cannot be used.
     """
     model, info = load_weights(weights)
@@ -107,7 +107,7 @@ class Detector:
         """Detect objects in one image, or in each image of a list.
 
         Args:
-            source: a path, a Pillow image, a uint8 RGB array ``(H, W, 3)`` (or grey ``(H, W)``), or a list of those.
+            source: a path, a Pillow image, a uint8 RGB array ``(H, W, 3)`` (or gray ``(H, W)``), or a list of those.
             score: lowest score returned.
             batch: images that go through the network together.
 
@@ -134,9 +134,9 @@ class Detector:
 
     @torch.inference_mode()
     def detect(self, images: Sequence[Tensor], score: float | None = None, batch: int = 8) -> list[Detections]:
-        """Detections of uint8 RGB tensors ``(3, H, W)`` of any size, with boxes in pixels of each.
+        """Detect objects in uint8 RGB tensors ``(3, H, W)`` of any size; boxes are in pixels of each image.
 
-        Images that have one size after scaling share a batch, so that a result never depends on its neighbours.
+        Images that have one size after scaling share a batch, so that a result never depends on the other images.
         """
         data = self.info.config.data
         shapes = [scaled_size(image.shape[-2], image.shape[-1], data) for image in images]
@@ -154,7 +154,7 @@ class Detector:
 
     @torch.inference_mode()
     def detect_scaled(self, images: Sequence[Tensor], score: float | None = None) -> list[Detections]:
-        """Detections of tensors ``(3, h, w)`` in 0–255 that already have the network's input size."""
+        """Detect objects in tensors ``(3, h, w)`` in 0–255 that already have the network's input size."""
         batch = normalized_batch(images, self.model.mean, self.model.std, self.device)
         grid = _grid_on(self.device, self.info.config.anchors, (batch.shape[-2], batch.shape[-1]))
         with autocast(self.device, self.dtype):
@@ -198,7 +198,7 @@ def _as_rgb(image: ImageLike) -> npt.NDArray[np.uint8]:
     if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise DataError(f"the array has shape {image.shape}; expected (height, width, 3) RGB or (height, width) grey")
+        raise DataError(f"the array has shape {image.shape}; expected (height, width, 3) RGB or (height, width) gray")
     return image
 
 

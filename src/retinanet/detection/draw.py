@@ -16,7 +16,7 @@ from retinanet.detections import Detections
 if TYPE_CHECKING:  # supervision takes a second to import; drawing boxes alone does not need it
     import supervision
 
-# The colours of Okabe and Ito, which colour-blind people can tell apart, then lighter companions.
+# The colors of Okabe and Ito, which color-blind people can tell apart, then lighter companions.
 COLORS = ["#56B4E9", "#E69F00", "#33C59A", "#F0E442", "#D98BB8", "#E8743B", "#8FA8FF", "#B7E07A", "#C9C9C9", "#FF9DA7"]
 
 # Labels of more detections than this would hide each other; scores are then left out.

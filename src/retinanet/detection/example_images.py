@@ -1,4 +1,4 @@
-"""Example images of a dataset, with ground truth in white and detections in colour."""
+"""Example images of a dataset, with ground truth in white and detections in color."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read_example(dataset: Dataset, index: int) -> npt.NDArray[np.uint8]:
 
 
 class Album:
-    """Reads the images of a page and remembers which ones had to be left out.
+    """Reads the images of a page and records the images that had to be left out.
 
     An image whose size differs from the size in the annotations is left out too, because its boxes would be drawn in
     the wrong places.
@@ -73,7 +73,7 @@ class Album:
         return image
 
     def remark(self) -> str | None:
-        """Say how many images were left out and why the first one was; ``None`` if all could be shown."""
+        """Describe how many images were left out, and why the first was; ``None`` if all could be shown."""
         if not self.left_out:
             return None
         count = len(self.left_out)
@@ -84,7 +84,7 @@ class Album:
 def draw_example(
     image: npt.NDArray[np.uint8], dataset: Dataset, index: int, found: supervision.Detections
 ) -> npt.NDArray[np.uint8]:
-    """Draw the ground truth of image ``index`` in white and ``found`` in colour on a copy of ``image``."""
+    """Draw the ground truth of image ``index`` in white and ``found`` in color on a copy of ``image``."""
     rows = dataset.rows(index)
     with_truth = draw_boxes(image, dataset.boxes[rows][~dataset.ignore[rows]])
     return draw(with_truth, found, dataset.classes)

@@ -65,7 +65,7 @@ def detect(
         CheckpointError: the weights cannot be read.
     """
     if not 0 <= score < 1:
-        raise ConfigError(f"--score is {score}; it lies between 0 and 1")
+        raise ConfigError(f"--score is {score}; it must lie between 0 and 1")
     listed = [sources] if isinstance(sources, str | Path) else sources
     if not listed:
         raise ConfigError("no images given; name images, folders or patterns after WEIGHTS")

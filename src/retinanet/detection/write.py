@@ -26,7 +26,7 @@ _JPEG_LONGEST = 65_500
 
 
 class Writer:
-    """Collects the detections of one ``retinanet detect`` and writes them under ``out``.
+    """Collects the detections of one run of ``retinanet detect`` and writes them under ``out``.
 
     Args:
         out: the folder.
@@ -82,8 +82,8 @@ class Writer:
                 }
             )
             self._rows.append([str(file.path), x1, y1, x2, y2, name, score])
-            centre = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
-            lines.append(f"{label} {' '.join(f'{v:.6f}' for v in centre)} {score}\n")
+            center = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+            lines.append(f"{label} {' '.join(f'{v:.6f}' for v in center)} {score}\n")
         if not len(found):
             self._rows.append([str(file.path), "", "", "", "", "", ""])
         if "yolo" in self.formats:

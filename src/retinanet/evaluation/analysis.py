@@ -52,8 +52,8 @@ class ClassResult:
         AP: mean over the IoUs 0.50–0.95; NaN without objects, as are ``AP50`` and ``AP75``.
         AP50: AP at an IoU of 0.5.
         AP75: AP at an IoU of 0.75.
-        AP_interval: 95 % bootstrap interval of the AP; ``None`` with too few images.
-        AP50_interval: 95 % bootstrap interval of AP50.
+        AP_interval: 95% bootstrap interval of the AP; ``None`` with too few images.
+        AP50_interval: 95% bootstrap interval of AP50.
         threshold: the score threshold with the best F1 at an IoU of 0.5; NaN without objects.
         f1: F1 at that threshold; NaN without objects.
         precision: precision at that threshold; NaN without detections.
@@ -85,8 +85,8 @@ class Analysis:
         dataset: the images and objects.
         AP: mean over IoUs and classes; NaN without objects.
         AP50: AP at an IoU of 0.5.
-        AP_interval: 95 % bootstrap interval of the AP.
-        AP50_interval: 95 % bootstrap interval of AP50.
+        AP_interval: 95% bootstrap interval of the AP.
+        AP50_interval: 95% bootstrap interval of AP50.
         resamples: number of bootstrap resamples.
         classes: results on each class.
         curves: precision at the recalls 0, 0.01 … 1, ``(K, 101)``, by IoU ``"0.50"`` and ``"0.75"``; NaN for classes
@@ -175,7 +175,7 @@ class Analysis:
 
 
 def analyze(dataset: Dataset, predictions: Detections, seed: int = 0, resamples: int | None = None) -> Analysis:
-    """Analyse the detections of a detector on a dataset.
+    """Analyze the detections of a detector on a dataset.
 
     Args:
         dataset: images and objects.

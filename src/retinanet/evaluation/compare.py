@@ -54,7 +54,7 @@ class Change:
     Attributes:
         a: the metric of A, 0–1; NaN if it cannot be measured.
         b: the metric of B.
-        low: lower bound of the 95 % interval of b − a.
+        low: lower bound of the 95% interval of b − a.
         high: upper bound.
         better: fraction of the resamples in which B is better.
         worse: fraction of the resamples in which A is better; in the others they are equal.
@@ -85,7 +85,7 @@ class Mistakes:
 
     Attributes:
         score: the score threshold.
-        fn: int64 ``(N,)``, missed objects.
+        fn: int64 ``(N,)``, false negatives.
         fp: int64 ``(N,)``, false positives.
     """
 
@@ -108,7 +108,7 @@ class Comparison:
         total: ``AP`` and ``AP50`` over all classes.
         per_class: ``AP`` and ``AP50`` of each class with objects.
         only: classes with objects that are not compared: those of A only, those of B only, those of neither.
-        mistakes: missed objects and false positives per image.
+        mistakes: false negatives and false positives per image.
     """
 
     dataset: Dataset
@@ -231,7 +231,7 @@ def relabelled(predictions: Detections, own: Sequence[str], classes: Sequence[st
 
 
 def mistakes(scene: Scene, matching: Matching) -> Mistakes:
-    """Count missed objects and false positives in each image, at the score with the best F1 over all classes."""
+    """Count false negatives and false positives in each image, at the score with the best F1 over all classes."""
     counted = matching.tp[0] | matching.fp[0]
     falling, tp, images = scene.scores[counted], matching.tp[0][counted], scene.images[counted]
     objects = np.bincount(scene.object_images[~scene.dataset.ignore], minlength=len(scene.dataset))
@@ -244,7 +244,8 @@ def mistakes(scene: Scene, matching: Matching) -> Mistakes:
 
 
 def most_different(comparison: Comparison, count: int) -> tuple[list[int], list[int]]:
-    """List images where B makes fewer mistakes, and where A does: at most ``count`` each, largest difference first."""
+    """List images where B makes fewer mistakes, and where A makes fewer: at most ``count`` each, largest difference
+    first."""
     a, b = (m.fn + m.fp for m in comparison.mistakes)
     gain = a - b
     order = np.argsort(-gain, kind="stable")

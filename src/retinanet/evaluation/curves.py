@@ -20,8 +20,8 @@ SCORES = np.arange(101) / 100
 CONFIDENCE = 0.95
 FEWEST_IMAGES = 5
 
-# Default number of resamples: at most and at least, and so many (detections × thresholds × resamples) in between,
-# which take a few seconds.
+# Default number of resamples: the maximum, the minimum, and a limit of detections × thresholds × resamples in between,
+# which takes a few seconds.
 _MOST, _FEWEST = 1000, 100
 EFFORT = 6e8
 
@@ -72,7 +72,7 @@ class Resampled:
     images: Ints
 
     def interval(self, label: int, levels: slice = slice(None)) -> tuple[float, float] | None:
-        """Give the 95 % interval of a class's AP, the mean over the IoUs ``levels``; ``None`` with too few images."""
+        """Give the 95% interval of a class's AP, the mean over the IoUs ``levels``; ``None`` with too few images."""
         if self.images[label] < FEWEST_IMAGES:
             return None
         return percentile_interval(self.values[:, levels, label].mean(axis=1))
@@ -87,12 +87,12 @@ class Resampled:
         return result
 
     def mean_interval(self, images: int, levels: slice = slice(None)) -> tuple[float, float] | None:
-        """Give the 95 % interval of the mean AP; ``images`` is the number of images with objects."""
+        """Give the 95% interval of the mean AP; ``images`` is the number of images with objects."""
         return None if images < FEWEST_IMAGES else percentile_interval(self.means(levels))
 
 
 def percentile_interval(values: Floats) -> tuple[float, float] | None:
-    """Give the bounds of the middle 95 % of the values that are not NaN; ``None`` if all are NaN."""
+    """Give the bounds of the middle 95% of the values that are not NaN; ``None`` if all are NaN."""
     known = values[~np.isnan(values)]
     if len(known) == 0:
         return None

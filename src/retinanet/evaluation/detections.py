@@ -211,7 +211,7 @@ class _Classes:
             )
 
     def notes(self) -> Iterator[str]:
-        """Say which detections were left out."""
+        """Describe the detections that were left out."""
         if self._left_out.total():
             yield (
                 f"detections left out: {self._left_out.total()}, of classes that {self._dataset.name} does not have: "
@@ -243,10 +243,10 @@ def _score(entry: dict[str, Any], where: str) -> float:
 
 
 def _notes(path: Path, dataset: Dataset, found: Detections) -> Iterator[str]:
-    """Say what is unusual about the detections as a whole and often a mistake."""
+    """Describe properties of all detections that are often due to a mistake."""
     count = len(found.scores)
     if not count:
-        yield f"{path} holds no detections: all objects count as missed"
+        yield f"{path} holds no detections: all objects are false negatives"
         return
     flat = int((found.boxes[:, 2:] <= found.boxes[:, :2]).any(axis=1).sum())
     if flat:
@@ -261,7 +261,7 @@ def _notes(path: Path, dataset: Dataset, found: Detections) -> Iterator[str]:
     if outside.mean() > 0.1:
         yield (
             f"{outside.mean():.0%} of the boxes extend far beyond their images; is 'bbox' [x, y, width, height] in "
-            "pixels of the original images, and is 'image_id' right?"
+            "pixels of the original images, and is 'image_id' correct?"
         )
     elif found.boxes.max() <= 2:
         yield "all boxes lie within 2 pixels of the corner; 'bbox' must be in pixels, not in fractions of the image"

@@ -1,4 +1,4 @@
-"""The kinds of errors that TIDE distinguishes, and the only place that puts them into words."""
+"""The kinds of errors that TIDE distinguishes, and all texts about them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class ErrorKind:
 
     Attributes:
         code: TIDE's name.
-        noun: a name for a sentence about many of them.
-        meaning: what makes an error one of this kind.
-        detection: what is said about a single false positive; empty for errors that are not false positives.
-        remedy: what may help against it.
+        noun: plural noun for a sentence.
+        meaning: definition of the kind.
+        detection: clause about a single false positive; empty for errors that are not false positives.
+        remedy: advice for fewer errors of the kind.
     """
 
     code: str
@@ -28,14 +28,14 @@ _KINDS = (
     ErrorKind(
         code="Cls",
         noun="confused classes",
-        meaning="right box, wrong class",
+        meaning="correct box, wrong class",
         detection="it lies on an object of another class",
         remedy="Look at the confusion matrix: give classes that are confused more examples, or merge them.",
     ),
     ErrorKind(
         code="Loc",
         noun="imprecise boxes",
-        meaning="right class, imprecise box (IoU 0.1–0.5)",
+        meaning="correct class, imprecise box (IoU 0.1–0.5)",
         detection="its box fits an object of the class too badly",
         remedy="Try larger images (--data.size), anchors fitted to your boxes (retinanet data anchors) or longer "
         "training. Check whether all annotators draw boxes in the same way.",
@@ -59,15 +59,15 @@ _KINDS = (
         noun="detections on background",
         meaning="no annotated object there",
         detection="nothing is annotated there",
-        remedy="Look at the false positives first: some may be objects that nobody annotated. Training images without "
+        remedy="Look at the false positives first: some may be objects without an annotation. Training images without "
         "objects help against the others.",
     ),
     ErrorKind(
         code="Miss",
-        noun="missed objects",
+        noun="undetected objects",
         meaning="an object without any detection, not even an imprecise one",
         detection="",
-        remedy="Look at the missed objects. Larger images (--data.size) help with small objects, fitted anchors "
+        remedy="Look at the false negatives. Larger images (--data.size) help with small objects, fitted anchors "
         "(retinanet data anchors) with unusual shapes, and more training images with rare kinds of objects.",
     ),
 )

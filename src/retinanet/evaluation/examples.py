@@ -1,4 +1,4 @@
-"""Example objects and detections to look at: missed objects, false positives and likely annotation errors."""
+"""Example objects and detections to look at: false negatives, false positives and likely annotation errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Example:
         box: ``xyxy`` pixels.
         label: class of the object or detection.
         score: score of the detection; ``None`` for an object.
-        kind: what it is an example of.
+        kind: kind of the example.
         text: a sentence about it.
         other: the box of the object or detection that it is compared with, if there is one.
     """
@@ -88,7 +88,7 @@ def label_errors(scene: Scene, matching: Matching, errors: Errors) -> dict[str, 
     """List likely annotation errors by kind: ``"class"``, ``"missing"`` and ``"unfindable"``.
 
     A confident detection of another class than the annotated one, or where nothing is annotated, is as likely an error
-    of the annotations as of the detector. So is an object that no detection overlaps, whatever its class and score.
+    of the annotations as of the detector. So is an object that no detection of any class and score overlaps.
     """
     confident = _confident(scene, matching)
     found = _marked(matching.objects[0][matching.tp[0] & confident], len(scene.dataset.boxes))
@@ -129,7 +129,7 @@ def _confident(scene: Scene, matching: Matching) -> Bools:
 
 
 def _missed_object(scene: Scene, matching: Matching, row: int, score: float) -> Example:
-    """The missed object, with the best detection near it."""
+    """Describe a false negative by the best detection near it."""
     label = int(scene.dataset.labels[row])
     near = scene.pair_objects == row
     detections, ious = scene.pair_detections[near], scene.pair_ious[near]

@@ -1,8 +1,8 @@
 """Match detections with objects as COCO does, for all images and classes of a dataset at once.
 
 Every number of an analysis comes from this one matching, so that the numbers agree with each other. hotcoco computes
-the COCO metrics (:mod:`retinanet.evaluation.coco_ap`), but it does not say which detection has which error, can leave
-out objects only by their area, and counts detections in ignore regions as confusions.
+the COCO metrics (:mod:`retinanet.evaluation.coco_ap`), but it does not return which detection has which error, can
+leave out objects only by their area, and counts detections in ignore regions as confusions.
 """
 
 from __future__ import annotations

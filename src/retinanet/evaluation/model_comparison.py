@@ -45,7 +45,7 @@ def compare(
 
     Raises:
         RetinaNetError: the weights, the dataset or the detections cannot be read, the detectors have no class of the
-            dataset in common, or they set different parts of the dataset aside for validation.
+            dataset in common, or they set different images of the dataset aside for validation.
     """
     sources = (a, b)
     detectors = [_load(source, precision, device) for source in sources]
@@ -78,11 +78,11 @@ def _load(source: Source, precision: Precision, device: str) -> Detector | None:
 
 
 def _read_eval(data: str | Path, split: str, detectors: list[Detector | None]) -> tuple[Dataset, list[str]]:
-    """Read the dataset; without a val split, the part of train that both models set aside for validation."""
+    """Read the dataset; without a val split, the images of train that both models set aside for validation."""
     known = {detector.info.config.data.val_fraction for detector in detectors if detector is not None}
     fractions = sorted(known or {DataConfig().val_fraction})
     dataset, notes = read_eval(data, split, fractions[0])
-    if notes and len(fractions) > 1:  # the notes say that a part of train was set aside
+    if notes and len(fractions) > 1:  # the notes report that images of train were set aside
         raise ConfigError(
             f"{data}: there is no val split, and the two models set different fractions of train aside for validation "
             f"({fractions[0]:g} and {fractions[1]:g}); name a split with --split"

@@ -39,7 +39,7 @@ class Evaluation:
         predictions: the detections.
         metrics: COCO's and Pascal VOC's metrics.
         analysis: error analysis, thresholds, calibration and example images.
-        notes: remarks on the data and the detections for the user.
+        notes: notes on the data and the detections for the user.
     """
 
     name: str

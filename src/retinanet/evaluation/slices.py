@@ -1,7 +1,7 @@
-"""Average precision on groups of objects: by size, shape, number of objects in the image, neighbours and position.
+"""Average precision on groups of objects: by size, shape, number of objects in the image, neighbors and position.
 
-Objects outside a group are treated as COCO treats objects of other sizes: they count neither as missed nor as found.
-An unmatched detection counts in the group that its own box belongs to.
+Objects outside a group are treated as COCO treats objects of other sizes: they are neither found objects nor false
+negatives. An unmatched detection counts in the group that its own box belongs to.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def _wideness(boxes: Floats) -> Floats:
 
 
 def _places(boxes: Floats, sizes: Floats) -> Floats:
-    """Classify positions: 0 for a centre in the middle half of width and height, 2 for a box at the border, else 1."""
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / np.maximum(sizes, 1)
-    outer = (np.abs(centres - 0.5) > 0.25).any(axis=1)
+    """Classify positions: 0 for a center in the middle half of width and height, 2 for a box at the border, else 1."""
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2 / np.maximum(sizes, 1)
+    outer = (np.abs(centers - 0.5) > 0.25).any(axis=1)
     border = (boxes[:, :2] <= _BORDER).any(axis=1) | (boxes[:, 2:] >= sizes - _BORDER).any(axis=1)
     return np.where(border, 2.0, np.where(outer, 1.0, 0.0))

@@ -41,7 +41,7 @@ class Errors:
 
 
 def find_errors(scene: Scene, matching: Matching) -> Errors:
-    """Find the kind of each error of ``matching``, whose first threshold is ``MATCH``, and what each kind costs."""
+    """Find the kind of each error of ``matching``, whose first threshold is ``MATCH``, and the cost of each kind."""
     tp, fp = matching.tp[0], matching.fp[0]
     kinds, objects = _kinds(scene, fp)
     found = np.zeros(len(scene.object_images), dtype=np.bool_)

@@ -65,19 +65,19 @@ class ScaledBoxes:
         return best
 
     def nearest(self, spec: AnchorSpec, level: int) -> npt.NDArray[np.float64]:
-        """Location of ``level`` nearest to the centre of each box: ``(2, M)``, x and y."""
+        """Location of ``level`` nearest to the center of each box: ``(2, M)``, x and y."""
         across = self.canvas.T[::-1]  # width, height
         counts = -(-across // spec.strides[level])  # columns, rows
         step = across // counts if spec.layout == "torchvision" else spec.strides[level]
-        centre = (self.boxes[:, :2].T.astype(np.float64) + self.boxes[:, 2:].T) / 2
-        nearest: npt.NDArray[np.float64] = np.clip(np.rint(centre / step), 0, counts - 1) * step
+        center = (self.boxes[:, :2].T.astype(np.float64) + self.boxes[:, 2:].T) / 2
+        nearest: npt.NDArray[np.float64] = np.clip(np.rint(center / step), 0, counts - 1) * step
         return nearest
 
     def overlaps(self, nearest: npt.NDArray[np.float64], half: Sequence[float]) -> Floats:
         """Highest IoU of each box with the anchors of one shape on one level: float32 ``(M,)``.
 
         These anchors lie on a grid, and the intersection of an anchor with a box is the product of their intersections
-        along x and along y. So the best anchor is in the column and in the row nearest to the centre of the box.
+        along x and along y. So the best anchor is in the column and in the row nearest to the center of the box.
 
         Args:
             nearest: result of :meth:`nearest` for that level.

@@ -6,8 +6,8 @@ real grid. It is a pattern search: it changes one number of the anchors at a tim
 with smaller changes.
 
 The share of covered boxes is not enough as an objective: of two sets of anchors with the same share, the one with the
-higher IoU gives more precise detections, and the share alone favours few shapes that just reach every box. So the
-search maximises the mean of three shares, at the threshold and at two higher IoUs. As AP is a mean over classes, each
+higher IoU gives more precise detections, and the share alone favors few shapes that just reach every box. So the
+search maximizes the mean of three shares, at the threshold and at two higher IoUs. As AP is a mean over classes, each
 class has the same weight, so that a frequent class does not take the anchors of a rare one.
 """
 
@@ -50,7 +50,7 @@ def class_weights(labels: npt.NDArray[np.integer[Any]]) -> Floats:
 
 
 def closer(threshold: float) -> tuple[float, float, float]:
-    """Return ``threshold`` and the IoUs at 20 % and 40 % of the way from it to 1, such as 0.5, 0.6 and 0.7."""
+    """Return ``threshold`` and the IoUs at 20% and 40% of the way from it to 1, such as 0.5, 0.6 and 0.7."""
     return threshold, 0.8 * threshold + 0.2, 0.6 * threshold + 0.4
 
 
@@ -71,7 +71,7 @@ class AnchorCoverage:
 
     @classmethod
     def of(cls, overlaps: Floats, threshold: float, weights: Floats | None = None) -> AnchorCoverage:
-        """Summarise the best IoUs ``(M,)`` of the boxes, without NaN, with the relative ``weights`` ``(M,)``."""
+        """Summarize the best IoUs ``(M,)`` of the boxes, without NaN, with the relative ``weights`` ``(M,)``."""
         rows = ~np.isnan(overlaps)
         if not rows.any():
             return cls(0.0, 0.0, 0.0)
@@ -183,7 +183,7 @@ class _Search:
         return found
 
     def improve(self, spec: AnchorSpec, steps: tuple[float, ...] = _STEPS, levels: bool = False) -> AnchorSpec:
-        """Move to better neighbours until there is none, for each step size; with ``levels``, each size moves alone."""
+        """Move to better neighbors until there is none, for each step size; with ``levels``, each size moves alone."""
         best = self.coverage(spec)
         for step in steps:
             for _ in range(4):  # rounds
@@ -266,7 +266,7 @@ def _allowed(spec: AnchorSpec) -> bool:
 
 
 def _tidy(spec: AnchorSpec) -> AnchorSpec:
-    """Normalise the anchors: smallest scale 1, scales and ratios in ascending order."""
+    """Normalize the anchors: smallest scale 1, scales and ratios in ascending order."""
     unit = min(spec.scales)
     return _rounded(
         replace(

@@ -44,7 +44,7 @@ def fit_lines(fit: AnchorFit) -> Iterator[str]:
     yield from _assignment_lines(fit)
     yield from _input_size_lines(fit)
     if not fit.worthwhile:
-        yield "The current anchors fit your boxes as well as the fitted ones (within 0.5 %). Keep them."
+        yield "The current anchors fit your boxes as well as the fitted ones (within 0.5%). Keep them."
 
 
 def _coverage_lines(fit: AnchorFit) -> Iterator[str]:
@@ -83,7 +83,7 @@ def _anchor_lines(fit: AnchorFit) -> Iterator[str]:
     """Mean IoU, score of the fit, number of anchors, and the fitted values."""
     current, fitted = fit.current, fit.fitted
     yield f"  {'mean IoU with the best anchor':<42}{current.coverage.mean:>9.3f}{fitted.coverage.mean:>9.3f}"
-    yield f"  {'closeness (maximised by the fit)':<42}{current.coverage.close:>9.3f}{fitted.coverage.close:>9.3f}"
+    yield f"  {'closeness (maximized by the fit)':<42}{current.coverage.close:>9.3f}{fitted.coverage.close:>9.3f}"
     yield f"  {'anchors per location':<42}{current.spec.per_location:>9}{fitted.spec.per_location:>9}"
     height, width = fit.input_size
     counts = [len(make_grid(anchors.spec, fit.input_size).boxes) for anchors in (current, fitted)]

@@ -18,10 +18,10 @@ from retinanet.files import refuse_filled, write_text
 from retinanet.inspection.checks import CheckResult, run_checks
 from retinanet.inspection.findings import Finding, by_kind
 from retinanet.inspection.repair import repair
-from retinanet.inspection.settings import resolve
 from retinanet.inspection.splits import without_unions
 from retinanet.inspection.survey import Balance, Survey, coverage_findings
 from retinanet.progress import progress_bar
+from retinanet.recipes import resolve
 
 # Fraction of reached boxes below which fitting the anchors is worth a try.
 _WELL_REACHED = 0.9

@@ -1,6 +1,6 @@
 """Duplicate images: the same file, the same pixels, or nearly the same image.
 
-Nearly equal images are found in two steps. A difference hash (64 comparisons of neighbouring pixels) finds candidates
+Nearly equal images are found in two steps. A difference hash (64 comparisons of neighboring pixels) finds candidates
 quickly. The correlation of thumbnails then rejects images that only share their layout.
 """
 
@@ -44,7 +44,7 @@ class Scan:
         error: the reason why it cannot be read, or ``None``.
         size: ``(width, height)`` in training.
         digest: hash of the file's bytes.
-        thumbnail: uint8 ``(32, 32)``, grey.
+        thumbnail: uint8 ``(32, 32)``, gray.
     """
 
     error: str | None
@@ -142,7 +142,7 @@ def _similar(scans: Sequence[Scan]) -> Iterator[tuple[int, int, float]]:
 
 
 def difference_hash(thumbnail: npt.NDArray[np.uint8]) -> int:
-    """64 bits: whether each pixel of a 9 × 8 version is darker than its right neighbour."""
+    """64 bits: whether each pixel of a 9 × 8 version is darker than its right neighbor."""
     small = np.asarray(Image.fromarray(thumbnail).resize((9, 8), Image.Resampling.BOX))
     return int.from_bytes(np.packbits(small[:, :-1] < small[:, 1:]).tobytes(), "big")
 

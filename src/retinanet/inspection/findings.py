@@ -98,7 +98,7 @@ _KINDS = (
     Kind(
         "low-coverage",
         "warning",
-        "split with more than 10 % of its boxes below IoU 0.5 with every anchor",
+        "split with more than 10% of its boxes below IoU 0.5 with every anchor",
         "matching by IoU gives these boxes no positive anchor, so they are learnt as background",
     ),
     Kind(
@@ -124,7 +124,7 @@ _KINDS = (
     Kind(
         "huge-box",
         "note",
-        "box over 90 % of its image, in a dataset where such boxes are rare",
+        "box over 90% of its image, in a dataset where such boxes are rare",
         "the box is learnt like any other; often it is an image label that was turned into a box",
     ),
     Kind(

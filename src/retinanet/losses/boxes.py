@@ -1,4 +1,4 @@
-"""Losses of the box subnet, over foreground anchors only."""
+"""Losses of the box subnet, over positive anchors only."""
 
 from __future__ import annotations
 

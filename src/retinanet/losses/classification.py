@@ -25,7 +25,7 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float | None = 0.25, gamma
     Args:
         logits: ``(…, K)``, any floating dtype.
         labels: int64 ``(…,)``: class ``0..K-1``, ``BACKGROUND`` (−1, all classes negative) or ``IGNORE`` (−2, no loss).
-        alpha: weight of the positive class, 1 − alpha of the negatives; None weighs both 1.
+        alpha: weight of the positive class; negative classes have 1 − alpha. None: all have weight 1.
         gamma: focusing parameter, ≥ 0.
 
     Returns:
@@ -42,7 +42,8 @@ def focal(x_t: Tensor, gamma: float) -> Tensor:
     log_p = F.logsigmoid(x_t)
     if gamma == 0:
         return -log_p
-    # exp(γ log(1 − p_t)) has a finite derivative for every γ ≥ 0; (1 − p_t) ** γ has not where 1 − p_t underflows.
+    # exp(γ log(1 − p_t)) has a finite derivative for every γ ≥ 0; that of (1 − p_t) ** γ is not finite if 1 − p_t
+    # underflows.
     return -torch.exp(gamma * F.logsigmoid(-x_t)) * log_p
 
 
@@ -183,7 +184,7 @@ def sigmoid_focal_loss(
     Args:
         inputs: logits of any shape.
         targets: the same shape; 1 for the positive class, 0 for the negative, or a soft value between.
-        alpha: weight of the positive class; None or a negative number weighs both 1.
+        alpha: weight of the positive class; None or a negative number: all have weight 1.
         gamma: focusing parameter, ≥ 0.
         reduction: ``"none"`` keeps the shape; ``"mean"`` and ``"sum"`` give a scalar.
 
@@ -195,9 +196,9 @@ def sigmoid_focal_loss(
     with torch.autocast(inputs.device.type, enabled=False):
         x = inputs if inputs.dtype == torch.float64 else inputs.float()
         t = targets.to(x.dtype)
-        wrong = torch.sigmoid(x) * (1 - t) + torch.sigmoid(-x) * t  # 1 − p_t without cancellation
+        complement = torch.sigmoid(x) * (1 - t) + torch.sigmoid(-x) * t  # 1 − p_t without cancellation
         # where 1 − p_t underflows to 0, the power's derivative is infinite for γ < 1; the loss there is 0 anyway
-        loss = _cross_entropy(x, t) * wrong.clamp(min=torch.finfo(x.dtype).tiny) ** gamma
+        loss = _cross_entropy(x, t) * complement.clamp(min=torch.finfo(x.dtype).tiny) ** gamma
         if alpha is not None and alpha >= 0:
             loss = (alpha * t + (1 - alpha) * (1 - t)) * loss
         loss = loss.to(inputs.dtype) if reduction == "none" else loss

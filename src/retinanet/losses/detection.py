@@ -54,7 +54,7 @@ class Normalizer:
         self.average = torch.tensor(_MOVING_START)
 
     def __call__(self, positives: int) -> float:
-        """The divisor for a number of positive anchors."""
+        """Return the normalizer for a number of positive anchors."""
         if self.kind != "moving":
             return float(self.of_all(torch.tensor(positives)))
         own = torch.tensor(float(max(1, positives)))
@@ -62,7 +62,7 @@ class Normalizer:
         return float(self.average)
 
     def of_all(self, count: Tensor) -> Tensor:
-        """``count``, at least 1; of all processes ÷ their number, if the kind is ``batch``."""
+        """Return ``count``, at least 1; for ``batch``, the mean of the counts of all processes."""
         count, processes = count.float(), 1
         if self.kind == "batch" and distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(count)
@@ -83,7 +83,7 @@ def detection_losses(
     """Losses of a batch.
 
     ``grid``, ``matches``, ``boxes`` and ``labels`` lie on the CPU while ``outputs`` may lie on a GPU. Then nothing here
-    waits for the GPU: which anchors are positive is known without asking it.
+    waits for the GPU, because the positive anchors are known on the CPU.
 
     Args:
         outputs: the network's predictions.
@@ -92,10 +92,10 @@ def detection_losses(
         boxes: ``(G, 4)``, the ground truth of all images together.
         labels: int64 ``(G,)``, their classes.
         config: which losses.
-        normalizer: keeps the state of ``config.normalizer``; None starts afresh.
-        divisor: what ``normalizer`` gave for a step of which this batch is only a part; None asks it for this batch.
-            The losses of all parts add up to those of the step. (Each image has its own divisor where the normalizer
-            is ``image``; mined anchors are counted part by part.)
+        normalizer: holds the state of ``config.normalizer``. None: a new normalizer.
+        divisor: the normalizer of the whole step, if this batch is a slice of the step; the losses of all slices add up
+        to those of the step. None: that of this batch. (``image`` has a number for each image, and mined anchors are
+        counted for each slice.)
     """
     normalizer = normalizer or Normalizer(config)
     positives = torch.tensor(len(matches.positive))
@@ -119,7 +119,7 @@ def _losses(
     normalizer: Normalizer,
     divisor: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Classification and box loss of some images that are divided by one number."""
+    """Compute classification and box loss of images that share a normalizer."""
     targets = make_targets(matches, grid, boxes, labels, outputs.logits[0].device)
     if divisor is None:
         divisor = normalizer(len(matches.positive))
@@ -157,7 +157,7 @@ def box_quality(deltas: Tensor, anchors: Tensor, objects: Tensor) -> Tensor:
 
 
 def formula_of(config: LossConfig) -> Formula:
-    """The formula of the configured classification loss; for losses that mine, of the loss that is mined."""
+    """Return the formula of the configured classification loss; for OHEM, that of the loss before mining."""
     match config.classification:
         case "ce" | "ohem" | "ohem_1_3":
             return Focal(None, 0.0)

@@ -1,7 +1,7 @@
 """How a loss is spread over the anchors of a trained model: the paper's Figure 4 (section 5.1).
 
-The paper samples windows, foreground and background, computes each one's loss, divides by the sum of its group, and
-adds up from the smallest to the largest. α does not matter: it is one factor of a whole group.
+The paper samples foreground and background anchors, computes their losses, divides them by the sum of each group, and
+adds them up from the smallest to the largest. α is left out, because it is a constant factor of each group.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from retinanet.model import Outputs
 def anchor_losses(outputs: Outputs, matched: Tensor, labels: Tensor, gammas: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Focal loss of single anchors for several γ, without α.
 
-    A foreground anchor's is that of its own class, a background anchor's the sum over all classes; anchors that are
-    ignored have none.
+    The loss of a foreground anchor is the loss of its own class. The loss of a background anchor is the sum over all
+    classes. Ignored anchors are left out.
 
     Args:
         outputs: the network's predictions for a batch.
@@ -43,11 +43,11 @@ def anchor_losses(outputs: Outputs, matched: Tensor, labels: Tensor, gammas: Seq
 
 
 def cumulative(losses: Tensor, points: int) -> Tensor:
-    """Share of the whole loss that the easiest 0, 1/(points − 1), …, all of the anchors have.
+    """Fraction of the total loss that the easiest 0, 1/(points − 1), …, 1 of the anchors have.
 
     Args:
         losses: ``(N,)``, not negative.
-        points: of the curve, at least 2; between two anchors it is linear.
+        points: number of points of the curve, at least 2. The curve is linear between anchors.
 
     Returns:
         float64 ``(points,)``, from 0 to 1; all 0 where there is no loss at all.
@@ -63,7 +63,7 @@ def cumulative(losses: Tensor, points: int) -> Tensor:
 
 
 def share_of_hardest(losses: Tensor, fraction: float) -> float:
-    """Share of the whole loss that the hardest ``fraction`` (at least one) of the anchors ``(N,)`` have."""
+    """Fraction of the total loss that the hardest ``fraction`` (at least one) of the anchors ``(N,)`` have."""
     count = max(1, round(fraction * len(losses)))
     total = losses.double().sum()
     return float(losses.double().topk(min(count, len(losses))).values.sum() / total) if total > 0 else 0.0

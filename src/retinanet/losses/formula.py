@@ -1,4 +1,4 @@
-"""What a classification loss has to provide, so that one sum and its kernels serve all of them."""
+"""The interface of a classification loss. One sum and its kernels work with every loss that implements it."""
 
 from __future__ import annotations
 

@@ -16,12 +16,12 @@ from retinanet.model import Outputs
 
 
 class Imbalance(NamedTuple):
-    """Sums of a batch's classification loss, not normalised, and its foreground anchors by level.
+    """Sums of a batch's classification loss, not normalized, and its foreground anchors by level.
 
     Attributes:
         foreground: float32 scalar, the loss of the foreground anchors' own classes.
-        easy: the loss of background logits that are right (p < 0.5).
-        hard: the loss of background logits that are wrong (p ≥ 0.5).
+        easy: the loss of background logits with p < 0.5.
+        hard: the loss of background logits with p ≥ 0.5.
         positives: int64 ``(L,)``, foreground anchors.
     """
 
@@ -48,7 +48,7 @@ def loss_shares(
 ) -> Imbalance:
     """Divide the classification loss of a batch among foreground, hard and easy background.
 
-    Of losses that mine hard examples (OHEM), the cross entropy before mining is divided.
+    For OHEM, the cross entropy before mining is divided.
 
     Args:
         outputs: the network's predictions.

@@ -18,24 +18,25 @@ def ohem_loss(
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy of the hardest anchors of one image; the loss of all other anchors is left out.
 
-    An anchor's loss is the sum over the classes. Of two anchors that overlap by more than ``nms_iou`` only the one of
-    higher loss is left, as in https://arxiv.org/abs/1604.03540; of those left, the ``batch`` of highest loss count.
-    With ``ratio`` (3 for SSD's 1:3), the hardest foreground anchors, at most ``batch`` / (1 + ``ratio``), count and
-    ``ratio`` times as many background anchors; an image without foreground has as many as if it had one.
+    An anchor's loss is the sum over the classes. Of two anchors that overlap by more than ``nms_iou``, only the anchor
+    with the higher loss is kept, as in https://arxiv.org/abs/1604.03540. Of the kept anchors, the ``batch`` anchors
+    with the highest loss count. With ``ratio`` (3 for SSD's 1:3), at most ``batch`` / (1 + ``ratio``) foreground
+    anchors count, and ``ratio`` times as many background anchors, the hardest of each. In an image without foreground,
+    ``ratio`` background anchors count.
 
-    The paper does not say what the sum is divided by; training here divides it by the number of anchors that count, as
-    Fast R-CNN does with its minibatch.
+    The paper does not state the normalizer of the sum. Training here divides it by the number of anchors that count, as
+    Fast R-CNN divides by the size of its minibatch.
 
     Args:
         logits: ``(A, K)`` of all levels.
-        labels: int64 ``(A,)``: class, ``BACKGROUND`` or ``IGNORE``; ignored anchors take no part.
+        labels: int64 ``(A,)``: class, ``BACKGROUND`` or ``IGNORE``; ignored anchors are left out.
         anchors: ``(A, 4)`` ``xyxy``.
-        batch: anchors that count at most.
+        batch: largest number of anchors that count.
         nms_iou: overlap from which two anchors are duplicates.
-        ratio: background anchors per foreground anchor; None: whatever is hardest.
+        ratio: background anchors per foreground anchor. None: the hardest anchors of any kind.
 
     Returns:
-        The summed loss, and int64 how many anchors it is of.
+        The summed loss, and the number of anchors in the sum, int64.
     """
     with torch.autocast(logits.device.type, enabled=False):
         x = logits if logits.dtype == torch.float64 else logits.float()
@@ -44,8 +45,8 @@ def ohem_loss(
         hardness = loss.detach()
         considered = torch.nonzero(labels != IGNORE).squeeze(1)
         order = considered[hardness[considered].argsort(descending=True, stable=True)]
-        # Suppression goes from hard to easy, so what it leaves of the hardest does not depend on the easier ones:
-        # few are looked at first, and more only while too few are left.
+        # Suppression goes from hard to easy, so its result for the hardest anchors does not depend on easier ones. It
+        # starts with few anchors, and continues with more while too few are kept.
         taken = min(len(order), 16 * batch)
         while True:
             part = order[:taken]
@@ -59,7 +60,8 @@ def ohem_loss(
 
 
 def _choose(left: Tensor, labels: Tensor, batch: int, ratio: int | None, more_foreground: bool) -> tuple[Tensor, bool]:
-    """The anchors that count of those ``left``, hardest first, and whether easier ones could not change them."""
+    """Choose the anchors that count among those ``left``, hardest first; also whether easier anchors cannot change
+    them."""
     if ratio is None:
         return left[:batch], len(left) >= batch
     most = batch // (1 + ratio)

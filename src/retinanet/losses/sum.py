@@ -1,7 +1,7 @@
-"""The sum of a classification loss over all anchors, by the fastest way this device has.
+"""The sum of a classification loss over all anchors, by the fastest implementation for the device.
 
-:func:`reference_loss` is the definition, from whole tensors. The kernels compute the same value and gradient in one
-pass over the logits; the tests compare them with the reference.
+:func:`reference_loss` is the definition, in operations on whole tensors. The kernels compute the same value and
+gradient in one pass over the logits; the tests compare them with the reference.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 def summed_loss(
     logits: Tensor, labels: Tensor, formula: Formula, quality: Tensor | None = None, divisor: float = 1.0
 ) -> Tensor:
-    """The loss summed over everything that is not ignored, in at least float32, also under autocast.
+    """Sum the loss over all logits that are not ignored, in at least float32, also under autocast.
 
     Args:
         logits: ``(…, K)``, any floating dtype.
         labels: int64 ``(…,)``: class ``0..K-1``, ``BACKGROUND`` (−1, all classes negative) or ``IGNORE`` (−2, no loss).
         formula: which loss.
         quality: ``(…,)``, of the positive anchors; the values of the others are not read.
-        divisor: the sum is divided by it. A kernel that knows it writes the final gradient in its only pass.
+        divisor: number that divides the sum. A kernel gets it to write the final gradient in its only pass.
 
     Raises:
         ValueError: the shapes do not fit, or (on the CPU) a label is not below K.
@@ -54,7 +54,7 @@ def summed_loss(
 
 
 def reference_loss(logits: Tensor, labels: Tensor, formula: Formula, quality: Tensor | None = None) -> Tensor:
-    """:func:`summed_loss` by its definition, from whole tensors; the kernels are compared with it."""
+    """Compute :func:`summed_loss` by its definition, in operations on whole tensors."""
     x = logits if logits.dtype == torch.float64 else logits.float()
     positive = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)  # (…, K)
     if quality is not None:
@@ -88,9 +88,9 @@ class SumByKernel(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        """Hand out the gradient, times ``grad_output``."""
+        """Return the gradient times ``grad_output``."""
         logits, labels, quality = ctx.saved_tensors
-        # The gradient is scaled in place and given away; a second backward pass (retain_graph) makes a new one.
+        # The gradient is scaled in place and returned. A second backward pass (retain_graph) computes it again.
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
             gradient = ctx.kernel.value_and_gradient(logits, labels, ctx.formula, quality, ctx.divisor, True)[1]

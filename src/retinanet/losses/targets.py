@@ -1,4 +1,4 @@
-"""What the anchors of a batch learn, arranged by pyramid level and moved to the network's device."""
+"""Targets of the anchors of a batch, arranged by pyramid level and moved to the network's device."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Targets:
 
 
 def make_targets(matches: Matches, grid: AnchorGrid, boxes: Tensor, labels: Tensor, device: torch.device) -> Targets:
-    """Arrange ``matches`` for the losses; with two copies to the device, and without waiting for it.
+    """Arrange ``matches`` for the losses, with two copies to the device and without waiting for it.
 
     Args:
         matches: positive and ignored anchors.

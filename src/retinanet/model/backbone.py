@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import timm
 import torch
 from torch import Tensor, nn
@@ -33,14 +32,14 @@ class Backbone(nn.Module):
     Args:
         name: a timm model name, optionally with a weight tag (``resnet50.tv_in1k``).
         pretrained: load ImageNet weights.
-        weights: local file to take them from instead of timm's hub.
+        weights: local file with the weights, used instead of timm's hub.
         trained_norm: train batch norm; otherwise its statistics and affine parameters stay fixed (frozen), as in the
             paper, because detection batches are too small to estimate them.
         freeze_stages: stages from the stem whose parameters are not trained.
         norm_eps: added to the variance in batch norm; None: timm's value.
 
     Raises:
-        ModelError: unknown name, a network without these strides, or weights that cannot be had.
+        ModelError: unknown name, a network without these strides, or weights that cannot be loaded.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class Backbone(nn.Module):
                 module.requires_grad_(False)
                 zero = module.weight is not None and not module.weight.is_meta and bool((module.weight == 0).all())
                 if zero and not pretrained and weights is None:
-                    # timm initialises the last norm of a residual branch with 0; frozen at 0, the branch would never be
+                    # timm initializes the last norm of a residual branch with 0; frozen at 0, the branch would never be
                     # trained. With 1, and no statistics to divide by, every block would double the variance.
                     nn.init.constant_(module.weight, 0.1)
         self._freeze(freeze_stages)
@@ -126,7 +125,7 @@ class Backbone(nn.Module):
         names = [str(info["module"]).replace(".", "_") for info in features.info]
         if stages > len(names):
             raise ModelError(f"model.freeze-stages is {stages}, but this backbone has {len(names)} stages")
-        # Parameters are registered from the stem onwards: all up to the last one of the wanted stage are frozen.
+        # Parameters are registered from the stem onwards. All up to the last parameter of the wanted stage are frozen.
         parameters = [(f"{key.replace('.', '_')}_", p) for key, p in self.body.named_parameters()]
         last = max((i for i, (key, _) in enumerate(parameters) if key.startswith(names[stages - 1] + "_")), default=-1)
         if last < 0:  # a stage that ends in a layer without weights, such as ResNet's stem
@@ -170,10 +169,10 @@ def load_backbone_weights(body: nn.Module, state: dict[str, Tensor], source: str
         raise ModelError(f"{source}: not weights of this backbone; {missing[0]!r} is missing ({len(missing)} in all)")
     if deeper:
         raise ModelError(f"{source}: not weights of this backbone, but of a deeper one; it has no {deeper[0]!r}")
-    wrong = [key for key, value in found.items() if value.shape != wanted[key].shape]
-    if wrong:
-        shapes = f"{tuple(found[wrong[0]].shape)} instead of {tuple(wanted[wrong[0]].shape)}"
-        raise ModelError(f"{source}: not weights of this backbone; {wrong[0]!r} has shape {shapes}")
+    misfits = [key for key, value in found.items() if value.shape != wanted[key].shape]
+    if misfits:
+        shapes = f"{tuple(found[misfits[0]].shape)} instead of {tuple(wanted[misfits[0]].shape)}"
+        raise ModelError(f"{source}: not weights of this backbone; {misfits[0]!r} has shape {shapes}")
     body.load_state_dict(found, strict=False)
 
 
@@ -196,7 +195,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def require_backbone(name: str) -> None:
-    """Raise the :class:`ModelError` that names the nearest backbone if there is none called ``name``."""
+    """Raise :class:`ModelError`, with the most similar name, if timm has no backbone ``name``."""
     if not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(name, timm.list_models(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; see timm.list_models()"
@@ -205,11 +204,11 @@ def require_backbone(name: str) -> None:
 
 def _create(name: str, pretrained: bool) -> nn.Module:
     require_backbone(name)
+    settings: dict[str, Any] = {"features_only": True, "out_indices": (-3, -2, -1), "pretrained": pretrained}
     try:
-        with _quick_when_offline() if pretrained else contextlib.nullcontext():
-            model: nn.Module = timm.create_model(
-                name, pretrained=pretrained, features_only=True, out_indices=(-3, -2, -1)
-            )
+        if pretrained and not _reaches_hub():
+            settings["pretrained_cfg_overlay"] = {"file": _cached_weights(name)}
+        model: nn.Module = timm.create_model(name, **settings)
     except OSError as error:  # what the hub client raises for every network failure
         raise ModelError(
             f"the ImageNet weights of {name!r} could not be downloaded. Without a network: use --model.backbone "
@@ -221,23 +220,27 @@ def _create(name: str, pretrained: bool) -> nn.Module:
     return model
 
 
-@contextlib.contextmanager
-def _quick_when_offline() -> Iterator[None]:
-    """Without a name server, look only into the hub's cache: its retries would take most of a minute."""
-    from huggingface_hub import constants
-
-    host = constants.ENDPOINT.split("//")[-1].split("/")[0].split(":")[0]
-    behind_proxy = any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
-    before, logger = constants.HF_HUB_OFFLINE, logging.getLogger("huggingface_hub")
-    level = logger.level
-    if not behind_proxy:
-        try:
-            socket.getaddrinfo(host, 443)
-        except OSError:
-            constants.HF_HUB_OFFLINE = True
-            logger.setLevel(logging.ERROR)
+def _reaches_hub() -> bool:
+    """Whether the hub's address can be resolved. Without a network, the hub client would retry for most of a minute."""
+    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    host = huggingface_hub.constants.ENDPOINT.split("//")[-1].split("/")[0].split(":")[0]
     try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-        logger.setLevel(level)
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
+
+
+def _cached_weights(name: str) -> str:
+    """The file of an earlier download.
+
+    Raises:
+        FileNotFoundError: there was none.
+    """
+    config = timm.get_pretrained_cfg(name)
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        path = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, file) if config and config.hf_hub_id else None
+        if isinstance(path, str):
+            return path
+    raise FileNotFoundError(name)

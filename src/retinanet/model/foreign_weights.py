@@ -36,7 +36,7 @@ def read_foreign(path: Path) -> Mapping[str, Any]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         if not os.access(path, os.R_OK):  # safetensors reports "No such file"
-            raise CheckpointError(f"{path}: not read, reading it is not permitted") from error
+            raise CheckpointError(f"{path}: cannot be read, permission denied") from error
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise CheckpointError(f"{path}: not a complete safetensors file ({reason.splitlines()[0][:120]})") from error
 
@@ -53,12 +53,12 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
     except Exception as error:  # torch raises many types for a damaged or hostile file
         # torch's messages about code and about damaged files are alike; the first bytes show whether it is a pickle.
         if isinstance(error, pickle.UnpicklingError) and _beginning(path) in (b"PK", *_PICKLES):
-            reason = "it holds objects that could run code; save its state_dict() alone and give that"
+            reason = "it holds objects that could run code; save its state_dict() alone and convert that"
         elif isinstance(error, PermissionError):
-            reason = "reading it is not permitted"
+            reason = "permission denied"
         else:
-            reason = "damaged, or not a file torch.save wrote"
-        raise CheckpointError(f"{path}: not read, {reason}") from error
+            reason = "it is damaged or was not written by torch.save; export it again"
+        raise CheckpointError(f"{path}: cannot be read: {reason}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: expected a state dict, found a {type(content).__name__}")
     return content

@@ -1,10 +1,10 @@
 """Convolution, frozen batch norm, residual and ReLU as one GPU kernel, for the blocks of ResNets and for the subnets.
 
-PyTorch runs these as separate kernels, each of which reads and writes the whole feature map; on a large GPU they take
-longer than the convolutions. cuDNN computes all of them in the convolution's own kernel. Values and gradients are those
-of the separate layers up to rounding, which happens once here instead of after every layer; a second derivative is not
-supported. Parameters keep their names. Only half-precision convolutions on a GPU (autocast) are fused; everywhere else
-the plain layers run.
+PyTorch runs these as separate kernels, each of which reads and writes the whole feature map; on a large GPU these
+kernels take longer than the convolutions. cuDNN computes all of them in the convolution's own kernel. Values and
+gradients are those of the separate layers up to rounding, which happens once here instead of after every layer; a
+second derivative is not supported. Parameters keep their names. Only half-precision convolutions on a GPU (autocast)
+are fused; everywhere else the plain layers run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def fuse_residual_blocks(body: nn.Module) -> None:
     for module in body.modules():
         fused = {BasicBlock: FusedBasicBlock, Bottleneck: FusedBottleneck}.get(type(module))
         if fused is not None and _is_plain(module):
-            module.__class__ = fused  # parameters keep their names, copies their behaviour
+            module.__class__ = fused  # parameters keep their names, copies their behavior
 
 
 class FusedBasicBlock(BasicBlock):
@@ -137,9 +137,9 @@ def _fused(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, set
 
 
 def folded(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one convolution that does what ``conv`` and frozen ``norm`` do, in :func:`compute_dtype`.
+    """Return weight and bias of a convolution that equals ``conv`` and frozen ``norm``, in :func:`compute_dtype`.
 
-    ``norm`` is anything else where it was folded before (:func:`retinanet.model.inference.fold_batch_norm`).
+    If batch norm was folded before (:func:`retinanet.model.inference.fold_batch_norm`), ``norm`` is another module.
     """
     dtype = compute_dtype(x)
     if not isinstance(norm, BatchNorm):
@@ -173,7 +173,7 @@ class _Scaled(torch.autograd.Function):
 def _scale_and_shift(norm: BatchNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Frozen batch norm as ``scale · x + shift``: float32 ``(C, 1, 1, 1)`` and ``(C,)`` in ``dtype``; kept in ``norm``.
 
-    They are computed anew when one of the tensors behind them has changed.
+    They are computed again if a tensor of ``norm`` has changed.
     """
     tensors = [t for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var) if t is not None]
     versions = (dtype, *((t.data_ptr(), t._version) for t in tensors))
@@ -181,7 +181,7 @@ def _scale_and_shift(norm: BatchNorm, dtype: torch.dtype) -> tuple[Tensor, Tenso
     if cached is None or cached[0] != versions:
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        with torch.inference_mode(False), torch.no_grad():  # what is kept serves training, too
+        with torch.inference_mode(False), torch.no_grad():  # the cached tensors must be usable in training
             scale = (norm.running_var.double() + norm.eps).rsqrt()
             scale = scale if norm.weight is None else scale * norm.weight.double()
             shift = -norm.running_mean.double() * scale

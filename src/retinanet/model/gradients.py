@@ -1,7 +1,7 @@
-"""Layers whose gradient PyTorch computes slowly or wrongly on the CPU, built from operations that it computes well.
+"""Replacements for layers whose gradient PyTorch computes slowly or incorrectly on the CPU.
 
 In a training step of EfficientNet-Lite0 with group norm, two gradients took a third of the time. The weight gradient of
-depthwise convolutions larger than 3×3 has no vectorised kernel (5×5 in bf16: 30 times slower than the code here). The
+depthwise convolutions larger than 3×3 has no vectorized kernel (5×5 in bf16: 30 times slower than the code here). The
 gradient of group norm reads channels-last memory in strides (10 times slower). Values and gradients equal those of the
 plain layers; a second derivative is not supported.
 """
@@ -22,7 +22,7 @@ class GroupNorm(nn.GroupNorm):
     """:class:`torch.nn.GroupNorm`, with a fast gradient on the CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``(B, C, H, W)``."""
+        """Normalize ``(B, C, H, W)``."""
         last = x.ndim == 4 and x.numel() > 0 and x.is_contiguous(memory_format=torch.channels_last)
         if not last or not self.affine or not _needs_grad_on_cpu(x, self.weight):
             return super().forward(x)
@@ -37,10 +37,10 @@ def _needs_grad_on_cpu(x: Tensor, weight: Tensor) -> bool:
 
 
 class StridedConv2d(nn.Conv2d):
-    """:class:`torch.nn.Conv2d` whose weight gradient is also right in bf16 on the CPU for feature maps one pixel wide.
+    """:class:`torch.nn.Conv2d` whose weight gradient is also correct in bf16 on the CPU if the map is a pixel wide.
 
-    With stride 2, some row of a 3×3 kernel sees only padding on such a map. The bf16 kernel of torch 2.15 does not
-    write that part of the gradient: it keeps what was in memory, mostly zeros, sometimes NaN. P7 of a small or narrow
+    With stride 2, a row or column of a 3×3 kernel covers only padding on such a map. The bf16 kernel of torch 2.15 does
+    not write this part of the gradient, so it stays uninitialized: mostly zeros, sometimes NaN. P7 of a small or narrow
     image is such a map.
     """
 
@@ -104,7 +104,7 @@ def speed_up_depthwise(body: nn.Module) -> None:
             and module.dilation == (1, 1)
             and module.padding_mode == "zeros"
         ):
-            module.__class__ = fast  # weights keep their names, copies their behaviour
+            module.__class__ = fast  # weights keep their names, copies their behavior
 
 
 class _LargeDepthwise(nn.Module):

@@ -27,7 +27,7 @@ class Outputs(NamedTuple):
 
 
 class RetinaNet(nn.Module):
-    """RetinaNet: normalised images ``(B, 3, H, W)`` → :class:`Outputs`.
+    """RetinaNet: normalized images ``(B, 3, H, W)`` → :class:`Outputs`.
 
     Args:
         backbone: timm model name.
@@ -38,8 +38,8 @@ class RetinaNet(nn.Module):
 
     Raises:
         TypeError: a setting does not exist.
-        ConfigError: a setting has a value that is not allowed.
-        ModelError: the backbone does not exist, does not fit, or its weights cannot be had.
+    ConfigError: a setting has a value that is not allowed.
+    ModelError: the backbone does not exist, does not fit, or its weights cannot be loaded.
     """
 
     def __init__(
@@ -77,16 +77,16 @@ class RetinaNet(nn.Module):
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Channel means the backbone expects to be subtracted from RGB in [0, 1]."""
+        """Channel means that are subtracted from RGB in [0, 1]."""
         return self.backbone.mean
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Channel standard deviations the backbone expects RGB to be divided by."""
+        """Channel standard deviations that divide RGB in [0, 1]."""
         return self.backbone.std
 
     def forward(self, images: Tensor) -> Outputs:
-        """Predict for normalised ``images`` ``(B, 3, H, W)``; sides that are multiples of 32 waste nothing."""
+        """Predict for normalized ``images`` ``(B, 3, H, W)``; sides should be multiples of 32."""
         # Channels-last throughout: convolutions run faster in it, and the subnets' outputs become views.
         images = images.contiguous(memory_format=torch.channels_last)
         pyramid = self.fpn(self.backbone(images))

@@ -32,7 +32,7 @@ class Subnet(nn.Module):
         for _ in range(depth):
             layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none"))
             if norm == "group":
-                # at least two channels a group: the coarsest level of a small picture has one value per channel
+                # at least two channels per group: the coarsest level of a small image has one value per channel
                 layers.append(GroupNorm(min(32, channels // 2), channels))
             layers.append(nn.ReLU(inplace=True))
         self.tower = nn.Sequential(*layers)
@@ -52,7 +52,7 @@ class Subnet(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """Gaussian weights of standard deviation 0.01 and zero biases for every convolution of a subnet (section 4.1)."""
+    """Give every convolution of a subnet Gaussian weights of standard deviation 0.01 and zero biases (section 4.1)."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=0.01)
@@ -61,7 +61,7 @@ def initialize(module: nn.Module) -> None:
 
 
 def set_prior(subnet: Subnet, prior: float) -> None:
-    """Bias of the last convolution so that every anchor starts at probability ``prior``: b = −log((1 − π)/π)."""
+    """Set the last bias so that every anchor starts at probability ``prior``: b = −log((1 − π)/π)."""
     bias = subnet.predict.bias
     assert bias is not None
     nn.init.constant_(bias, -math.log((1 - prior) / prior))

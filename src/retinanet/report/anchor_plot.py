@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.floating]
 Bools = npt.NDArray[np.bool_]
 
-# Colours of boxes that an anchor reaches, of other boxes, and of anchors.
+# Colors of boxes that an anchor reaches, of other boxes, and of anchors.
 _REACHED, UNREACHED, _ANCHORS = "#1f6f8b", "#e0a100", "#c8553d"
 _BEFORE = "#8a8a8a"
 

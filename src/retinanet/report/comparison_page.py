@@ -15,7 +15,7 @@ from retinanet.evaluation.matching import Ints
 from retinanet.files import write_text
 from retinanet.report.html import Figure, counted, image_figure, render, signed
 
-# Colours of Okabe and Ito, which colour-blind people can tell apart.
+# Colors of Okabe and Ito, which color-blind people can tell apart.
 COLORS = {"tp": "#56B4E9", "fp": "#E69F00", "missed": "#F0E442"}
 
 _NOT_COMPARED = ("a class of A only", "a class of B only", "a class of neither")
@@ -23,7 +23,7 @@ _NOT_COMPARED = ("a class of A only", "a class of B only", "a class of neither")
 
 @dataclass(frozen=True)
 class Whisker:
-    """Positions and colour of the interval of a difference, in a drawing of 160 pixels."""
+    """Positions and color of the interval of a difference, in a drawing of 160 pixels."""
 
     low: str
     middle: str

@@ -57,7 +57,7 @@ _LABEL_ERRORS = {
     ),
 }
 
-# Longer side of a close-up in pixels, and the colours of its boxes: what it is about, and what that is compared with.
+# Longer side of a close-up in pixels, and the colors of its boxes: what it is about, and what that is compared with.
 _SIDE = 260
 _SUBJECT, _OTHER = "#ffb000", "white"
 

@@ -29,7 +29,7 @@ _CONFUSIONS = 20
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class and its colour in the drawings; ``None`` for a class that is not drawn."""
+    """A class and its color in the drawings; ``None`` for a class that is not drawn."""
 
     result: ClassResult
     color: str | None
@@ -246,7 +246,7 @@ def _f1_chart(analysis: Analysis) -> Drawing:
 
 
 def _colors(analysis: Analysis) -> dict[int, str]:
-    """The colour of each class that is drawn; up to ten classes have the colours that they have in images."""
+    """The color of each class that is drawn; up to ten classes have the colors that they have in images."""
     few = len(analysis.classes) <= SHOWN
     return {k: svg.CLASS_COLORS[k if few else place] for place, k in enumerate(shown_classes(analysis))}
 

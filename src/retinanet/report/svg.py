@@ -10,7 +10,7 @@ import numpy as np
 
 from retinanet.evaluation.matching import Floats
 
-# Colours of the classes: those of retinanet/detection/draw.py, darker, so that they can be read on white and on black.
+# Colors of the classes: those of retinanet/detection/draw.py, darker, so that they can be read on white and on black.
 CLASS_COLORS = (
     *("#2f8fd0", "#cf8d00", "#1fa37d", "#a89c10", "#c4689c"),
     *("#de6424", "#6d86e8", "#7cab37", "#8c8c8c", "#e5707d"),
@@ -31,7 +31,7 @@ class Line:
         name: its name in the legend.
         x: ``(N,)``.
         y: ``(N,)``.
-        color: a CSS colour.
+        color: a CSS color.
         thick: draw it thicker than the others.
         dashes: lengths of dashes and gaps, e.g. ``"6 4"``; empty for a solid line.
         mark: an x at which to draw a dot.
@@ -91,7 +91,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """A name with its colour, for an area or for a line."""
+    """A name with its color, for an area or for a line."""
 
     name: str
     color: str
@@ -151,7 +151,7 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, caption: str, 
 def stacked_bars(
     edges: Floats, parts: Sequence[tuple[str, Sequence[int], str]], x_label: str, y_label: str, caption: str, label: str
 ) -> Drawing:
-    """Draw counts in the bins between ``edges``, on an axis from 0 to 1; ``parts`` are name, counts and colour."""
+    """Draw counts in the bins between ``edges``, on an axis from 0 to 1; ``parts`` are name, counts and color."""
     totals = np.sum([counts for _, counts, _ in parts], axis=0)
     top = _round_up(float(totals.max(initial=0)))
     bars = []

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours of the curves in order. They are distinguishable with colour blindness (Okabe and Ito).
+# Colors of the curves in order. They are distinguishable with color blindness (Okabe and Ito).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 _OURS, _PAPER = "#0072b2", "#555555"
 
@@ -140,7 +140,7 @@ def _distribution(figure: Figure, results: Results) -> None:
     found = results.extra.get("distribution")
     for axes, group in zip(figure.subplots(1, 2), ("foreground", "background"), strict=True):
         axes.set(
-            title=f"{group} anchors", xlabel=f"fraction of {group}, easy to hard", ylabel="cumulative normalised loss"
+            title=f"{group} anchors", xlabel=f"fraction of {group}, easy to hard", ylabel="cumulative normalized loss"
         )
         axes.set(xlim=(0, 1), ylim=(0, 1))
         if found is None:

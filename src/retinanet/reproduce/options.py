@@ -14,7 +14,10 @@ from retinanet.flags import quoted
 
 @dataclass(frozen=True)
 class Options:
-    """Repeat the paper's comparisons, small on any data or with the paper's recipe on COCO. Without NAME, list them."""
+    """Repeat the paper's experiments, at small scale on any data or with the paper's recipe on COCO.
+
+    Without NAME, list the experiments.
+    """
 
     name: Annotated[Positional[str], arg(metavar="NAME")] = ""
     """table1a, table1b, table1c, table1d, table1e, table3, fig1, fig2, fig4, divergence, or all."""

@@ -251,7 +251,7 @@ _ALL = (
     ),
     Experiment(
         "divergence",
-        "The prior π of the initialisation (sections 3.3 and 4.1)",
+        "The prior π of the initialization (sections 3.3 and 4.1)",
         "loss curves and AP with π = 0.01 and with π = 0.5, for cross entropy and focal loss",
         "Cross entropy without the prior diverges; with π = 0.01 it trains (AP 30.2; α-CE with α = 0.5 in Table 1a).",
         rows=(

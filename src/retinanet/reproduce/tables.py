@@ -152,7 +152,7 @@ def _distribution(found: dict[str, Any], data: str) -> str:
         "",
     ]
     fractions = list(next(iter(found["background"]["hardest"].values())))
-    heads = ["group", "γ", *(f"hardest {100 * float(fraction):g} %" for fraction in fractions)]
+    heads = ["group", "γ", *(f"hardest {100 * float(fraction):g}%" for fraction in fractions)]
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for group in ("background", "foreground"):
         for gamma, shares in found[group]["hardest"].items():

@@ -34,7 +34,7 @@ _FREE = {"data.workers", "data.verify"} | {
         "eval_every",
         "find_lr",
         "patience",
-        "pictures_every",
+        "images_every",
         "track",
     )
 }

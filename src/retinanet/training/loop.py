@@ -85,7 +85,8 @@ def train_job(job: Job, checkpoint: Checkpoint | None) -> Result:
     ):
         bar.advance(run.order.images_before(progress.step))
         recorder = Recorder(run, trackers, bar)
-        batches = Timed(training_loader(job.train_set, run.order, job.config.data, settings.seed))
+        on_gpu = run.state.device.type == "cuda"
+        batches = Timed(training_loader(job.train_set, run.order, job.config.data, settings.seed, on_gpu))
         validation = Validation(run, recorder, trackers, batches)
         if job.processes.is_main and not progress.step and (warning := objects_left_out(job.train_set, job.config)):
             recorder.warn(warning, step=0, epoch=0.0)

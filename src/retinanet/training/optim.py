@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from retinanet.config import TrainConfig
 from retinanet.model import RetinaNet
 
-# The batch that learning rate and averaging decay refer to: the paper's 16 images per step.
+# Batch size that the learning rate and the EMA decay refer to: the paper's 16 images per step.
 REFERENCE_BATCH = 16
 
 
@@ -23,7 +23,7 @@ def make_optimizer(model: RetinaNet, config: TrainConfig) -> torch.optim.Optimiz
         if not parameter.requires_grad:
             continue
         factor = config.backbone_lr if name.startswith("backbone.") else 1.0
-        # Decoupled decay is strong; shrinking norm weights and biases with it only hurts (one-dimensional parameters).
+        # AdamW's decoupled decay would harm norm weights and biases, the one-dimensional parameters.
         exempt = config.optimizer == "adamw" and parameter.ndim <= 1
         groups.setdefault((factor, 0.0 if exempt else config.weight_decay), []).append(parameter)
     parameters = [{"params": p, "factor": factor, "weight_decay": decay} for (factor, decay), p in groups.items()]
@@ -35,8 +35,9 @@ def make_optimizer(model: RetinaNet, config: TrainConfig) -> torch.optim.Optimiz
 def learning_rate(config: TrainConfig, seen: int, total: int) -> float:
     """Learning rate for the next batch, after ``seen`` of ``total`` images.
 
-    Linear warm-up from a thousandth, then ``step``: ÷ 10 at 2/3 and at 8/9 (the paper's 60k and 80k of 90k steps), or
-    ``cosine``: half a cosine to 0. In proportion to the batch, https://arxiv.org/abs/1706.02677.
+    The rate rises linearly from a thousandth of ``lr`` (warm-up). Then ``step`` divides it by 10 at 2/3 and at 8/9 (the
+    paper's 60k and 80k of 90k steps), and ``cosine`` lowers it along half a cosine to 0. It is proportional to the
+    batch size (https://arxiv.org/abs/1706.02677).
     """
     base = config.lr * config.batch / REFERENCE_BATCH
     warmup = min(config.warmup, total // 10)

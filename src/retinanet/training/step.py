@@ -1,4 +1,4 @@
-"""One step of a training up to its gradients: of a whole batch, in parts, or on one process of several."""
+"""The gradients of a training step: of a whole batch, in slices, or on one of several ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from retinanet.training.distributed import Processes
 
 
 class GroundTruth(NamedTuple):
-    """Anchors of a batch and what they match, on the CPU, so that no GPU is asked which anchors are positive.
+    """Anchors of a batch and their matches, on the CPU, so that reading them never waits for a GPU.
 
     Attributes:
         grid: the anchors.
@@ -57,21 +57,23 @@ def backward(
 ) -> tuple[Losses, Imbalance | None]:
     """Add the gradients of a step to ``network``'s parameters.
 
-    Parts (``config.train.accumulate``) and processes add up to what one pass over the whole batch gives, as long as
-    batch norm is not trained: all are padded to one size and divided by the foreground of all.
+    The sum over slices (``config.train.accumulate``) and ranks equals the result of one pass over the whole batch,
+    unless batch norm is trained: all images are padded to one size, and the losses are divided by the positive anchors
+    of the whole step.
 
     Args:
         network: a :class:`RetinaNet`, possibly wrapped by :meth:`Processes.wrap`.
         batch: this process's share of the images; it may be empty.
         config: all settings.
-        normalizer: what the losses are divided by.
+        normalizer: computes the number that divides the losses.
         dtype: arithmetic of the network.
-        processes: who else takes part.
-        images: in the step, on all processes.
-        measure_imbalance: also tell who owns the loss.
+        processes: the ranks that train together.
+        images: number of images in the step, on all ranks.
+        measure_imbalance: also measure the loss shares.
 
     Returns:
-        The losses of this process, detached; their mean over the processes is the step's. And who owns them, if asked.
+        The losses of this rank, detached (their mean over the ranks is the loss of the step); and the loss shares, or
+        None if they were not measured.
     """
     model = network.module if isinstance(network, DistributedDataParallel) else network
     assert isinstance(model, RetinaNet)
@@ -89,7 +91,7 @@ def backward(
             pixels = normalized_batch(own.images, model.mean, model.std, device, (height, width))  # (B, 3, H, W)
             with autocast(device, dtype):
                 outputs = network(pixels)  # per level logits (B, A_l, K), deltas (B, A_l, 4)
-            if truth is None:  # only now: a GPU computes the network meanwhile
+            if truth is None:  # matched here, while a GPU computes the network
                 truth = match_ground_truth(batch, (height, width), config)
                 if not batch.indices:
                     truth = truth._replace(matches=Matches.all_ignored(1, len(truth.grid.boxes)))
@@ -97,7 +99,7 @@ def backward(
                 divisor = None if each else normalizer(positives)
             grid, matches, boxes, labels = truth
             losses = detection_losses(outputs, grid, matches[part], boxes, labels, config.loss, normalizer, divisor)
-            # a mean over images is weighted by how many of the step's images it is of
+            # a mean over images is weighted by its share of the step's images
             share = len(own.indices) * processes.world_size / images if each else 1.0
             (share * losses.total).backward()  # type: ignore[no-untyped-call]
         total += share * torch.stack([losses.classification.detach(), losses.box.detach()])
@@ -108,12 +110,12 @@ def backward(
 
 
 def forward_alone(model: RetinaNet, batch: Batch, config: Config, dtype: torch.dtype) -> tuple[Outputs, Losses]:
-    """Outputs and losses of ``batch`` without gradients, whatever the other images of its step."""
+    """Return outputs and losses of ``batch`` without gradients, independent of the other images of its step."""
     device = next(model.parameters()).device
     truth = match_ground_truth(batch, padded_size(batch.images), config)
     with torch.no_grad(), autocast(device, dtype):
         outputs = model(normalized_batch(batch.images, model.mean, model.std, device))
-    # Of mined anchors, too, its own are counted: no other process is asked, which may have fewer images to look at.
+    # Mined anchors are counted on this rank only, because other ranks may have fewer images.
     alone = Normalizer(replace(config.loss, normalizer="rank"))
     with torch.no_grad():
         return outputs, detection_losses(outputs, *truth, config.loss, alone, 1.0)
@@ -125,14 +127,14 @@ def _parts(images: int, count: int) -> list[slice]:
 
 
 def _blank() -> Batch:
-    """Stands in for images where a process has no share of a step: it must take part in the communication."""
+    """Return a batch for a rank without images in a step, because it must take part in the communication."""
     nothing = torch.zeros(0, 4)
     return Batch([torch.zeros(3, 1, 1, dtype=torch.uint8)], [nothing], [nothing[:, 0].long()], [nothing], [])
 
 
 @contextlib.contextmanager
 def _gradients_stay_here(network: nn.Module, stay: bool) -> Iterator[None]:
-    """Exchange gradients between processes once, after the last part."""
+    """Exchange gradients between ranks once, after the last slice."""
     if stay and isinstance(network, DistributedDataParallel):
         with network.no_sync():
             yield

@@ -26,7 +26,7 @@ from retinanet.files import write_json
 Image = npt.NDArray[np.uint8]
 
 # Names of scalars and images start with one of these groups and a slash.
-GROUPS = ("train", "val", "pictures")
+GROUPS = ("train", "val", "images")
 
 # Name of the project (W&B) and the experiment (MLflow), unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME is set.
 _PROJECT = "retinanet"
@@ -191,7 +191,7 @@ class MLflow:
         last = {"train": "train/loss", "val": "val/AP"}
         histories = {group: self._client.get_metric_history(self._run, name) for group, name in last.items()}
         self.held = {group: max((m.step for m in ms), default=0) for group, ms in histories.items()}
-        self.held = {**self.held, "pictures": resume_at}  # later images replace files of the same name
+        self.held = {**self.held, "images": resume_at}  # later images replace files of the same name
         self._client.update_run(self._run, status="RUNNING")
         return True
 

@@ -100,12 +100,12 @@ class Trackers:
         self._tools, self._console = tools, console
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Send values by name; a name starts with ``train/``, ``val/`` or ``pictures/``."""
+        """Send values by name; a name starts with ``train/``, ``val/`` or ``images/``."""
         self._send(step, values, lambda tool, missing: tool.scalars(step, missing))
 
     def images(self, step: int, images: Mapping[str, Image]) -> None:
         """Send uint8 RGB images ``(H, W, 3)`` by name."""
-        named = {f"pictures/{name}": image for name, image in images.items()}
+        named = {f"images/{name}": image for name, image in images.items()}
         self._send(step, named, lambda tool, missing: tool.images(step, missing))
 
     def log_line(self, line: Mapping[str, Any]) -> None:
@@ -117,13 +117,13 @@ class Trackers:
     def replay(self, out: Path, resume_at: int) -> None:
         """Send the steps up to ``resume_at`` from the files in ``out``; each tool gets those that it lacks."""
         lines = [line for line in read_lines(out / "metrics.jsonl") if line["step"] <= resume_at]
-        folders = {line["step"]: out / "pictures" / f"epoch_{epoch:04d}" for epoch, line in _epoch_ends(lines)}
+        folders = {line["step"]: out / "images" / f"epoch_{epoch:04d}" for epoch, line in _epoch_ends(lines)}
         with progress_bar(self._console, "earlier steps for the trackers", len(lines)) as bar:
             for step, same in groupby(lines, key=lambda line: int(line["step"])):
                 for line in same:
                     self.log_line(line)
                     bar.advance(1)
-                if step in folders and self._lacks("pictures", step):
+                if step in folders and self._lacks("images", step):
                     self.images(step, _readable_images(folders[step]))
 
     def close(self, failed: bool = False) -> None:

@@ -46,8 +46,8 @@ class Validation:
         epoch = round(progress.epoch)
         if epoch % settings.eval_every == 0 or epoch == settings.epochs:
             progress = self._evaluate(progress, epoch)
-        if job.processes.is_main and settings.pictures_every and epoch % settings.pictures_every == 0:
-            folder = job.out / "pictures" / f"epoch_{epoch:04d}"
+        if job.processes.is_main and settings.images_every and epoch % settings.images_every == 0:
+            folder = job.out / "images" / f"epoch_{epoch:04d}"
             drawn = draw_predictions(self._run.state.best_model, job.config, job.val_set, folder)
             self._trackers.images(progress.step, drawn)
         return progress

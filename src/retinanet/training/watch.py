@@ -71,6 +71,6 @@ def why_nothing_is_learnt(lines: Sequence[dict[str, Any]], epoch: int) -> str | 
         return "AP is 0 because no anchor was ever matched to an object; 'retinanet data inspect' shows why"
     return (
         f"AP is still 0 after {epoch} epochs although the loss falls ({before:.3f} in the first epoch, {now:.3f} now): "
-        "on few images the reason can be too few steps (raise --train.epochs, lower --train.batch); or val is labelled "
+        "on few images the reason can be too few steps (raise --train.epochs, lower --train.batch); or val is labeled "
         "differently from train ('retinanet data inspect' compares them)"
     )

@@ -109,7 +109,7 @@ def read_info(path: str | Path) -> ModelInfo:
         names = bundled_names()
         near = difflib.get_close_matches(str(path).lower(), names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise CheckpointError(f"{path}: no such weights file, nor is it a bundled model ({', '.join(names)}){hint}")
+        raise CheckpointError(f"{path}: no such weights file or bundled model ({', '.join(names)}){hint}")
     if path.suffix in (".pth", ".pt", ".ckpt", ".pkl", ".bin"):
         raise CheckpointError(
             f"{path}: pickled checkpoints are not loaded, because they can run code; if it is a torchvision RetinaNet, "
@@ -120,7 +120,7 @@ def read_info(path: str | Path) -> ModelInfo:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         if not os.access(path, os.R_OK):  # safetensors reports "No such file"
-            raise CheckpointError(f"{path}: not read, reading it is not permitted") from error
+            raise CheckpointError(f"{path}: cannot be read, permission denied") from error
         raise CheckpointError(f"{path}: not a complete safetensors file ({str(error)[:100]})") from error
     if FORMAT_KEY not in metadata:
         raise CheckpointError(

@@ -1,1 +1,1 @@
-"""Readers and writers of dataset formats; :mod:`retinanet.data.formats.open_dataset` recognises the format."""
+"""Readers and writers of dataset formats; :mod:`retinanet.data.formats.open_dataset` recognizes the format."""

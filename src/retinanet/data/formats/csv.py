@@ -85,9 +85,9 @@ def find(root: Path) -> dict[str, CsvSplit]:
         return {split_of(root): CsvSplit(root, shared)} if root.suffix.lower() in _SUFFIXES else {}
     folders, files = listing(root)
     files = [file for file in files if file.suffix.lower() in _SUFFIXES]
-    right = [file for file in files if _looks_right(file)]
+    tables = [file for file in files if _has_expected_columns(file)]
     # A val.csv beside a train.csv belongs to the dataset even if it is broken; reading it raises the error.
-    found = by_split(file for file in files if right and (file in right or is_split_name(file.stem)))
+    found = by_split(file for file in files if tables and (file in tables or is_split_name(file.stem)))
     if not found:
         found = {folder.name: folder / _ROBOFLOW_FILE for folder in folders if (folder / _ROBOFLOW_FILE).is_file()}
     shared = Tables(tuple(found.values()), tuple(class_list(root)))
@@ -188,7 +188,7 @@ def _delimiter(lines: list[str]) -> str:
     return next((d for d in ";\t" if any(line.count(d) >= separators for line in lines[:50])), ",")
 
 
-def _looks_right(file: Path) -> bool:
+def _has_expected_columns(file: Path) -> bool:
     """Whether the first rows have the expected columns; a folder may hold other tables."""
     try:
         with file.open("rb") as handle:

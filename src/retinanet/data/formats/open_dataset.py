@@ -1,4 +1,4 @@
-"""Open a dataset: recognise its format, list its splits, and read the splits that are asked for."""
+"""Open a dataset: recognize its format, list its splits, and read the requested splits."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def read_train_val(
         seed: selects the images to hold out.
 
     Returns:
-        Train, val with the classes of train, and remarks for the user.
+        Train, val with the classes of train, and notes for the user.
 
     Raises:
         DataError: there is no such dataset or split, or it cannot be used.
@@ -143,7 +143,7 @@ def read_eval(path: str | Path, split: str, val_fraction: float = 0.1, seed: int
         seed: selects these images.
 
     Returns:
-        The dataset, with its own classes, and remarks for the user.
+        The dataset, with its own classes, and notes for the user.
 
     Raises:
         DataError: there is no such dataset or split, or it cannot be used.
@@ -199,13 +199,13 @@ class OpenedDataset:
 
 
 def open_dataset(path: str | Path) -> OpenedDataset:
-    """Recognise the format of a dataset and list its splits.
+    """Recognize the format of a dataset and list its splits.
 
     Args:
         path: the dataset's folder, or its JSON, CSV or YAML file.
 
     Raises:
-        DataError: there is no such file or folder, or its format is not recognised.
+        DataError: there is no such file or folder, or its format is not recognized.
     """
     root = Path(path).expanduser()
     if not os.path.exists(root):
@@ -218,7 +218,7 @@ def open_dataset(path: str | Path) -> OpenedDataset:
     listed = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
     inner = next((entry for entry in found[:20] if os.path.isdir(root / entry) and _is_dataset(root / entry)), None)
     advice = f"\ndid you mean {root / inner}?" if inner else ""
-    problem = f"no dataset recognised here (found {listed})" if found else "the folder is empty"
+    problem = f"no dataset recognized here (found {listed})" if found else "the folder is empty"
     raise DataError(f"{root}: {problem}; supported layouts:\n{_FORMATS}{advice}")
 
 

@@ -59,7 +59,7 @@ def by_split(files: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in files:
         split = split_of(file)
-        # A single file is the dataset, whatever its name; several files are told apart by theirs.
+        # A single file is the dataset, whatever its name; several files are distinguished by their names.
         sure = (claims[split] == 1 and (split != "" or len(files) == 1)) or file.stem in (split, f"instances_{split}")
         found.setdefault(split if sure else file.stem, file)
     return found
@@ -143,7 +143,7 @@ def _object(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def clean_path(name: str, where: str) -> str:
-    """Normalise an image path from an annotation file: forward slashes, no ``.`` and no inner ``..``.
+    """Normalize an image path from an annotation file: forward slashes, no ``.`` and no inner ``..``.
 
     Raises:
         DataError: no file can have that name.
@@ -166,7 +166,7 @@ def short(value: object) -> str:
 
 
 def inside_path(name: str, where: str) -> str:
-    """Normalise a path as :func:`clean_path` does, and refuse paths that lead out of the data folder.
+    """Normalize a path as :func:`clean_path` does, and refuse paths that lead out of the data folder.
 
     Raises:
         DataError: no file can have that name, or it is absolute or climbs out with ``..``.

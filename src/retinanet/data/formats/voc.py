@@ -30,7 +30,7 @@ from retinanet.files import special_file
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _PROBED_FILES = 20
-_DEEPEST = 4  # <annotation><object><bndbox><xmin>; what lies deeper is not read
+_DEEPEST = 4  # <annotation><object><bndbox><xmin>; deeper elements are not read
 _CLASS_LIST_LINE = re.compile(r"\S+\s+-?[01]$")
 
 
@@ -159,7 +159,7 @@ def _split_lists(folder: Path) -> dict[str, Path | None]:
         if file.suffix.lower() != ".txt":
             continue
         lines = read_text(file).split("\n", 1)
-        # "aeroplane_train.txt" is not a split: it says for each image whether it shows an aeroplane.
+        # "aeroplane_train.txt" is not a split: it lists for each image whether it shows an aeroplane.
         if not ("_" in file.stem and _CLASS_LIST_LINE.match(lines[0].strip())):
             lists[file.stem] = file
     return lists

@@ -22,7 +22,7 @@ from retinanet.data.formats.writing import (
 )
 from retinanet.files import new_folder
 
-# These words tell readers that pixels are counted from 1, as in the VOC challenge.
+# Readers recognize by these words that pixels are counted from 1, as in the VOC challenge.
 _DATABASE = "The VOC convention: pixels count from 1"
 
 

@@ -1,4 +1,4 @@
-"""Write YOLO: ``data.yaml``, ``images/{split}/``, and ``labels/{split}/`` with normalised boxes, a file per image."""
+"""Write YOLO: ``data.yaml``, ``images/{split}/``, and ``labels/{split}/`` with normalized boxes, a file per image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def write(
 ) -> None:
     """Write a YOLO dataset.
 
-    Normalised boxes have 12 digits, which is exact to a millionth of a pixel. Ignore regions get the class ``ignore``,
+    Normalized boxes have 12 digits, which is exact to a millionth of a pixel. Ignore regions get the class ``ignore``,
     which comes after the others, and lose their own.
 
     Args:

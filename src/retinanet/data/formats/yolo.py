@@ -1,4 +1,4 @@
-"""YOLO: one text file of normalised boxes per image; ``data.yaml`` or the folder names define the splits."""
+"""YOLO: one text file of normalized boxes per image; ``data.yaml`` or the folder names define the splits."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def read(source: YoloSplit, name: str, tolerant: bool = False) -> Dataset:
     labels = {class_name: i for i, class_name in enumerate(kept)}
     sizes = SizeReader(builder)
     prefix = os.path.join(str(layout.root), "")
-    unlabelled: list[str] = []
+    unlabeled: list[str] = []
     used: set[str] = set()
     images = list(dict.fromkeys(image for entry in entries for image in images_of(entry, layout)))
     if not images:
@@ -99,20 +99,20 @@ def read(source: YoloSplit, name: str, tolerant: bool = False) -> Dataset:
                 scaled = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
                 builder.add_box(scaled, labels.get(class_name, NO_CLASS), where, ignore=is_ignore(class_name))
         else:
-            unlabelled.append(image)
+            unlabeled.append(image)
     sizes.check()
-    _report_missing(builder, entries, unlabelled, used)
+    _report_missing(builder, entries, unlabeled, used)
     if layout.names is None or layout.unnamed:
         builder.report("unnamed-classes", str(layout.naming_file or layout.root), "no file names the classes")
     return builder.build()
 
 
-def _report_missing(builder: DatasetBuilder, entries: tuple[Path, ...], unlabelled: list[str], used: set[str]) -> None:
+def _report_missing(builder: DatasetBuilder, entries: tuple[Path, ...], unlabeled: list[str], used: set[str]) -> None:
     """Report images without labels, and labels without images."""
     if not used:
         builder.report("unlabelled-split", str(entries[0]), "no image has a label file")
         return
-    for image in unlabelled:
+    for image in unlabeled:
         builder.report("unlabelled-image", image, "no label file")
     # A list of images may name only some images of a folder.
     folders = {os.path.dirname(label) for label in used} if all(map(os.path.isdir, entries)) else set()
@@ -131,7 +131,7 @@ def _is_label(file: Path) -> bool:
 def _boxes(
     file: str, builder: DatasetBuilder, pose: bool
 ) -> Iterator[tuple[int, tuple[float, float, float, float], str]]:
-    """Yield class number, normalised corners and place of each valid line."""
+    """Yield class number, normalized corners and place of each valid line."""
     for number, line in enumerate(read_text(file).splitlines(), 1):
         where = f"{file}:{number}"
         try:

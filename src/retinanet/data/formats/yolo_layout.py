@@ -118,11 +118,11 @@ def layout_of_folder(root: Path) -> Layout | None:
         splits = {folder.name: folder for folder in inner} if inner and not mixed else {"": root / "images"}
     if not splits:
         splits = {folder.name: folder / "images" for folder in folders if _has_both(folder)}
-    if not splits and _has_labelled_images(files):
+    if not splits and _has_labeled_images(files):
         splits = {"": root}
     if not splits:
         named = (folder for folder in folders if is_split_name(folder.name))
-        splits = {folder.name: folder for folder in named if _has_labelled_images(listing(folder)[1])}
+        splits = {folder.name: folder for folder in named if _has_labeled_images(listing(folder)[1])}
     return Layout(root, {split: (path,) for split, path in splits.items()}, names_near(root)) if splits else None
 
 
@@ -131,7 +131,7 @@ def _has_both(folder: Path) -> bool:
     return os.path.isdir(images) and os.path.isdir(labels) and any(file.endswith(".txt") for file in walk(labels))
 
 
-def _has_labelled_images(files: list[Path]) -> bool:
+def _has_labeled_images(files: list[Path]) -> bool:
     images = [str(file) for file in files if is_image(file.name)][:_PROBED_IMAGES]
     return any(label_file(image) for image in images)
 

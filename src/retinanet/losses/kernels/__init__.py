@@ -1,1 +1,1 @@
-"""The classification losses fused: one pass over the logits that adds up the loss and leaves the gradient."""
+"""Fused kernels of the classification losses: one pass over the logits computes the summed loss and its gradient."""

@@ -1,9 +1,9 @@
-"""A classification loss and its gradient in pieces that stay in the processor's cache.
+"""A classification loss and its gradient on the CPU, computed in chunks that fit into the processor's cache.
 
-Whole-tensor operations would write and read a temporary as large as the logits at each of some twenty steps; memory,
-not arithmetic, would set the time. Here every piece goes through all steps while it is in the cache, the logits are
-read once and the gradient is written once. Nearly all logits are background, whose formulas are worked out by hand; the
-few foreground logits go through the formula and automatic differentiation.
+Operations on whole tensors would write and read a temporary as large as the logits in each of about twenty steps, so
+memory would limit the speed. Here each chunk goes through all steps while it is in the cache. The logits are read once,
+and the gradient is written once. Nearly all logits are background, and their gradient is computed in closed form. The
+few foreground logits use the formula and automatic differentiation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from retinanet.anchors.matches import BACKGROUND, IGNORE
 from retinanet.losses.formula import Coefficients, Formula
 
-# Number of logits in a piece: large enough for several threads, small enough that three buffers fit in a cache.
+# Logits per chunk: enough to be shared by several threads, and few enough that three chunks fit into a cache.
 PIECE_LOGITS = 1 << 18
 
 
@@ -24,9 +24,9 @@ class Gradient(NamedTuple):
     """A gradient that still has to be scaled.
 
     Attributes:
-        rows: ``(A, K)``, of the background, without ``factor``; whatever it has at ``where`` is replaced.
-        factor: of the background.
-        where: int64 ``(P,)``, positions of the foreground logits among all.
+        rows: ``(A, K)``, gradient of the background without ``factor``; its values at ``where`` are replaced.
+        factor: factor on ``rows``.
+        where: int64 ``(P,)``, positions of the foreground logits in the flattened ``rows``.
         foreground: ``(P,)``, their gradient.
     """
 
@@ -37,7 +37,7 @@ class Gradient(NamedTuple):
 
 
 def scaled(gradient: Gradient, grad_output: Tensor) -> Tensor:
-    """``gradient`` times ``grad_output``; its memory is used for the result."""
+    """Return ``gradient`` times ``grad_output``, in the memory of ``gradient``."""
     rows, factor, where, foreground = gradient
     rows.mul_(factor * grad_output)  # a scalar keeps its own precision
     rows.view(-1)[where] = (foreground * grad_output).to(rows.dtype)
@@ -85,7 +85,8 @@ def _background(
     gradient: Tensor | None,
     exact: torch.dtype,
 ) -> Tensor:
-    """The background's loss with its weight (float64 scalar); its gradient without goes to ``gradient``.
+    """Return the loss of the background with its weight (float64 scalar); write the gradient without it to
+    ``gradient``.
 
     With p = sigmoid(x) and s = softplus(x): loss p^γ s, gradient p^γ (γ (1 − p) s + p).
     """

@@ -1,7 +1,7 @@
 """A classification loss and its gradient in one kernel on the GPU: logits are read once, the gradient is written once.
 
-Foreground and background are told apart by comparing each label with the class number, so nothing is gathered, no
-matrix of targets is made, and the GPU never waits for the CPU.
+Foreground and background are distinguished by comparing each label with the class index. So nothing is gathered, no
+matrix of targets is created, and the GPU never waits for the CPU.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from triton.language.extra import libdevice
 from retinanet.anchors.matches import BACKGROUND, IGNORE
 from retinanet.losses.formula import Formula
 
-# Bytes of logits a block reads: 8 float32 numbers a thread, or 16 of half precision, which takes fewer instructions for
-# each of them. Measured on an H100 beside half and twice as much.
+# Bytes of logits that a block reads: 8 float32 numbers per thread, or 16 in half precision, which needs fewer
+# instructions per number. Chosen on an H100, in comparison with half and twice as much.
 BLOCK_BYTES, WARPS = 4096, 4
-_SCALING_PROGRAMS = 4096  # enough to fill any GPU; each that has nothing to do costs a little
+_SCALING_PROGRAMS = 4096  # enough to fill any GPU; each idle block has a small cost
 _KINDS = ("focal", "focal_star", "quality_focal", "varifocal")
 _FOCAL, _STAR, _QUALITY, _VARIFOCAL = (tl.constexpr(kind) for kind in range(4))
 _BACKGROUND, _IGNORE = tl.constexpr(BACKGROUND), tl.constexpr(IGNORE)
@@ -45,7 +45,7 @@ def value_and_gradient(
             gradient,
             flat.numel(),
             classes,
-            # loss and gradient are in proportion to these two, so dividing them divides both
+            # loss and gradient are proportional to these two factors, so they are divided instead
             numbers.background / divisor,
             numbers.foreground / divisor,
             numbers.gamma,
@@ -71,7 +71,7 @@ def scaled(gradient: Tensor, grad_output: Tensor) -> Tensor:
 
 
 def block_size(dtype: torch.dtype) -> int:
-    """Logits a block."""
+    """Number of logits per block."""
     return BLOCK_BYTES // dtype.itemsize
 
 
@@ -85,7 +85,7 @@ def rows_of_a_block(classes: int, block: int) -> int:
 def scale_kernel(gradient, grad_output, total, block: tl.constexpr):  # type: ignore[no-untyped-def]
     """Multiply ``gradient``, of ``total`` elements, with the scalar ``grad_output`` in place."""
     factor = tl.load(grad_output).to(tl.float32)
-    if factor != 1.0:  # else the gradient is right as it is, and need not be read and written again
+    if factor != 1.0:  # with a factor of 1 the gradient is final
         start = tl.program_id(0).to(tl.int64) * block
         while start < total:
             offset = start + tl.arange(0, block)
@@ -98,7 +98,7 @@ def scale_kernel(gradient, grad_output, total, block: tl.constexpr):  # type: ig
 @triton.jit  # type: ignore[untyped-decorator]
 def _sigmoid(x, fast: tl.constexpr):  # type: ignore[no-untyped-def]
     """1 / (1 + exp(−x)), without losing digits where it is small; 0 where exp(−x) overflows."""
-    if fast:  # the GPU's own instructions, without corrections for numbers that do not occur here
+    if fast:  # fast GPU instructions, without corrections for numbers that do not occur here
         return libdevice.fast_dividef(1.0, 1.0 + libdevice.fast_expf(-x))
     return 1.0 / (1.0 + tl.exp(-x))
 
@@ -107,8 +107,8 @@ def _sigmoid(x, fast: tl.constexpr):  # type: ignore[no-untyped-def]
 def _softplus(x, least):  # type: ignore[no-untyped-def]
     """log(1 + exp(x)), given least = min(p, 1 − p) with p = sigmoid(x): max(x, 0) − log(1 − least).
 
-    A polynomial for −log(1 − least) / least on [0, 1/2], whose relative error is at most 3e-7 in float32: exact for
-    small p too, and cheaper than a logarithm that is.
+    A polynomial for −log(1 − least) / least on [0, 1/2], whose relative error is at most 3e-7 in float32: It is
+    accurate for small p, too, and cheaper than an equally accurate logarithm.
     """
     y = least * 1.18493153 - 1.08154027
     y = y * least + 0.785431079
@@ -124,7 +124,7 @@ def _softplus(x, least):  # type: ignore[no-untyped-def]
 def _foreground(  # type: ignore[no-untyped-def]
     x, s, fit, weight, alpha, gamma, beta, kind: tl.constexpr, square: tl.constexpr, fast: tl.constexpr
 ):
-    """Loss and its derivative where the class is right, given s = softplus(x), −log(1 − p)."""
+    """Loss of a foreground logit and its derivative, given s = softplus(x), −log(1 − p)."""
     p, q = _sigmoid(x, fast), _sigmoid(-x, fast)
     r = _softplus(-x, tl.minimum(p, q))  # −log p
     if kind == _STAR:
@@ -182,8 +182,8 @@ def loss_kernel(  # type: ignore[no-untyped-def]
     row = first + tl.arange(0, near)
     special = tl.load(labels + row, mask=row * classes < tl.minimum(start + block, total), other=_BACKGROUND)
 
-    # As if all were background, with p = sigmoid(x), q = 1 − p and s = −log q. In bf16, some 40 instructions an element
-    # take as long as reading it and writing its gradient: each of them counts.
+    # First treat all logits as background, with p = sigmoid(x), q = 1 − p and s = −log q. In bf16, about 40
+    # instructions per element take as long as reading the logit and writing its gradient, so every instruction counts.
     y = gamma * x - beta if kind == _STAR else x
     p = _sigmoid(y, fast)
     q = 1.0 - p
@@ -196,7 +196,7 @@ def loss_kernel(  # type: ignore[no-untyped-def]
     if not square:
         loss = tl.where(inside, loss, 0.0)  # with γ = 2 it is 0 outside
 
-    # Few blocks have anything else, and only these look at each element's label.
+    # Few blocks have foreground or ignored logits, and only these compare the label of each element.
     if tl.max((special != _BACKGROUND).to(tl.int32), 0) > 0:
         local = (start - first * classes).to(tl.int32) + tl.arange(0, block)  # in a block, 32 bits are enough
         within = local // classes

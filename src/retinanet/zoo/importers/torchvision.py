@@ -56,7 +56,7 @@ def load_torchvision(
         state_dict: of the model, or a checkpoint that holds one under ``model`` or ``state_dict``.
         classes: names of the network's outputs, in order. Unset: COCO's for 91 outputs (with ``__background__`` and
             ``N/A`` at the indices that COCO leaves empty), else ``class 0``, ``class 1``, …
-        norm_eps: epsilon of the batch norm. Set it if the rule above is wrong: 1e-5 for frozen batch norm in a model
+        norm_eps: epsilon of the batch norm. Set it if the rule above does not apply: 1e-5 for frozen batch norm in a model
             that was not fine-tuned from the published detector, such as one trained from an ImageNet backbone.
 
     Raises:
@@ -157,16 +157,16 @@ def _backbone(state: dict[str, Tensor]) -> str:
         with torch.device("meta"):
             network = timm.create_model(name, features_only=True, out_indices=(-3, -2, -1))
         wanted = {key: value.shape for key, value in network.named_parameters()}
-        wrong = [key for key in wanted if body.get(key) != wanted[key]]
+        misfits = [key for key in wanted if body.get(key) != wanted[key]]
         unknown = sorted(body.keys() - network.state_dict().keys())  # a ResNet-34 has all that a ResNet-18 has
-        if not wrong and not unknown:
+        if not misfits and not unknown:
             return name
-        if len(wrong) + len(unknown) < min(least, len(wanted) / 2):
-            least = len(wrong) + len(unknown)
-            key = (wrong or unknown)[0]
+        if len(misfits) + len(unknown) < min(least, len(wanted) / 2):
+            least = len(misfits) + len(unknown)
+            key = (misfits or unknown)[0]
             if key not in body:
                 fault = f"is missing from its {name}"
-            elif wrong:
+            elif misfits:
                 fault = f"has shape {tuple(body[key])} instead of {tuple(wanted[key])} ({name})"
             else:
                 fault = f"does not belong to {name}"
@@ -186,12 +186,12 @@ def _load(model: RetinaNet, state: dict[str, Tensor], layers: int, norm_eps: flo
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}
     missing = [key for key in wanted if key not in renamed and key not in counters]
     unknown = [key for key in renamed if key not in wanted]
-    wrong = [key for key in wanted if key in renamed and renamed[key].shape != wanted[key].shape]
+    misfits = [key for key in wanted if key in renamed and renamed[key].shape != wanted[key].shape]
     if missing:
         raise CheckpointError(f"{_EXPECTED}; {_theirs(missing[0], layers)!r} is missing ({len(missing)} in all)")
-    if wrong:
-        shapes = f"{tuple(renamed[wrong[0]].shape)} instead of {tuple(wanted[wrong[0]].shape)}"
-        raise CheckpointError(f"{_EXPECTED}; {_theirs(wrong[0], layers)!r} has shape {shapes}")
+    if misfits:
+        shapes = f"{tuple(renamed[misfits[0]].shape)} instead of {tuple(wanted[misfits[0]].shape)}"
+        raise CheckpointError(f"{_EXPECTED}; {_theirs(misfits[0], layers)!r} has shape {shapes}")
     if unknown:
         raise CheckpointError(
             f"{_EXPECTED}; {_theirs(unknown[0], layers)!r} does not belong to it ({len(unknown)} in all)"
