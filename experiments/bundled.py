@@ -72,8 +72,8 @@ CARDS = {
         "annotations: CC BY 4.0 (COCO Consortium); the photographs are under various Creative Commons licenses of "
         "their Flickr authors and are not part of this package. Weights: Apache-2.0.",
         "Trained on few photographs: people who are small (under about 16 pixels at 320 pixels per side), far away, "
-        "cut off, crowded or in unusual poses are not detected. Not for identifying people, and not for any use where a "
-        "missed person does harm. The photographs show everyday scenes by Flickr users; other cameras, places and "
+        "cut off, crowded or in unusual poses are not detected. Not for identifying people, and not for any use where "
+        "a missed person does harm. The photographs show everyday scenes by Flickr users; other cameras, places and "
         "times are not represented.",
         "![Eileen Collins (NASA, public domain), boxed](person.jpg)",
         LOOKED_AT,

@@ -41,7 +41,7 @@ class ModelConfig:
     subnet_norm: Literal["none", "group"] = "none"
     """Normalization after each convolution of the subnets. Group norm helps training at small batches."""
     prior: float = 0.01
-    """Probability of an object that every anchor predicts before training (π). With larger values, training can diverge."""
+    """Probability of an object that every anchor predicts before training (π). Larger values can make it diverge."""
     p6_from: Literal["c5", "p5"] = "c5"
     """Input of the convolution that computes P6. Change it only to match the weights of another program."""
     relu_before_p7: bool = True

@@ -23,7 +23,7 @@ errors = plain_console(stderr=True)
 
 
 def parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Arguments | None = None) -> Arguments:
-    """Return the arguments of a command: flags over ``default``. An invalid flag ends the program with tyro's message."""
+    """Return a command's arguments: flags over ``default``. An invalid flag ends the program with tyro's message."""
     if default is None:
         return tyro.cli(kind, args=list(argv), prog=prog)
     return tyro.cli(kind, args=list(argv), prog=prog, default=default)

@@ -56,8 +56,8 @@ def load_torchvision(
         state_dict: of the model, or a checkpoint that holds one under ``model`` or ``state_dict``.
         classes: names of the network's outputs, in order. Unset: COCO's for 91 outputs (with ``__background__`` and
             ``N/A`` at the indices that COCO leaves empty), else ``class 0``, ``class 1``, …
-        norm_eps: epsilon of the batch norm. Set it if the rule above does not apply: 1e-5 for frozen batch norm in a model
-            that was not fine-tuned from the published detector, such as one trained from an ImageNet backbone.
+        norm_eps: epsilon of the batch norm. Set it if the rule above does not apply: 1e-5 for frozen batch norm in a
+            model that was not fine-tuned from the published detector, such as one trained from an ImageNet backbone.
 
     Raises:
         CheckpointError: not such a state dict; a tensor is missing, or has a shape that does not fit.
