@@ -1,186 +1,53 @@
-"""Measure one GPU: its limits, then this package and torchvision on the same tensors, and the time of each kernel.
+"""One GPU: its own ceilings, this package beside torchvision on the same tensors, and the slowest kernels.
 
     python benchmarks/gpu.py [--out FILE] [--device cuda] [--only SECTION ...] [--compiled] [--quick]
 
-All sections take about two minutes, and ten with ``--compiled``, which also measures each side under ``torch.compile``;
-``--only`` divides them over several calls. Results are written after every row, so an interrupted call keeps its
-measurements. Sides run alternately; times are medians of rounds, each ended by waiting for the device. ``--quick``
-takes sizes that a CPU can do: it shows that the script works, its times mean nothing.
+All sections take about two minutes, or ten with ``--compiled``, which also measures each side under ``torch.compile``.
+``--only`` divides the sections over several calls. Results are written after every row, so an interrupted call keeps
+its measurements. The sides run alternately. Times are medians of rounds, and each round ends by waiting for the device.
+``--quick`` uses sizes that a CPU can compute. It shows that the script works; its times mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models.detection._utils import Matcher
-from torchvision.ops import box_iou, sigmoid_focal_loss
+from torchvision.ops import box_iou
 
-from retinanet.anchors import BACKGROUND, AnchorSpec, Matches, make_grid, match_batch
+from gpu_sides import (
+    CLASSES,
+    loss_sides,
+    our_detector,
+    our_step,
+    random_batch,
+    random_boxes,
+    random_logits,
+    their_detections,
+    their_network,
+    their_step,
+)
+from gpu_timing import Bench, Call, Row
+from retinanet.anchors import AnchorSpec, Matches, make_grid, match_batch
 from retinanet.bench.peer import torchvision_retinanet
-from retinanet.config import Config, DecodeConfig
-from retinanet.data.loader import Batch
-from retinanet.detection.detector import Detector
+from retinanet.config import DecodeConfig
 from retinanet.files import write_json
-from retinanet.hardware import autocast, resolve_precision
-from retinanet.losses import Normalizer, focal_loss
-from retinanet.model import Outputs, RetinaNet
-from retinanet.model.backbone import load_backbone_weights
+from retinanet.model import Outputs
 from retinanet.postprocess import postprocess
 from retinanet.recipes import load_recipe
-from retinanet.training.distributed import Processes
-from retinanet.training.optim import make_optimizer
-from retinanet.training.step import backward
-from retinanet.zoo.importers import from_torchvision
-
-CLASSES = 80
-ROUNDS = 7
-Row = dict[str, Any]
-Call = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Settings of the measurements.
-
-    Attributes:
-        device: the GPU, or the CPU to try the script.
-        quick: small sizes.
-        compiled: also measure each side under ``torch.compile``; it takes most of the script's time.
-    """
-
-    device: torch.device
-    quick: bool
-    compiled: bool
-
-    @property
-    def side(self) -> int:
-        """Side of the images, in pixels."""
-        return 128 if self.quick else 800
-
-    def sizes(self, *values: int) -> tuple[int, ...]:
-        """Batches to measure: all of them, or the smallest of them, shrunk."""
-        return (min(2, values[0]),) if self.quick else values
-
-    def wait(self) -> None:
-        """For the device to finish."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def times(self, sides: dict[str, Call], least: int = 1) -> dict[str, float]:
-        """Median seconds of a call of each side, in turn; fast calls are repeated between two waits.
-
-        ``least`` times if that matters: steps in a row overlap, the CPU's part of one with the GPU's of the last.
-        """
-        repeats = {}
-        for side, call in sides.items():
-            for _ in range(3):  # also compiles
-                call()
-            repeats[side] = max(least, min(100, round(0.02 / max(1e-6, self._seconds(call, 1)))))
-        found: dict[str, list[float]] = {side: [] for side in sides}
-        for _ in range(2 if self.quick else ROUNDS):
-            for side, call in sides.items():
-                found[side].append(self._seconds(call, repeats[side]))
-        return {side: statistics.median(values) for side, values in found.items()}
-
-    def device_times(self, sides: dict[str, Call]) -> dict[str, float] | None:
-        """Median seconds that the GPU works on a call of each side when the CPU is ahead, as it is in a training.
-
-        The calls are queued behind a pause, so that no launch is waited for. A side that asks the GPU for anything
-        cannot be measured this way. None on the CPU.
-        """
-        if self.device.type != "cuda":
-            return None
-        found: dict[str, list[float]] = {side: [] for side in sides}
-        for _ in range(2 if self.quick else ROUNDS):
-            for side, call in sides.items():
-                began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-                torch.cuda._sleep(20_000_000)  # type: ignore[no-untyped-call]  # cycles: about 10 ms
-                began.record()
-                for _ in range(10):
-                    call()
-                ended.record()
-                self.wait()
-                found[side].append(began.elapsed_time(ended) / 10 / 1000)
-        return {side: statistics.median(values) for side, values in found.items()}
-
-    def _seconds(self, call: Call, repeats: int) -> float:
-        self.wait()
-        began = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        self.wait()
-        return (time.perf_counter() - began) / repeats
-
-    def memory(self, call: Call) -> float | None:
-        """Peak megabytes of a call in addition to the memory in use before; None on the CPU."""
-        if self.device.type != "cuda":
-            return None
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
-
-    def compare(
-        self,
-        what: str,
-        sides: dict[str, Call],
-        images: int = 1,
-        least: int = 1,
-        queued: Sequence[str] = (),
-        **more: Any,
-    ) -> Row:
-        """A row: milliseconds, images a second, peak memory of each side; it names the sides that fail instead.
-
-        ``queued`` are the sides whose time on the GPU alone is measured, too; none of them may wait for it.
-        """
-        failed = {}
-        for side, call in list(sides.items()):
-            try:
-                call()
-            except Exception as error:  # the others are worth having
-                traceback.print_exc()
-                failed[side] = f"{type(error).__name__}: {error}"[:500]
-                sides = {name: each for name, each in sides.items() if name != side}
-        seconds = self.times(sides, least)
-        more |= {"error": failed} if failed else {}
-        row: Row = {
-            "what": what,
-            "median_ms": {side: round(1000 * value, 4) for side, value in seconds.items()},
-            "peak_memory_mb": {side: self.memory(call) for side, call in sides.items()},
-            **more,
-        }
-        if "torchvision" in seconds:
-            row["times_faster"] = {
-                side: round(seconds["torchvision"] / value, 2) for side, value in seconds.items() if side != "floor"
-            }
-        alone = self.device_times({side: call for side, call in sides.items() if side in queued}) if queued else None
-        if alone is not None:
-            row["device_ms"] = {side: round(1000 * value, 4) for side, value in alone.items()}
-        if "floor" in seconds:
-            alone = alone or seconds
-            row["share_of_floor"] = {side: round(alone["floor"] / value, 3) for side, value in alone.items()}
-        if images > 1 or "images" in what:
-            row["images_per_second"] = {side: round(images / value, 1) for side, value in seconds.items()}
-        return row
 
 
 def ceilings(bench: Bench) -> Iterator[Row]:
-    """Bytes a second of a copy, counted read and written; and the bf16 matrix product's operations a second."""
+    """Bandwidth of a copy, with reads and writes counted, and operations per second of a bf16 matrix product."""
     numbers, side = (2**20, 256) if bench.quick else (2**30, 8192)
     source = torch.randn(numbers // 4, device=bench.device)
     target = torch.empty_like(source)
@@ -194,13 +61,13 @@ def ceilings(bench: Bench) -> Iterator[Row]:
 
 
 def losses(bench: Bench) -> Iterator[Row]:
-    """Focal loss and gradient of a batch's logits. The floor reads each logit and writes each gradient: a copy."""
+    """Focal loss and gradient of a batch. The floor is a copy: it reads each logit and writes each gradient."""
     anchors = len(make_grid(AnchorSpec(), (bench.side, bench.side)).boxes)
     for classes in (1, 80, 1203):
         images = bench.sizes(16)[0] if classes < 1000 else bench.sizes(2)[0]  # torchvision's temporaries must fit
         for dtype in (torch.float32, torch.bfloat16):
-            logits, labels = _logits(bench, images, classes, dtype)
-            sides = _loss_sides(logits, labels, bench.compiled and classes == CLASSES)
+            logits, labels = random_logits(bench, images, classes, dtype)
+            sides = loss_sides(logits, labels, bench.compiled and classes == CLASSES)
             ours, theirs = sides["ours"](), sides["torchvision"]()
             torch.testing.assert_close(ours, theirs, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=0)
             name = str(dtype).removeprefix("torch.")
@@ -208,49 +75,8 @@ def losses(bench: Bench) -> Iterator[Row]:
             yield bench.compare(what, sides, queued=("ours", "floor"))
 
 
-def _logits(bench: Bench, images: int, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Logits around the prior's, ``(images, A, classes)``, and labels with 40 foreground anchors an image."""
-    torch.manual_seed(0)
-    anchors = len(make_grid(AnchorSpec(), (bench.side, bench.side)).boxes)
-    logits = (torch.randn(images, anchors, classes, device=bench.device) - 4.6).to(dtype)
-    labels = torch.full((images, anchors), BACKGROUND)
-    labels.view(-1)[torch.randperm(labels.numel())[: 40 * images]] = 0
-    return logits, labels.to(bench.device)
-
-
-def _loss_sides(logits: Tensor, labels: Tensor, compiled: bool = False) -> dict[str, Call]:
-    target = torch.empty_like(logits)
-
-    def ours() -> Tensor:
-        x = logits.detach().requires_grad_()
-        loss = focal_loss(x, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach().float()
-
-    def peer(summed: Callable[[Tensor, Tensor], Tensor]) -> Call:
-        def call() -> Tensor:
-            x = logits.detach().requires_grad_()
-            targets = torch.zeros_like(x)
-            rows = torch.nonzero(labels >= 0, as_tuple=True)
-            targets[(*rows, labels[rows])] = 1.0
-            loss = summed(x, targets)
-            loss.backward()  # type: ignore[no-untyped-call]
-            return loss.detach().float()
-
-        return call
-
-    def focal(x: Tensor, targets: Tensor) -> Tensor:
-        loss: Tensor = sigmoid_focal_loss(x, targets, reduction="none").sum(dtype=torch.float32)
-        return loss
-
-    sides = {"ours": ours, "torchvision": peer(focal), "floor": lambda: target.copy_(logits)}
-    if compiled:
-        sides["torchvision compiled"] = peer(torch.compile(focal, dynamic=False))
-    return sides
-
-
 def tuning(bench: Bench) -> Iterator[Row]:
-    """The loss's kernel with other sizes of blocks and numbers of warps than it has; nothing on the CPU."""
+    """The kernel of the loss with other block sizes and numbers of warps; no rows on the CPU."""
     if bench.device.type != "cuda":
         return
     from retinanet.losses.kernels import triton as kernels
@@ -258,8 +84,8 @@ def tuning(bench: Bench) -> Iterator[Row]:
     own = kernels.BLOCK_BYTES, kernels.WARPS
     (images,) = bench.sizes(16)
     for dtype in (torch.float32, torch.bfloat16):
-        logits, labels = _logits(bench, images, CLASSES, dtype)
-        plain = _loss_sides(logits, labels)
+        logits, labels = random_logits(bench, images, CLASSES, dtype)
+        plain = loss_sides(logits, labels)
 
         def with_sizes(sizes: tuple[int, int], ours: Call = plain["ours"]) -> Any:
             kernels.BLOCK_BYTES, kernels.WARPS = sizes
@@ -278,12 +104,13 @@ def tuning(bench: Bench) -> Iterator[Row]:
 
 
 def assignment(bench: Bench) -> Iterator[Row]:
-    """Ours runs on the CPU while the GPU computes the network; torchvision's on the GPU, image by image."""
+    """Assignment: ours on the CPU, while the GPU would compute the network; torchvision's on the GPU, per image."""
     grid = make_grid(AnchorSpec(), (bench.side, bench.side))
-    matcher = Matcher(0.5, 0.4, allow_low_quality_matches=False)
+    matcher = torchvision_retinanet(CLASSES).proposal_matcher  # thresholds 0.5 and 0.4
+    matcher.allow_low_quality_matches = False
     (images,) = bench.sizes(16)
     for count in (7, 50, 500):
-        boxes = [_boxes(count, bench.side, seed) for seed in range(images)]
+        boxes = [random_boxes(count, bench.side, seed) for seed in range(images)]
         there, anchors = [b.to(bench.device) for b in boxes], grid.boxes.to(bench.device)
         nothing = [torch.zeros(0, 4)] * images
         config = load_recipe("paper").assign
@@ -300,7 +127,7 @@ def assignment(bench: Bench) -> Iterator[Row]:
 
 
 def postprocessing(bench: Bench) -> Iterator[Row]:
-    """Outputs on the device → 300 detections an image, with tens of thousands of scores over the threshold."""
+    """Outputs on the device → 300 detections per image; tens of thousands of scores exceed the threshold."""
     grid = make_grid(AnchorSpec(), (bench.side, bench.side)).to(bench.device)
     peer = torchvision_retinanet(CLASSES)
     for images in bench.sizes(1, 8, 32):
@@ -323,21 +150,21 @@ def postprocessing(bench: Bench) -> Iterator[Row]:
 
 
 def training(bench: Bench) -> Iterator[Row]:
-    """A step of ResNet-50 in bf16 from uint8 images in the CPU's memory: losses, gradients and optimizer included."""
+    """A step of ResNet-50 in bf16 from uint8 images in the CPU's memory: losses, gradients and optimizer."""
     for images in bench.sizes(16, 32):
-        batch = _batch(images, bench)
-        steps = {"ours": _our_step(bench, None), "torchvision": _their_step(bench)}
+        batch = random_batch(images, bench)
+        steps = {"ours": our_step(bench, None), "torchvision": their_step(bench)}
         if bench.compiled and images == 16:  # compiling takes a minute for each size
-            steps["ours compiled"] = _our_step(bench, "default")
-            steps["torchvision compiled"] = _their_step(bench, compiled=True)
+            steps["ours compiled"] = our_step(bench, "default")
+            steps["torchvision compiled"] = their_step(bench, compiled=True)
         sides = {side: partial(step, batch) for side, step in steps.items()}
-        more = {"host_waits": {side: _waits(bench, sides[side]) for side in ("ours", "torchvision")}}
+        more = {"host_waits": {side: _host_waits(bench, sides[side]) for side in ("ours", "torchvision")}}
         what = f"training step R-50, {images} images, {bench.side} px, bf16"
         yield bench.compare(what, sides, images, 1 if bench.quick else 4, **more)
 
 
-def _waits(bench: Bench, call: Call) -> list[str] | None:
-    """Where a step waits for the GPU; None on the CPU."""
+def _host_waits(bench: Bench, call: Call) -> list[str] | None:
+    """Lines at which a call waits for the GPU; None on the CPU."""
     call()
     if bench.device.type != "cuda":
         return None
@@ -352,77 +179,22 @@ def _waits(bench: Bench, call: Call) -> list[str] | None:
     return [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchron" in str(w.message)]
 
 
-def _our_step(bench: Bench, compiled: str | None) -> Callable[[Batch], None]:
-    values = load_recipe("paper").to_dict()
-    values["model"] |= {"backbone": "resnet50", "pretrained": False, "freeze_stages": 2}
-    config = Config.from_dict(values)
-    torch.manual_seed(0)
-    model = RetinaNet.from_config(config.model, config.anchors, CLASSES)
-    # Both sides' backbones start alike: activations and gradients that are 0 would flatter one of them.
-    peer = torchvision_retinanet(CLASSES).backbone.body.state_dict()
-    load_backbone_weights(model.backbone.body, peer, "torchvision")
-    model = model.to(bench.device, memory_format=torch.channels_last).train()
-    if compiled:
-        model.compile(mode=compiled, dynamic=False)
-    optimizer = make_optimizer(model, config.train)
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-6
-    normalizer, processes = Normalizer(config.loss), Processes()
-    dtype = resolve_precision("bf16", bench.device)
-
-    def step(batch: Batch) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        backward(model, batch, config, normalizer, dtype, processes, len(batch.images))
-        optimizer.step()
-
-    return step
-
-
-def _their_step(bench: Bench, compiled: bool = False) -> Callable[[Batch], None]:
-    peer = _peer(bench, compiled).train()
-    trained = [p for p in peer.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=1e-6, momentum=0.9, weight_decay=1e-4, fused=bench.device.type == "cuda")
-
-    def step(batch: Batch) -> None:
-        images = [image.to(bench.device, non_blocking=True).float() / 255 for image in batch.images]
-        targets = [
-            {"boxes": boxes.to(bench.device), "labels": labels.to(bench.device)}
-            for boxes, labels in zip(batch.boxes, batch.labels, strict=True)
-        ]
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(bench.device, torch.bfloat16):
-            found = peer(images, targets)
-        sum(found.values()).backward()
-        optimizer.step()
-
-    return step
-
-
 def inference(bench: Bench) -> Iterator[Row]:
-    """uint8 images in the CPU's memory → detections, in bf16: normalizing, network, decoding and suppression."""
-    detectors, peers = {"ours": _detector(bench)}, {"torchvision": _peer(bench)}
+    """uint8 images in the CPU's memory → detections, in bf16: normalization, network, decoding and NMS."""
+    detectors, peers = {"ours": our_detector(bench)}, {"torchvision": their_network(bench)}
     if bench.compiled:
-        detectors["ours compiled"] = _detector(bench, "default")
-        detectors["ours graph"] = _detector(bench, "reduce-overhead")  # CUDA graphs
-        peers["torchvision compiled"] = _peer(bench, compiled=True)
+        detectors["ours compiled"] = our_detector(bench, "default")
+        detectors["ours graph"] = our_detector(bench, "reduce-overhead")  # CUDA graphs
+        peers["torchvision compiled"] = their_network(bench, compiled=True)
     for images in bench.sizes(1, 8, 32):
-        tensors = _batch(images, bench).images
-
-        sides: dict[str, Call] = {side: partial(each.detect_scaled, tensors) for side, each in detectors.items()}
-        sides |= {side: partial(_their_detections, each, tensors, bench) for side, each in peers.items()}
+        pixels = random_batch(images, bench).images
+        sides: dict[str, Call] = {side: partial(each.detect_scaled, pixels) for side, each in detectors.items()}
+        sides |= {side: partial(their_detections, each, pixels, bench) for side, each in peers.items()}
         if images not in (1, 32):  # compiling takes half a minute for each size
             sides = {side: call for side, call in sides.items() if side in ("ours", "torchvision")}
         found = {side: _count(sides[side]()) for side in ("ours", "torchvision")}
         what = f"detection R-50, {images} images, {bench.side} px, bf16"
         yield bench.compare(what, sides, images, detections=found)
-
-
-@torch.inference_mode()
-def _their_detections(peer: Any, tensors: list[Tensor], bench: Bench) -> list[dict[str, Tensor]]:
-    there = [tensor.to(bench.device, non_blocking=True).float() / 255 for tensor in tensors]
-    with autocast(bench.device, torch.bfloat16):
-        found = peer(there)
-    return [{name: value.cpu() for name, value in each.items()} for each in found]
 
 
 def _count(found: Any) -> int:
@@ -432,8 +204,8 @@ def _count(found: Any) -> int:
 def profile(bench: Bench) -> Iterator[Row]:
     """The kernels that take the most time of a training step and of a detection."""
     (images,) = bench.sizes(16)
-    batch, step = _batch(images, bench), _our_step(bench, None)
-    detector = _detector(bench)
+    batch, step = random_batch(images, bench), our_step(bench, None)
+    detector = our_detector(bench)
     calls: dict[str, Call] = {
         "training step": lambda: step(batch),
         "detection": lambda: detector.detect_scaled(batch.images),
@@ -459,51 +231,12 @@ def profile(bench: Bench) -> Iterator[Row]:
 
 
 def _is_kernel(event: Any) -> bool:
-    """Not the operation that launched it, nor a part of the program that somebody named: their times hold its own."""
+    """Whether the event is a kernel: operations and named regions include the times of their kernels."""
     return event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
 
 
 def _own_time(event: Any, on_gpu: bool) -> float:
     return float(event.self_device_time_total if on_gpu else event.self_cpu_time_total)
-
-
-def _detector(bench: Bench, mode: str | None = None) -> Detector:
-    """The same network with the same weights as :func:`_peer`; ``mode`` of ``torch.compile``, if any."""
-    detector = from_torchvision(torchvision_retinanet(CLASSES).state_dict(), "bf16", str(bench.device))
-    if mode:
-        detector.network.compile(mode=mode, dynamic=False)
-    return detector
-
-
-def _peer(bench: Bench, compiled: bool = False) -> Any:
-    """torchvision's RetinaNet; the stem, the first stage and batch norm are frozen as with published weights."""
-    peer = torchvision_retinanet(CLASSES)
-    peer.transform.min_size, peer.transform.max_size = (bench.side,), bench.side
-    peer = peer.to(bench.device, memory_format=torch.channels_last)
-    if compiled:
-        peer.backbone.compile(dynamic=False)
-        peer.head.compile(dynamic=False)
-    return peer
-
-
-def _batch(images: int, bench: Bench) -> Batch:
-    """Images with 12 boxes each, in memory that the GPU can read while the CPU goes on."""
-    generator = torch.Generator().manual_seed(images)
-    shape = (3, bench.side, bench.side)
-    tensors = [torch.randint(256, shape, dtype=torch.uint8, generator=generator) for _ in range(images)]
-    if bench.device.type == "cuda":
-        tensors = [tensor.pin_memory() for tensor in tensors]
-    boxes = [_boxes(12, bench.side, seed) for seed in range(images)]
-    labels = [torch.randint(CLASSES, (12,), generator=generator) for _ in range(images)]
-    return Batch(tensors, boxes, labels, [torch.zeros(0, 4)] * images, list(range(images)))
-
-
-def _boxes(count: int, side: int, seed: int) -> Tensor:
-    """Boxes of 10–200 px (in 800), as many small as large."""
-    generator = torch.Generator().manual_seed(1000 * count + seed)
-    corner = torch.rand(count, 2, generator=generator) * 0.9 * side
-    size = side / 80 * torch.exp(3 * torch.rand(count, 2, generator=generator))
-    return torch.cat([corner, (corner + size).clamp(max=side)], dim=1)
 
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
@@ -519,7 +252,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
 
 
 def main() -> None:
-    """Measure, write, print."""
+    """Measure, print and write the sections."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
     parser.add_argument("--device", default="cuda")
@@ -535,21 +268,26 @@ def main() -> None:
     rows: list[Row] = []
     for name in arguments.only:
         began = time.perf_counter()
-        torch._dynamo.reset()  # code compiled for one section makes sizes symbolic in the next
-        try:
-            for row in SECTIONS[name](bench):
-                rows.append(row)
-                print(json.dumps(row, ensure_ascii=False), flush=True)
-                _save(arguments.out, bench, rows)
-        except Exception as error:  # the other sections are worth having
-            traceback.print_exc()
-            rows.append({"what": name, "error": f"{type(error).__name__}: {error}"[:500]})
-        if bench.device.type == "cuda":
-            torch.cuda.empty_cache()
+        for row in _rows_of_section(name, bench):
+            rows.append(row)
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+            _save(arguments.out, bench, rows)
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
-        _save(arguments.out, bench, rows)
+    _save(arguments.out, bench, rows)
     if any("error" in row for row in rows):
         raise SystemExit(1)
+
+
+def _rows_of_section(name: str, bench: Bench) -> Iterator[Row]:
+    """The rows of a section; if it fails, the last one holds the error, so that the other sections are measured."""
+    torch.compiler.reset()  # code compiled for one section would make sizes symbolic in the next
+    try:
+        yield from SECTIONS[name](bench)
+    except Exception as error:
+        traceback.print_exc()
+        yield {"what": name, "error": f"{type(error).__name__}: {error}"[:500]}
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _save(path: Path, bench: Bench, rows: list[Row]) -> None:

@@ -85,8 +85,7 @@ def _background(
     gradient: Tensor | None,
     exact: torch.dtype,
 ) -> Tensor:
-    """Return the loss of the background with its weight (float64 scalar); write the gradient without it to
-    ``gradient``.
+    """Return the background's weighted loss (float64 scalar); write its unweighted gradient to ``gradient``.
 
     With p = sigmoid(x) and s = softplus(x): loss p^γ s, gradient p^γ (γ (1 − p) s + p).
     """
