@@ -128,7 +128,7 @@ def test_images_do_not_mix() -> None:
 MEMORY = """
 import sys, torch
 from pathlib import Path
-from retinanet.anchors import AnchorSpec, assign
+from retinanet.anchors import AnchorSpec, assign, make_grid
 from retinanet.config import AssignConfig
 
 def peak():
