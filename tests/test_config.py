@@ -20,6 +20,7 @@ from retinanet.config import (
 )
 from retinanet.errors import ConfigError
 from retinanet.recipes import load_recipe
+from retinanet.schema import with_former_names
 
 
 @pytest.mark.parametrize(("size", "longest"), [(800, 1333), (600, 1000), (400, 666)])
@@ -162,3 +163,6 @@ def test_a_setting_is_found_by_its_former_name() -> None:
     """Recipes and checkpoints of earlier versions have it."""
     assert Config.from_dict({"train": {"pictures_every": 3}}).train.images_every == 3
     assert "pictures_every" not in Config().to_dict()["train"]
+    former = with_former_names(Config())
+    assert former["train"]["pictures_every"] == 0
+    assert former["model"] == Config().to_dict()["model"]

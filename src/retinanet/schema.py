@@ -51,6 +51,16 @@ def updated(settings: Settings, values: Mapping[str, Any], where: str) -> Settin
     return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
 
 
+def with_former_names(settings: Any) -> dict[str, Any]:
+    """Return all settings by the names that they had at first, for hashes that must survive a change of name."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        name = field.metadata.get("formerly", field.name)
+        values[name] = with_former_names(value) if dataclasses.is_dataclass(value) else value
+    return values
+
+
 def _coerced(value: Any, hint: Any, where: str) -> Any:
     """``value`` as the type ``hint``. JSON and YAML write tuples as lists, and may write 1.0 as 1 or 1e-4 as text."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

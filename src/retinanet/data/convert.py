@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from rich.console import Console
@@ -69,6 +69,8 @@ def convert_dataset(
     """
     if to not in TITLES:
         raise ConfigError(f"unknown format {to!r}; choose from {', '.join(TITLES)}")
+    if images not in get_args(ImageMode):
+        raise ConfigError(f"images is {images!r}; choose from {', '.join(get_args(ImageMode))}")
     refuse_filled(Path(out))
     splits = read_all(source)
     with progress_bar(console or Console(), "writing images", sum(map(len, splits.values()))) as bar:

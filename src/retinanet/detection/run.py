@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 from rich.console import Console
 
@@ -42,7 +43,7 @@ def detect(
     out: str | Path = "detections",
     *,
     score: float = 0.3,
-    formats: Sequence[Format] = ("coco", "csv"),
+    formats: Format | Sequence[Format] = ("coco", "csv"),
     draw: bool = True,
     console: Console | None = None,
 ) -> DetectionRun:
@@ -55,7 +56,7 @@ def detect(
         sources: images, folders or glob patterns.
         out: folder for the drawn images and the files.
         score: lowest score reported, 0 ≤ ``score`` < 1.
-        formats: file formats of the detections.
+        formats: file format of the detections, or several: ``coco``, ``csv``, ``yolo``, ``voc``.
         draw: draw the boxes on copies of the images.
         console: where the progress bar is shown.
 
@@ -66,12 +67,15 @@ def detect(
     """
     if not 0 <= score < 1:
         raise ConfigError(f"--score is {score}; it must lie between 0 and 1")
+    chosen: list[Any] = [formats] if isinstance(formats, str) else list(formats)
+    if unknown := [name for name in chosen if name not in get_args(Format)]:
+        raise ConfigError(f"unknown format {unknown[0]!r}; choose from {', '.join(get_args(Format))}")
     listed = [sources] if isinstance(sources, str | Path) else sources
     if not listed:
         raise ConfigError("no images given; name images, folders or patterns after WEIGHTS")
     files = find_images([str(source) for source in listed])
     detector = weights if isinstance(weights, Detector) else load(weights)
-    writer = Writer(Path(out), detector.classes, formats, draw, files)
+    writer = Writer(Path(out), detector.classes, chosen, draw, files)
     make_folder(Path(out))
     failed: list[str] = []
     with progress_bar(console or plain_console(), "images", len(files)) as bar:

@@ -96,7 +96,8 @@ def box_count_findings(split: str, dataset: Dataset, data: DataConfig) -> Iterat
         yield Finding("no-boxes", split, dataset.name, f"{len(empty)} of {len(dataset)} images: {names}", sights)
     if dataset.ignore.any():
         images = int((np.diff(dataset.offsets) > counts).sum())
-        what = f"{int(dataset.ignore.sum())} regions in {images} of {len(dataset)} images"
+        regions = int(dataset.ignore.sum())
+        what = f"{regions} region{'s' * (regions != 1)} in {images} of {len(dataset)} images"
         yield Finding("crowd", split, dataset.name, what, effect=_CROWD_POLICY[data.crowd])
     median = float(np.median(counts[counts > 0]))
     if median >= _MANY_BOXES:

@@ -124,7 +124,7 @@ def _losses(
     if divisor is None:
         divisor = normalizer(len(matches.positive))
     deltas = targets.of_positives(outputs.deltas)  # (P, 4)
-    box = config.box_weight / divisor * box_loss(deltas, targets.anchors, targets.boxes, config)
+    box = config.box_weight * (box_loss(deltas, targets.anchors, targets.boxes, config) / divisor)
     if config.classification in ("ohem", "ohem_1_3"):
         return _mined_loss(outputs, grid, targets, config, normalizer), box
     formula = formula_of(config)

@@ -176,7 +176,7 @@ def _scale_and_shift(norm: BatchNorm, dtype: torch.dtype) -> tuple[Tensor, Tenso
     They are computed again if a tensor of ``norm`` has changed.
     """
     tensors = [t for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var) if t is not None]
-    versions = (dtype, *((t.data_ptr(), t._version) for t in tensors))
+    versions = (dtype, norm.eps, *((t.data_ptr(), t._version) for t in tensors))
     cached = norm.__dict__.get("_scale_and_shift")
     if cached is None or cached[0] != versions:
         assert norm.running_mean is not None

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retinanet.config import Config
 from retinanet.errors import CheckpointError, RetinaNetError
 from retinanet.reproduce.plan import Run
 from retinanet.reproduce.worker import FAILURE, SECONDS
@@ -224,7 +225,9 @@ def refuse_other_results(
             f"{path} holds results of {there[0]} at {there[1]} scale, not of {data} at {scale} scale; "
             "choose another --out, or move it"
         )
-    asked = json.loads(json.dumps(settings or {}))  # lists for tuples
+    if isinstance(found.get("base"), dict):  # settings may have had other names
+        found["base"] = Config.from_dict(found["base"], str(path)).to_dict()
+    asked, found = (json.loads(json.dumps(values)) for values in (settings or {}, found))  # lists for tuples
     if any(found.get(key) != value for key, value in asked.items()):
         raise RetinaNetError(
             f"{path} holds results of {data} with other settings (--images, --recipe) or other images; choose "
