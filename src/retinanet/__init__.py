@@ -1,4 +1,4 @@
-"""RetinaNet, finished: train, evaluate and run the focal-loss detector on your own images.
+"""RetinaNet: train, evaluate and run the focal-loss detector on your own images.
 
 Names are imported on first use, so that ``import retinanet`` and ``retinanet --help`` load no torch.
 """

@@ -172,9 +172,9 @@ class DataConfig:
     flip: float = 0.5
     """Probability of a horizontal flip. Set it to 0 if left and right differ, as in text."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """Range of a random factor on size, drawn once per batch."""
+    """Range of the random factor that multiplies data.size, drawn once per batch."""
     crop: float = 0.0
-    """Probability of training on a random crop of 0.5 to 1 of each side."""
+    """Probability of a random crop, whose sides are 0.5 to 1 times the sides of the image."""
     color: float = 0.0
     """Strength of random changes in brightness, contrast and saturation, from 0 (none) to below 1."""
     repeat_rare: float = 0.0
@@ -239,7 +239,7 @@ class TrainConfig:
     clip: float | None = None
     """Largest norm of the gradient; a larger gradient is scaled down. Unset: no limit. Try 10 if the loss diverges."""
     ema: float | None = None
-    """Decay per 16 images of the weights' moving average (EMA), which is evaluated and saved. Unset: no EMA."""
+    """Decay of the moving average of the weights (EMA), per 16 images. The EMA is evaluated and saved. Unset: none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network. auto: bf16 if the hardware has instructions for it. Losses are always fp32."""
     device: str = "auto"
@@ -257,7 +257,7 @@ class TrainConfig:
     track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Experiment trackers that get the metrics in addition to metrics.jsonl."""
     images_every: int = field(default=0, metadata={"formerly": "pictures_every"})
-    """Epochs between drawings of predictions on val images in RUN/images. 0: none."""
+    """Draw predictions on four val images after every this many epochs, into RUN/images. 0: never."""
 
     def __post_init__(self) -> None:
         require_finite(self, "train")

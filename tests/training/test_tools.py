@@ -295,7 +295,7 @@ def test_wandb_is_online_for_thoselogged_in(tmp_path: Path, monkeypatch: pytest.
 def test_mlflow_refuses_paths_it_would_read_otherwise(out: Path) -> None:
     odd = out / "50%25?"
     odd.mkdir()
-    with pytest.raises(ConfigError, match="MLflow takes no % and"):
+    with pytest.raises(ConfigError, match="MLflow does not accept % or"):
         open_trackers(["mlflow"], odd, CONFIG)
     assert list(odd.iterdir()) == []
 

@@ -1,8 +1,8 @@
 """Assignment of ground-truth boxes to anchors: positive, ignored or background (section 4, Anchors).
 
 Two implementations compute the same result. On the CPU only the pairs of anchor and box that can matter are compared
-(:mod:`retinanet.anchors.nearby`). The number of these pairs depends on the boxes, so on a GPU the CPU would have to
-wait for it. There all anchors are compared with all boxes. The tests use this dense version as the reference.
+(:mod:`retinanet.anchors.nearby`). The number of these pairs depends on the boxes, and the CPU would have to wait for a
+GPU to read it. So on a GPU all anchors are compared with all boxes. The tests use this dense version as the reference.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def best_overlap(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int) ->
 
 
 def force_best(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, index: Tensor, matched: Tensor) -> Tensor:
-    """Match the anchors of highest IoU of each box with the box that each of them overlaps most, ``index``."""
+    """Match the anchors of highest IoU of each box. Each gets the box ``index`` that it overlaps most."""
     forced = torch.zeros(images, len(grid.boxes), dtype=torch.bool, device=grid.boxes.device)
     for start in range(0, len(boxes), _CHUNK):
         overlap = box_iou(boxes[start : start + _CHUNK], grid.boxes)  # (chunk, A)

@@ -43,7 +43,7 @@ def pairs_by_iou(grid: AnchorGrid, boxes: Tensor, lowest: float) -> Pairs:
 
 
 def pairs_by_cover(grid: AnchorGrid, boxes: Tensor, lowest: float) -> Pairs:
-    """All pairs in which at least ``lowest`` (> 0) of the anchor lies inside the box, and some with less."""
+    """All pairs with at least the fraction ``lowest`` (> 0) of the anchor inside the box, and some pairs with less."""
     _, size, _ = _shapes(grid)
     return _windows(grid, boxes.double(), (lowest * size.prod(dim=1)).expand(len(boxes), -1))
 

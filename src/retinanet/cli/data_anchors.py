@@ -17,7 +17,7 @@ from retinanet.recipes import load_recipe, settings_of
 
 @dataclass(frozen=True)
 class Arguments:
-    """Fit the sizes, scales and ratios of the anchors to your boxes, and report whether they cover them better."""
+    """Fit the sizes, scales and ratios of the anchors to your boxes, and compare the coverage before and after."""
 
     dataset: Annotated[Positional[str], arg(metavar="DATA")]
     """Folder of a COCO, Pascal VOC, YOLO or CSV dataset (the format is recognized), or its annotation file."""
@@ -30,7 +30,7 @@ class Arguments:
     ratios: int = 3
     """Largest number of aspect ratios."""
     seed: int = 0
-    """Selects the images for the search if the dataset has more than 10,000 boxes."""
+    """Seed of the choice of images for the search, used if the dataset has more than 10,000 boxes."""
     data: DataConfig = field(default_factory=DataConfig)
     anchors: AnchorSpec = field(default_factory=AnchorSpec)
     assign: AssignConfig = field(default_factory=AssignConfig)

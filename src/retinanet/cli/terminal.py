@@ -30,7 +30,7 @@ def parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Argume
 
 
 def option(argv: Sequence[str], name: str) -> str | None:
-    """Return the value of ``--name value`` or ``--name=value``. It is read before the parser knows its defaults."""
+    """Return the value of ``--name value`` or ``--name=value``. The defaults of the parser depend on it."""
     joined = [word.split("=", 1)[1] for word in argv if word.startswith(f"{name}=")]
     following = [value for word, value in pairwise(argv) if word == name]
     return next(iter([*following, *joined]), None)

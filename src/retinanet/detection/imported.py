@@ -20,12 +20,11 @@ def from_torchvision(
     """Return a detector with the weights of a torchvision RetinaNet.
 
     Args:
-        state_dict: see :func:`retinanet.zoo.importers.torchvision.load_torchvision`, as for ``classes`` and
-            ``norm_eps``.
-        precision: as for :func:`retinanet.load`.
-        device: as for :func:`retinanet.load`.
-        classes: names of the network's outputs, in order.
-        norm_eps: epsilon of the batch norm.
+        state_dict: see :func:`retinanet.zoo.importers.torchvision.load_torchvision`.
+        precision: see :func:`retinanet.load`.
+        device: see :func:`retinanet.load`.
+        classes: names of the network's outputs, in order; the default is described at ``load_torchvision``.
+        norm_eps: epsilon of the batch norm; the default is described at ``load_torchvision``.
 
     Raises:
         CheckpointError: not such a state dict; a tensor is missing, or has a shape that does not fit.

@@ -25,14 +25,14 @@ class Slice:
 
     Attributes:
         group: the property that divides the objects, e.g. ``"size"``.
-        name: which objects of that division.
+        name: the objects in this group, e.g. ``"medium, 32² to 96² px"``.
         objects: number of objects.
         detections: number of true and false positives at an IoU of 0.5.
         AP: mean over IoUs and classes; NaN without objects.
         AP50: at an IoU of 0.5; NaN without objects.
         AP_by_object: mean over IoUs and objects, each with the AP of its class in this group. Unlike in ``AP``, a class
             with a single object weighs little.
-        AP_elsewhere: the same mean with the AP of each class over all objects.
+        AP_elsewhere: for comparison with ``AP_by_object``: the same mean, with each class's AP over all objects.
         recall: fraction of the objects that are found at an IoU of 0.5 with at least the chosen score threshold.
     """
 

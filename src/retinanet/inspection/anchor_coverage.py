@@ -100,8 +100,8 @@ class ScaledBoxes:
 def best_overlaps(dataset: Dataset, spec: AnchorSpec, data: DataConfig) -> Floats:
     """Highest IoU of each ground-truth box with any anchor of its image, scaled as for training without random scale.
 
-    The grid is that of the image alone in its batch. The result equals that of comparing each box with all anchors, up
-    to float32 rounding.
+    Each image is padded as if it were alone in its batch. Up to float32 rounding, a comparison of each box with all
+    anchors gives the same result.
 
     Returns:
         float32 ``(M,)``, one value per row of ``dataset.boxes``; NaN for ignore regions.

@@ -120,12 +120,12 @@ def _assignment_lines(fit: AnchorFit) -> Iterator[str]:
     medians = [int(np.median(anchors.positives)) for anchors in (fit.current, fit.fitted)]
     without = [(anchors.positives == 0).mean() for anchors in (fit.current, fit.fitted)]
     yield (
-        f"Positive anchors per box with --assign.method {fit.config.assign.method}: "
+        f"Positive anchors per box with --assign.method {fit.config.assign.method} (current → fitted): "
         f"median {medians[0]} → {medians[1]}; "
         f"boxes without a positive anchor: {without[0]:.1%} → {without[1]:.1%}"
     )
     if fit.config.assign.method == "atss":
-        yield "  ATSS gives each box its nearest anchors, without a fixed IoU, also if the box is not covered."
+        yield "  ATSS has no fixed IoU threshold. It matches a box with its nearest anchors, even if none covers it."
 
 
 def _input_size_lines(fit: AnchorFit) -> Iterator[str]:

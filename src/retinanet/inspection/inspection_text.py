@@ -21,9 +21,9 @@ def inspection_lines(inspection: Inspection) -> Iterator[str]:
         yield f"{split}: not inspected, because its images are those of {' and '.join(parents)}"
     for split, survey in inspection.surveys.items():
         yield _split_line(split, survey)
-    yield "Anchors are the fixed boxes that the detector starts from. An object is trained with its positive anchors."
-    yield "IoU is the overlap of two boxes, from 0 to 1. In the network's input, small boxes have an area"
-    yield "under 32×32 pixels, and large boxes 96×96 pixels or more. How well anchors cover the boxes of each split:"
+    yield "Anchors are the fixed boxes that the detector starts from. IoU is the overlap of two boxes, from 0 to 1."
+    yield "Small boxes have an area under 32×32 pixels in the network's input, and large boxes 96×96 pixels or more."
+    yield "Positive anchors are trained to find an object. Anchor coverage of each split:"
     for split, survey in inspection.surveys.items():
         yield from _coverage_lines(split, survey)
     split = next(iter(inspection.surveys))

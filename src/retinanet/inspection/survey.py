@@ -209,7 +209,7 @@ def _background_share(loss: tuple[float, float]) -> str:
     total = sum(loss)
     share = loss[1] / total
     percent = f"{share:.0%}" if share >= 0.01 else f"{share:.2%}" if share >= 0.0001 else "less than 0.01%"
-    return f"{percent} of the loss ({_short(loss[1])} of {_short(total)})"
+    return f"{percent} of the loss of this image ({_short(loss[1])} of {_short(total)})"
 
 
 def _short(value: float) -> str:

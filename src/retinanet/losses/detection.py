@@ -94,8 +94,8 @@ def detection_losses(
         config: which losses.
         normalizer: holds the state of ``config.normalizer``. None: a new normalizer.
         divisor: the normalizer of the whole step, if this batch is a slice of the step; the losses of all slices add up
-        to those of the step. None: that of this batch. (``image`` has a number for each image, and mined anchors are
-        counted for each slice.)
+            to those of the step. None: the normalizer of this batch. The setting ``image`` ignores it, and so does the
+            classification loss of OHEM.
     """
     normalizer = normalizer or Normalizer(config)
     positives = torch.tensor(len(matches.positive))

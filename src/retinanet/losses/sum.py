@@ -47,7 +47,7 @@ def summed_loss(
         if kernel is None:
             return reference_loss(logits, labels, formula, quality) / divisor
         requires_grad = torch.is_grad_enabled() and logits.requires_grad
-        # The CPU's kernel scales its gradient in any case, so there autograd divides.
+        # The CPU kernel scales its gradient in backward() anyway, so autograd can divide at no cost.
         inside = 1.0 if kernel is cpu else divisor
         total: Tensor = SumByKernel.apply(logits, labels, formula, quality, inside, kernel, requires_grad)
         return total / divisor if inside != divisor else total

@@ -64,7 +64,7 @@ def make_targets(matches: Matches, grid: AnchorGrid, boxes: Tensor, labels: Tens
     images = matches.images
 
     def arranged(anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Level of each anchor, its position in that level, and in all levels one after the other."""
+        """Level of each anchor, its position in that level, and its position in the concatenated levels."""
         image, anchor = anchors // max(1, matches.anchors), anchors % max(1, matches.anchors)
         level = torch.bucketize(anchor, starts, right=True) - 1
         inside = image * sizes[level] + anchor - starts[level]

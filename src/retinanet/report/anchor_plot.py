@@ -122,7 +122,7 @@ def _draw_shares(axes: Axes, side: Floats, covered: list[Bools]) -> None:
 
 
 def _histogram(axes: Axes, values: Floats, anchors: npt.NDArray[np.float64], reached: Bools) -> None:
-    """Count boxes by a measure on a logarithmic axis, those that are reached below; anchors are lines."""
+    """Draw a histogram of a measure of the boxes. Reached boxes are at the bottom of each bar; anchors are lines."""
     low, high = np.log2(max(float(values.min()), 1e-3)), np.log2(float(values.max()))
     bins = (2 ** np.linspace(low - 0.05, high + 0.05, 40)).tolist()
     parts = [values[reached], values[~reached]]

@@ -119,7 +119,7 @@ def loss_distribution(
     for group, values in parts.items():
         together = torch.cat(values, dim=1)  # (γ, anchors)
         if together.shape[1] == 0:
-            raise DataError(f"{dataset.name}: no {group} anchor in {images} images, so there is no loss to distribute")
+            raise DataError(f"{dataset.name}: no {group} anchor in {images} images, so its loss has no distribution")
         named = [(f"{gamma:g}", each) for gamma, each in zip(GAMMAS, together, strict=True)]
         result[group] = {
             "anchors": together.shape[1],

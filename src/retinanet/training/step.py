@@ -41,7 +41,7 @@ class GroundTruth(NamedTuple):
 def match_ground_truth(batch: Batch, size: tuple[int, int], config: Config) -> GroundTruth:
     """Match the anchors of images padded to ``size``, ``(height, width)``, with the objects of ``batch``.
 
-    A batch that stands in for no images has only ignored anchors.
+    If this rank has no images in the step (:func:`_blank`), all anchors are ignored.
     """
     grid = make_grid(config.anchors, size)
     if batch.indices:

@@ -31,7 +31,7 @@ class StopRequest:
         self._first = math.inf
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal; a second Ctrl-C, half a second later, interrupts at once."""
+        """Note a signal. A Ctrl-C more than half a second after the first signal interrupts at once."""
         if number == signal.SIGINT and time.monotonic() > self._first + _VOLLEY_SECONDS:
             raise KeyboardInterrupt
         self._first = min(self._first, time.monotonic())

@@ -160,7 +160,7 @@ class MLflow:
         self._artifacts = None if uri else (out / "mlflow").as_uri()
         if not uri:
             if set("%?") & set(str(out)):  # the database would be written elsewhere
-                raise ConfigError(f"{out}: MLflow takes no % and ? in the path of a run")
+                raise ConfigError(f"{out}: MLflow does not accept % or ? in the path of a run")
             uri = f"sqlite:///{out / 'mlflow.db'}"
         self.view = f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if uri.startswith("sqlite:") else uri
         self._client: Any = MlflowClient(tracking_uri=uri)

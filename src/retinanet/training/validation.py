@@ -126,7 +126,7 @@ def validate(
     failed = dict(pair for part in processes.gather([(int(own[i]), m) for i, m in unreadable.items()]) for pair in part)
     kept = np.array([i for i in val_set if i not in failed], dtype=np.int64)
     if not len(kept):
-        raise DataError(f"{val_set.name}: no image can be read any more; the first: {next(iter(failed.values()))}")
+        raise DataError(f"{val_set.name}: no image can be read any more; first error: {next(iter(failed.values()))}")
     predictions = Detections(
         np.searchsorted(kept, rows[:, 0].astype(np.int64)),
         rows[:, 1:5].astype(np.float32),

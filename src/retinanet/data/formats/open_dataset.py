@@ -134,7 +134,9 @@ def read_train_val(
 
 
 def read_eval(path: str | Path, split: str, val_fraction: float = 0.1, seed: int = 0) -> tuple[Dataset, list[str]]:
-    """Read the dataset to evaluate on. ``val`` is that of :func:`read_train_val` for the same fraction and seed.
+    """Read the dataset to evaluate on.
+
+    For ``val``, :func:`read_train_val` with the same fraction and seed returns the same images.
 
     Args:
         path: the dataset's folder, or its JSON, CSV or YAML file.

@@ -26,7 +26,7 @@ def write(
 ) -> None:
     """Write a CSV dataset.
 
-    Ignore regions get the class ``ignore`` and lose their own.
+    Ignore regions get the class ``ignore`` instead of their own class.
 
     Args:
         splits: datasets by the names of their splits, all with one list of classes.

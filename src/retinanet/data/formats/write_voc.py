@@ -82,7 +82,7 @@ def _one_pool(splits: Mapping[str, Dataset], files: Mapping[str, SplitImages]) -
 
 
 def _stem(name: str, taken: dict[str, str]) -> str:
-    """Name of the XML file of an image: that of the image, with its suffix only if that is needed to be unique."""
+    """Name of the XML file of an image: the image's name without its suffix, or with it if the name is taken."""
     stem = posixpath.splitext(name)[0]
     # In a list, a reader could take "photo 1" for "image photo shows this class", and trailing blanks are lost.
     if taken.get(stem, name) != name or re.search(r"\s(-?[01])?$", stem):

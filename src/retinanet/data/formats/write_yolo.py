@@ -19,7 +19,7 @@ def write(
     """Write a YOLO dataset.
 
     Normalized boxes have 12 digits, which is exact to a millionth of a pixel. Ignore regions get the class ``ignore``,
-    which comes after the others, and lose their own.
+    the last in the list of classes, instead of their own class.
 
     Args:
         splits: datasets by the names of their splits, all with one list of classes.

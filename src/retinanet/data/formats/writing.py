@@ -117,7 +117,7 @@ class SplitImages:
         if images == "none":
             if self.renamed:
                 old, new = self.renamed[0]
-                raise DataError(f"{self.base}: {old!r} can only be used as {new!r}; use --images copy or link")
+                raise DataError(f"{self.base}: {old!r} must be renamed to {new!r}; use --images copy or link")
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.symlink_to(self.base.resolve(), target_is_directory=True)
             progress(len(self.sources))

@@ -39,7 +39,7 @@ class Gradient(NamedTuple):
 def scaled(gradient: Gradient, grad_output: Tensor) -> Tensor:
     """Return ``gradient`` times ``grad_output``, in the memory of ``gradient``."""
     rows, factor, where, foreground = gradient
-    rows.mul_(factor * grad_output)  # a scalar keeps its own precision
+    rows.mul_(factor * grad_output)  # a 0-d tensor is not rounded to the dtype of rows
     rows.view(-1)[where] = (foreground * grad_output).to(rows.dtype)
     return rows
 
@@ -129,7 +129,7 @@ def _sum_of_piece(
 ) -> Tensor:
     """The sum of a piece's background losses without their weight; their gradient is written to ``target``.
 
-    ``s`` and, unless it holds p^γ, ``w`` are overwritten.
+    ``s`` may be overwritten. ``w`` is overwritten if γ = 2; otherwise it is not.
 
     Args:
         p: sigmoid(x), 0 where there is no background.

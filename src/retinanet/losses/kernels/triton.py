@@ -76,7 +76,7 @@ def block_size(dtype: torch.dtype) -> int:
 
 
 def rows_of_a_block(classes: int, block: int) -> int:
-    """Rows of the logits that a block touches at most, rounded up to what Triton can make a range of."""
+    """Largest number of rows of the logits in a block, rounded up to a power of two, as ``tl.arange`` requires."""
     rows: int = triton.next_power_of_2((block - 2) // classes + 2)
     return rows
 

@@ -44,10 +44,10 @@ _EXPECTED = "expected the state dict of torchvision's retinanet_resnet50_fpn or 
 def load_torchvision(
     state_dict: Mapping[str, Any], classes: Sequence[str] | None = None, norm_eps: float | None = None
 ) -> tuple[RetinaNet, ModelInfo]:
-    """Return the model that a torchvision RetinaNet is in this package, on the CPU, and its description.
+    """Convert a torchvision RetinaNet into a model of this package, on the CPU, and its description.
 
-    Both versions are recognized by their keys: only the second has group norm in the heads. Batch norm without a
-    counter of batches is frozen and gets no epsilon, as in torchvision's published first version and in models
+    Both versions are recognized by their keys: only the second has group norm in the heads. Batch norm without
+    ``num_batches_tracked`` is frozen and gets no epsilon, as in torchvision's published first version and in models
     fine-tuned from it. Prefixes such as ``model.`` (DeepForest) and ``module.``, and the key names of older torchvision
     releases are accepted. Values that a state dict does not hold are torchvision's defaults: anchor sizes, image size
     and mean, thresholds.
@@ -127,7 +127,9 @@ def _describe(state: dict[str, Tensor], norm_eps: float | None) -> tuple[Config,
     depth = len({key.split(".")[2] for key in state if key.startswith("classification.tower.")})
     least = 64 if group_norm else 32  # group norm has 32 groups, here of at least two channels
     if channels % 32 or channels < least:
-        raise CheckpointError(f"{_EXPECTED}; the pyramid has {channels} channels, not a multiple of 32 from {least} on")
+        raise CheckpointError(
+            f"{_EXPECTED}; the pyramid has {channels} channels, not a multiple of 32 that is at least {least}"
+        )
     if norm_eps is None and not counts_batches:
         norm_eps = 0.0
     config = Config(
