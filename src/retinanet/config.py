@@ -41,7 +41,7 @@ class ModelConfig:
     subnet_norm: Literal["none", "group"] = "none"
     """Normalization after each convolution of the subnets. Group norm helps training at small batches."""
     prior: float = 0.01
-    """Probability of an object that every anchor predicts before training (π). Larger values can cause divergence."""
+    """Object probability π that every anchor predicts before training. Larger values can cause divergence."""
     p6_from: Literal["c5", "p5"] = "c5"
     """Input of the convolution that computes P6. Change it only to match the weights of another program."""
     relu_before_p7: bool = True
@@ -120,7 +120,8 @@ class LossConfig:
     classification: Literal[
         "focal", "focal_star", "ce", "alpha_ce", "ohem", "ohem_1_3", "quality_focal", "varifocal"
     ] = "focal"
-    """Loss of the class scores. ce: cross entropy; alpha_ce: weighted by α; ohem: of the hardest anchors only."""
+    """Loss of the class scores. ce: cross entropy. alpha_ce: cross entropy weighted by α. ohem, ohem_1_3: cross entropy
+    of the hardest anchors only."""
     alpha: float | None = 0.25
     """Weight α of positive anchors; negative anchors get 1 − α. varifocal: weight of negative anchors, usually 0.75."""
     gamma: float = 2.0

@@ -20,8 +20,8 @@ SCORES = np.arange(101) / 100
 CONFIDENCE = 0.95
 FEWEST_IMAGES = 5
 
-# Default number of resamples: the maximum, the minimum, and a limit of detections × thresholds × resamples in between,
-# which takes a few seconds.
+# The default number of resamples keeps detections × thresholds × resamples below EFFORT (a few seconds), but it is at
+# least _FEWEST and at most _MOST.
 _MOST, _FEWEST = 1000, 100
 EFFORT = 6e8
 
@@ -222,7 +222,7 @@ def _precisions(tp: Bools, fp: Bools, weights: Floats, totals: Ints) -> Floats:
 
 def _first_reaching(tp_counts: Floats, totals: Ints) -> Ints:
     """Find where each row of ``tp_counts`` ``(R, H)`` reaches each recall, ``(R, 101)``; H where it never does."""
-    # In whole numbers of objects, so that all rows can be searched at once without rounding.
+    # Convert each recall to the number of true positives that reaches it: with integers, all rows are searched at once.
     needed = np.ceil(RECALLS * totals[:, None] - 1e-9)
     needed += needed / totals[:, None] < RECALLS
     rows = np.arange(len(tp_counts))[:, None]

@@ -186,7 +186,7 @@ def recipe_text(fit: AnchorFit, out: Path, recipe: str) -> str:
 
     Args:
         fit: the fitted anchors.
-        out: the file that the text is for; the path of ``recipe`` in it is relative to its folder.
+        out: the file to write. If ``recipe`` is a file, the text has its path relative to the folder of ``out``.
         recipe: the recipe that it starts from.
     """
     import yaml

@@ -30,8 +30,8 @@ AS_GOOD = 0.005
 # Fewer anchors are preferred if ``close`` and the mean IoU are at most this much below the best.
 _EQUAL_CLOSE, _EQUAL_MEAN = 0.001, 0.01
 
-# Bounds of an anchor's side in strides, and largest ratio. Anchors smaller than a stride leave gaps. Anchors larger
-# than 12 strides were never shown to work at a location of the pyramid.
+# Bounds of an anchor's side in strides, and largest ratio. Anchors smaller than a stride leave gaps. No experiment
+# has tested whether a level can detect objects with anchors larger than 12 strides.
 _SIDES = (1.0, 12.0)
 _LARGEST_RATIO = 32.0
 
@@ -116,7 +116,7 @@ def search_anchors(
         scales: largest number of scales.
         ratios: largest number of ratios.
         threshold: IoU from which a box is covered.
-        progress: called with 1 after each of ``scales × ratios + 2`` fits.
+        progress: called with the number of fits just done, of ``scales × ratios + 2``.
         weights: of the boxes, ``(M,)``, such as :func:`class_weights`.
     """
     search = _Search(boxes, threshold, weights)

@@ -1,4 +1,4 @@
-"""The interface of a classification loss. One sum and its kernels work with every loss that implements it."""
+"""The interface of a classification loss; ``losses/sum.py`` and ``losses/kernels/`` work with every implementation."""
 
 from __future__ import annotations
 

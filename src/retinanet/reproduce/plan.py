@@ -144,7 +144,7 @@ class Request:
         out: folder of the results.
         every_row: include the rows that are left out by default.
         weights: a trained model for Figure 4. Unset: the run of its row.
-        command: the arguments that request an experiment again, after its name.
+        command: the arguments after ``retinanet reproduce NAME`` that repeat this request. The pages print them.
     """
 
     experiments: Sequence[Experiment]
