@@ -22,7 +22,7 @@ def test_detect_in_a_file(run: Command, weights: Path, parts: Path, tmp_path: Pa
         image.resize((150, 70)).save(photo)
     said = run("detect", weights, photo, "--out", tmp_path / "out")
     assert said.code == 0
-    assert said.out.startswith("1 picture: ")
+    assert said.out.startswith("1 image: ")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["detections.csv", "detections.json", "wide.jpg"]
     with Image.open(tmp_path / "out" / "wide.jpg") as drawn:
         assert drawn.size == (150, 70)
@@ -108,16 +108,16 @@ def test_detect_refuses_giants_and_goes_on(run: Command, weights: Path, parts: P
 
 
 def test_detect_beside_its_sources_is_refused(run: Command, weights: Path, own_parts: Path) -> None:
-    assert "would replace a picture" in run.fails(
+    assert "would replace an input image" in run.fails(
         "detect", weights, own_parts / "images", "--out", own_parts / "images"
     )
 
 
 def test_wrong_sources(run: Command, weights: Path, tmp_path: Path) -> None:
     assert "nowhere.jpg: no such file" in run.fails("detect", weights, tmp_path / "nowhere.jpg")
-    assert "matches no picture" in run.fails("detect", weights, tmp_path / "*.jpg")
+    assert "matches no image" in run.fails("detect", weights, tmp_path / "*.jpg")
     (tmp_path / "empty").mkdir()
-    assert "holds no picture" in run.fails("detect", weights, tmp_path / "empty")
+    assert "contains no image" in run.fails("detect", weights, tmp_path / "empty")
     assert "name images" in run.fails("detect", weights, "--out", tmp_path / "out", code=2)
 
 

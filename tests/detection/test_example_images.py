@@ -91,7 +91,7 @@ def test_album_leaves_out_what_would_mislead(parts: Path, tmp_path: Path) -> Non
     remark = album.remark()
     assert remark is not None
     assert remark.startswith(f"2 images cannot be shown on the page; the first: {dataset.path(1)}")
-    assert album.left_out[2].endswith("the picture has 48×96 pixels, its annotations say 96×96")
+    assert album.left_out[2].endswith("the image has 48×96 pixels, its annotations say 96×96")
 
 
 def test_truth_is_white_and_ignore_regions_are_not_drawn(tmp_path: Path) -> None:

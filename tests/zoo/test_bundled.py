@@ -39,7 +39,7 @@ def test_they_are_small_and_in_float16(name: str) -> None:
 
 def test_each_has_a_card_with_what_a_user_must_know(name: str) -> None:
     card = (BUNDLED / f"{name}.md").read_text(encoding="utf-8")
-    for heading in ("Classes", "Data", "Licence", "Recipe", "Size", "Speed", "Limits", "held out"):
+    for heading in ("Classes", "Data", "License", "Recipe", "Size", "Speed", "Limits", "held out"):
         assert heading in card
     assert re.search(r"seed \d+.*20\d\d-\d\d-\d\d", card)
     measured = [float(number) for number in re.findall(r"\| (0\.\d{3}) \|", card)]
