@@ -161,7 +161,7 @@ def _renamed(splits: Mapping[str, Dataset], to: Format) -> Iterator[str]:
 
 
 def _sizes(splits: Mapping[str, Dataset], title: str) -> Iterator[str]:
-    """Check the image sizes, which formats without sizes in the annotations take from the image files."""
+    """Check that the image files have the sizes in the annotations: formats without sizes take them from the files."""
     unreadable, others = [], []
     for dataset in splits.values():
         for index in dataset:

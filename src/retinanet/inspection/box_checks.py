@@ -20,7 +20,8 @@ SAME_BOX = 0.95
 # Side in pixels of the network's input below which a box is tiny.
 _TINY = 2.0
 
-# A huge box covers more than this fraction of its image. It is reported only if such boxes are at most this rare.
+# A huge box covers more than the first fraction of its image. Huge boxes are reported only if they are at most the
+# second fraction of all boxes.
 _HUGE, _RARE_HUGE = 0.9, 0.05
 
 # A box around at least this many boxes of its class may be an unflagged crowd.

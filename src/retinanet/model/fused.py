@@ -35,11 +35,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def fuse_residual_blocks(body: nn.Module) -> None:
-    """Let the plain residual blocks of a timm ResNet or ResNeXt run fused where :func:`is_fused`, in place."""
+    """Replace the plain residual blocks of a timm ResNet or ResNeXt by blocks that run fused, in place."""
     for module in body.modules():
         fused = {BasicBlock: FusedBasicBlock, Bottleneck: FusedBottleneck}.get(type(module))
         if fused is not None and _is_plain(module):
-            module.__class__ = fused  # parameters keep their names, copies their behavior
+            module.__class__ = fused  # parameters keep their names, and copies of the module are fused, too
 
 
 class FusedBasicBlock(BasicBlock):

@@ -91,7 +91,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training that can be resumed: the description in its file. :func:`restore_training` reads the tensors."""
+    """The description in a checkpoint file: settings, classes and progress.
+
+    :func:`restore_training` reads the tensors.
+    """
 
     path: Path
     info: ModelInfo
