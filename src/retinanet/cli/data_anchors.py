@@ -30,7 +30,7 @@ class Arguments:
     ratios: int = 3
     """Largest number of aspect ratios."""
     seed: int = 0
-    """Seed of the choice of images for the search, used if the dataset has more than 10,000 boxes."""
+    """Seed of the random subset of images that the fit uses if the dataset has more than 10,000 boxes."""
     data: DataConfig = field(default_factory=DataConfig)
     anchors: AnchorSpec = field(default_factory=AnchorSpec)
     assign: AssignConfig = field(default_factory=AssignConfig)
