@@ -31,7 +31,7 @@ class ModelConfig:
     norm: Literal["frozen", "trained"] = "frozen"
     """Batch norm of the backbone: fixed at its ImageNet statistics, or trained, which needs large batches."""
     norm_eps: float | None = None
-    """Epsilon that is added to the variance in the backbone's batch norm. Unset: the backbone's own."""
+    """Epsilon that is added to the variance in the backbone's batch norm. Unset: the epsilon of the timm network."""
     freeze_stages: int = 0
     """Number of backbone stages, counted from the stem, that are not trained. Raise it for little data."""
     channels: int | None = None
@@ -181,14 +181,13 @@ class DataConfig:
     repeat_rare: float = 0.0
     """Oversample images that contain a class present in fewer than this fraction of the images. 0 disables it."""
     background: float | None = None
-    """Images without objects are at most this fraction of an epoch; the rest of them are shown in other epochs.
-    Unset: no limit."""
+    """Largest fraction of images without objects in an epoch. Later epochs show the omitted images. Unset: no limit."""
     workers: int | None = None
     """Processes that decode images. Unset: half of the cores, at most 8. Raise it if the training waits for images."""
     verify: bool = True
     """Decode every image once before training, so that a broken file is reported at once and not after hours."""
     skip_broken: bool = False
-    """Leave out images that cannot be read, and list them, instead of stopping."""
+    """Leave out images that cannot be read, and list them. If off, the training stops at such an image."""
 
     def __post_init__(self) -> None:
         require_finite(self, "data")
@@ -225,7 +224,7 @@ class TrainConfig:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum (the paper), or AdamW."""
     lr: float = 0.01
-    """Learning rate for 16 images per step; it is scaled in proportion to the batch. Lower it if the loss diverges."""
+    """Learning rate for 16 images per step, scaled in proportion to the batch. Lower it if the loss diverges."""
     find_lr: bool = False
     """First train 100 steps at rising learning rates, choose a rate, and train from the start with it."""
     backbone_lr: float = 1.0
@@ -235,7 +234,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     """Weight decay. AdamW exempts norm weights and biases."""
     warmup: int = 8000
-    """Number of images over which the learning rate rises linearly; at most a tenth of the training."""
+    """Number of images over which the learning rate rises linearly. It is limited to a tenth of the training."""
     schedule: Literal["step", "cosine"] = "step"
     """Learning rate divided by 10 at 2/3 and at 8/9 of the training (the paper), or half a cosine to 0."""
     clip: float | None = None
@@ -253,13 +252,13 @@ class TrainConfig:
     patience: int | None = None
     """Stop if AP has not improved for this many epochs. Unset: never."""
     sync_norm: bool = False
-    """Compute trained batch norm over the images of all ranks instead of each rank's own (GPUs only)."""
+    """Compute trained batch norm over the images of all ranks, not of each rank separately (GPUs only)."""
     checkpoint_minutes: float = 5.0
-    """Minutes between checkpoints inside an epoch. The end of each epoch always saves one."""
+    """Minutes between checkpoints inside an epoch. A checkpoint is also saved at the end of each epoch."""
     track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Experiment trackers that get the metrics in addition to metrics.jsonl."""
     images_every: int = field(default=0, metadata={"formerly": "pictures_every"})
-    """Draw predictions on four val images after every this many epochs, into RUN/images. 0: never."""
+    """Epochs between drawings of predictions on four val images, saved in RUN/images. 0: never."""
 
     def __post_init__(self) -> None:
         require_finite(self, "train")

@@ -22,7 +22,7 @@ class Arguments:
     target: Annotated[Positional[Path], arg(metavar="OUT.safetensors")]
     """File to write."""
     classes: tuple[str, ...] = ()
-    """Names of the network's outputs, in order. Unset: COCO's for 91 outputs, else class 0, class 1, …"""
+    """Names of the network's outputs, in order. Unset: COCO's names for 91 outputs, else class 0, class 1, …"""
     norm_eps: float | None = None
     """Epsilon of the batch norm. Unset: 0 if batch norm is frozen, as in torchvision's published v1, else 1e-5."""
 

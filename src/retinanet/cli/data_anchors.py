@@ -30,7 +30,7 @@ class Arguments:
     ratios: int = 3
     """Largest number of aspect ratios."""
     seed: int = 0
-    """Random seed. A dataset with more than 10,000 boxes is searched on a random subset of its images."""
+    """Seed of the random subset of images that the fit uses if the dataset has more than 10,000 boxes."""
     data: DataConfig = field(default_factory=DataConfig)
     anchors: AnchorSpec = field(default_factory=AnchorSpec)
     assign: AssignConfig = field(default_factory=AssignConfig)

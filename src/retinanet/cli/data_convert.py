@@ -28,7 +28,7 @@ class Arguments:
     """Format to write."""
     images: Literal["copy", "link", "none"] = "copy"
     """copy: copy the images. link: link to each image, which takes no space. none: make one link to each folder of
-    images, and this folder must then stay where it is."""
+    images; do not move that folder afterwards."""
 
 
 def run(argv: Sequence[str]) -> int:

@@ -22,7 +22,7 @@ class Options:
     name: Annotated[Positional[str], arg(metavar="NAME")] = ""
     """table1a, table1b, table1c, table1d, table1e, table3, fig1, fig2, fig4, divergence, or all."""
     dataset: Annotated[Positional[str | None], arg(metavar="DATA")] = None
-    """Dataset to train on. Unset: the sample dataset (small), or only print the commands (paper)."""
+    """Dataset to train on. Unset: use the sample dataset (small scale) or only print the commands (paper scale)."""
     scale: Literal["small", "paper"] = "small"
     """small: minutes per training on two cores. paper: the paper's recipe, which needs COCO and GPUs."""
     seeds: tuple[int, ...] = ()
@@ -30,9 +30,9 @@ class Options:
     jobs: Annotated[int | None, arg(metavar="N")] = None
     """Number of parallel trainings. With several, each uses one thread. Unset: 2 at small scale, 1 at paper scale."""
     images: int = 1200
-    """Number of images that each training sees at small scale. Of a larger dataset, a subset of this size is used."""
+    """Number of images that each training sees at small scale. A larger dataset is reduced to a subset of this size."""
     recipe: Annotated[str | None, arg(metavar="NAME|FILE")] = None
-    """Recipe that every row starts from at small scale. Unset: the paper's with a small backbone, at 320 pixels."""
+    """Recipe that every row starts from at small scale. Unset: paper, with a small backbone and at 320 pixels."""
     every_row: bool = False
     """Include the rows that are left out by default (all settings of OHEM in table1d)."""
     weights: Annotated[Path | None, arg(metavar="WEIGHTS")] = None
