@@ -20,13 +20,15 @@ SAME_BOX = 0.95
 # Side in pixels of the network's input below which a box is tiny.
 _TINY = 2.0
 
-# A huge box covers more than this fraction of its image. It is reported only if such boxes are at most this rare.
+# A huge box covers more than the first fraction of its image. Huge boxes are reported only if they are at most the
+# second fraction of all boxes.
 _HUGE, _RARE_HUGE = 0.9, 0.05
 
 # A box around at least this many boxes of its class may be an unflagged crowd.
 _CROWD = 5
 
-# An image has few boxes if it has at most this fraction of the median, and the median is at least this large.
+# An image has few boxes if it has at most this fraction of the median number of boxes, and the median is at least
+# _MANY_BOXES.
 _FEW_BOXES, _MANY_BOXES = 0.25, 8
 
 _CROWD_POLICY = {
@@ -69,7 +71,7 @@ def _box_pairs(split: str, dataset: Dataset, index: int, rows: npt.NDArray[np.in
             & (boxes[:, None, 2:] >= boxes[None, :, 2:]).all(-1)
             & (labels[:, None] == labels[None])
         )  # (n, n) whether the first box contains the second
-        for a in _where(inside.sum(axis=1) > _CROWD):  # every box contains itself
+        for a in _where(inside.sum(axis=1) > _CROWD):  # > and not ≥, because every box contains itself
             what = f"{_named(dataset, rows[a])} around {inside[a].sum() - 1} boxes of its class"
             yield _at("unflagged-crowd", split, dataset, index, [rows[a]], what)
 
