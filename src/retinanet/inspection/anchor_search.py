@@ -30,8 +30,8 @@ AS_GOOD = 0.005
 # Fewer anchors are preferred if ``close`` and the mean IoU are at most this much below the best.
 _EQUAL_CLOSE, _EQUAL_MEAN = 0.001, 0.01
 
-# Bounds of an anchor's side in strides. Anchors smaller than a stride leave gaps. No experiment
-# has tested whether a level can detect objects with anchors larger than 12 strides.
+# Bounds of an anchor's side in strides. Anchors smaller than a stride leave gaps. No experiment has tested whether a
+# level can detect objects with anchors larger than 12 strides.
 _SIDES = (1.0, 12.0)
 _LARGEST_RATIO = 32.0
 

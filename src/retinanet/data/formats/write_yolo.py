@@ -19,7 +19,7 @@ def write(
     """Write a YOLO dataset.
 
     Normalized boxes have 12 digits, which is exact to a millionth of a pixel. Ignore regions get the class ``ignore``
-    instead of their own class. It is the last in the list of classes.
+    instead of their own class. ``ignore`` is the last class in the list.
 
     Args:
         splits: datasets by the names of their splits, all with one list of classes.
