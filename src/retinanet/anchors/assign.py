@@ -1,8 +1,9 @@
 """Assignment of ground-truth boxes to anchors: positive, ignored or background (section 4, Anchors).
 
-Two implementations compute the same result. On the CPU only the pairs of anchor and box that can matter are compared
-(:mod:`retinanet.anchors.nearby`). The number of these pairs depends on the boxes, and the CPU would have to wait for a
-GPU to read it. So on a GPU all anchors are compared with all boxes. The tests use this dense version as the reference.
+Two implementations compute the same result. The CPU compares only pairs of an anchor and a box that are close enough to
+match (:mod:`retinanet.anchors.nearby`). The number of these pairs depends on the boxes. If the pairs were on a GPU, the
+CPU would have to wait to read their number. So on a GPU all anchors are compared with all boxes. The tests use this
+dense version as the reference.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ _CHUNK = 32
 def assign(grid: AnchorGrid, boxes: Tensor, ignore: Tensor | None = None, config: AssignConfig | None = None) -> Tensor:
     """Match every anchor of an image with at most one ground-truth box.
 
-    Method ``iou`` (the paper): an anchor is matched with the box of highest IoU (of several, the first) if this IoU is
-    at least ``config.foreground``. It is ``BACKGROUND`` if the IoU is below ``config.background``, else ``IGNORE``.
-    With ``config.force_best``, the anchors of highest IoU of each box are matched at any IoU (torchvision's low-quality
-    matches), each with the box that it overlaps most. A box that overlaps no anchor gets none.
+    Method ``iou`` (the paper): an anchor is matched with the box of highest IoU if this IoU is at least
+    ``config.foreground``. Of boxes with equal IoU, the first is taken. An anchor that is not matched is ``BACKGROUND``
+    if its highest IoU is below ``config.background``, else ``IGNORE``. With ``config.force_best``, the anchors that
+    have the highest IoU with a box are also matched, however low this IoU is (torchvision's low-quality matches). Each
+    is matched with the box that it overlaps most. A box that overlaps no anchor gets no anchor.
 
     Method ``atss``: see :func:`retinanet.anchors.atss.atss_pairs`.
 
@@ -107,12 +109,12 @@ def best_per_anchor(anchor: Tensor, overlap: Tensor, box: Tensor) -> tuple[Tenso
 
 
 def best_overlap(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int) -> tuple[Tensor, Tensor]:
-    """Highest IoU of every anchor of each image with any of its boxes, and the first box that reaches it.
+    """For every anchor of each image, the highest IoU with a box of the image, and the first box with this IoU.
 
     Args:
         grid: the anchors.
         boxes: ``(G, 4)`` of all images.
-        image: int64 ``(G,)``, which image each belongs to, in order.
+        image: int64 ``(G,)``, index of the image of each box, in ascending order.
         images: B.
 
     Returns:
@@ -135,7 +137,7 @@ def best_overlap(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int) ->
 
 
 def force_best(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, index: Tensor, matched: Tensor) -> Tensor:
-    """Match the anchors of highest IoU of each box. Each gets the box ``index`` that it overlaps most."""
+    """Match the anchors that have the highest IoU with a box. Each gets the box ``index`` that it overlaps most."""
     forced = torch.zeros(images, len(grid.boxes), dtype=torch.bool, device=grid.boxes.device)
     for start in range(0, len(boxes), _CHUNK):
         overlap = box_iou(boxes[start : start + _CHUNK], grid.boxes)  # (chunk, A)
@@ -147,7 +149,7 @@ def force_best(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, inde
 
 
 def cover_nearby(grid: AnchorGrid, regions: Tensor, image: Tensor, images: int, fraction: float) -> Tensor:
-    """:func:`cover_overlap` from the anchors near each region."""
+    """Compute :func:`cover_overlap` from only the anchors near each region."""
     # If a region is as large as the image, most anchors are near it, and comparing all anchors is faster.
     extent = (grid.boxes[:, :2].amax(dim=0) - grid.boxes[:, :2].amin(dim=0)).prod()
     large = (regions[:, 2:] - regions[:, :2]).clamp(min=0).prod(dim=1) > extent / 20
@@ -170,7 +172,7 @@ def cover_overlap(grid: AnchorGrid, regions: Tensor, image: Tensor, images: int,
 
 
 def _has_lower_bound(config: AssignConfig) -> bool:
-    """Return whether only pairs with a minimum overlap can matter."""
+    """Whether only pairs with a minimum overlap can affect the assignment."""
     return config.method == "atss" or min(config.background, config.foreground) > 0
 
 
@@ -211,8 +213,10 @@ def _scatter_pairs(anchor: Tensor, overlap: Tensor, box: Tensor, anchors: int) -
 
 
 def _joined(boxes: Sequence[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Concatenate the boxes of all images ``(G, 4)``, with dtype and device of ``like``; also the image of each, int64
-    ``(G,)``."""
+    """Concatenate the boxes of all images ``(G, 4)``, with dtype and device of ``like``.
+
+    Also return the image of each box, int64 ``(G,)``.
+    """
     every = torch.cat([b.to(like) for b in boxes]) if boxes else like.new_zeros(0, 4)
     lengths = torch.tensor([len(b) for b in boxes], dtype=torch.int64)
     image = torch.repeat_interleave(lengths, output_size=len(every))
@@ -236,7 +240,7 @@ def _match_by_iou(
         forced = anchor[overlap == highest[box]]
         is_positive |= torch.isin(anchors, forced)
         far_anchor, far_box = _best_of_far_boxes(grid, boxes, image, highest < lowest)
-        new = ~torch.isin(far_anchor, anchors)  # anchors that are near another box keep that box
+        new = ~torch.isin(far_anchor, anchors)  # an anchor that is already paired with a near box keeps that box
         is_positive |= torch.isin(anchors, far_anchor)
         anchors, order = torch.cat([anchors, far_anchor[new]]).sort()
         first = torch.cat([first, far_box[new]])[order]
@@ -247,7 +251,7 @@ def _match_by_iou(
 
 
 def _best_of_far_boxes(grid: AnchorGrid, boxes: Tensor, image: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
-    """Best anchors of the boxes marked by ``far``, found among all anchors, and the box that each overlaps most."""
+    """Search all anchors for the best anchors of the boxes ``far``. Also return the box that each overlaps most."""
     found: list[tuple[Tensor, Tensor]] = []
     for part in torch.split(torch.nonzero(far).squeeze(1), _CHUNK):
         overlap = box_iou(boxes[part], grid.boxes)  # (chunk, A)
@@ -265,7 +269,7 @@ def _best_of_far_boxes(grid: AnchorGrid, boxes: Tensor, image: Tensor, far: Tens
         return nothing, nothing
     anchor, box = (torch.cat(parts) for parts in zip(*found, strict=True))
     anchors, inverse = torch.unique(anchor, return_inverse=True)
-    # all pairs of an anchor have the same box
+    # an anchor may occur several times, always with the same box
     return anchors, torch.zeros_like(anchors).scatter(0, inverse, box)
 
 

@@ -1,7 +1,8 @@
 """Adaptive training sample selection (ATSS, https://arxiv.org/abs/1912.02424), which needs no IoU threshold.
 
-The candidates of an object are its nearest anchors on every level. Its threshold is the mean plus the standard
-deviation of their IoUs. So a small object whose best anchor has an IoU of only 0.3 still gets positive anchors.
+The candidates of an object are its nearest anchors on every level. The IoU threshold of an object is the mean plus the
+standard deviation of its candidates' IoUs. So a small object whose best anchor has an IoU of only 0.3 still gets
+positive anchors.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ _CHUNK = 512
 def atss_pairs(grid: AnchorGrid, boxes: Tensor, image: Tensor, candidates: int = 9) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs of anchor and box that ATSS selects.
 
-    For each box and level, the anchors at the ``candidates`` positions nearest to the box's center are candidates; of
-    equally near positions, the first count. A candidate is selected if its IoU reaches the mean plus standard deviation
-    over all candidates of the box and its center lies inside the box. If several boxes select an anchor, it is matched
-    with the box of highest IoU.
+    For each box and level, the anchors at the ``candidates`` positions nearest to the box's center are candidates. Of
+    equally near positions, the first ones are taken. A candidate is selected if its IoU reaches the mean plus standard
+    deviation over all candidates of the box and its center lies inside the box. If several boxes select an anchor, it
+    is matched with the box of highest IoU.
 
     Only a window of positions around each center is compared, so memory is O(G · candidates).
 
     Args:
         grid: the anchors.
         boxes: ``(G, 4)`` of all images.
-        image: int64 ``(G,)``, which image each belongs to.
+        image: int64 ``(G,)``, index of the image of each box.
         candidates: positions on each level.
 
     Returns:
-        Per pair: int64 anchor ``image · A + anchor``, float32 overlap, int64 box. On a GPU, reading their number would
-        wait for the computation. So all candidates are returned there, and candidates that are not selected have
-        overlap −1.
+        Per pair: int64 anchor ``image · A + anchor``, float32 overlap, int64 box. On a GPU, reading the number of
+        selected pairs would make the CPU wait. So on a GPU all candidates are returned, and candidates that are not
+        selected have overlap −1.
     """
     found = []
     for start in range(0, len(boxes), _CHUNK):
@@ -57,7 +58,7 @@ def atss_pairs(grid: AnchorGrid, boxes: Tensor, image: Tensor, candidates: int =
 
 
 def _candidates(grid: AnchorGrid, boxes: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
-    """Indices ``(G, N)`` of each box's candidates and their IoU, −1 for those that are not selected."""
+    """Indices ``(G, N)`` of each box's candidates and their IoU; the IoU is −1 if a candidate is not selected."""
     index = _nearest(grid, boxes, candidates)
     anchors = grid.boxes[index]  # (G, N, 4)
     overlap = aligned_iou(anchors, boxes[:, None])
@@ -71,8 +72,9 @@ def _nearest(grid: AnchorGrid, boxes: Tensor, candidates: int) -> Tensor:
     """Indices ``(G, N)`` of the anchors at the ``candidates`` positions nearest to each box's center, all levels."""
     center = (boxes[:, :2] + boxes[:, 2:]) / 2
     per_location = grid.spec.per_location
-    # The k nearest points of a grid lie within this many rows and columns around the nearest one, also at its border;
-    # for a center far outside the image they may all lie in one row. (A GPU always assumes this; a check would wait.)
+    # The k nearest grid points lie within `reach` rows and columns of the nearest point, also at the grid's border. For
+    # a center far outside the image, all k may lie in one row. On a GPU, a check of the centers would make the CPU
+    # wait, so the larger reach is used.
     (rows, columns), (down, across) = grid.shapes[0], grid.strides[0]
     limit = center.new_tensor([columns * across, rows * down])
     inside = center.device.type == "cpu" and bool(((center >= 0) & (center <= limit)).all())
@@ -84,7 +86,7 @@ def _nearest(grid: AnchorGrid, boxes: Tensor, candidates: int) -> Tensor:
         distance = ((row * down - center[:, 1:]) ** 2)[:, :, None] + ((column * across - center[:, :1]) ** 2)[:, None]
         position = row[:, :, None] * columns + column[:, None]  # (G, h, w)
         count = min(candidates, position.shape[1] * position.shape[2])
-        nearest = distance.flatten(1).sort(dim=1, stable=True).indices[:, :count]  # of equals the first
+        nearest = distance.flatten(1).sort(dim=1, stable=True).indices[:, :count]  # of equal distances, the first
         position = position.flatten(1).gather(1, nearest)  # (G, count)
         anchor = position[..., None] * per_location + torch.arange(per_location, device=boxes.device)
         found.append(start + anchor.flatten(1))

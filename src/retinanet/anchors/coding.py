@@ -7,12 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-# An untrained network may predict any size, and exp() must not overflow. Detectron has the same limit, 62.5.
+# An untrained network may predict any log scale; the limit keeps exp() from overflowing. Detectron has the same limit,
+# a factor of 62.5.
 MAX_LOG_SCALE = math.log(1000 / 16)
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Deltas that turn ``anchors`` into ``boxes``: ``((x − xₐ)/wₐ, (y − yₐ)/hₐ, log(w/wₐ), log(h/hₐ))``, x, y centers.
+    """Deltas that turn ``anchors`` into ``boxes``: ``((x − xₐ)/wₐ, (y − yₐ)/hₐ, log(w/wₐ), log(h/hₐ))``.
+
+    (x, y) is the center of a box, and (xₐ, yₐ) that of its anchor.
 
     Args:
         boxes: ``(…, 4)`` ``xyxy`` with positive sides.

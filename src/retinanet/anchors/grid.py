@@ -19,7 +19,7 @@ class AnchorGrid:
         spec: sizes, scales, ratios and layout of the anchors.
         shapes: ``(rows, columns)`` of each level's feature map.
         strides: pixels between neighboring rows and columns, ``(vertical, horizontal)``, of each level.
-        boxes: float32 ``(A, 4)``, ``xyxy`` pixels, real-valued.
+        boxes: float32 ``(A, 4)``, ``xyxy`` pixels, not rounded to integers.
     """
 
     spec: AnchorSpec
@@ -61,14 +61,14 @@ def base_anchors(spec: AnchorSpec, level: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # cached boxes must be usable in training, even if inference made them
+@torch.inference_mode(False)  # cached boxes must be usable in training, even if they are created during inference
 def make_grid(spec: AnchorSpec, image_size: tuple[int, int]) -> AnchorGrid:
     """All anchors for an image of ``(height, width)`` pixels; cached, so do not write into ``boxes``.
 
-    A level of stride s has ⌈height/s⌉ × ⌈width/s⌉ locations. Location (i, j) is centered on pixel (j·s, i·s), which is
-    the center of the receptive field of this output in a stack of padded stride-2 convolutions. In the ``torchvision``
-    layout, the distance between locations is the image's side divided by their number, rounded down: 114 for 7
-    locations on 800 pixels.
+    A level of stride s has ⌈height/s⌉ × ⌈width/s⌉ locations. Location (i, j) is centered on pixel (j·s, i·s). This is
+    the center of the receptive field of that location in a stack of padded stride-2 convolutions. In the
+    ``torchvision`` layout, the distance between locations is the image's side divided by the number of locations,
+    rounded down: 114 for 7 locations on 800 pixels.
     """
     height, width = image_size
     shapes = tuple((-(-height // stride), -(-width // stride)) for stride in spec.strides)

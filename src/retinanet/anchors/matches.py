@@ -1,4 +1,4 @@
-"""The result of an assignment, stored sparsely: nearly all anchors are background, and only the others are listed."""
+"""The result of an assignment, stored sparsely: only positive and ignored anchors are listed; most are background."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Matches:
         images: B.
         anchors: A.
         positive: int64 ``(P,)``, positive anchors in ascending order.
-        box: int64 ``(P,)``, the ground-truth box of each, an index into the boxes of all images.
+        box: int64 ``(P,)``, the ground-truth box of each positive anchor, as an index into the boxes of all images.
         ignored: int64 ``(I,)``, anchors that are neither positive nor background, in ascending order.
     """
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from retinanet.anchors.grid import AnchorGrid, base_anchors
 
-# Windows are enlarged by this much, in positions and in fractions of an area, so that rounding loses no anchor.
+# Windows are enlarged by this much, in positions and as a fraction of the area, so that rounding loses no anchor.
 _SLACK = 1e-3
 
 
 class Pairs(NamedTuple):
-    """Anchors and boxes that may belong together, box by box.
+    """Pairs of an anchor and a box that may match, box by box.
 
     Attributes:
         anchor: int64 ``(N,)``, index into the grid's anchors.
@@ -33,7 +33,7 @@ class Pairs(NamedTuple):
 def pairs_by_iou(grid: AnchorGrid, boxes: Tensor, lowest: float) -> Pairs:
     """All pairs whose IoU is at least ``lowest`` (> 0), and some pairs with a lower IoU.
 
-    IoU ≥ t means that the areas a, b share at least t (a + b) / (1 + t).
+    For boxes with the areas a and b, IoU ≥ t means that their intersection is at least t (a + b) / (1 + t).
     """
     boxes = boxes.double()
     _, size, _ = _shapes(grid)
@@ -49,8 +49,7 @@ def pairs_by_cover(grid: AnchorGrid, boxes: Tensor, lowest: float) -> Pairs:
 
 
 def _shapes(grid: AnchorGrid) -> tuple[Tensor, Tensor, Tensor]:
-    """For the S anchor shapes of all levels: center relative to the location ``(S, 2)``, size ``(S, 2)``, level
-    ``(S,)``."""
+    """S anchor shapes of all levels: center relative to the location ``(S, 2)``, size ``(S, 2)``, level ``(S,)``."""
     bases = [base_anchors(grid.spec, level) for level in range(len(grid.shapes))]
     base = torch.cat(bases)
     level = torch.arange(len(bases)).repeat_interleave(grid.spec.per_location)
@@ -66,15 +65,16 @@ def _windows(grid: AnchorGrid, boxes: Tensor, needed: Tensor) -> Pairs:
 
     box_size = (boxes[:, 2:] - boxes[:, :2])[:, None]  # (G, 1, 2)
     center = ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None] - offset  # (G, S, 2)
-    shared = torch.minimum(box_size, size)  # at best
+    shared = torch.minimum(box_size, size)  # largest possible intersection along each axis
     needed = needed * (1 - _SLACK)
     possible = (shared > 0).all(dim=2) & (shared.prod(dim=2) >= needed)
-    # Largest distance along an axis at which they share enough area, if they are aligned along the other axis.
+    # Largest distance of the centers along an axis at which box and anchor share enough area, if they are aligned along
+    # the other axis.
     reach = (box_size + size) / 2 - needed[..., None] / shared.flip(2)
     first = ((center - reach) / step - _SLACK).ceil().clamp(min=0)
     last = torch.minimum(((center + reach) / step + _SLACK).floor(), counts - 1)
     extent = (last - first + 1).clamp(min=0)
-    # Not a number (boxes of no size) is not possible.
+    # `extent` is NaN for boxes without area. They are not `possible`, so their extent becomes 0.
     extent = torch.where(possible[..., None], extent, 0).long()  # (G, S, 2)
 
     box, shape = torch.nonzero(extent.prod(dim=2), as_tuple=True)  # (W,) windows
@@ -89,7 +89,7 @@ def _windows(grid: AnchorGrid, boxes: Tensor, needed: Tensor) -> Pairs:
 
 
 def _expand(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """For counts ``(W,)``: each index, repeated as often as its count, and the number of the repetition."""
+    """Repeat each index of ``counts`` ``(W,)`` as often as its count. Also return the number of each repetition."""
     index = torch.repeat_interleave(counts)
     before = counts.cumsum(0) - counts
     return index, torch.arange(len(index)) - before[index]

@@ -32,8 +32,8 @@ class Conversion:
     Attributes:
         splits: the datasets that were read, by the names of their splits.
         out: the folder that was written.
-        to: its format.
-        remarks: information that the format cannot store, and changes.
+        to: format of that folder.
+        remarks: information that the format cannot store, and changes that were made.
     """
 
     splits: dict[str, Dataset]
@@ -96,7 +96,7 @@ def write(
         progress: called with the number of images just written.
 
     Returns:
-        Notes for the user: information that the format cannot store, and changes.
+        Notes for the user: information that the format cannot store, and changes that were made.
 
     Raises:
         RetinaNetError: ``out`` is not empty or cannot be written, images are missing, or the format cannot store a name
@@ -138,7 +138,7 @@ def _numbers(split: str, dataset: Dataset, to: Format) -> list[int]:
     if to != "yolo":
         return ids
     paths = [name.split("/") for name in SplitImages.of(split, dataset, stems_differ=True).names]
-    # The files of a folder come before its sub-folders.
+    # Readers list the files of a folder before its sub-folders.
     keys = [[*((1, folder) for folder in folders), (0, file)] for *folders, file in paths]
     return [number for _, number in sorted(zip(keys, ids, strict=True))]
 
@@ -161,7 +161,7 @@ def _renamed(splits: Mapping[str, Dataset], to: Format) -> Iterator[str]:
 
 
 def _sizes(splits: Mapping[str, Dataset], title: str) -> Iterator[str]:
-    """Check that the image files have the sizes in the annotations: formats without sizes take them from the files."""
+    """Check the image sizes. Formats without sizes in their annotations take them from the image files."""
     unreadable, others = [], []
     for dataset in splits.values():
         for index in dataset:

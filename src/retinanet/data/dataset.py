@@ -27,7 +27,8 @@ IGNORE_CLASS = "ignore"
 # Label of an ignore region without a class.
 NO_CLASS = -1
 
-# Corners that lie outside the image by at most this many pixels are rounding errors of an xywh file; not reported.
+# Corners that lie outside the image by at most this many pixels are rounding errors of an xywh file. They are clipped
+# but not reported.
 _EDGE_TOLERANCE = 0.05
 
 # An ``area`` above this cannot be the area of an object; width × height is used instead.
@@ -69,8 +70,8 @@ class Dataset:
         ignore: bool ``(M,)``; crowd, difficult or user-marked regions.
         areas: float32 ``(M,)``; they decide whether an object is small, medium or large in COCO's metrics.
         problems: problems in the annotations.
-        places: file and line (or annotation id) of each of the M boxes. Only a tolerant reader records them, and
-            datasets derived from this one lose them.
+        places: file and line (or annotation id) of each of the M boxes. Only a tolerant reader records the places.
+            Datasets derived from this one have no places.
     """
 
     name: str
@@ -124,7 +125,7 @@ class Dataset:
         )
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-        """Divide at random by ``seed``: the second dataset holds ``fraction`` of the images, at least one."""
+        """Divide the images at random, seeded with ``seed``. The second part has ``fraction`` of them, at least one."""
         if len(self) < 2:
             raise DataError(f"{self.name}: {len(self)} image cannot be divided into train and val; name both splits")
         order = np.random.default_rng(seed).permutation(len(self))
@@ -150,7 +151,8 @@ class Dataset:
                 "use data with the same class names, train a model on these, or name a converted model's outputs "
                 "('retinanet convert --classes')"
             )
-        # Classes that only ignore regions have get NO_CLASS. The last entry is for label NO_CLASS itself (index −1).
+        # A class that only ignore regions use may be missing from `classes`; it becomes NO_CLASS. The last entry maps
+        # label NO_CLASS (index −1) to itself.
         table = np.array([*(position.get(name, NO_CLASS) for name in self.classes), NO_CLASS], dtype=np.int32)
         own = dict(zip(self.classes, self.category_ids, strict=True))
         fresh = iter(range(max((0, *self.category_ids)) + 1, 1 << 31))
@@ -195,8 +197,8 @@ class DatasetBuilder:
 
     For each image, call :meth:`add_image`, then :meth:`add_box` for each of its boxes. Call :meth:`build` at the end.
 
-    A ``tolerant`` builder records problems that would otherwise abort the reading, leaves out the annotation, and
-    records the place of each box.
+    A ``tolerant`` builder handles a problem that would otherwise abort the reading: it records the problem and leaves
+    out the annotation. It also records the place of each box.
     """
 
     def __init__(
@@ -247,7 +249,7 @@ class DatasetBuilder:
             label: index into ``classes``.
             where: file and line (or annotation id).
             ignore: the box is an ignore region.
-            area: COCO's ``area``; unset: width × height.
+            area: COCO's ``area``; if unset, width × height.
         """
         width, height = self._sizes[-2], self._sizes[-1]
         if not all(map(math.isfinite, xyxy)):
@@ -290,7 +292,7 @@ class DatasetBuilder:
         Args:
             code: of a :class:`retinanet.data.problems.ProblemKind`.
             where: file and line, or file and annotation id.
-            message: this case in words.
+            message: description of this case.
         """
         self.problems.append(Problem(code, where, message))
 

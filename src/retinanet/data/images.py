@@ -14,8 +14,8 @@ from retinanet.files import special_file
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif"})
 
-# Pillow refuses files with more than 178 million pixels. Such an image takes half a gigabyte of memory; a larger file
-# is malicious or should be cut into tiles.
+# The limit at which Pillow refuses a file. An image of this size takes half a gigabyte of memory. A larger file is
+# malicious or should be cut into tiles.
 MAX_PIXELS = 178_000_000
 
 _EXIF_ORIENTATION = 0x0112
@@ -33,7 +33,7 @@ _TURNS = {
 def read_image(path: Path, expected_size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
     """Read an image file as uint8 RGB ``(H, W, 3)``.
 
-    Of a file with several frames the first is read. An alpha channel is dropped, 16-bit values are divided by 257, and
+    If a file has several frames, the first is read. An alpha channel is dropped, 16-bit values are divided by 257, and
     floating-point values are scaled from [0, 1]. EXIF orientation is applied, unless ``expected_size`` shows that the
     annotations refer to the unrotated pixels.
 
@@ -72,7 +72,7 @@ def to_rgb(image: Image.Image, expected_size: tuple[int, int] | None = None) -> 
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return the ``(width, height)`` of :func:`read_image` from the file header.
+    """Return the ``(width, height)`` that :func:`read_image` would give, from the file header.
 
     Raises:
         DataError: the file is missing or not an image.
@@ -90,10 +90,10 @@ def read_thumbnail(
     Args:
         path: the file.
         expected_size: ``(width, height)`` that the annotations refer to.
-        side: of the square in pixels.
+        side: side of the square in pixels.
 
     Returns:
-        uint8 ``(side, side)``, and the ``(width, height)`` of :func:`read_image`.
+        uint8 ``(side, side)``, and the ``(width, height)`` that :func:`read_image` would give.
 
     Raises:
         DataError: as :func:`read_image`.

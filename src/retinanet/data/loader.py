@@ -24,7 +24,8 @@ from retinanet.data.verify import other_size
 from retinanet.errors import DataError
 from retinanet.hardware import cores
 
-# A single image that became unreadable is replaced. If this many in a row are unreadable, the disk may be gone.
+# An image that became unreadable is replaced by another. If this many images in a row are unreadable, the disk may be
+# gone, and loading stops.
 _TRIES = 8
 
 # Seconds that a worker continues after SIGTERM, so that training can finish its step and write a checkpoint.
@@ -35,8 +36,8 @@ _PATIENCE = 60
 class Batch:
     """Samples of one step: ``images`` of any size, and the boxes, labels, ignore regions and index of each image.
 
-    ``unreadable`` holds the errors of unreadable images, which other images replace. ``remarks`` holds notes about
-    images, such as an unexpected size.
+    ``unreadable`` holds the errors of unreadable images; other images replace these in the batch. ``remarks`` holds
+    notes about images, such as an unexpected size.
     """
 
     images: list[Tensor]
@@ -79,7 +80,7 @@ class _TrainingImages(TorchDataset[Sample | DataError]):
         for _ in range(_TRIES):
             try:
                 sample = load_sample(self.dataset, index)
-                if not self.config.verify:  # else the note was printed before
+                if not self.config.verify:  # otherwise the check before training has printed the note
                     sample.remark = other_size(self.dataset, index, sample.size) or ""
                 sample = training_view(sample, self.config, rng, scale)
             except DataError as error:
@@ -129,7 +130,7 @@ def training_loader(
 ) -> Iterator[Batch]:
     """Yield a :class:`Batch` per step of ``order``. An unreadable image is replaced by another image.
 
-    With ``pin_memory``, a thread moves the images to memory from which a GPU copies while the CPU goes on.
+    With ``pin_memory``, a thread moves the images to pinned memory, so that copies to a GPU do not block the CPU.
 
     Raises:
         DataError: many images in a row can no longer be read.
@@ -147,7 +148,7 @@ def training_loader(
 
 
 class Timed:
-    """Pass batches on, and measure the ``seconds`` spent waiting for them."""
+    """Iterate over batches, and measure the ``seconds`` spent waiting for them."""
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self.seconds = 0.0
@@ -166,13 +167,13 @@ def evaluation_loader(
 ) -> Iterator[list[Sample]]:
     """Yield lists of :class:`Sample`, every image once.
 
-    The images of a list have one size after resizing, so padding and results are the same for every batch size.
+    All images of a list have the same size after resizing. So padding and results do not depend on the batch size.
 
     Args:
         dataset: the images.
         config: size of the network's input.
         batch: largest number of images in a list.
-        unreadable: if given, receives index and error of each unreadable image, which is then left out.
+        unreadable: if given, index and error of each unreadable image are added to it, and the image is left out.
 
     Raises:
         DataError: an image cannot be read, and ``unreadable`` is not given.
@@ -199,8 +200,10 @@ def evaluation_loader(
 
 
 def _readable(samples: list[Sample | DataError]) -> list[Sample]:
-    """Raise the error of a worker in this process, because otherwise its message would contain the worker's
-    traceback."""
+    """Return the samples, or raise the first error among them.
+
+    Workers return errors instead of raising them, because PyTorch would add the worker's traceback to the message.
+    """
     readable = []
     for sample in samples:
         if isinstance(sample, DataError):
@@ -213,7 +216,7 @@ def _leave_signals_to_the_training(worker: int) -> None:
     """Ignore SIGINT, and delay SIGTERM, in a worker process.
 
     Terminals, ``timeout`` and schedulers signal every process of a group. The main process handles the signal: it
-    writes a checkpoint and ends its workers. SIGTERM still ends a worker that does not end by itself, but only after a
+    writes a checkpoint and ends its workers. If a worker does not end by itself, SIGTERM ends it after a
     delay.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -222,7 +225,7 @@ def _leave_signals_to_the_training(worker: int) -> None:
 
 
 def worker_count(config: DataConfig) -> int:
-    """Number of worker processes: as configured, else half of the available cores, at most 8."""
+    """Number of worker processes: the configured number, or half of the available cores but at most 8."""
     if config.workers is not None:
         return config.workers
     return min(8, max(1, cores() // 2))

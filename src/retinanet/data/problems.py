@@ -17,9 +17,9 @@ class ProblemKind:
 
     Attributes:
         code: identifies the kind; decisions use this.
-        severity: ``error`` aborts training, ``warning`` loses an annotation, ``note`` is only worth knowing.
-        title: the kind as a noun phrase, for a line that counts its cases.
-        action: how the reader handles it.
+        severity: ``error``: training aborts. ``warning``: an annotation is lost. ``note``: for information only.
+        title: noun phrase for the kind, printed with the number of its cases.
+        action: how the reader handles the problem.
         left_out: the reader leaves out a whole image or annotation file.
     """
 
@@ -66,7 +66,7 @@ class Problem:
     Attributes:
         code: of its :class:`ProblemKind`.
         where: file and line, or file and annotation id.
-        message: this case in words.
+        message: description of this case.
     """
 
     code: str
@@ -88,5 +88,5 @@ class Problem:
 
     @property
     def action(self) -> str:
-        """How the reader handled it."""
+        """How the reader handled the problem."""
         return self.kind.action

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Training leaves out objects with a side below this, in pixels of the network's input.
+# Training leaves out objects with a side shorter than this many pixels of the network's input.
 MIN_SIDE = 1.0
 
 
@@ -24,7 +24,7 @@ class Sample:
         image_id: id of the image in the dataset.
         index: position of the image in the dataset.
         size: ``(width, height)`` of the file before any transform.
-        instead_of: errors of unreadable images that this image replaces.
+        instead_of: errors of the unreadable images that this image replaces.
         remark: note about the image, such as an unexpected size.
     """
 

@@ -27,7 +27,7 @@ def sampling_factors(dataset: Dataset, config: DataConfig) -> Factors:
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))[~dataset.ignore]
     labels = dataset.labels[~dataset.ignore]
     if config.repeat_rare > 0 and len(labels):
-        pairs = np.unique(np.stack([owner, labels]), axis=1)  # each class of an image once
+        pairs = np.unique(np.stack([owner, labels]), axis=1)  # count each class once per image
         share = np.bincount(pairs[1], minlength=len(dataset.classes)) / len(dataset)
         of_class = np.maximum(1, np.sqrt(config.repeat_rare / np.maximum(share, 1e-12)))
         np.maximum.at(factors, pairs[0], of_class[pairs[1]])
@@ -41,7 +41,9 @@ def sampling_factors(dataset: Dataset, config: DataConfig) -> Factors:
 
 
 class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
-    """Batches of a training from step ``start`` on, as lists of (epoch, batch of the epoch, image index).
+    """Batches of a training, starting at step ``start``.
+
+    A batch is a list of (epoch, number of the batch in the epoch, image index).
 
     Each epoch is a new shuffle of the same length. Portrait and landscape images are in separate batches, which saves
     padding. Each image appears as often as its factor says; the fractional part adds an appearance in some epochs.
@@ -52,7 +54,8 @@ class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
         epochs: passes over the dataset.
         seed: fixes the order.
         start: number of finished steps, for resuming.
-        factors: mean number of appearances of each image per epoch, see :func:`sampling_factors`; unset: once.
+        factors: mean number of appearances of each image per epoch, see :func:`sampling_factors`. If unset, each image
+            appears once.
         rank: rank of this process. It gets every ``world_size``-th image of a batch, possibly no image.
         world_size: number of ranks.
     """
@@ -108,7 +111,7 @@ class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
     def _drawn(self, images: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
         """Repeat each of ``images`` ⌊factor⌋ or ⌈factor⌉ times, in random order.
 
-        Systematic sampling keeps their total number the same in every epoch.
+        Systematic sampling keeps the total number of appearances the same in every epoch.
         """
         factors = self._factors[images]
         if (factors == 1).all():

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset
     from retinanet.data.problems import ProblemKind
 
-# Number of classes, problems of a kind and notes that are listed; the others are only counted.
+# Largest numbers of classes, of problems of one kind, and of notes that are listed. Further items are only counted.
 _CLASSES, _PROBLEMS, _NOTES = 6, 3, 10
 
 
@@ -32,7 +32,7 @@ def summary(dataset: Dataset) -> list[str]:
 
 
 def note_lines(notes: Sequence[str]) -> list[str]:
-    """Return the first notes as lines, and how many more there are."""
+    """Return the first notes as lines, and a line with the number of further notes."""
     lines = [f"note: {note}" for note in notes[:_NOTES]]
     if len(notes) > _NOTES:
         lines.append(f"note: … and {len(notes) - _NOTES} more")

@@ -1,8 +1,8 @@
 """Synthetic sample dataset: drawings of washers, nuts, screws and gears on a cluttered workbench, as COCO JSON.
 
 Every image has its own random generator, seeded with (seed, index), so image 7 is the same in a set of ten and in a set
-of a thousand. Parts are placed front to back, later parts under earlier ones. So the visible region of a part never
-changes after it is placed, its box is exact, and a part that would be mostly hidden can be left out.
+of a thousand. Parts are placed front to back: each new part lies under the earlier parts. So the visible region of a
+part never changes after the part is placed, its box is exact, and a part that would be mostly hidden can be left out.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from retinanet.errors import DataError
 
 Array = NDArray[np.float32]
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in half-open pixels
-Layer = tuple[NDArray[np.float64], int | None, int]  # outline in the unit disc; mask (None: keep); tone, 128 neutral
+Layer = tuple[NDArray[np.float64], int | None, int]  # outline in the unit disc; mask (None: keep); tone (128: neutral)
 
 CLASSES = ("washer", "nut", "screw", "gear")
 CLASS_ODDS = (0.35, 0.27, 0.26, 0.12)  # gears are three times as rare as washers
-LOOKALIKES = ("disc", "plate", "arc", "rod", "shard")  # same metal and light, but not objects
-EDGE = 0.3  # a pixel belongs to a part that covers at least this fraction of it
+LOOKALIKES = ("disc", "plate", "arc", "rod", "shard")  # drawn with the same metal and light, but not objects
+EDGE = 0.3  # a pixel belongs to a part if the part covers at least this fraction of the pixel
 SUPERSAMPLE = 3
 CROWD_IMAGES = (3, 11)  # an image of each split
 TINTS = ((186, 190, 196), (150, 158, 172), (205, 170, 88), (192, 122, 84), (70, 70, 76), (168, 62, 54), (62, 104, 150))
@@ -181,7 +181,7 @@ def _marks(rng: np.random.Generator, size: int) -> Array:
         if kind == 0:
             end = (x + 4 * reach * math.cos(turn), y + 4 * reach * math.sin(turn))
             draw.line((x, y, *end), fill=shade, width=int(rng.integers(1, 5)))
-        elif kind == 1:  # the mark of a cup or washer, too faint and thin for a washer
+        elif kind == 1:  # a ring left by a cup or washer, too faint and thin to be taken for a washer
             start = math.degrees(turn)
             draw.arc(around, start, start + rng.uniform(120, 360), (shade + 128) // 2, int(rng.integers(2, 6)))
         elif kind == 2:
@@ -242,11 +242,11 @@ def _scatter(rng: np.random.Generator, scene: Scene, kinds: list[str]) -> list[t
 
 
 def draw_scene(seed: int, index: int, size: int) -> tuple[Image.Image, list[tuple[str, Box]], Box | None]:
-    """Draw image `index` of the set `seed`. Returns it, its parts as (class, box), and the box of the crowd if any."""
+    """Draw image `index` of the set `seed`. Returns the image, its parts as (class, box), and the box of any crowd."""
     rng = np.random.default_rng([seed, index])
     scene = Scene(_background(rng, size), rng.uniform(0, 2 * math.pi))
     crowd = _pile(rng, scene) if index in CROWD_IMAGES else None
-    # Every 19th image has no parts. Not every 20th: val is every fifth image, so all empty images would be in train.
+    # Every 19th image has no parts. With every 20th, all empty images would be in train, as val is every fifth image.
     wanted = 0 if index % 19 == 8 else int(rng.integers(2, 13))
     kinds = rng.choice(CLASSES, wanted, p=CLASS_ODDS).tolist() + rng.choice(LOOKALIKES, rng.integers(2, 8)).tolist()
     rng.shuffle(kinds)

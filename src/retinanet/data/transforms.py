@@ -29,7 +29,7 @@ def training_view(sample: Sample, config: DataConfig, rng: random.Random, scale:
     if rng.random() < config.crop:
         sample = random_crop(sample, rng)
     sample = resize(sample, config, scale)
-    if config.color > 0:  # after resizing: most images then have far fewer pixels
+    if config.color > 0:  # done after resizing, because most images then have far fewer pixels
         sample.image = jitter_color(sample.image, config.color, rng)
     if rng.random() < config.flip:
         sample = horizontal_flip(sample)
@@ -47,7 +47,7 @@ def resize(sample: Sample, config: DataConfig, scale: float = 1.0) -> Sample:
 
 
 def scaled_size(height: int, width: int, config: DataConfig, scale: float = 1.0) -> tuple[int, int]:
-    """Return the ``(height, width)`` that an image is resized to; the aspect ratio is kept, each side is at least 1.
+    """Return the ``(height, width)`` after resizing. The aspect ratio is kept, and each side is at least 1.
 
     The shorter side becomes ``scale`` · ``config.size``, unless the longer side would exceed ``scale`` ·
     ``config.longest``.
@@ -58,9 +58,10 @@ def scaled_size(height: int, width: int, config: DataConfig, scale: float = 1.0)
 
 
 def resize_image(image: Tensor, shape: tuple[int, int], config: DataConfig) -> Tensor:
-    """Resize uint8 ``image`` ``(3, h, w)`` to ``shape``; the result is float32 where ``config.resize`` is bilinear."""
+    """Resize uint8 ``image`` ``(3, h, w)`` to ``shape``; the result is float32 if ``config.resize`` is bilinear."""
     if config.resize == "bilinear":
-        # Not rounded to gray levels: torchvision resizes after normalizing, which gives the same only without rounding.
+        # The result is not rounded to integers. torchvision normalizes before it resizes; the results agree only
+        # without rounding.
         return interpolate(image[None].float(), size=shape, mode="bilinear", align_corners=False)[0]
     if tuple(image.shape[-2:]) == shape:
         return image
@@ -79,9 +80,10 @@ def horizontal_flip(sample: Sample) -> Sample:
 
 
 def random_crop(sample: Sample, rng: random.Random, smallest: float = 0.5) -> Sample:
-    """Crop a window of ``smallest`` to 1 times each side; an object is kept if half of its area is inside.
+    """Crop a random window whose sides are ``smallest`` to 1 times those of the image.
 
-    The visible rest of any other object becomes an ignore region: it is neither a good example nor background.
+    An object is kept if at least half of its area is inside the window. The visible part of any other object becomes an
+    ignore region, because it is neither a good example nor background.
     """
     height, width = sample.image.shape[-2:]
     new_height = max(1, round(height * rng.uniform(smallest, 1)))
@@ -121,10 +123,10 @@ def normalized_batch(
         mean: channel means of RGB in [0, 1].
         std: channel standard deviations.
         device: where the batch is made.
-        size: ``(H, W)`` to pad to; unset: the largest sides, rounded up to ``PAD_TO``.
+        size: ``(H, W)`` to pad to; if unset, the largest sides, rounded up to a multiple of ``PAD_TO``.
 
     Returns:
-        float32 ``(B, 3, H, W)``, channels-last: normalized, each image at the top left, the rest zeros.
+        float32 ``(B, 3, H, W)``, channels-last. Images are normalized, placed at the top left and padded with zeros.
     """
     device = torch.device(device)
     shape = (len(images), 3, *(size or padded_size(images)))
@@ -135,10 +137,10 @@ def normalized_batch(
     return batch
 
 
-@lru_cache(maxsize=16)  # creating them on a GPU would wait for it
+@lru_cache(maxsize=16)  # creating these tensors on a GPU would make the CPU wait for it
 @torch.inference_mode(False)
 def _scale_and_offset(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(v / 255 − mean) / std as one multiplication and addition, ``(3, 1, 1)`` both."""
+    """Scale and offset, ``(3, 1, 1)`` each, with which v · scale + offset = (v / 255 − mean) / std."""
     scale, offset = 1 / (255 * torch.tensor(std)), -torch.tensor(mean) / torch.tensor(std)
     return to_device(scale[:, None, None], device), to_device(offset[:, None, None], device)
 

@@ -26,12 +26,12 @@ def verify_images(
         dataset: the images to check.
         skip_broken: leave out unreadable images instead of raising an error.
         progress: called with the number of images just checked.
-        share: selects the indices that this process checks, if several processes check together.
+        share: selects the indices that this process checks, if several processes share the work.
         gather: collects the results of all processes.
 
     Returns:
-        The dataset without unreadable images, and notes about these and about images whose size differs from their
-        annotations.
+        The dataset without unreadable images, and notes. A note names an unreadable image, or an image whose size
+        differs from its annotations.
 
     Raises:
         DataError: an image cannot be read and ``skip_broken`` is off, or no image can be read.

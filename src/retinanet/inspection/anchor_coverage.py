@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 # Number of boxes processed together; small enough that the intermediate arrays stay in the CPU cache.
 _CHUNK = 1 << 15
 
-# Largest number of anchors of a batch of images that are assigned together; it bounds the memory.
+# Largest total number of anchors of the images that are assigned together; it bounds the memory.
 _BATCH_ANCHORS = 1 << 21
 
 
@@ -44,7 +44,7 @@ class ScaledBoxes:
         image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))  # (M,)
         limits = np.tile(scaled[:, ::-1].astype(np.float32), 2)  # (N, 4)
         boxes = np.minimum(dataset.boxes * factors[image], limits[image])
-        # The columns are contiguous, because the computations use whole columns.
+        # Store columns contiguously, because the computations use whole columns.
         return cls(np.asfortranarray(boxes), (-(-scaled // PAD_TO) * PAD_TO)[image])
 
     def __getitem__(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice) -> ScaledBoxes:
@@ -86,7 +86,7 @@ class ScaledBoxes:
         shared, area, own = [], [], []
         for axis in (0, 1):
             low, high = self.boxes[:, axis], self.boxes[:, axis + 2]
-            # float32 corners as in the grid, so that an IoU close to a threshold falls on the same side of it
+            # use float32 corners as the grid does, so that rounding moves no IoU to the other side of a threshold
             start, end = ((nearest[axis] + sign * half[axis]).astype(np.float32) for sign in (-1, 1))
             shared.append(np.maximum(np.minimum(high, end) - np.maximum(low, start), 0))
             area.append(high - low)
@@ -98,10 +98,10 @@ class ScaledBoxes:
 
 
 def best_overlaps(dataset: Dataset, spec: AnchorSpec, data: DataConfig) -> Floats:
-    """Highest IoU of each ground-truth box with any anchor of its image, scaled as for training without random scale.
+    """Highest IoU of each ground-truth box with any anchor of its image.
 
-    Each image is padded as if it were alone in its batch. Up to float32 rounding, a comparison of each box with all
-    anchors gives the same result.
+    Images are scaled as for training, without random scale. Each image is padded as if it were alone in its batch. Up
+    to float32 rounding, a comparison of each box with all anchors gives the same result.
 
     Returns:
         float32 ``(M,)``, one value per row of ``dataset.boxes``; NaN for ignore regions.
@@ -120,9 +120,9 @@ def positives(
     training.
 
     Args:
-        dataset: the images, after :meth:`Dataset.with_crowds` if ``data.crowd`` matters.
+        dataset: the images. Apply :meth:`Dataset.with_crowds` first if ``data.crowd`` should take effect.
         config: its ``anchors``, ``assign`` and ``data`` are used.
-        progress: called with the number of images just done.
+        progress: called with the number of images whose anchors were just assigned.
 
     Returns:
         int64 ``(M,)``, one value per row of ``dataset.boxes``; −1 for ignore regions.
@@ -151,7 +151,7 @@ def positives(
 
 
 def _scaled_sizes(dataset: Dataset, data: DataConfig) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Height and width of each image in the network ``(N, 2)``, and the factors for its boxes ``(N, 4)``."""
+    """Height and width of each image after resizing ``(N, 2)``, and the factors that scale its boxes ``(N, 4)``."""
     distinct, image = np.unique(dataset.sizes, axis=0, return_inverse=True)
     sizes, factors = [], []
     for width, height in distinct.tolist():

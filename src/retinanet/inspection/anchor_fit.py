@@ -22,16 +22,16 @@ from retinanet.inspection.anchor_search import AS_GOOD, AnchorCoverage, class_we
 from retinanet.progress import progress_bar
 from retinanet.recipes import RECIPES, resolve
 
-# Number of boxes for the search: enough to know the share of covered boxes to half a percent.
+# Number of boxes for the search. It is large enough to estimate the share of covered boxes to half a percent.
 _ENOUGH = 10_000
 
-# With a smaller share of covered boxes, larger inputs are tried.
+# If the share of covered boxes is below this, larger inputs are tried.
 _WELL_COVERED = 0.98
 
-# Factors on data.size that are tried, and the largest input.
+# Factors by which data.size is enlarged, and the largest value of data.size that is tried.
 _LARGER, _LARGEST_SIZE = (1.5, 2.0), 8192
 
-# Largest number of scales and of ratios.
+# Largest number of scales, and largest number of ratios.
 _MOST = 6
 
 
@@ -42,8 +42,8 @@ class MeasuredAnchors:
     Attributes:
         spec: the anchors.
         overlaps: float32 ``(M,)``, IoU of each box of train with its best anchor; NaN for ignore regions.
-        coverage: of train, with the same weight for every class.
-        val_coverage: of val; ``None`` if val has no boxes.
+        coverage: coverage of the boxes of train, with the same weight for every class.
+        val_coverage: coverage of the boxes of val; ``None`` if val has no boxes.
         positives: number of positive anchors of each object in the images of the search.
     """
 
@@ -69,8 +69,8 @@ class AnchorFit:
         current: the anchors of the settings.
         fitted: the best anchors that were found.
         table: the best coverage for each number of scales and ratios.
-        larger_inputs: share of covered boxes with anchors fitted to each larger ``data.size``. Empty if the current
-            input is large enough, or if no larger input covers more.
+        larger_inputs: for each larger ``data.size``, the share of boxes that anchors fitted to that size cover. Empty
+            if the current input is large enough, or if no larger input covers more boxes.
     """
 
     train: Dataset
@@ -96,7 +96,7 @@ class AnchorFit:
 
     @property
     def uncovered(self) -> npt.NDArray[np.bool_]:
-        """Whether the fitted anchors leave each box of train uncovered: bool ``(M,)``."""
+        """Mask of the boxes of train that the fitted anchors leave uncovered: bool ``(M,)``."""
         return ~self.train.ignore & (self.fitted.overlaps < self.threshold)
 
     @property
@@ -111,7 +111,7 @@ class AnchorFit:
 
     @property
     def plot_inputs(self) -> tuple[Floats, tuple[Floats, Floats], tuple[AnchorSpec, AnchorSpec], float]:
-        """Sizes of the objects, their best IoUs and the anchors (current, fitted), and the threshold."""
+        """Object sizes, best IoUs (current, fitted), anchors (current, fitted), and the threshold."""
         objects = ~self.train.ignore
         overlaps = (self.current.overlaps[objects], self.fitted.overlaps[objects])
         return self.sizes[objects], overlaps, (self.current.spec, self.fitted.spec), self.threshold
@@ -187,7 +187,7 @@ def recipe_text(fit: AnchorFit, out: Path, recipe: str) -> str:
     Args:
         fit: the fitted anchors.
         out: the file to write. If ``recipe`` is a file, the text has its path relative to the folder of ``out``.
-        recipe: the recipe that it starts from.
+        recipe: the recipe that the text starts from.
     """
     import yaml
 
@@ -220,7 +220,7 @@ def _check(scales: int, ratios: int, seed: int, out: str | Path | None, recipe: 
 
 
 def _no_boxes(train: Dataset) -> str:
-    """Error about a split without boxes, with the boxes that the reader dropped."""
+    """Error message for a split without boxes; it also reports the boxes that the reader dropped."""
     dropped = [problem for problem in train.problems if problem.severity == "warning"]
     cause = f"; invalid annotations: {len(dropped)}, first {dropped[0]}" if dropped else ""
     return f"{train.name}: there is no box to fit anchors to in {len(train)} images{cause}; choose another --data.train"
@@ -246,14 +246,14 @@ def _scaled_objects(dataset: Dataset, config: Config) -> ScaledBoxes:
 
 
 def _object_weights(dataset: Dataset) -> Floats:
-    """Weights of the objects that give every class the same total weight, as AP does."""
+    """Weights of the objects. They give every class the same total weight, as AP does."""
     return class_weights(dataset.labels[~dataset.ignore])
 
 
 def _measured(
     train: Dataset, val: Dataset, sample: Dataset, config: Config, progress: Callable[[int], object]
 ) -> MeasuredAnchors:
-    """Measure the anchors of ``config``; ``progress`` is called with the number of images just assigned."""
+    """Measure the anchors of ``config``. ``progress`` gets the number of images whose anchors were just assigned."""
     threshold = config.assign.foreground
     overlaps = best_overlaps(train, config.anchors, config.data)
     on_val = None if val.ignore.all() else best_overlaps(val, config.anchors, config.data)
@@ -267,7 +267,10 @@ def _measured(
 
 
 def _larger_inputs(fit: AnchorFit) -> dict[int, float]:
-    """Share of covered boxes with anchors fitted to each larger ``data.size``; empty if none covers clearly more."""
+    """For each larger ``data.size``, the share of boxes that anchors fitted to it cover.
+
+    Empty if no larger size covers clearly more boxes.
+    """
     config, weights = fit.config, _object_weights(fit.sample)
 
     def covered(sized: Config) -> float:

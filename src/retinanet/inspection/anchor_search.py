@@ -1,12 +1,12 @@
 """Search for anchors that cover the boxes of a dataset.
 
-A box is covered if its IoU with an anchor of its image reaches the threshold from which that anchor is positive. This
-depends on the position of the box between the anchors, not only on the shapes, so the search computes the IoU with the
-real grid. It is a pattern search: it changes one number of the anchors at a time, keeps improvements, and continues
-with smaller changes.
+A box is covered if its IoU with an anchor of its image reaches the threshold from which that anchor is positive. The
+IoU depends not only on the shapes but also on the position of the box between the anchors, so the search computes the
+IoU with the real grid. It is a pattern search: it changes one number of the anchors at a time, keeps improvements, and
+continues with smaller changes.
 
-The share of covered boxes is not enough as an objective: of two sets of anchors with the same share, the one with the
-higher IoU gives more precise detections, and the share alone favors few shapes that just reach every box. So the
+The share of covered boxes alone is not a good objective. If two sets of anchors cover the same share, the set with the
+higher IoU gives more precise detections. The share alone also favors few shapes that just reach every box. So the
 search maximizes the mean of three shares, at the threshold and at two higher IoUs. As AP is a mean over classes, each
 class has the same weight, so that a frequent class does not take the anchors of a rare one.
 """
@@ -24,14 +24,14 @@ from retinanet.anchors.grid import base_anchors
 from retinanet.config import AnchorSpec
 from retinanet.inspection.anchor_coverage import Floats, ScaledBoxes
 
-# A smaller gain in ``AnchorCoverage.close`` does not justify other anchors.
+# A gain in ``AnchorCoverage.close`` below this does not justify changing the anchors.
 AS_GOOD = 0.005
 
 # Fewer anchors are preferred if ``close`` and the mean IoU are at most this much below the best.
 _EQUAL_CLOSE, _EQUAL_MEAN = 0.001, 0.01
 
-# Bounds of an anchor's side in strides, and largest ratio. Anchors smaller than a stride leave gaps. No experiment
-# has tested whether a level can detect objects with anchors larger than 12 strides.
+# Bounds of an anchor's side in strides. Anchors smaller than a stride leave gaps. No experiment has tested whether a
+# level can detect objects with anchors larger than 12 strides.
 _SIDES = (1.0, 12.0)
 _LARGEST_RATIO = 32.0
 
@@ -59,8 +59,8 @@ class AnchorCoverage:
     """How well anchors cover boxes; ordered by the objective of the search.
 
     Attributes:
-        close: objective of the search: mean, over the IoUs of :func:`closer`, of the weighted share of boxes whose best
-            anchor reaches that IoU.
+        close: objective of the search. For each IoU of :func:`closer`, take the weighted share of boxes whose best
+            anchor reaches that IoU; ``close`` is the mean of these shares.
         share: share of the boxes whose best anchor reaches the threshold.
         mean: mean IoU of the boxes with their best anchor.
     """
@@ -105,9 +105,9 @@ def search_anchors(
     progress: Callable[[int], object] = lambda fits: None,
     weights: Floats | None = None,
 ) -> SearchResult:
-    """Find the anchors that cover ``boxes`` best. Of nearly equal solutions, that with the fewest anchors is returned.
+    """Find the anchors that cover ``boxes`` best. Among nearly equal solutions, prefer the fewest anchors.
 
-    The sizes keep the proportions of those of ``spec``, unless independent sizes per level are better by at least
+    The sizes keep the proportions of ``spec.sizes``, unless independent sizes per level are better by at least
     ``AS_GOOD``. The search is deterministic.
 
     Args:
@@ -116,8 +116,8 @@ def search_anchors(
         scales: largest number of scales.
         ratios: largest number of ratios.
         threshold: IoU from which a box is covered.
-        progress: called with the number of fits just done, of ``scales × ratios + 2``.
-        weights: of the boxes, ``(M,)``, such as :func:`class_weights`.
+        progress: called with the number of fits just done; the total is ``scales × ratios + 2``.
+        weights: weights of the boxes, ``(M,)``, such as :func:`class_weights` returns.
     """
     search = _Search(boxes, threshold, weights)
     starts = sorted(_starts(boxes, spec, scales, ratios, weights), key=search.coverage, reverse=True)
@@ -155,7 +155,7 @@ def refit(
 
 @dataclass
 class _Search:
-    """Evaluates many anchors on the same boxes. The IoUs of each shape are cached, as few shapes change at a time."""
+    """Evaluates many anchors on the same boxes. IoUs are cached by shape, because a move changes few shapes."""
 
     boxes: ScaledBoxes
     threshold: float
@@ -177,13 +177,13 @@ class _Search:
             if level not in self._nearest:
                 self._nearest[level] = self.boxes.nearest(spec, level)
             found = self.boxes.overlaps(self._nearest[level], (width, height))
-        self._shapes[key] = found  # the most recent is last
+        self._shapes[key] = found  # the most recently used shape is last
         while len(self._shapes) > 4 * len(spec.strides) * spec.per_location:
             del self._shapes[next(iter(self._shapes))]
         return found
 
     def improve(self, spec: AnchorSpec, steps: tuple[float, ...] = _STEPS, levels: bool = False) -> AnchorSpec:
-        """Move to better neighbors until there is none, for each step size; with ``levels``, each size moves alone."""
+        """Move to better neighbors until none is better, for each step size. With ``levels``, each size moves alone."""
         best = self.coverage(spec)
         for step in steps:
             for _ in range(4):  # rounds
@@ -234,7 +234,7 @@ def _moves(spec: AnchorSpec, levels: bool) -> int:
 
 
 def _moved(spec: AnchorSpec, move: int, factor: float) -> AnchorSpec:
-    """Multiply one number by ``factor``; move 0 multiplies all sizes."""
+    """Multiply the number that ``move`` selects by ``factor``. Move 0 multiplies all sizes."""
     if move == 0:
         return _rounded(replace(spec, sizes=tuple(size * factor for size in spec.sizes)))
     move -= 1

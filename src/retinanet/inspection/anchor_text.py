@@ -1,4 +1,4 @@
-"""Lines that the terminal shows of an anchor fit."""
+"""Lines about an anchor fit for the terminal."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from retinanet.data.sample import MIN_SIDE
 from retinanet.inspection.anchor_fit import AnchorFit
 from retinanet.inspection.anchor_search import closer
 
-# Classes in the table: those that the current anchors cover worst.
+# Number of classes in the table. It shows the classes that the current anchors cover worst.
 _CLASSES = 10
 
-# IoUs for which the table shows the share of boxes with such an anchor.
+# The table shows the share of boxes that have an anchor with at least each of these IoUs.
 _IOUS = (0.4, 0.5, 0.6, 0.7)
 
-# Drop of the share of boxes with an anchor of IoU ≥ 0.7 that is worth a note.
+# If the share of boxes with an anchor of IoU ≥ 0.7 drops by more than this, a note is shown.
 _FEWER_CLOSE = 0.05
 
 
@@ -73,7 +73,7 @@ def _coverage_lines(fit: AnchorFit) -> Iterator[str]:
 
 
 def _share_line(fit: AnchorFit, name: str, rows: npt.NDArray[np.bool_], iou: float) -> Iterator[str]:
-    """Line with the share of ``rows`` that have an anchor of at least ``iou``; none if there are no such boxes."""
+    """Yield a line with the share of ``rows`` whose best anchor has at least ``iou``. No line if ``rows`` is empty."""
     if rows.any():
         current, fitted = ((anchors.overlaps[rows] >= iou).mean() for anchors in (fit.current, fit.fitted))
         yield f"  {name:<34}{rows.sum():>8}{current:>9.1%}{fitted:>9.1%}"
@@ -129,7 +129,7 @@ def _assignment_lines(fit: AnchorFit) -> Iterator[str]:
 
 
 def _input_size_lines(fit: AnchorFit) -> Iterator[str]:
-    """Whether a larger input would cover more boxes."""
+    """Yield lines on whether a larger input would cover more boxes."""
     size, share = fit.config.data.size, fit.uncovered_share
     if fit.input_is_large_enough:
         yield f"data.size {size} is large enough: the fitted anchors leave only {share:.1%} of the boxes uncovered."

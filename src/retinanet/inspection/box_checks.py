@@ -27,7 +27,8 @@ _HUGE, _RARE_HUGE = 0.9, 0.05
 # A box around at least this many boxes of its class may be an unflagged crowd.
 _CROWD = 5
 
-# An image has few boxes if it has at most this fraction of the median, and the median is at least this large.
+# An image has few boxes if it has at most this fraction of the median number of boxes, and the median is at least
+# _MANY_BOXES.
 _FEW_BOXES, _MANY_BOXES = 0.25, 8
 
 _CROWD_POLICY = {
@@ -70,7 +71,7 @@ def _box_pairs(split: str, dataset: Dataset, index: int, rows: npt.NDArray[np.in
             & (boxes[:, None, 2:] >= boxes[None, :, 2:]).all(-1)
             & (labels[:, None] == labels[None])
         )  # (n, n) whether the first box contains the second
-        for a in _where(inside.sum(axis=1) > _CROWD):  # every box contains itself
+        for a in _where(inside.sum(axis=1) > _CROWD):  # > and not ≥, because every box contains itself
             what = f"{_named(dataset, rows[a])} around {inside[a].sum() - 1} boxes of its class"
             yield _at("unflagged-crowd", split, dataset, index, [rows[a]], what)
 

@@ -16,7 +16,7 @@ from retinanet.inspection.duplicates import Pair, Scan, find_pairs, scan
 from retinanet.inspection.findings import Finding, Sight
 from retinanet.inspection.splits import Splits
 
-# Finding that each kind of problem of the readers becomes.
+# Code of the finding for each code of a reader's problem.
 FINDING_OF_PROBLEM = {
     "unreadable-image": "broken-image",
     "unreadable-annotations": "broken-annotation",
@@ -50,9 +50,9 @@ class CheckResult:
     """Findings of all checks, and the intermediate results that a repair needs.
 
     Attributes:
-        findings: in no order, see :func:`retinanet.inspection.findings.by_kind`.
-        scans: of the images of all splits, one split after the other.
-        pairs: of equal or nearly equal images; the images are numbered as in ``scans``.
+        findings: the findings, unsorted; :func:`retinanet.inspection.findings.by_kind` sorts them.
+        scans: scans of the images of all splits, one split after the other.
+        pairs: pairs of equal or nearly equal images, numbered as in ``scans``.
     """
 
     findings: list[Finding]
@@ -72,10 +72,10 @@ def run_checks(
 
     Args:
         splits: from :func:`retinanet.data.formats.open_dataset.read_tolerantly`, with one list of classes.
-        failures: for each split that cannot be read, the reason.
-        own_classes: the classes that each split lists itself.
+        failures: the reason for each split that cannot be read.
+        own_classes: the classes in each split's own list.
         data: size of the network's input.
-        whole: ``splits`` are all splits of the dataset, so an image that none of them lists is not used.
+        whole: whether ``splits`` are all splits of the dataset. Only then is an image that no split lists a finding.
         progress: called with the number of images just decoded.
     """
     scans = scan(list(splits.values()), progress)
@@ -90,7 +90,7 @@ def run_checks(
         first += len(dataset)
     findings += class_findings(splits, own_classes)
     findings += _duplicate_images(splits, pairs)
-    if whole and not failures:  # an unreadable split may list them
+    if whole and not failures:  # an unreadable split may list images that no other split lists
         findings += _unlisted_images(splits)
     return CheckResult(findings, scans, pairs)
 
@@ -134,10 +134,10 @@ def _duplicate_images(splits: Splits, pairs: Sequence[Pair]) -> Iterator[Finding
 
 
 def _unlisted_images(splits: Splits) -> Iterator[Finding]:
-    """Findings about images that lie beside listed images but that no split lists."""
+    """Findings about images that no split lists although they are in a folder of listed images."""
     listed = {os.path.abspath(dataset.path(index)) for dataset in splits.values() for index in dataset}
     split_of = {os.path.dirname(os.path.abspath(d.path(index))): split for split, d in splits.items() for index in d}
-    # An image that the reader left out, or whose annotation file it left out, has a finding of its own.
+    # If the reader left out an image or its annotation file, another finding reports this image.
     left_out = (p.where for d in splits.values() for p in d.problems if p.kind.left_out)
     reported = {os.path.splitext(os.path.basename(where))[0] for where in left_out}
     for folder in sorted(split_of):

@@ -52,8 +52,8 @@ def _not_in_train(name: str, splits: Splits, train: str, others: Mapping[str, in
         name: the class.
         splits: all splits.
         train: name of the training split.
-        others: number of its boxes in each other split that has any.
-        listed: train lists the class.
+        others: number of boxes of the class, for each other split that has such boxes.
+        listed: whether train lists the class.
     """
     if not others:
         return Finding("never-learnt", train, splits[train].name, f"{name!r}: no box in any split")
@@ -61,6 +61,6 @@ def _not_in_train(name: str, splits: Splits, train: str, others: Mapping[str, in
     first, what = next(iter(others)), f"{name!r}: no box in {train}, {places}"
     if listed:
         return Finding("never-learnt", first, splits[first].name, what)
-    # Training reads train and val only; other splits are first read by an evaluation.
+    # Training reads only train and val. An unknown class in another split stops only evaluations on that split.
     effect = "" if "val" in map(role, others) else "evaluation on this split stops"
     return Finding("unknown-class", first, splits[first].name, what, effect=effect)

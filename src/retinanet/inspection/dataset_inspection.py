@@ -23,7 +23,7 @@ from retinanet.inspection.survey import Balance, Survey, coverage_findings
 from retinanet.progress import progress_bar
 from retinanet.recipes import resolve
 
-# Fraction of reached boxes below which the command proposes to fit the anchors.
+# If a smaller fraction of the boxes is reached, the command proposes to fit the anchors.
 _WELL_REACHED = 0.9
 
 
@@ -32,9 +32,9 @@ class Inspection:
     """Result of inspecting a dataset.
 
     Attributes:
-        name: of the dataset.
+        name: name of the dataset.
         splits: the inspected splits, train first, with one list of classes.
-        unions: splits that are the union of others, and the names of these; they are not inspected.
+        unions: splits that are the union of other splits, with the names of those. The unions are not inspected.
         findings: the most important first.
         surveys: statistics of each split.
         loss_balance: sentences about positive anchors and background in the first split, and about their loss.
@@ -62,7 +62,7 @@ class Inspection:
 
     @property
     def needs_anchors(self) -> bool:
-        """Whether anchors are assigned by IoU and leave out more than a tenth of the boxes."""
+        """Whether anchors are assigned by IoU and more than a tenth of the boxes is not reached."""
         return self.config.assign.method == "iou" and self.train.reached < _WELL_REACHED
 
     def to_dict(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def inspect(
 
 
 def check_fix_folder(fix: str | Path | None, out: Path | None = None) -> None:
-    """Raise an error if the repaired copy cannot go to ``fix``: the folder is filled, or it is that of the report."""
+    """Raise an error if the folder ``fix`` cannot take the repaired copy: it is not empty, or the report goes there."""
     if fix is None:
         return
     if out is not None and Path(fix).absolute() == out.absolute():
@@ -166,7 +166,10 @@ def _coverage_findings(surveys: dict[str, Survey], assign: AssignConfig) -> list
 
 
 def _loss_balance(survey: Survey, config: Config) -> list[str]:
-    """Sentences about the loss at the start of training; the paper's focal loss if the recipe uses another loss."""
+    """Sentences about the loss at the start of training.
+
+    If the recipe does not use the focal loss, they describe the paper's focal loss.
+    """
     loss, prior = config.loss, config.model.prior
     alpha, gamma = (loss.alpha or 0.5, loss.gamma) if loss.classification == "focal" else (0.25, 2.0)
     return Balance.of(survey, prior, alpha, gamma).sentences(prior, alpha, gamma)

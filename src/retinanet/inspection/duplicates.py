@@ -32,7 +32,8 @@ _SIMILAR = 0.98
 # Images with a lower contrast (standard deviation of the thumbnail, values 0–255) are not compared.
 _FLAT = 4.0
 
-# Hashes compared with all others at a time, and pairs of thumbnails compared at a time; they bound the memory.
+# Number of hashes that are compared with all hashes at once, and of thumbnail pairs compared at once. These numbers
+# bound the memory.
 _ROWS, _PAIRS = 256, 20_000
 
 
@@ -41,8 +42,8 @@ class Scan:
     """Result of decoding an image once.
 
     Attributes:
-        error: the reason why it cannot be read, or ``None``.
-        size: ``(width, height)`` in training.
+        error: the reason why the image cannot be read, or ``None``.
+        size: ``(width, height)`` of the image as training reads it.
         digest: hash of the file's bytes.
         thumbnail: uint8 ``(32, 32)``, gray.
     """
@@ -62,7 +63,7 @@ class Pair(NamedTuple):
 
 
 def scan(datasets: Sequence[Dataset], progress: Callable[[int], object] = lambda images: None) -> list[Scan]:
-    """Decode every image once, in the order of the datasets; ``progress`` is called with the number just done."""
+    """Decode every image once, in the order of the datasets; ``progress`` gets the number of images just decoded."""
     found = []
     with ThreadPoolExecutor(max_workers=4) as pool:  # Pillow releases the GIL while it decodes
         for each in pool.map(lambda item: _scan(*item), ((d, i) for d in datasets for i in d)):
@@ -90,7 +91,7 @@ def find_pairs(datasets: Sequence[Dataset], scans: Sequence[Scan]) -> list[Pair]
 
     Args:
         datasets: the datasets.
-        scans: of all their images, from :func:`scan`.
+        scans: results of :func:`scan` for all images of the datasets.
     """
     owner = np.repeat(np.arange(len(datasets)), [len(d) for d in datasets])
     links: dict[tuple[int, int], tuple[float, Pair]] = {}  # (second image, dataset of the first): similarity
@@ -114,7 +115,7 @@ def find_pairs(datasets: Sequence[Dataset], scans: Sequence[Scan]) -> list[Pair]
 
 
 def _same_files(owner: npt.NDArray[np.int64], scans: Sequence[Scan]) -> Iterator[tuple[int, int, float]]:
-    seen: dict[tuple[bytes, int], int] = {}  # first image of each dataset with that content
+    seen: dict[tuple[bytes, int], int] = {}  # (content, dataset): first image with that content
     for number, each in enumerate(scans):
         if each.error is None:
             for dataset in range(int(owner[number]) + 1):
@@ -142,7 +143,7 @@ def _similar(scans: Sequence[Scan]) -> Iterator[tuple[int, int, float]]:
 
 
 def difference_hash(thumbnail: npt.NDArray[np.uint8]) -> int:
-    """64 bits: whether each pixel of a 9 × 8 version is darker than its right neighbor."""
+    """Hash of 64 bits: for each pixel of a 9 × 8 version, whether it is darker than its right neighbor."""
     small = np.asarray(Image.fromarray(thumbnail).resize((9, 8), Image.Resampling.BOX))
     return int.from_bytes(np.packbits(small[:, :-1] < small[:, 1:]).tobytes(), "big")
 

@@ -17,7 +17,7 @@ class Kind:
         code: identifies the kind; decisions use this.
         severity: ``error``: training stops, or its metrics are invalid. ``warning``: accuracy or metrics may suffer.
             ``note``: worth knowing.
-        title: the kind as a noun phrase.
+        title: noun phrase for the kind.
         effect: its effect on training.
     """
 
@@ -163,7 +163,7 @@ class Sight:
         split: name of the split.
         image: index of the image in the split.
         boxes: boxes to draw, in pixels of the image.
-        closely: show only the surroundings of the boxes, not the whole image.
+        closely: show only the boxes and their surroundings, not the whole image.
     """
 
     split: str
@@ -180,9 +180,9 @@ class Finding:
         code: of its :class:`Kind`.
         split: name of the split.
         where: file and line, or file and annotation id.
-        what: this case in words.
-        sights: images that show it.
-        effect: its effect on training, where it differs from that of the kind.
+        what: description of this case.
+        sights: images that show the finding.
+        effect: effect on training, if it differs from the effect of the kind.
     """
 
     code: str

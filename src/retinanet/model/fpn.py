@@ -62,7 +62,7 @@ class FeaturePyramid(nn.Module):
 
 
 def _enlarged(coarse: Tensor, fine: Tensor) -> Tensor:
-    """Enlarge ``coarse`` to the size of ``fine``, by nearest neighbor; on a GPU without autocast's float32."""
+    """Enlarge ``coarse`` to the size of ``fine``, by nearest neighbor. On a GPU, keep autocast from using float32."""
     on_gpu = coarse.device.type == "cuda"
     with torch.autocast("cuda", enabled=False) if on_gpu else contextlib.nullcontext():
         return F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")

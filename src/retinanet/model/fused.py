@@ -1,10 +1,10 @@
 """Convolution, frozen batch norm, residual and ReLU as one GPU kernel, for the blocks of ResNets and for the subnets.
 
-PyTorch runs these as separate kernels, each of which reads and writes the whole feature map; on a large GPU these
-kernels take longer than the convolutions. cuDNN computes all of them in the convolution's own kernel. Values and
-gradients are those of the separate layers up to rounding, which happens once here instead of after every layer; a
-second derivative is not supported. Parameters keep their names. Only half-precision convolutions on a GPU (autocast)
-are fused; everywhere else the plain layers run.
+PyTorch runs these operations as separate kernels, and each kernel reads and writes the whole feature map. On a large
+GPU, the kernels after the convolution take longer than the convolution. cuDNN computes all of them in the convolution's
+own kernel. Values and gradients equal those of the separate layers up to rounding: the fused kernel rounds once, the
+layers round after each operation. A second derivative is not supported. Parameters keep their names. Only
+half-precision convolutions on a GPU (autocast) are fused; everywhere else the plain layers run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Settings = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]  # stri
 
 
 def is_fused(x: Tensor) -> bool:
-    """Whether convolutions of ``x`` are to be fused: on a GPU, in half precision, and not inside ``torch.compile``."""
+    """Whether to fuse convolutions of ``x``: on a GPU, in half precision, and not inside ``torch.compile``."""
     if x.device.type != "cuda" or torch.compiler.is_compiling():
         return False
     return compute_dtype(x) in (torch.float16, torch.bfloat16) and torch.backends.cudnn.is_available()  # type: ignore[no-untyped-call]
@@ -35,11 +35,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def fuse_residual_blocks(body: nn.Module) -> None:
-    """Replace the plain residual blocks of a timm ResNet or ResNeXt by blocks that run fused, in place."""
+    """Let the plain residual blocks of a timm ResNet or ResNeXt run fused if :func:`is_fused` allows it, in place."""
     for module in body.modules():
         fused = {BasicBlock: FusedBasicBlock, Bottleneck: FusedBottleneck}.get(type(module))
         if fused is not None and _is_plain(module):
-            module.__class__ = fused  # parameters keep their names, and copies of the module are fused, too
+            module.__class__ = fused  # changing the class keeps parameter names, and copies of the module stay fused
 
 
 class FusedBasicBlock(BasicBlock):
@@ -81,7 +81,7 @@ def conv_relu(x: Tensor, weight: Tensor, bias: Tensor, settings: Settings, resid
 
 
 class ConvReLU(torch.autograd.Function):
-    """``ReLU(conv(x) + bias + residual)`` in one kernel on a GPU, and its gradient from the result alone."""
+    """``ReLU(conv(x) + bias + residual)`` in one kernel on a GPU. The gradient of ReLU is computed from the result."""
 
     @staticmethod
     def forward(
@@ -127,7 +127,7 @@ class ConvReLU(torch.autograd.Function):
 
 
 def _fused(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, settings: Settings) -> Tensor:
-    """``ReLU(conv(x) + bias + residual)`` in one kernel; on the CPU, for tests, by plain operations."""
+    """``ReLU(conv(x) + bias + residual)`` in one kernel. On the CPU, plain operations compute it, for tests."""
     if x.device.type != "cuda":
         y = F.conv2d(x, weight, bias, *settings)
         return (y if residual is None else y + residual).relu()
@@ -171,9 +171,9 @@ class _Scaled(torch.autograd.Function):
 
 
 def _scale_and_shift(norm: BatchNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Frozen batch norm as ``scale · x + shift``: float32 ``(C, 1, 1, 1)`` and ``(C,)`` in ``dtype``; kept in ``norm``.
+    """Frozen batch norm as ``scale · x + shift``: float32 ``(C, 1, 1, 1)`` and ``(C,)`` in ``dtype``.
 
-    They are computed again if a tensor of ``norm`` has changed.
+    They are cached in ``norm``, and computed again if a tensor of ``norm`` has changed.
     """
     tensors = [t for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var) if t is not None]
     versions = (dtype, norm.eps, *((t.data_ptr(), t._version) for t in tensors))
@@ -200,7 +200,7 @@ def _downsampled(x: Tensor, downsample: Any) -> Tensor:
 
 
 def _is_plain(block: Any) -> bool:
-    """Whether a block has only convolutions, batch norm and ReLU, and its shortcut one convolution and one norm."""
+    """Whether a block has only convolutions, batch norm and ReLU, and its shortcut only one convolution and norm."""
     norms = [getattr(block, name) for name in ("bn1", "bn2", "bn3") if hasattr(block, name)]
     acts = [getattr(block, name) for name in ("act1", "act2", "act3") if hasattr(block, name)]
     shortcut = block.downsample

@@ -1,9 +1,9 @@
 """Replacements for layers whose gradient PyTorch computes slowly or incorrectly on the CPU.
 
 In a training step of EfficientNet-Lite0 with group norm, two gradients took a third of the time. The weight gradient of
-depthwise convolutions larger than 3×3 has no vectorized kernel (5×5 in bf16: 30 times slower than the code here). The
-gradient of group norm reads channels-last memory in strides (10 times slower). Values and gradients equal those of the
-plain layers; a second derivative is not supported.
+depthwise convolutions larger than 3×3 has no vectorized kernel (5×5 in bf16: 30 times slower than the code here).
+PyTorch's gradient of group norm reads channels-last memory in strides (10 times slower than here). Values and gradients
+equal those of the plain layers; a second derivative is not supported.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def _needs_grad_on_cpu(x: Tensor, weight: Tensor) -> bool:
 
 
 class StridedConv2d(nn.Conv2d):
-    """:class:`torch.nn.Conv2d` whose weight gradient is also correct in bf16 on the CPU if the map is a pixel wide.
+    """:class:`torch.nn.Conv2d` whose bf16 weight gradient on the CPU is also correct for maps one pixel wide or high.
 
-    With stride 2, a row or column of a 3×3 kernel covers only padding on such a map. The bf16 kernel of torch 2.15 does
-    not write this part of the gradient, so it stays uninitialized: mostly zeros, sometimes NaN. P7 of a small or narrow
-    image is such a map.
+    With stride 2, a row or column of a 3×3 kernel only ever covers padding on such a map. The bf16 kernel of torch 2.15
+    does not write this part of the gradient, so it stays uninitialized: mostly zeros, sometimes NaN. P7 of a small or
+    narrow image is such a map.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def speed_up_depthwise(body: nn.Module) -> None:
             and module.dilation == (1, 1)
             and module.padding_mode == "zeros"
         ):
-            module.__class__ = fast  # weights keep their names, copies their behavior
+            module.__class__ = fast  # changing the class keeps parameter names, and copies of the module stay fast
 
 
 class _LargeDepthwise(nn.Module):
@@ -162,7 +162,7 @@ class _Depthwise(torch.autograd.Function):
 def _input_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """Convolve the gradient, with zeros between its rows and columns, with the kernel rotated by 180°."""
+    """Insert zeros between the rows and columns of the gradient, and convolve it with the kernel rotated by 180°."""
     size, (batch, channels, height, width) = weight.shape[-1], x.shape
     spread = grad.new_zeros(batch, height + size - 1, width + size - 1, channels).permute(0, 3, 1, 2)
     top, left = size - 1 - padding[0], size - 1 - padding[1]
@@ -175,7 +175,7 @@ def _input_gradient(
 def _weight_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """Cover the kernel with 3×3 kernels; each gradient is that of a 3×3 convolution of a shifted input."""
+    """Cover the kernel with 3×3 kernels. The gradient of each is that of a 3×3 convolution of a shifted input."""
     size, channels = weight.shape[-1], len(weight)
     offsets = sorted({*range(0, size - 2, 3), size - 3})
     height, width = ((n - 1) * step + 3 for n, step in zip(grad.shape[-2:], stride, strict=True))
@@ -183,7 +183,7 @@ def _weight_gradient(
     result = torch.empty_like(weight)
     for i in offsets:
         for j in offsets:
-            top, left = padding[0] - i, padding[1] - j  # negative: cut off
+            top, left = padding[0] - i, padding[1] - j  # negative padding crops the input
             part = F.pad(x, (left, width - x.shape[-1] - left, top, height - x.shape[-2] - top))
             result[..., i : i + 3, j : j + 3] = torch.ops.aten.convolution_backward(
                 grad, part, small, None, stride, (0, 0), (1, 1), False, (0, 0), channels, [False, True, False]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from retinanet.errors import ModelError
 from retinanet.model.retinanet import RetinaNet
 
-# Largest difference that folding may cause, relative to the largest output: float32 rounding through a deep network.
+# Largest difference that folding may cause, relative to the largest output. It allows for float32 rounding in a deep
+# network.
 _TOLERANCE = 1e-3
 
 
@@ -22,8 +23,8 @@ def for_inference(model: RetinaNet, dtype: torch.dtype = torch.float32) -> Retin
 
     Args:
         model: the network; it is not changed.
-        dtype: dtype of the convolution weights, so that they are not converted at every call; run the copy under
-            autocast.
+        dtype: dtype of the convolution weights. With autocast's dtype, the weights are not converted at every call; run
+            the copy under autocast then.
     """
     ready = copy.deepcopy(model).eval().requires_grad_(False)
     fold_batch_norm(ready.backbone)
@@ -35,13 +36,13 @@ def for_inference(model: RetinaNet, dtype: torch.dtype = torch.float32) -> Retin
 
 @torch.no_grad()
 def fold_batch_norm(model: nn.Module) -> int:
-    """Fold batch norm into the convolution whose output it takes, in place; returns how many were folded.
+    """Fold each batch norm into the convolution before it, in place. Return the number of folded layers.
 
     A random image ``(1, 3, 64, 64)`` goes through ``model`` to see which convolution feeds which batch norm. If the
     outputs differ afterwards (because a convolution's output was used twice, for example), nothing is changed.
     """
     device = next(model.parameters()).device
-    if device.type == "meta":  # shapes alone: nothing to compare
+    if device.type == "meta":  # tensors without values: there are no outputs to compare
         return 0
     probe = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(device)
     try:
@@ -52,7 +53,7 @@ def fold_batch_norm(model: nn.Module) -> int:
         AssertionError,
         ValueError,
         ModelError,
-    ):  # the network does not take this size: some transformers
+    ):  # some transformers do not accept this image size
         return 0
     undo = [(owner, name, getattr(owner, name)) for _, _, owner, name in pairs]
     convolutions = [(conv, conv.weight, conv.bias) for conv, _, _, _ in pairs]
@@ -73,7 +74,7 @@ def fold_batch_norm(model: nn.Module) -> int:
 
 
 def _exact() -> contextlib.AbstractContextManager[None]:
-    """Compute convolutions in float32 also on a GPU: TF32 rounds more than folding may change."""
+    """Compute convolutions in float32 also on a GPU, because rounding to TF32 would exceed the tolerance."""
     flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled, allow_tf32=False
     )
@@ -84,7 +85,7 @@ Pair = tuple[nn.Conv2d, Any, nn.Module, str]
 
 
 def _conv_before_norm(model: nn.Module, probe: Tensor) -> tuple[list[Pair], Tensor]:
-    """Pairs of convolution and batch norm, where each norm is registered, and the outputs for ``probe``."""
+    """Pairs of convolution and batch norm with the place of the norm in the model, and the outputs for ``probe``."""
     produced: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}
     found: dict[nn.Module, nn.Conv2d] = {}
     calls: dict[nn.Module, int] = {}
@@ -101,7 +102,8 @@ def _conv_before_norm(model: nn.Module, probe: Tensor) -> tuple[list[Pair], Tens
     def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[module] = calls.get(module, 0) + 1
         conv, output, version = produced.get(id(inputs[0]), (None, None, 0))
-        if conv is not None and output is not None and output._version == version:  # not changed in place since
+        # The output must not have been changed in place.
+        if conv is not None and output is not None and output._version == version:
             found[module] = conv
 
     handles = []
@@ -123,7 +125,7 @@ def _conv_before_norm(model: nn.Module, probe: Tensor) -> tuple[list[Pair], Tens
 
 
 def _folded(conv: nn.Conv2d, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
-    """Weight and bias of one convolution that replaces both."""
+    """Weight and bias of the convolution that replaces ``conv`` and ``norm``."""
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.double()

@@ -33,8 +33,8 @@ class RetinaNet(nn.Module):
         backbone: timm model name.
         num_classes: K; there is no background class.
         anchors_per_location: A; 9 with the paper's anchors.
-        settings: the other fields of :class:`retinanet.config.ModelConfig`, which describes them. Here ``pretrained``
-            is False by default.
+        settings: further fields of :class:`retinanet.config.ModelConfig`; see there for their meaning. Here
+            ``pretrained`` is False by default.
 
     Raises:
         TypeError: a setting does not exist.
@@ -87,7 +87,7 @@ class RetinaNet(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         """Predict for normalized ``images`` ``(B, 3, H, W)``; sides should be multiples of 32."""
-        # Channels-last throughout: convolutions run faster in it, and the subnets' outputs become views.
+        # Use channels-last memory throughout: convolutions run faster, and the subnets' outputs are views.
         images = images.contiguous(memory_format=torch.channels_last)
         pyramid = self.fpn(self.backbone(images))
         return Outputs(logits=self.classification(pyramid), deltas=self.regression(pyramid))

@@ -1,4 +1,4 @@
-"""The classification and box subnets (section 4): the same shape, no shared parameters, each shared by all levels."""
+"""The classification and box subnets (section 4): same structure, separate parameters; each runs on all levels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Subnet(nn.Module):
         channels: channels of the input and of every hidden layer.
         anchors: anchors per location, A.
         outputs: numbers per anchor: K classes, or 4.
-        depth: hidden convolutions.
+        depth: number of hidden convolutions.
         norm: group norm (32 groups, at least 2 channels each) after each hidden convolution, or none as in the paper.
     """
 
@@ -39,7 +39,7 @@ class Subnet(nn.Module):
         self.predict = nn.Conv2d(channels, anchors * outputs, 3, padding=1)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Pyramid levels ``(B, C, H, W)`` → ``(B, H·W·A, outputs)`` each; views where memory is channels-last."""
+        """Pyramid levels ``(B, C, H, W)`` → ``(B, H·W·A, outputs)`` each; views if memory is channels-last."""
         hidden = list(features)
         if is_fused(features[0]) and not any(isinstance(layer, nn.GroupNorm) for layer in self.tower):
             for conv in (layer for layer in self.tower if isinstance(layer, nn.Conv2d)):

@@ -117,7 +117,7 @@ def read(source: Path, name: str, tolerant: bool = False) -> Dataset:
 
 @dataclass(frozen=True)
 class _Classes:
-    """Categories in the order of their ids. ``labels`` maps each id to its label, ``None`` for ignore regions."""
+    """Categories in the order of their ids. ``labels`` maps each id to its label, or to ``None`` for ignore regions."""
 
     names: list[str]
     ids: list[int]

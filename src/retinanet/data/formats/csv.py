@@ -1,4 +1,4 @@
-"""CSV: a row ``path,x1,y1,x2,y2,class`` per box; a row with only the path for an image without objects."""
+"""CSV: a row ``path,x1,y1,x2,y2,class`` per box; an image without objects has a row with only its path."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SUFFIXES = (".csv", ".tsv")
 _ROBOFLOW_FILE = "_annotations.csv"
 _EXPECTED = "expected path,x1,y1,x2,y2,class"
 
-# Names of each column in the files of common tools. Without a header row the columns have this order.
+# Names that common tools give each column. If there is no header row, the columns have this order.
 _HEADERS = (
     {"path", "image", "file", "filename", "file_name", "image_path", "img"},
     {"x1", "xmin", "x_min"},
@@ -106,7 +106,7 @@ def read(source: CsvSplit, name: str, tolerant: bool = False) -> Dataset:
         DataError: no row of the file can be used, or images cannot be read.
     """
     builder = DatasetBuilder(name, source.file.parent, source.shared.classes, tolerant=tolerant)
-    images: dict[str, list[_Row]] = {}  # rows of an image may be apart
+    images: dict[str, list[_Row]] = {}  # the rows of an image need not be adjacent
     lines: dict[str, int] = {}  # first line of each image
     for row in _rows(source.file):
         if row.problem:
@@ -189,7 +189,7 @@ def _delimiter(lines: list[str]) -> str:
 
 
 def _has_expected_columns(file: Path) -> bool:
-    """Whether the first rows have the expected columns; a folder may hold other tables."""
+    """Whether the first rows have the expected columns; a folder may also hold unrelated tables."""
     try:
         with file.open("rb") as handle:
             lines = handle.read(1 << 16).decode("utf-8-sig", "replace").splitlines()[:20]

@@ -32,7 +32,8 @@ def read_split(path: str | Path, split: str) -> Dataset:
 
     Args:
         path: the dataset's folder, or its JSON, CSV or YAML file.
-        split: its name. ``val`` also finds ``valid``, ``val2017`` and similar; ``train`` finds a single unnamed split.
+        split: name of the split. ``val`` also finds ``valid``, ``val2017`` and similar; ``train`` also finds a split
+            without a name if it is the only split.
 
     Raises:
         DataError: there is no such dataset or split, or it cannot be used.
@@ -65,10 +66,10 @@ def read_tolerantly(
         val: another split, file or folder to validate on.
 
     Returns:
-        The splits by name (an unnamed split is ``train``), and for each unreadable split the reason.
+        The splits by name (an unnamed split is ``train``), and the reason for each split that cannot be read.
 
     Raises:
-        DataError: there is no such dataset, none of its splits can be read, or a requested split cannot.
+        DataError: there is no such dataset, none of its splits can be read, or a requested split cannot be read.
     """
     data = open_dataset(path)
     if train or val:
@@ -129,20 +130,20 @@ def read_train_val(
     else:
         train_data, val_data, note = _held_out(data, train_data, val_fraction, seed)
         notes.append(note)
-        val_data = replace(val_data, problems=())  # they are reported with train
+        val_data = replace(val_data, problems=())  # the problems of val are reported with those of train
     return train_data, val_data, notes
 
 
 def read_eval(path: str | Path, split: str, val_fraction: float = 0.1, seed: int = 0) -> tuple[Dataset, list[str]]:
     """Read the dataset to evaluate on.
 
-    For ``val``, :func:`read_train_val` with the same fraction and seed returns the same images.
+    For ``val``, these are the images that :func:`read_train_val` holds out with the same fraction and seed.
 
     Args:
         path: the dataset's folder, or its JSON, CSV or YAML file.
         split: name of a split, or a file or folder.
-        val_fraction: fraction of train that is val if there is no val split.
-        seed: selects these images.
+        val_fraction: fraction of train that is used as val if there is no val split.
+        seed: selects the images of that fraction.
 
     Returns:
         The dataset, with its own classes, and notes for the user.
@@ -165,7 +166,7 @@ class OpenedDataset:
     readers: dict[str, _Reader]
 
     def resolve(self, wanted: str) -> str | None:
-        """Split that a name stands for; ``None`` if there is none."""
+        """Return the split that the name ``wanted`` stands for; ``None`` if there is no such split."""
         by_lower = {split.lower(): split for split in reversed(self.readers)}
         wanted = wanted if wanted in self.readers else wanted.lower()
         if wanted in self.readers or wanted in by_lower:
@@ -176,13 +177,13 @@ class OpenedDataset:
                 return by_lower[alias]
         only = next(iter(self.readers))
         held_out = (*SPLIT_ALIASES["val"], *SPLIT_ALIASES["test"])
-        # A single split is for training, unless its name says otherwise.
+        # A single split is used for training, unless it has the name of a held-out split.
         if wanted in SPLIT_ALIASES["train"] and len(self.readers) == 1 and only.lower() not in held_out:
             return only
         return None
 
     def read(self, wanted: str, tolerant: bool = False) -> Dataset:
-        """Read the split that a name stands for."""
+        """Read the split that the name ``wanted`` stands for."""
         split = self.resolve(wanted)
         if split is None:
             names = ", ".join(name or "an unnamed split, used as train" for name in self.readers)
@@ -190,7 +191,7 @@ class OpenedDataset:
         return self.readers[split](tolerant=tolerant)
 
     def read_override(self, wanted: str, role: str, tolerant: bool = False) -> Dataset:
-        """Read the split ``wanted``, or the dataset at the path ``wanted``: its only split, or its split ``role``."""
+        """Read the split named ``wanted``. If ``wanted`` is a path, read its only split or its split ``role``."""
         if self.resolve(wanted) is None:
             for path in (Path(wanted).expanduser(), self.path / wanted):
                 if os.path.exists(path):
@@ -225,7 +226,7 @@ def open_dataset(path: str | Path) -> OpenedDataset:
 
 
 def recognize(root: Path) -> dict[str, _Reader]:
-    """Return a reader for each split, by the first format that matches; empty if none does."""
+    """Return a reader for each split, from the first format that matches. Empty if no format matches."""
     return (
         _split_readers(coco.find, coco.read, root)
         or _split_readers(voc.find, voc.read, root)

@@ -31,7 +31,7 @@ CLASS_LIST = "classes.txt"
 
 _MOST_BROKEN_IMAGES = 5
 
-# Largest number of bytes of a path and of one of its components on common file systems.
+# Largest number of bytes of a path, and of one component of a path, on common file systems.
 _LONGEST_PATH, _LONGEST_COMPONENT = 4095, 255
 
 
@@ -46,7 +46,7 @@ def is_ignore(class_name: str) -> bool:
 
 
 def split_of(file: Path) -> str:
-    """Split of an annotation file, from its name (``instances_train2017`` → ``train2017``); ``""`` if it has none."""
+    """Split that the name of an annotation file contains: ``instances_train2017`` → ``train2017``; ``""`` if none."""
     if file.stem.lower().startswith("instances_"):
         return file.stem[len("instances_") :]
     return next((word for word in re.split(r"[^A-Za-z0-9]+", file.stem) if is_split_name(word)), "")
@@ -59,7 +59,8 @@ def by_split(files: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in files:
         split = split_of(file)
-        # A single file is the dataset, whatever its name; several files are distinguished by their names.
+        # A single file is the whole dataset, whatever its name. If there are several files, their names tell the
+        # splits.
         sure = (claims[split] == 1 and (split != "" or len(files) == 1)) or file.stem in (split, f"instances_{split}")
         found.setdefault(split if sure else file.stem, file)
     return found
@@ -136,7 +137,7 @@ def read_json(file: Path, expected: str) -> Any:
 
 def _object(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
-    if len(result) < len(pairs):  # JSON would keep the last value only and lose all boxes of the first
+    if len(result) < len(pairs):  # Python would keep only the last value, and the boxes in the first would be lost
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise DataError(f"{file}: an object has two keys {short(twice)}; remove one of them")
     return result
@@ -225,7 +226,7 @@ class SizeReader:
             return None
 
     def check(self) -> None:
-        """Raise DataError if an image was broken; with a tolerant builder only if all images were."""
+        """Raise DataError if any image was broken; with a tolerant builder, only if all images were broken."""
         if self._builder.tolerant and len(self._builder):
             return
         if len(self._broken) == 1:

@@ -140,7 +140,7 @@ def _folders(root: Path) -> tuple[Path, Path] | None:
 
 def _holds_voc(folder: Path) -> bool:
     files = _xml_files(folder)[:_PROBED_FILES]
-    # XML files of an Annotations folder are VOC even if they are broken; those of other folders can be anything.
+    # XML files in an Annotations folder are assumed to be VOC, even if broken. In other folders they can be anything.
     believed = folder.name.lower() == "annotations"
     return bool(files) and (believed or any(b"<annotation" in _bytes(xml)[:4096] for xml in files))
 
@@ -159,7 +159,7 @@ def _split_lists(folder: Path) -> dict[str, Path | None]:
         if file.suffix.lower() != ".txt":
             continue
         lines = read_text(file).split("\n", 1)
-        # "aeroplane_train.txt" is not a split: it lists for each image whether it shows an aeroplane.
+        # "aeroplane_train.txt" is not a split. It states for each image whether the image contains an aeroplane.
         if not ("_" in file.stem and _CLASS_LIST_LINE.match(lines[0].strip())):
             lists[file.stem] = file
     return lists
@@ -175,7 +175,7 @@ def _listed_files(source: VocSplit, builder: DatasetBuilder) -> list[Path]:
         where = f"{source.names}:{number}"
         for name in (line.strip(), line.split()[0], os.path.splitext(line.strip())[0]):
             xml = source.annotations / (inside_path(name, where) + ".xml")
-            if os.path.exists(xml):  # anything but a file is refused when it is read
+            if os.path.exists(xml):  # a path that is not a file is refused later, when it is read
                 break
         else:
             problem = f"{short(line.strip())} is listed but there is no {line.strip()}.xml in {source.annotations}"
@@ -197,7 +197,7 @@ class _Images:
         self._folder = folder
 
     def file(self, filename: str, xml: Path) -> str:
-        """Path in the folder, from ``<filename>`` or else from the XML file's name. The file may not exist."""
+        """Path in the folder, from ``<filename>`` or else from the XML file's name. The file need not exist."""
         if filename:
             # Some tools write absolute paths of the computer on which the labels were made.
             filename = clean_path(filename, str(xml)).lstrip("/")
@@ -279,7 +279,7 @@ def _parse(xml: Path) -> _Content:
 def _object_names(xml: Path) -> set[str]:
     try:
         return {found.name for found in _parse(xml).objects}
-    except DataError:  # reading the split that contains the file raises it again
+    except DataError:  # reading the split that contains this file raises the error again
         return set()
 
 

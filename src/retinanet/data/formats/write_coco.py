@@ -37,19 +37,19 @@ def write(
             files.place(folder / "images" / split, images, progress)
             file = folder / "annotations" / f"instances_{split}.json"
             file.parent.mkdir(exist_ok=True)
-            with file.open("w", encoding="utf-8", errors="backslashreplace") as handle:  # as JSON escapes it
+            with file.open("w", encoding="utf-8", errors="backslashreplace") as handle:  # the escape is valid JSON
                 handle.writelines(_content(dataset, files.names, regions))
 
 
 def category_ids(dataset: Dataset) -> tuple[int, ...]:
-    """Category ids to write: those of the dataset, unless they would change the order of the classes."""
+    """Category ids to write: the dataset's ids, or 1..K if the ids are not in the order of the classes."""
     own = dataset.category_ids
     return own if list(own) == sorted(set(own)) else tuple(range(1, len(own) + 1))
 
 
 def _content(dataset: Dataset, names: list[str], regions: bool) -> Iterator[str]:
     ids = category_ids(dataset)
-    # Each class is its own supercategory; readers could take a common supercategory for a heading.
+    # Each class is its own supercategory, because readers could mistake a common supercategory for a heading.
     categories = [{"id": i, "name": c, "supercategory": c} for i, c in zip(ids, dataset.classes, strict=True)]
     without_class = max((0, *ids)) + 1
     if regions:
@@ -61,7 +61,7 @@ def _content(dataset: Dataset, names: list[str], regions: bool) -> Iterator[str]
         "annotations": _annotations(dataset, [*ids, without_class]),
     }
     yield '{"info": {"description": ' + json.dumps(dataset.name) + "}"
-    for key, rows in sections.items():  # one row per line; millions of annotations do not fit into one string
+    for key, rows in sections.items():  # write row by row, because millions of annotations do not fit into one string
         yield f',\n"{key}": ['
         for number, row in enumerate(rows):
             yield (",\n" if number else "\n") + json.dumps(row, ensure_ascii=False)

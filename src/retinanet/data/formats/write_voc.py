@@ -22,7 +22,7 @@ from retinanet.data.formats.writing import (
 )
 from retinanet.files import new_folder
 
-# Readers recognize by these words that pixels are counted from 1, as in the VOC challenge.
+# These words tell readers that pixels are counted from 1, as in the VOC challenge.
 _DATABASE = "The VOC convention: pixels count from 1"
 
 
@@ -32,8 +32,8 @@ def write(
     """Write a Pascal VOC dataset.
 
     As in the VOC challenge, pixels are counted from 1 and the last pixel belongs to the box. Ignore regions are
-    ``difficult``; those without a class are called ``ignore``. If two splits have different images of the same name,
-    each split gets its own folder below ``Annotations`` and ``JPEGImages``.
+    ``difficult``; ignore regions without a class get the name ``ignore``. If two splits have different images of the
+    same name, each split gets its own folder below ``Annotations`` and ``JPEGImages``.
 
     Args:
         splits: datasets by the names of their splits, all with one list of classes.
@@ -69,7 +69,7 @@ def write(
 
 
 def _one_pool(splits: Mapping[str, Dataset], files: Mapping[str, SplitImages]) -> bool:
-    """Whether images with one name in two splits are one file with the same boxes, as in train and trainval."""
+    """Whether all images that share a name are the same file with the same boxes, as in train and trainval."""
     seen: dict[str, tuple[Dataset, int, str]] = {}
     for split, dataset in splits.items():
         for index, (name, source) in enumerate(zip(files[split].names, files[split].sources, strict=True)):
@@ -82,9 +82,9 @@ def _one_pool(splits: Mapping[str, Dataset], files: Mapping[str, SplitImages]) -
 
 
 def _stem(name: str, taken: dict[str, str]) -> str:
-    """Name of the XML file of an image: the image's name without its suffix, or with it if the name is taken."""
+    """Name of the XML file of an image: the image's name without its suffix, or with its suffix if that is taken."""
     stem = posixpath.splitext(name)[0]
-    # In a list, a reader could take "photo 1" for "image photo shows this class", and trailing blanks are lost.
+    # In a list, a reader could read "photo 1" as "image photo contains this class". Trailing blanks are lost.
     if taken.get(stem, name) != name or re.search(r"\s(-?[01])?$", stem):
         stem = name
     while taken.get(stem, name) != name:

@@ -18,8 +18,8 @@ def write(
 ) -> None:
     """Write a YOLO dataset.
 
-    Normalized boxes have 12 digits, which is exact to a millionth of a pixel. Ignore regions get the class ``ignore``,
-    the last in the list of classes, instead of their own class.
+    Normalized boxes have 12 digits, which is exact to a millionth of a pixel. Ignore regions get the class ``ignore``
+    instead of their own class. ``ignore`` is the last class in the list.
 
     Args:
         splits: datasets by the names of their splits, all with one list of classes.
@@ -43,7 +43,7 @@ def write(
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text("".join(_lines(dataset, index)), encoding="utf-8")
             places[split] = f"images/{split}"
-            if images == "none":  # the linked folder may hold other images, too
+            if images == "none":  # the linked folder may also hold images of no split
                 places[split] = f"{split}.txt"
                 (folder / places[split]).write_text("".join(f"./{path}\n" for path in paths), encoding="utf-8")
         (folder / "data.yaml").write_text(_yaml(places, splits), encoding="utf-8")

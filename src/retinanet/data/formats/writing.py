@@ -21,13 +21,13 @@ from retinanet.errors import DataError
 ImageMode = Literal["copy", "link", "none"]
 Progress = Callable[[int], object]
 
-# Unicode categories that a line of text cannot contain, and partly not XML: control characters, surrogates, line
-# separators, and unassigned code points.
+# Unicode categories that a line of text cannot contain: control characters, surrogates, line separators, and unassigned
+# code points. XML cannot contain some of them either.
 _NOT_PLAIN = frozenset({"Cc", "Cs", "Zl", "Zp", "Cn"})
 
 
 def decimals(values: npt.NDArray[np.float32]) -> list[list[str]]:
-    """Shortest text of each number of ``(M, C)`` that reads back as the same float32; whole numbers have no dot."""
+    """For each number of ``(M, C)``, the shortest text that reads back as the same float32, without a needless dot."""
     return [[text.removesuffix(".0") for text in row] for row in values.astype(str).tolist()]
 
 
@@ -66,7 +66,7 @@ class SplitImages:
         base: folder that contains all source images.
         sources: absolute path of each image.
         names: new relative path of each image, with forward slashes; unique.
-        renamed: old and new names of the images that are renamed.
+        renamed: old and new name of each image whose name changes.
     """
 
     base: Path
@@ -84,7 +84,7 @@ class SplitImages:
         Args:
             split: name of the split.
             dataset: the split.
-            stems_differ: names must differ without their suffix, and the suffix must be that of an image.
+            stems_differ: make names differ even without their suffix, and give every name the suffix of an image.
         """
         root = os.path.abspath(dataset.root)
         sources = [os.path.abspath(os.path.join(root, file)) for file in dataset.files]
@@ -104,12 +104,12 @@ class SplitImages:
 
     @classmethod
     def together(cls, several: Iterable[SplitImages]) -> SplitImages:
-        """Merge the images of several splits; common images are kept once."""
+        """Merge the images of several splits; an image that several splits share is kept once."""
         sources = {name: source for each in several for name, source in zip(each.names, each.sources, strict=True)}
         return cls(Path(), list(sources.values()), list(sources), [])
 
     def place(self, folder: Path, images: ImageMode, progress: Progress) -> None:
-        """Copy the images to ``folder``, or link to the files, or (``none``) make ``folder`` a link to their folder.
+        """Copy the images to ``folder``, or link to each file. With ``none``, make ``folder`` a link to their folder.
 
         Raises:
             DataError: images are missing, or ``none`` is impossible because images must be renamed.
@@ -129,14 +129,14 @@ class SplitImages:
         for source, name in zip(self.sources, self.names, strict=True):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if os.path.lexists(target):  # the file system does not distinguish A.jpg and a.jpg
+            if os.path.lexists(target):  # on a file system that does not distinguish A.jpg and a.jpg
                 raise DataError(f"{source}: another image is called {name} already; rename one of them")
             _link(source, target) if images == "link" else shutil.copyfile(source, target)
             progress(1)
 
 
 def check_splits(splits: Collection[str]) -> None:
-    """Raise DataError for a split whose name cannot be that of a file."""
+    """Raise DataError for a split whose name cannot be a file name."""
     for split in splits:
         if not is_plain(split) or re.search(r"[/\\:]", split) or split.startswith("."):
             raise DataError(f"a split is called {split!r}, which is not a possible file name; rename it")

@@ -114,7 +114,7 @@ def _report_missing(builder: DatasetBuilder, entries: tuple[Path, ...], unlabele
         return
     for image in unlabeled:
         builder.report("unlabelled-image", image, "no label file")
-    # A list of images may name only some images of a folder.
+    # A list may name only some images of a folder, so labels without a listed image are not a problem there.
     folders = {os.path.dirname(label) for label in used} if all(map(os.path.isdir, entries)) else set()
     for folder in sorted(folders):
         for file in listing(Path(folder))[1]:

@@ -34,7 +34,7 @@ class Layout:
 
     Attributes:
         root: the dataset's folder.
-        splits: folders of images or text files that list images, per split.
+        splits: for each split, folders of images or text files that list images.
         names: class name of each class number; ``None`` if no file defines them.
         pose: lines have keypoints after the box.
         unnamed: ``names`` are numbers, because the YAML file gives only the number of classes.
@@ -50,7 +50,7 @@ class Layout:
 
     @property
     def naming_file(self) -> Path | None:
-        """The file that should name the classes; it may be broken."""
+        """The file that is expected to name the classes; it may be broken."""
         if self.file:
             return self.file
         places = (self.root / name for name in ("data.yaml", *_NAME_LISTS))
@@ -82,7 +82,10 @@ def images_of(entry: Path, layout: Layout) -> Iterator[str]:
 
 
 def label_path(image: str) -> str:
-    """Replace the last ``/images/`` of an image path by ``/labels/``; without it the label file is beside the image."""
+    """Path of the label file of an image: the last ``/images/`` of the path becomes ``/labels/``.
+
+    If the path has no ``/images/``, the label file lies beside the image.
+    """
     head, found, tail = f"/{_beside(image)}".replace(os.sep, "/").rpartition("/images/")
     return f"{head}/labels/{tail}"[1:] if found else tail[1:]
 
@@ -100,7 +103,7 @@ def label_file(image: str) -> str | None:
 def _largest_class(file: str) -> int:
     words = (line.split()[0] for line in read_text(file).splitlines() if line.strip())
     numbers = (word.removesuffix(".0") for word in words)
-    # A number with more digits is not a class number; a list of that length must not be built.
+    # Numbers with more than four digits are not class numbers. They would make the list of classes enormous.
     return max((int(number) for number in numbers if number.isdecimal() and len(number) <= 4), default=-1)
 
 
@@ -137,7 +140,7 @@ def _has_labeled_images(files: list[Path]) -> bool:
 
 
 def names_near(folder: Path) -> dict[int, str] | None:
-    """Class names from a list or YAML file in the folder, in its ``labels`` or in one of two folders above."""
+    """Class names from a list or YAML file in the folder, its ``labels`` folder, its parent or its grandparent."""
     for place in (folder, folder / "labels", folder.absolute().parent, folder.absolute().parent.parent):
         for name in _NAME_LISTS:
             if os.path.isfile(place / name):
@@ -149,7 +152,7 @@ def names_near(folder: Path) -> dict[int, str] | None:
 
 
 def layout_of_yaml(file: Path, strict: bool = True) -> Layout | None:
-    """Layout that a YAML file describes; ``None`` if the file is about something else."""
+    """Layout that a YAML file describes; ``None`` if the file does not describe a dataset."""
     try:
         content: Any = yaml.load(read_text(file), _Loader)
     except (DataError, yaml.YAMLError, ValueError, RecursionError) as error:
@@ -170,7 +173,7 @@ def layout_of_yaml(file: Path, strict: bool = True) -> Layout | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that appears twice; plain YAML would keep the last value in silence."""
+    """Refuses a key that appears twice; the plain loader would silently keep the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -181,7 +184,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _is_split(key: str, value: Any, file: Path) -> bool:
-    """Whether a key of the YAML file is a split: by its own name, or because its path has that name."""
+    """Whether a key of the YAML file is a split: the key is a split name, or the path repeats it."""
     return is_split_name(key) or (
         isinstance(value, str) and value in (f"images/{key}", f"{key}.txt") and os.path.exists(file.parent / value)
     )
