@@ -36,8 +36,8 @@ __all__ = [
     "train",
 ]
 
-# The module of each name. No module or folder of the package has one of these names: importing it would replace the
-# function, because Python makes a submodule an attribute of its package.
+# The module of each name. No module or folder of the package may have one of these names. Python makes an imported
+# submodule an attribute of its package, so the import would replace the function.
 _LAZY = {
     "Detector": "retinanet.detection.detector",
     "compare": "retinanet.evaluation.model_comparison",

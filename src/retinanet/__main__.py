@@ -1,4 +1,4 @@
-"""``python -m retinanet``, which is ``retinanet``."""
+"""``python -m retinanet`` runs the command ``retinanet``."""
 
 import sys
 

@@ -45,7 +45,7 @@ class Detections:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Detections]) -> Detections:
-        """Join detections, in order of their images; within an image the order stays."""
+        """Join detections and sort them by image; the order within an image is unchanged."""
         if not parts:
             return cls.empty()
         columns = [np.concatenate([getattr(part, name) for part in parts]) for name in cls.__annotations__]

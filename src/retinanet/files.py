@@ -22,7 +22,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         RetinaNetError: the file cannot be written; an existing file at ``path`` is untouched.
     """
-    # The suffix stays at the end, because writers such as matplotlib choose the format by it.
+    # The temporary name ends with the same suffix, because writers such as matplotlib choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,8 +33,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise _not_written(path, error) from error
     finally:
-        # After a failure, remove the half-written file. If its folder is a file, this fails, too, and must not hide the
-        # first error.
+        # After a failure, remove the half-written file. If its folder is a file, the removal fails, too, and
+        # must not hide the first error.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
@@ -54,27 +54,28 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically. Characters that UTF-8 cannot encode, as in file names, are escaped as in JSON."""
+    """Write UTF-8 text atomically. File names may hold characters that UTF-8 cannot encode; they are escaped as in
+    JSON."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     """Write JSON atomically. With ``indent``, a list of numbers stays on one line."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    if indent is not None:  # JSON escapes line breaks in strings, so these are between values
+    if indent is not None:  # JSON escapes line breaks in strings, so all line breaks here are between values
         text = re.sub(r"\[\n([-+.\deE,\snul]+)\]", lambda found: "[" + " ".join(found[1].split()) + "]", text)
     write_text(path, text + "\n")
 
 
 def make_folder(out: Path, flag: str = "--out ") -> None:
-    """Make a folder for results, and check that files can be written there, before the work is done and not after.
+    """Make a folder for results and check that files can be written there. Call it before the work, not after.
 
     Args:
         out: the folder.
         flag: the flag that named it, for the message.
 
     Raises:
-        RetinaNetError: it cannot be made, or writing there is not permitted.
+        RetinaNetError: the folder cannot be made, or writing there is not permitted.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -121,11 +122,11 @@ def new_folder(out: Path) -> Iterator[Path]:
 def claimed(folder: Path) -> Iterator[None]:
     """Lock ``folder`` (made if it does not exist) against other processes that claim it, while the block runs.
 
-    The lock ends with this process, also if it is killed. The file ``.lock`` stays; only a lock on it has a meaning.
-    Windows and some network drives have no such locks; nothing is checked there.
+    The lock ends when this process ends, also if it is killed. The file ``.lock`` stays, but only a lock on that file
+    has a meaning. Windows and some network drives have no such locks, so nothing is checked there.
 
     Raises:
-        RetinaNetError: another process has claimed it, or it cannot be written.
+        RetinaNetError: another process has claimed the folder, or the folder cannot be written.
     """
     try:
         import fcntl
@@ -159,7 +160,7 @@ def special_file(path: Path | str) -> str | None:
     """Return the kind of ``path`` if it is not a regular file. Opening a pipe can block, and some devices never end.
 
     Returns:
-        ``"a folder"``, ``"a named pipe"`` or ``"a device"``; ``None`` for a regular file and for a path without a file.
+        ``"a folder"``, ``"a named pipe"`` or ``"a device"``; ``None`` if it is a regular file or does not exist.
     """
     try:
         mode = os.stat(path).st_mode

@@ -82,7 +82,7 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy ``tensor`` to ``device`` without waiting for work that a GPU has not finished."""
+    """Copy ``tensor`` to ``device`` without waiting for unfinished work on a GPU."""
     if tensor.device.type == "cpu" and device.type == "cuda":
-        tensor = tensor.pin_memory()  # a copy from pageable memory would wait
+        tensor = tensor.pin_memory()  # a copy from pageable memory would wait for the GPU
     return tensor.to(device, non_blocking=True)

@@ -20,14 +20,14 @@ from retinanet.model import Outputs
 _PREFIX = 2
 # Largest number of pairs of candidates that a GPU compares at once. A pair takes about 40 bytes of memory.
 _PAIRS = 1 << 24
-# Rounds of suppression between two checks whether the result still changes; each check waits for the GPU.
+# Rounds of suppression between checks. A check tests whether the result still changes, and waits for the GPU.
 _ROUNDS = 6
 # Largest and smallest number of scores in a block that is represented by its maximum; powers of two.
 _LARGEST_BLOCK, _SMALLEST_BLOCK = 64, 4
 
 
 class Candidates(NamedTuple):
-    """Candidates of a batch for suppression: the same number N for every image, best first.
+    """Candidates of a batch for suppression, best first. Every image has the same number N of candidates.
 
     Attributes:
         boxes: float32 ``(B, N, 4)``, clipped to each image.
@@ -64,7 +64,7 @@ def postprocess(
 
 def select(outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]], config: DecodeConfig) -> Candidates:
     """Select the best predictions of each level above the threshold, and decode them; see :func:`postprocess`."""
-    # Comparing logits spares the sigmoid of the 99% of anchors that fall below the threshold.
+    # Comparing logits avoids the sigmoid for the 99% of anchors that are below the threshold.
     lowest = math.log(config.score / (1 - config.score)) if config.score > 0 else -math.inf
     levels = []
     for logits, deltas, anchors in zip(outputs.logits, outputs.deltas, grid.split(grid.boxes), strict=True):
@@ -88,8 +88,8 @@ def select(outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]
 def highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Find the ``count`` highest values of each row of ``(B, n)`` (all if there are fewer), and their positions.
 
-    They lie in the ``count`` blocks with the highest maxima, which are found in the same way. So one fast pass computes
-    the maxima, little is left to sort, and no shape depends on the number of scores above a threshold.
+    The highest values lie in the ``count`` blocks with the highest maxima, and these blocks are found by recursion. One
+    fast pass computes the maxima, and few values are sorted. No shape depends on how many scores exceed a threshold.
     """
     length = values.shape[1]
     count, size = min(count, length), _LARGEST_BLOCK
@@ -100,7 +100,7 @@ def highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
         return values.topk(count, dim=1)
     blocks = values[:, :whole].view(len(values), -1, size)  # (B, n / size, size)
     block = highest(blocks.amax(dim=2), count)[1]  # (B, count)
-    if whole == length:  # whole blocks are copied at once
+    if whole == length:  # there is no remainder, so each block is copied as one row
         first = torch.arange(len(values), device=values.device)[:, None] * (length // size)
         chosen = values.reshape(-1, size).index_select(0, (block + first).view(-1)).view(len(values), -1)
     else:
@@ -129,7 +129,7 @@ def suppress_in_turn(candidates: Candidates, apart: Tensor, config: DecodeConfig
     results = []
     counts = (candidates.scores > 0).sum(dim=1).tolist()
     for image, count in enumerate(counts):
-        # Suppression goes from best to worst, so the best candidates' result does not depend on the rest.
+        # Suppression goes from best to worst, so worse candidates do not affect the result for better ones.
         taken = min(count, _PREFIX * config.max_detections)
         while True:
             keep = nms(apart[image, :taken], candidates.scores[image, :taken].double(), config.nms)
@@ -175,8 +175,8 @@ def suppress_together(candidates: Candidates, apart: Tensor, config: DecodeConfi
 def _greedy(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     """Mark the boxes that greedy suppression keeps: float64 ``(B, n, 4)`` and bool ``(B, n)``, best first → ``(B, n)``.
 
-    A box is kept if no better kept box overlaps it. From any guess, each application of this rule makes at least one
-    more decision final. When nothing changes any more, the result equals that of a loop from best to worst.
+    A box is kept if no better kept box overlaps it. Starting from any guess, each application of this rule makes at
+    least one more decision final. When nothing changes any more, the result equals that of a loop from best to worst.
     """
     sides = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
     area = sides[0] * sides[1]  # (B, n)

@@ -23,11 +23,11 @@ def resolve(
     """Return the settings of a run.
 
     Args:
-        recipe: name or YAML file of the recipe to start from, or its settings. Unset: ``stored``, or without that the
-            recipe ``modern``.
+        recipe: name or YAML file of the recipe to start from, or its settings. Unset: ``stored``, or the recipe
+            ``modern`` if ``stored`` is unset, too.
         settings: single settings that replace those of the recipe, such as ``{"train.epochs": 10}``.
-        stored: the settings in the checkpoint of the run that is resumed. Its learning rate stands for the result of
-            ``train.find_lr``, which is not searched again.
+        stored: the settings in the checkpoint of the run that is resumed. If ``train.find_lr`` is on, its
+            learning rate is used and the search is not repeated.
 
     Raises:
         ConfigError: the recipe does not exist, or a setting is unknown or has an invalid value.
@@ -46,7 +46,7 @@ def resolve(
 
 
 def _grouped(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """``{"train.epochs": 10}`` as ``{"train": {"epochs": 10}}``."""
+    """Convert ``{"train.epochs": 10}`` to ``{"train": {"epochs": 10}}``."""
     groups: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         group, dot, key = name.partition(".")
@@ -57,7 +57,7 @@ def _grouped(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def settings_of(config: Config, groups: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of some groups by the names of their flags, as :func:`resolve` takes them."""
+    """Return the settings of ``groups``, keyed by flag name as :func:`resolve` takes them."""
     values = config.to_dict()
     return {f"{group}.{name}": value for group in groups for name, value in values[group].items()}
 

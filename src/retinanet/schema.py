@@ -52,7 +52,7 @@ def updated(settings: Settings, values: Mapping[str, Any], where: str) -> Settin
 
 
 def with_former_names(settings: Any) -> dict[str, Any]:
-    """Return all settings by the names that they had at first, for hashes that must survive a change of name."""
+    """Return all settings under their original names, for hashes that must not change when a setting is renamed."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -62,7 +62,8 @@ def with_former_names(settings: Any) -> dict[str, Any]:
 
 
 def _coerced(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as the type ``hint``. JSON and YAML write tuples as lists, and may write 1.0 as 1 or 1e-4 as text."""
+    """Convert ``value`` to the type ``hint``. JSON and YAML write tuples as lists, and may write 1.0 as 1 or 1e-4
+    as text."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -118,7 +119,7 @@ def require_positive(settings: Any, group: str, *names: str) -> None:
 
 
 def require_at_least(least: int, settings: Any, group: str, *names: str) -> None:
-    """Raise ConfigError if one of the numbers ``names`` is below ``least``; an unset one (None) passes."""
+    """Raise ConfigError if one of the numbers ``names`` is below ``least``. None (unset) is accepted."""
     bound = "it cannot be negative" if least == 0 else f"it must be at least {least}"
     for name in names:
         value = getattr(settings, name)

@@ -42,7 +42,7 @@ def load(weights: str | Path, precision: Precision = "auto", device: str = "auto
             (``person``).
         precision: arithmetic of the network; ``auto``: bf16 if the hardware supports it, else fp32.
         device: ``cpu``, ``cuda``, …; ``auto``: a GPU if there is one.
-        compile: run the network through ``torch.compile``. That takes up to a minute at the first image of each size
+        compile: run the network through ``torch.compile``. Compilation takes up to a minute for each new image size
             and needs a C++ compiler, so it is worthwhile for many images.
 
     Raises:
@@ -107,12 +107,12 @@ class Detector:
         """Detect objects in one image, or in each image of a list.
 
         Args:
-            source: a path, a Pillow image, a uint8 RGB array ``(H, W, 3)`` (or gray ``(H, W)``), or a list of those.
+            source: a path, a Pillow image, a uint8 RGB array ``(H, W, 3)`` (or gray ``(H, W)``), or a list of these.
             score: lowest score returned.
             batch: images that go through the network together.
 
         Returns:
-            ``supervision.Detections`` (a list of them for a list) with ``xyxy`` in pixels of the image,
+            ``supervision.Detections`` (a list if ``source`` is a list) with ``xyxy`` in pixels of the image,
             ``confidence``, ``class_id``, and names in ``data["class_name"]``; best first.
 
         Raises:
@@ -136,7 +136,7 @@ class Detector:
     def detect(self, images: Sequence[Tensor], score: float | None = None, batch: int = 8) -> list[Detections]:
         """Detect objects in uint8 RGB tensors ``(3, H, W)`` of any size; boxes are in pixels of each image.
 
-        Images that have one size after scaling share a batch, so that a result never depends on the other images.
+        Only images with the same size after scaling share a batch, so the result of an image never depends on others.
         """
         data = self.info.config.data
         shapes = [scaled_size(image.shape[-2], image.shape[-1], data) for image in images]
@@ -180,7 +180,7 @@ class Detector:
         return self.info.config.decode if score is None else replace(self.info.config.decode, score=score)
 
 
-@lru_cache(maxsize=16)  # a copy for every image would keep a GPU waiting
+@lru_cache(maxsize=16)  # cached, because a copy to the GPU for every image would keep it waiting
 @torch.inference_mode(False)
 def _grid_on(device: torch.device, anchors: AnchorSpec, size: tuple[int, int]) -> AnchorGrid:
     return make_grid(anchors, size).to(device)
@@ -203,5 +203,5 @@ def _as_rgb(image: ImageLike) -> npt.NDArray[np.uint8]:
 
 
 def _as_tensor(array: npt.NDArray[np.uint8]) -> Tensor:
-    # torch warns about arrays it may not write to, such as those of Pillow images; those are copied
+    # torch warns about read-only arrays, such as those of Pillow images, so these are copied
     return torch.from_numpy(np.require(array, requirements=["C", "W"])).permute(2, 0, 1)

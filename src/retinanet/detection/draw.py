@@ -16,17 +16,17 @@ from retinanet.detections import Detections
 if TYPE_CHECKING:  # supervision takes a second to import; drawing boxes alone does not need it
     import supervision
 
-# The colors of Okabe and Ito, which color-blind people can tell apart, then lighter companions.
+# The colors of Okabe and Ito, which color-blind people can tell apart, then lighter variants of them.
 COLORS = ["#56B4E9", "#E69F00", "#33C59A", "#F0E442", "#D98BB8", "#E8743B", "#8FA8FF", "#B7E07A", "#C9C9C9", "#FF9DA7"]
 
-# Labels of more detections than this would hide each other; scores are then left out.
+# With more detections than this, labels would hide each other, so scores are left out.
 _CROWDED = 40
 
 Box = Sequence[float]
 
 
 def import_supervision() -> Any:
-    """Import the package, which takes a second, without its warning that OpenCV would be faster."""
+    """Import supervision (takes a second), and suppress its warning that OpenCV would be faster."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="OpenCV .* is not installed", category=UserWarning)
         return import_module("supervision")
@@ -106,7 +106,7 @@ def closeup(
         low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
         margin = max(16.0, float((high - low).max()) / 2)
         around = np.concatenate([np.maximum(low - margin, 0), np.minimum(high + margin + 1, (width, height))])
-        if (around[2:] - around[:2] >= 1).all():  # otherwise the annotations are of a larger image
+        if (around[2:] - around[:2] >= 1).all():  # otherwise the boxes belong to a larger image
             region = around.astype(np.int64)
     left, top, right, bottom = region.tolist()
     factor = longest / max(right - left, bottom - top)

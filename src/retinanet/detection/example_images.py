@@ -29,7 +29,7 @@ _LONGEST = 1024
 
 
 def spread(items: int, count: int) -> list[int]:
-    """Choose at most ``count`` different positions of ``items``, evenly spread from the first to the last."""
+    """Choose at most ``count`` different positions among ``items``, evenly spaced from the first to the last."""
     return [int(i) for i in np.unique(np.linspace(0, items - 1, min(count, items)).round().astype(int))]
 
 
@@ -73,7 +73,7 @@ class Album:
         return image
 
     def remark(self) -> str | None:
-        """Describe how many images were left out, and why the first was; ``None`` if all could be shown."""
+        """Describe how many images were left out, and why the first was; ``None`` if no image was left out."""
         if not self.left_out:
             return None
         count = len(self.left_out)
@@ -98,11 +98,11 @@ def prediction_images(
     Args:
         detector: its classes must be those of the dataset.
         dataset: the examples are spread evenly over its images with objects, or over all images if none has any.
-        count: the number of examples, at most.
+        count: the largest number of examples.
         score: the lowest score that is drawn.
 
     Returns:
-        uint8 RGB ``(H, W, 3)``, the longer side at most 1024 pixels, by names that can be file names.
+        uint8 RGB ``(H, W, 3)``, the longer side at most 1024 pixels. The keys are valid file names.
 
     Raises:
         DataError: an image cannot be read.

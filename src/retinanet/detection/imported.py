@@ -27,7 +27,7 @@ def from_torchvision(
         norm_eps: epsilon of the batch norm; the default is described at ``load_torchvision``.
 
     Raises:
-        CheckpointError: not such a state dict; a tensor is missing, or has a shape that does not fit.
+        CheckpointError: the state dict is not of a torchvision RetinaNet, or a tensor is missing or has a wrong shape.
     """
     model, info = load_torchvision(state_dict, classes, norm_eps)
     return Detector(model, info, precision, device)

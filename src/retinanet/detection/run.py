@@ -26,7 +26,7 @@ class DetectionRun:
         images: number of images in which objects were detected.
         counts: detections of each class, by name.
         written: descriptions of the files in ``out``.
-        failed: messages of the files that could not be read.
+        failed: error messages for files that could not be read.
         out: folder of the files.
     """
 
@@ -56,7 +56,7 @@ def detect(
         sources: images, folders or glob patterns.
         out: folder for the drawn images and the files.
         score: lowest score reported, 0 ≤ ``score`` < 1.
-        formats: file format of the detections, or several: ``coco``, ``csv``, ``yolo``, ``voc``.
+        formats: one or more file formats of the detections: ``coco``, ``csv``, ``yolo``, ``voc``.
         draw: draw the boxes on copies of the images.
         console: where the progress bar is shown.
 

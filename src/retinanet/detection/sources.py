@@ -47,7 +47,7 @@ def find_images(sources: Sequence[str]) -> list[ImageFile]:
     """
     found: dict[Path, ImageFile] = {}
     for source in sources:
-        if not source.strip():  # an empty path would be the current folder
+        if not source.strip():  # an empty path would mean the current folder
             raise DataError("a source is empty (an unset shell variable?); give images or folders")
         if re.match(r"[a-z][a-z0-9+.-]*://", source, re.IGNORECASE):
             raise DataError(f"{source}: URLs are not supported; download the image and give its path")

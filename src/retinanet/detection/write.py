@@ -97,7 +97,7 @@ class Writer:
             _save_jpeg(self._drawn(file), self._drawing(result.image, found))
 
     def finish(self) -> list[str]:
-        """Write the files that cover all images; returns descriptions of the files under ``out``."""
+        """Write the files that cover all images; return descriptions of the files under ``out``."""
         written = ["drawn images"] if self.draw and self._images else []
         if "coco" in self.formats:
             categories = [{"id": k + 1, "name": name} for k, name in enumerate(self.classes)]
@@ -150,7 +150,7 @@ def _csv(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _unique_names(files: Sequence[ImageFile]) -> dict[ImageFile, Path]:
-    """A name under the output folder for each image; equal names are numbered."""
+    """Return each image's output path, relative to the output folder; equal names get numbers."""
     names: dict[ImageFile, Path] = {}
     taken: set[Path] = set()
     for file in files:

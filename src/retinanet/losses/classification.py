@@ -1,9 +1,9 @@
-"""The classification losses: the focal loss (section 3), its variant FL* (appendix A), and two that learn box quality.
+"""The classification losses: the focal loss (section 3), its variant FL* (appendix A), and two box-quality losses.
 
     FL(p_t) = −α_t (1 − p_t)^γ log p_t,    p_t = p for the true class and 1 − p otherwise, p = sigmoid(logit)
 
 γ = 0 is α-balanced cross entropy; γ = 0 with α = None is cross entropy. Everything is computed in at least float32,
-also under autocast, and from log-sigmoids, so that value and gradient are finite for every finite logit.
+also under autocast. The use of log-sigmoids keeps value and gradient finite for every finite logit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float | None = 0.25, gamma
     Args:
         logits: ``(…, K)``, any floating dtype.
         labels: int64 ``(…,)``: class ``0..K-1``, ``BACKGROUND`` (−1, all classes negative) or ``IGNORE`` (−2, no loss).
-        alpha: weight of the positive class; negative classes have 1 − alpha. None: all have weight 1.
+        alpha: weight of the positive class; negative classes have 1 − alpha. None: all classes have 1.
         gamma: focusing parameter, ≥ 0.
 
     Returns:
@@ -42,8 +42,8 @@ def focal(x_t: Tensor, gamma: float) -> Tensor:
     log_p = F.logsigmoid(x_t)
     if gamma == 0:
         return -log_p
-    # exp(γ log(1 − p_t)) has a finite derivative for every γ ≥ 0; that of (1 − p_t) ** γ is not finite if 1 − p_t
-    # underflows.
+    # exp(γ log(1 − p_t)) has a finite derivative for every γ ≥ 0. The derivative of (1 − p_t) ** γ is not finite if
+    # 1 − p_t underflows.
     return -torch.exp(gamma * F.logsigmoid(-x_t)) * log_p
 
 
@@ -149,13 +149,13 @@ def focal_star_loss(
 def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, gamma: float = 2.0) -> Tensor:
     """Quality focal loss, ``|q − p|^γ · BCE(p, q)``, summed (https://arxiv.org/abs/2006.04388, equation 5, β = γ).
 
-    The target of a positive anchor's class is q, the IoU of its predicted box with its object, instead of 1, so that a
-    score ranks boxes as well as classes.
+    The target of a positive anchor's class is not 1 but q, the IoU of the anchor's predicted box with its object. So
+    scores also rank boxes by their quality.
 
     Args:
         logits: ``(…, K)``, any floating dtype.
         labels: int64 ``(…,)``: class, ``BACKGROUND`` or ``IGNORE``, as for :func:`focal_loss`.
-        quality: ``(…,)`` in [0, 1], q of the positive anchors; the values of the others are not read.
+        quality: ``(…,)`` in [0, 1], q of the positive anchors; values of other anchors are not read.
         gamma: focusing parameter, ≥ 0.
     """
     return summed_loss(logits, labels, QualityFocal(gamma), quality)
@@ -164,10 +164,10 @@ def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, gamma: f
 def varifocal_loss(
     logits: Tensor, labels: Tensor, quality: Tensor, alpha: float | None = 0.75, gamma: float = 2.0
 ) -> Tensor:
-    """Varifocal loss, summed: ``q · BCE(p, q)`` for the class of a positive anchor, ``−α p^γ log(1 − p)`` for others.
+    """Varifocal loss, summed: ``q · BCE(p, q)`` for a positive anchor's class, else ``−α p^γ log(1 − p)``.
 
-    Source: https://arxiv.org/abs/2008.13367, equation 2. Arguments as for :func:`quality_focal_loss`; ``alpha``
-    None is 1.
+    Source: https://arxiv.org/abs/2008.13367, equation 2. Arguments as for :func:`quality_focal_loss`;
+    ``alpha=None`` means α = 1.
     """
     return summed_loss(logits, labels, Varifocal(alpha, gamma), quality)
 
@@ -184,7 +184,7 @@ def sigmoid_focal_loss(
     Args:
         inputs: logits of any shape.
         targets: the same shape; 1 for the positive class, 0 for the negative, or a soft value between.
-        alpha: weight of the positive class; None or a negative number: all have weight 1.
+        alpha: weight of the positive class; None or a negative number: all classes have weight 1.
         gamma: focusing parameter, ≥ 0.
         reduction: ``"none"`` keeps the shape; ``"mean"`` and ``"sum"`` give a scalar.
 
@@ -212,5 +212,5 @@ def _cross_entropy(x: Tensor, target: Tensor) -> Tensor:
 
 
 def _balance(alpha: float | None) -> tuple[float, float]:
-    """Weights of background and foreground, 1 − α and α; both 1 without α."""
+    """Weights of background and foreground: 1 − α and α, or 1 and 1 if ``alpha`` is None."""
     return (1.0, 1.0) if alpha is None else (1 - alpha, alpha)

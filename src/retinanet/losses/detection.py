@@ -20,7 +20,7 @@ from retinanet.losses.sum import summed_loss
 from retinanet.losses.targets import Targets, make_targets
 from retinanet.model import Outputs
 
-# detectron2's moving average of the positive anchors: its start, and its decay per step.
+# Initial value and decay per step of detectron2's moving average of the number of positive anchors.
 _MOVING_START, _MOVING_KEEP = 100.0, 0.9
 
 
@@ -40,10 +40,10 @@ class Losses(NamedTuple):
 class Normalizer:
     """Turn the number of positive anchors into the number that divides the losses.
 
-    ``batch``: the positive anchors of the whole batch, on all processes, at least 1 (the paper). Gradients are averaged
-    over processes, so each process divides by the total ÷ processes. ``rank``: the positive anchors of this process
-    (mmdetection). ``moving``: their moving average (detectron2). ``image``: the losses of each image are divided by its
-    own positive anchors (torchvision).
+    ``batch``: the number of positive anchors of the whole batch, on all processes, at least 1 (the paper). Gradients
+    are averaged over processes, so each process divides by the total ÷ processes. ``rank``: the number of positive
+    anchors of this process (mmdetection). ``moving``: the moving average of that number (detectron2). ``image``: the
+    losses of each image are divided by the number of its own positive anchors (torchvision).
 
     Attributes:
         average: float32 scalar, the state of ``moving``.
@@ -82,7 +82,7 @@ def detection_losses(
 ) -> Losses:
     """Losses of a batch.
 
-    ``grid``, ``matches``, ``boxes`` and ``labels`` lie on the CPU while ``outputs`` may lie on a GPU. Then nothing here
+    ``outputs`` may be on a GPU; ``grid``, ``matches``, ``boxes`` and ``labels`` are on the CPU. This function never
     waits for the GPU, because the positive anchors are known on the CPU.
 
     Args:

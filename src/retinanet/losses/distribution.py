@@ -30,7 +30,7 @@ def anchor_losses(outputs: Outputs, matched: Tensor, labels: Tensor, gammas: Seq
         gammas: focusing parameters.
 
     Returns:
-        float32 ``(len(gammas), F)`` of the foreground anchors and ``(len(gammas), N)`` of the background.
+        float32 ``(len(gammas), F)`` for the foreground and ``(len(gammas), N)`` for the background anchors.
     """
     logits = torch.cat([level.float() for level in outputs.logits], dim=1)  # (B, A, K)
     image, anchor = torch.nonzero(matched >= 0, as_tuple=True)
@@ -43,10 +43,10 @@ def anchor_losses(outputs: Outputs, matched: Tensor, labels: Tensor, gammas: Seq
 
 
 def cumulative(losses: Tensor, points: int) -> Tensor:
-    """Fraction of the total loss that the easiest 0, 1/(points − 1), …, 1 of the anchors have.
+    """Share of the total loss that the easiest anchors contribute, for fractions 0, 1/(points − 1), …, 1 of anchors.
 
     Args:
-        losses: ``(N,)``, not negative.
+        losses: ``(N,)``, ≥ 0.
         points: number of points of the curve, at least 2. The curve is linear between anchors.
 
     Returns:
@@ -63,7 +63,7 @@ def cumulative(losses: Tensor, points: int) -> Tensor:
 
 
 def share_of_hardest(losses: Tensor, fraction: float) -> float:
-    """Fraction of the total loss that the hardest ``fraction`` (at least one) of the anchors ``(N,)`` have."""
+    """Share of the total loss that the hardest anchors contribute: ``fraction`` of the N anchors, at least one."""
     count = max(1, round(fraction * len(losses)))
     total = losses.double().sum()
     return float(losses.double().topk(min(count, len(losses))).values.sum() / total) if total > 0 else 0.0

@@ -12,8 +12,8 @@ from torch import Tensor
 class Coefficients:
     """A formula as numbers, for kernels.
 
-    The loss of a background logit x, with p = sigmoid(x), is ``background · p^γ · softplus(x)``, and for ``focal_star``
-    ``background · softplus(γ x − β) / γ``.
+    The loss of a background logit x, with p = sigmoid(x), is ``background · p^γ · softplus(x)``. For the kind
+    ``focal_star`` it is ``background · softplus(γ x − β) / γ``.
 
     Attributes:
         kind: which formula.
@@ -33,8 +33,8 @@ class Coefficients:
 class Formula(Protocol):
     """A classification loss of single logits, computed in at least float32.
 
-    A one-vs-all classifier has two kinds of logit: the class of a positive anchor (foreground), and all others
-    (background).
+    A one-vs-all classifier has two kinds of logits. The logit of a positive anchor's own class is foreground; all other
+    logits are background.
     """
 
     def background(self, x: Tensor) -> Tensor:

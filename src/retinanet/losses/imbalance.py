@@ -16,13 +16,13 @@ from retinanet.model import Outputs
 
 
 class Imbalance(NamedTuple):
-    """Sums of a batch's classification loss, not normalized, and its foreground anchors by level.
+    """Sums of a batch's classification loss, not normalized, and the number of foreground anchors per level.
 
     Attributes:
         foreground: float32 scalar, the loss of the foreground anchors' own classes.
         easy: the loss of background logits with p < 0.5.
         hard: the loss of background logits with p ≥ 0.5.
-        positives: int64 ``(L,)``, foreground anchors.
+        positives: int64 ``(L,)``, number of foreground anchors on each level.
     """
 
     foreground: Tensor
@@ -35,7 +35,7 @@ class Imbalance(NamedTuple):
         return Imbalance(*(a + b for a, b in zip(self, other, strict=True)))
 
     def to_dict(self) -> dict[str, float]:
-        """Shares of the loss, which add up to 1 (0 where there is no loss at all), and anchors per level."""
+        """Shares of the loss (they add up to 1, or are all 0 if the loss is 0), and foreground anchors per level."""
         parts = {name: float(getattr(self, name)) for name in ("foreground", "easy", "hard")}
         total = sum(parts.values())
         shares = {f"share_{name}": round(value / total if total > 0 else 0.0, 4) for name, value in parts.items()}
@@ -48,7 +48,7 @@ def loss_shares(
 ) -> Imbalance:
     """Divide the classification loss of a batch among foreground, hard and easy background.
 
-    For OHEM, the cross entropy before mining is divided.
+    For OHEM, these are shares of the cross entropy before mining.
 
     Args:
         outputs: the network's predictions.
@@ -66,7 +66,9 @@ def loss_shares(
     foreground = formula.foreground(positive, quality).sum()
     easy, hard = torch.zeros(2, device=device)
     for level, classes in zip(outputs.logits, targets.classes, strict=True):
-        for x, ignored in zip(level, classes == IGNORE, strict=True):  # image by image: a level would take much memory
+        for x, ignored in zip(
+            level, classes == IGNORE, strict=True
+        ):  # image by image, because a whole level would need much memory
             background = formula.background(x.float()).masked_fill(ignored[:, None], 0)  # (A_l, K)
             misclassified = torch.where(x >= 0, background, 0).sum()
             hard, easy = hard + misclassified, easy + background.sum() - misclassified

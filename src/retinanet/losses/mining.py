@@ -32,7 +32,7 @@ def ohem_loss(
         labels: int64 ``(A,)``: class, ``BACKGROUND`` or ``IGNORE``; ignored anchors are left out.
         anchors: ``(A, 4)`` ``xyxy``.
         batch: largest number of anchors that count.
-        nms_iou: overlap from which two anchors are duplicates.
+        nms_iou: IoU above which two anchors are duplicates.
         ratio: background anchors per foreground anchor. None: the hardest anchors of any kind.
 
     Returns:
@@ -60,8 +60,8 @@ def ohem_loss(
 
 
 def _choose(left: Tensor, labels: Tensor, batch: int, ratio: int | None, more_foreground: bool) -> tuple[Tensor, bool]:
-    """Choose the anchors that count among those ``left``, hardest first; also whether easier anchors cannot change
-    them."""
+    """Choose the anchors that count from ``left``, hardest first. Also return whether the choice is final, that is,
+    easier anchors cannot change it."""
     if ratio is None:
         return left[:batch], len(left) >= batch
     most = batch // (1 + ratio)

@@ -30,8 +30,8 @@ def summed_loss(
         logits: ``(…, K)``, any floating dtype.
         labels: int64 ``(…,)``: class ``0..K-1``, ``BACKGROUND`` (−1, all classes negative) or ``IGNORE`` (−2, no loss).
         formula: which loss.
-        quality: ``(…,)``, of the positive anchors; the values of the others are not read.
-        divisor: number that divides the sum. A kernel gets it to write the final gradient in its only pass.
+        quality: ``(…,)``, q of the positive anchors; values of other anchors are not read.
+        divisor: number that divides the sum. A kernel needs it to write the final gradient in its only pass.
 
     Raises:
         ValueError: the shapes do not fit, or (on the CPU) a label is not below K.
@@ -64,7 +64,7 @@ def reference_loss(logits: Tensor, labels: Tensor, formula: Formula, quality: Te
 
 
 class SumByKernel(torch.autograd.Function):
-    """Value and gradient from one call of a kernel, a module with ``value_and_gradient`` and ``scaled``."""
+    """Sum and gradient from one call of a kernel: a module with ``value_and_gradient`` and ``scaled``."""
 
     @staticmethod
     def forward(
@@ -99,7 +99,7 @@ class SumByKernel(torch.autograd.Function):
 
 
 def _kernel(logits: Tensor) -> ModuleType | None:
-    """The module that computes the sum on this device; None: the reference."""
+    """Return the kernel module for the device of ``logits``; None: use the reference."""
     if logits.numel() == 0 or torch.compiler.is_compiling():
         return None
     if logits.device.type == "cpu":

@@ -39,7 +39,7 @@ class Targets:
         return torch.cat([level.flatten(0, 1)[index] for level, index in parts if len(index)] or [levels[0][:0, 0]])
 
     def spread(self, values: Tensor) -> list[Tensor]:
-        """Write a number for each positive anchor ``(P,)`` into per-level ``(B, A_l)`` of zeros."""
+        """Write one value per positive anchor, ``(P,)``, into per-level ``(B, A_l)`` tensors of zeros."""
         parts = zip(self.classes, torch.split(values, self.counts), torch.split(self.index, self.counts), strict=True)
         levels = []
         for classes, value, index in parts:

@@ -50,7 +50,7 @@ def train(
         TrainingStopped: Ctrl-C or SIGTERM; the state was saved.
         ConfigError: a setting is unknown or has an invalid value.
         DataError: the dataset cannot be used.
-        CheckpointError: ``out`` holds another run, or one with other settings or data.
+        CheckpointError: ``out`` holds another run, or a run with other settings or data.
         NonFiniteLossError: the loss became NaN or infinite; the last checkpoint is intact.
         RetinaNetError: ``out`` cannot be written, or another training is writing to it.
     """
@@ -58,7 +58,7 @@ def train(
     with joined_processes() as processes:
         console = (console or plain_console()) if processes.is_main else Console(quiet=True)
         with _own_folder(out) if processes.is_main else nullcontext():
-            # Errors that need no image are found first: verifying the images can take minutes.
+            # Find errors that need no image first, because verifying the images can take minutes.
             config, checkpoint = open_run(out, resume, recipe, settings)
             require_backbone(config.model.backbone)
             require_trackers(config.train.track)
@@ -70,7 +70,7 @@ def train(
 
 @contextmanager
 def _own_folder(out: Path) -> Iterator[None]:
-    """Make the run's folder and claim it while the block runs; after an error, remove a new folder without files."""
+    """Make the run's folder and claim it while the block runs. After an error, remove it if new and empty."""
     new = not out.exists()
     make_folder(out)
     try:

@@ -1,8 +1,8 @@
 """Everything a training needs to resume as if it had never stopped, in one safetensors file.
 
-``last.safetensors`` holds the weights to use (the EMA, if there is one) under their plain names, so that it loads as a
-model, and under ``train.`` the raw weights and the optimizer's tensors. The order and the augmentation of the images,
-the learning rate and the random numbers are functions of seed and step, so storing the step number is enough.
+``last.safetensors`` holds the weights for inference (the EMA, if there is one) under their plain names, so that it
+loads as a model. The prefix ``train.`` marks the raw weights and the optimizer's tensors. Image order, augmentation,
+learning rate and random numbers are functions of the seed and the step, so the file stores only the step number.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from retinanet.model import RetinaNet
 from retinanet.training.state import TrainingState
 from retinanet.zoo.weights import TRAINING_PREFIX, ModelInfo, read_all_tensors, read_info, save_weights
 
-# Settings that may differ on resuming, because they change how a run proceeds but not what it computes.
+# Settings that may differ on resuming. They change how a run proceeds, but not what its steps compute.
 _FREE = {"data.workers", "data.verify"} | {
     f"train.{name}"
     for name in (
@@ -42,7 +42,7 @@ _FREE = {"data.workers", "data.verify"} | {
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is.
+    """The progress of a training.
 
     Attributes:
         step: number of steps done.
@@ -91,10 +91,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The description in a checkpoint file: settings, classes and progress.
-
-    :func:`restore_training` reads the tensors.
-    """
+    """The description in the checkpoint of a training; :func:`restore_training` reads the tensors."""
 
     path: Path
     info: ModelInfo
@@ -140,7 +137,8 @@ def save_training(path: Path, state: TrainingState, info: ModelInfo) -> None:
 def restore_training(path: Path, state: TrainingState) -> None:
     """Bring model, EMA, optimizer and normalizer to the state that :func:`save_training` wrote.
 
-    If the number of ranks has changed, each rank's moving average of the positive anchors becomes the mean of all.
+    If the number of ranks has changed, each rank's moving average of the positive anchors becomes the mean over all
+    stored ranks.
 
     Raises:
         CheckpointError: the file does not hold such a state, or belongs to another model.
@@ -192,7 +190,7 @@ def _memory_format(parameter: Tensor) -> torch.memory_format:
 
 
 def describe_data(dataset: Dataset) -> dict[str, Any]:
-    """Return counts, classes and hashes of a dataset: equal for equal data, wherever it lies."""
+    """Return counts, classes and hashes of a dataset. They do not depend on the dataset's path."""
     counts = {"images": len(dataset), "boxes": int((~dataset.ignore).sum()), "classes": list(dataset.classes)}
     files, boxes = (hashlib.sha256() for _ in range(2))
     files.update(repr([dataset.files[i] for i in dataset]).encode("utf-8", "replace"))
@@ -205,10 +203,10 @@ def check_same_settings(path: Path, stored: Config, config: Config) -> None:
     """Refuse to resume with settings other than those ``stored`` in the checkpoint ``path``.
 
     Raises:
-        CheckpointError: naming the first differences.
+        CheckpointError: the settings differ; the message names the first differences.
     """
     before, now = _flat(stored.to_dict()), _flat(config.to_dict())
-    # The checkpoint stores the number of channels that an unset model.channels stands for.
+    # An unset model.channels agrees with any stored number, because the checkpoint stores the number that was used.
     before["model.channels"] = now["model.channels"] if now["model.channels"] is None else before["model.channels"]
     different = [f"{k} {before[k]} → {now[k]}" for k in now if before[k] != now[k] and k not in _FREE]
     if different:
@@ -226,7 +224,7 @@ def check_same_data(
 
     Args:
         path: the checkpoint.
-        before: the description of the data in the checkpoint; None in an old checkpoint, which is not checked.
+        before: the description of the data in the checkpoint. None (old checkpoints): nothing is checked.
         now: the description of ``dataset``.
         role: ``training`` or ``validation``, for the message.
         dataset: the data to resume with.

@@ -1,7 +1,7 @@
 """Several processes (ranks) that train one model together, started by ``torchrun``, or one process alone.
 
 ``train.batch`` is the batch of all ranks together: each rank takes its share of every batch, and gradients, normalizers
-and metrics are those of the whole batch. So the number of ranks changes neither the result nor the settings.
+and metrics are those of the whole batch. So neither results nor settings depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from retinanet.errors import ConfigError, PeerError
 
 Item = TypeVar("Item")
 
-# Time until a rank that hangs counts as lost; a rank that ends is noticed at once. It is long because verifying
-# the images of a large dataset may keep some ranks waiting.
+# Time until a rank that hangs counts as lost; a rank that ends is noticed at once. The time is long because ranks
+# may wait while others verify the images of a large dataset.
 _PATIENCE = timedelta(minutes=30)
 
-# Words in gloo's messages about a lost connection; NCCL has exceptions of its own.
+# Words in gloo's messages about a lost connection. NCCL raises its own exception types instead.
 _LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "connection refused")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The place of this process among all that train together.
+    """The place of this process among all processes that train together.
 
     Attributes:
         rank: number of this process.
@@ -61,7 +61,7 @@ class Processes:
         return values
 
     def largest(self, *values: int) -> list[int]:
-        """Return the largest of each value over all ranks."""
+        """Return the maximum of each value over all ranks."""
         if self.world_size == 1:
             return list(values)
         together = torch.tensor(values)
@@ -114,7 +114,7 @@ def require_agreement(processes: Processes, values: dict[str, Any]) -> None:
     """Check that all ranks start from the same data, settings and checkpoint.
 
     Raises:
-        ConfigError: naming the first value that differs.
+        ConfigError: a value differs; the message names the first such value.
     """
     own = json.loads(json.dumps(values))
     for rank, other in enumerate(processes.gather(own)):

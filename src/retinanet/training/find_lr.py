@@ -1,7 +1,7 @@
 """Find a learning rate: train a few steps at rising rates, and take the rate at which the loss falls fastest.
 
-This is the range test of https://arxiv.org/abs/1506.01186. The rate grows exponentially from step to step. Where it is
-too small, the loss stays; where it is too large, the loss explodes.
+This is the range test of https://arxiv.org/abs/1506.01186. The rate grows exponentially from step to step. If the
+rate is too small, the loss hardly changes; if it is too large, the loss explodes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from retinanet.training.state import TrainingState
 
 _STEPS = 100
 
-# From a hundredth of the recipe's rate to thirty times it.
+# Range of rates: from a hundredth of the recipe's rate to thirty times that rate.
 _LOWEST, _HIGHEST = 0.01, 30.0
 
-# The test ends when the smoothed loss is this many times its lowest.
+# The test ends when the smoothed loss exceeds its minimum by this factor.
 _EXPLODED = 2.0
 
 # Decay of the moving average that smooths the loss: the loss of a single small batch is mostly noise.
@@ -35,12 +35,12 @@ _SMOOTHING = 0.9
 
 
 def find_learning_rate(job: Job) -> float:
-    """Return the learning rate to train with, for 16 images like ``train.lr``; writes ``learning_rate.png``.
+    """Return the learning rate to train with, and write ``learning_rate.png``.
 
-    The weights that are trained for it are discarded.
+    Like ``train.lr``, the rate refers to a batch of 16 images. The weights that the test trains are discarded.
 
     Raises:
-        DataError: the loss falls at no rate.
+        DataError: the loss does not fall at any rate.
     """
     settings, curve = job.config.train, job.out / "learning_rate.png"
     rates, losses = _range_test(job)
@@ -60,7 +60,7 @@ def find_learning_rate(job: Job) -> float:
 
 
 def _range_test(job: Job) -> tuple[list[float], list[float]]:
-    """Train at rising rates until the loss explodes; returns the rate and the loss of each step."""
+    """Train at rising rates until the loss explodes; return the rate and the loss of each step."""
     settings = job.config.train
     config = replace(job.config, train=replace(settings, ema=None))
     state = TrainingState.create(config, len(job.train_set.classes), job.processes)
@@ -99,8 +99,8 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 def steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
     """Return the rate at which the loss falls fastest per unit of log(rate); None if it never falls.
 
-    The slope is fitted with a straight line through a fifth of the steps; fewer steps would follow the noise of
-    batches.
+    The slope is that of a straight line fitted to a fifth of the steps. With fewer steps the slope would follow the
+    noise of single batches.
     """
     window = max(3, len(losses) // 5)
     if len(losses) < window:

@@ -11,7 +11,8 @@ from retinanet.files import write_atomically, write_text
 
 
 class Log:
-    """Writes one JSON object per line. Lines after step ``resume_at`` are dropped first; those steps are done again.
+    """Writes one JSON object per line. Existing lines after step ``resume_at`` are removed first, because these
+    steps are repeated.
 
     Args:
         path: the file.

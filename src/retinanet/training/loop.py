@@ -29,7 +29,7 @@ from retinanet.training.validation import Validation
 from retinanet.training.watch import objects_left_out
 from retinanet.zoo.weights import read_info
 
-# Steps between measurements of the loss shares; each costs as much as a few passes over the logits.
+# Steps between measurements of the loss shares; a measurement costs as much as a few passes over the logits.
 _IMBALANCE_EVERY = 20
 
 
@@ -42,7 +42,7 @@ def train_on(
     console: Console | None = None,
     processes: Processes | None = None,
 ) -> Result:
-    """Train a detector on datasets; see :func:`retinanet.training.api.train` for the same from a path.
+    """Train a detector on datasets; see :func:`retinanet.training.api.train` to start from a path.
 
     ``out`` gets ``best.safetensors``, ``last.safetensors``, ``metrics.jsonl``, ``config.yaml`` and ``curves.png``.
 
@@ -59,7 +59,7 @@ def train_on(
     Raises:
         TrainingStopped: Ctrl-C or SIGTERM; the state was saved.
         NonFiniteLossError: the loss became NaN or infinite; the last checkpoint is intact.
-        CheckpointError: ``out`` holds another run, or one with other settings or data.
+        CheckpointError: ``out`` holds another run, or a run with other settings or data.
         RetinaNetError: another training is writing to ``out``.
     """
     processes = processes or Processes()
@@ -99,7 +99,7 @@ def train_job(job: Job, checkpoint: Checkpoint | None) -> Result:
 
 
 def _train_steps(run: Start, batches: Timed, recorder: Recorder, validation: Validation, stop: StopRequest) -> Progress:
-    """Step, evaluate and save until the training is finished; returns its progress."""
+    """Step, evaluate and save until the training is finished; return its progress."""
     job, state, order, progress = run.job, run.state, run.order, run.progress
     settings, meter = job.config.train, recorder.meter
     images_seen, saved = order.images_before(progress.step), time.monotonic()
@@ -115,7 +115,7 @@ def _train_steps(run: Start, batches: Timed, recorder: Recorder, validation: Val
         recorder.step(Step(step, batch, images, lr, update, stop.requested, late))
 
         epoch_ended = step % order.steps_per_epoch == 0
-        # Several ranks must agree to stop, which they do a step later.
+        # Several ranks must agree to stop; they do so one step later.
         stopping = meter.stop or (job.processes.world_size == 1 and stop.requested)
         if not (epoch_ended or stopping or meter.save):
             continue
@@ -126,7 +126,7 @@ def _train_steps(run: Start, batches: Timed, recorder: Recorder, validation: Val
         save_training(job.last, state, job.describe(state.model, progress, recorder.metrics))
         saved, meter.save = time.monotonic(), False
         if progress.finished or stopping:
-            job.processes.wait()  # for the main rank to save
+            job.processes.wait()  # until the main rank has saved
         if progress.finished:
             break
         if stopping:

@@ -1,7 +1,7 @@
 """The numbers of each step, copied to the CPU and summed over the ranks.
 
 On a GPU, Python runs ahead of the computation. The numbers of a step are read after the next step was launched, so that
-the GPU never waits for Python. Before a checkpoint and at the end of an epoch, :meth:`Meter.flush` reads all of them.
+the GPU never waits for Python. Before a checkpoint and at the end of an epoch, :meth:`Meter.flush` reads all numbers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Step:
     """A step whose computation was launched.
 
     Attributes:
-        number: of the step, from 1.
+        number: number of the step, from 1.
         batch: this rank's images.
         images: number of images on all ranks.
-        lr: its learning rate.
+        lr: learning rate of the step.
         update: losses, gradient norm and loss shares of this rank.
         stop: this rank was asked to stop.
         save: a checkpoint is due; only the main rank's value counts.
@@ -116,7 +116,7 @@ class Meter:
         self._waiting: list[tuple[Step, _Numbers]] = []
 
     def add(self, step: Step) -> list[Reading]:
-        """Return the readings that are due: the reading of ``step``, or on a GPU of the step before it."""
+        """Return the readings that are due: the reading of ``step``, or on a GPU the reading of the step before."""
         self._waiting.append((step, _Numbers.of(step)))
         return self._read(len(self._waiting) - self._deferred)
 
@@ -134,7 +134,7 @@ class Meter:
         asked = torch.tensor([float(foreground), step.stop, step.save and self._processes.is_main], dtype=torch.float64)
         values = self._processes.sum(torch.cat([own, asked])).tolist()
         self.stop, self.save = self.stop or values[3] > 0, values[4] > 0
-        # Gradients are means over the ranks, so the loss is their mean, too.
+        # Gradients are averaged over the ranks, so the losses are averaged, too.
         classification_loss, box_loss = (value / self._processes.world_size for value in values[:2])
         return Reading(
             step,
@@ -147,7 +147,7 @@ class Meter:
         )
 
     def _summed(self, own: Imbalance | None, shares: Tensor) -> Imbalance | None:
-        """Sum over all ranks, which measure in the same steps."""
+        """Sum the loss shares over all ranks; all ranks measure them in the same steps."""
         if own is None:
             return None
         together = self._processes.sum(torch.cat([shares, own.positives.double()]))

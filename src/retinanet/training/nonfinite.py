@@ -25,7 +25,7 @@ def explain(job: Job, state: TrainingState, batch: Batch) -> str:
         f"{Path(i['file']).name} (classification {i['classification loss']}, box {i['box loss']})" for i in culprits[:3]
     )
     settings = job.config.train
-    # A bound on the gradient helps most often and costs nothing.
+    # Clipping the gradient is the remedy that helps most often, and it costs nothing.
     bound = "" if settings.clip else "--train.clip 10, "
     return (
         f"the loss or its gradient is not finite on {named}{' …' if len(culprits) > 3 else ''}; "

@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule and EMA of the weights, all counted in images seen rather than in steps."""
+"""Optimizer, learning-rate schedule and EMA of the weights; progress is counted in images seen, not in steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REFERENCE_BATCH = 16
 
 
 def make_optimizer(model: RetinaNet, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters; each group's ``factor`` scales the learning rate."""
+    """Return SGD or AdamW for the trainable parameters; each group's ``factor`` scales the learning rate."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -36,8 +36,8 @@ def learning_rate(config: TrainConfig, seen: int, total: int) -> float:
     """Learning rate for the next batch, after ``seen`` of ``total`` images.
 
     The rate rises linearly from a thousandth of ``lr`` (warm-up). Then ``step`` divides it by 10 at 2/3 and at 8/9 (the
-    paper's 60k and 80k of 90k steps), and ``cosine`` lowers it along half a cosine to 0. It is proportional to the
-    batch size (https://arxiv.org/abs/1706.02677).
+    paper's 60k and 80k of 90k steps), and ``cosine`` lowers it along half a cosine to 0. The rate is proportional to
+    the batch size (https://arxiv.org/abs/1706.02677).
     """
     base = config.lr * config.batch / REFERENCE_BATCH
     warmup = min(config.warmup, total // 10)
@@ -52,7 +52,7 @@ def learning_rate(config: TrainConfig, seen: int, total: int) -> float:
 class MovingAverage(AveragedModel):
     """Exponential moving average (EMA) of a model's weights and buffers; integer buffers are copied.
 
-    The decay rises from 0 to its value, so that the random start is soon forgotten.
+    The decay rises from 0 to its configured value, so that the random initial weights soon lose their influence.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -61,9 +61,9 @@ class MovingAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Add the weights after a step.
+        """Update the average with the weights after a step.
 
-        PyTorch's own update copies its counter to the GPU at every step and waits for the copy.
+        This replaces PyTorch's own update, which copies its counter to the GPU at every step and waits for the copy.
         """
         done = int(self.n_averaged)  # on the CPU
         share = 1 - min((1 + done) / (10 + done), self.decay) if done else 1.0

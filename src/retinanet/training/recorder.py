@@ -21,7 +21,7 @@ class Recorder:
 
     Attributes:
         meter: collects the numbers of the steps.
-        metrics: of the newest evaluation; empty before the first.
+        metrics: metrics of the newest evaluation; empty before the first evaluation.
         unreadable: messages of images that could not be read, and how often each occurred.
     """
 
@@ -36,7 +36,7 @@ class Recorder:
         """Record a step, or on a GPU the step before it.
 
         Raises:
-            NonFiniteLossError: its loss or its gradient is NaN or infinite.
+            NonFiniteLossError: the loss or the gradient of the recorded step is NaN or infinite.
         """
         self._record(self.meter.add(step))
 
@@ -70,7 +70,7 @@ class Recorder:
                 self.warn(message, line["step"], line["epoch"])
 
     def _new_messages(self, batch: Batch) -> list[str]:
-        """The messages about the images of a batch that were not printed before."""
+        """Return the messages about a batch's images, without messages that were printed before."""
         messages = [remark for remark in dict.fromkeys(batch.remarks) if remark not in self._printed]
         self._printed.update(messages)
         for message in dict.fromkeys(batch.unreadable):
@@ -84,9 +84,9 @@ def step_status(line: dict[str, Any], epochs: int, metrics: dict[str, Any], shar
     """Return the text beside the progress bar.
 
     Args:
-        line: of the step in ``metrics.jsonl``.
-        epochs: of the whole training.
-        metrics: of the newest evaluation, or empty.
+        line: the step's line of ``metrics.jsonl``.
+        epochs: number of epochs of the whole training.
+        metrics: metrics of the newest evaluation, or empty.
         shares: the newest line with loss shares, or empty.
     """
     text = f"epoch {math.ceil(line['epoch'])}/{epochs}  loss {line['loss']:.3f}"

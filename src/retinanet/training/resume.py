@@ -34,12 +34,12 @@ class Start:
     """Everything the training loop needs.
 
     Attributes:
-        job: settings (with the learning rate that was found), data and folder.
+        job: settings (after ``train.find_lr``, with the learning rate that it found), data and folder.
         state: weights, EMA, optimizer and normalizer.
         order: the images of the remaining steps.
         log: ``metrics.jsonl``, without lines after the checkpoint.
-        progress: how far the training is.
-        metrics: those of the last evaluation; empty before the first.
+        progress: progress of the training.
+        metrics: metrics of the last evaluation; empty before the first evaluation.
     """
 
     job: Job
@@ -64,7 +64,7 @@ def open_run(
         out: the run's folder.
         resume: go on from the checkpoint there, if there is one.
         recipe: see :func:`retinanet.recipes.resolve`.
-        settings: single settings, likewise.
+        settings: see :func:`retinanet.recipes.resolve`.
 
     Raises:
         CheckpointError: ``out`` holds a run and ``resume`` is off, or a run with other settings.
@@ -95,7 +95,7 @@ def starting_progress(job: Job, checkpoint: Checkpoint | None) -> Progress:
     """Return the progress from which the training goes on; ``finished`` is set if there is nothing left to do.
 
     Raises:
-        CheckpointError: the data is not that of the checkpoint.
+        CheckpointError: the data differs from the data of the checkpoint.
         DataError: there is nothing to train on.
     """
     train_set, val_set = job.train_set, job.val_set

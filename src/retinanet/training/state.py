@@ -25,7 +25,7 @@ class Update(NamedTuple):
     """The numbers of a step, on the device of the model.
 
     Attributes:
-        losses: of this rank.
+        losses: losses of this rank.
         grad_norm: norm of the gradient before clipping, a scalar.
         imbalance: the loss shares on this rank, if they were measured.
     """
@@ -44,8 +44,8 @@ class TrainingState:
         model: the weights that the optimizer updates.
         network: ``model``, wrapped so that its gradients are averaged over the ranks.
         ema: exponential moving average of the weights, if ``config.train.ema`` is set.
-        optimizer: of the trainable parameters.
-        normalizer: the number of positive anchors that divides the loss.
+        optimizer: optimizer of the trainable parameters.
+        normalizer: computes the number that divides the losses.
         dtype: arithmetic of the network.
         processes: the ranks that train together.
     """

@@ -1,4 +1,4 @@
-"""The gradients of a training step: of a whole batch, in slices, or on one of several ranks."""
+"""The gradients of a training step, for a whole batch or in slices, on one rank or on several."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def backward(
 ) -> tuple[Losses, Imbalance | None]:
     """Add the gradients of a step to ``network``'s parameters.
 
-    The sum over slices (``config.train.accumulate``) and ranks equals the result of one pass over the whole batch,
-    unless batch norm is trained: all images are padded to one size, and the losses are divided by the positive anchors
-    of the whole step.
+    All images are padded to one size, and the losses are divided by the number of positive anchors of the whole step.
+    So the sum over slices (``config.train.accumulate``) and ranks equals the result of one pass over the whole batch,
+    unless batch norm is trained.
 
     Args:
         network: a :class:`RetinaNet`, possibly wrapped by :meth:`Processes.wrap`.
@@ -78,7 +78,7 @@ def backward(
         measure_imbalance: also measure the loss shares.
 
     Returns:
-        The losses of this rank, detached (their mean over the ranks is the loss of the step); and the loss shares, or
+        The losses of this rank, detached; their mean over the ranks is the loss of the step. Also the loss shares, or
         None if they were not measured.
     """
     model = network.module if isinstance(network, DistributedDataParallel) else network
@@ -97,13 +97,13 @@ def backward(
             pixels = normalized_batch(own.images, model.mean, model.std, device, (height, width))  # (B, 3, H, W)
             with autocast(device, dtype):
                 outputs = network(pixels)  # per level logits (B, A_l, K), deltas (B, A_l, 4)
-            if truth is None:  # matched here, while a GPU computes the network
+            if truth is None:  # match on the CPU while a GPU computes the network
                 truth = match_ground_truth(batch, (height, width), config)
                 positives = len(truth.matches.positive)
                 divisor = None if each else normalizer(positives)
             grid, matches, boxes, labels = truth
             losses = detection_losses(outputs, grid, matches[part], boxes, labels, config.loss, normalizer, divisor)
-            # a mean over images is weighted by its share of the step's images
+            # the mean over a slice's images is weighted by the slice's share of the step's images
             share = len(own.indices) * processes.world_size / images if each else 1.0
             (share * losses.total).backward()  # type: ignore[no-untyped-call]
         total += share * torch.stack([losses.classification.detach(), losses.box.detach()])
@@ -131,7 +131,7 @@ def _parts(images: int, count: int) -> list[slice]:
 
 
 def _blank() -> Batch:
-    """Return a batch for a rank without images in a step, because it must take part in the communication."""
+    """Return a blank batch for a rank without images in a step; the rank must still take part in the communication."""
     nothing = torch.zeros(0, 4)
     return Batch([torch.zeros(3, 1, 1, dtype=torch.uint8)], [nothing], [nothing[:, 0].long()], [nothing], [])
 

@@ -1,4 +1,4 @@
-"""The tools of :mod:`retinanet.training.tracking`: TensorBoard, Weights & Biases, MLflow. None needs a server."""
+"""The tools of :mod:`retinanet.training.tracking`: TensorBoard, Weights & Biases, MLflow. All work without a server."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ GROUPS = ("train", "val", "images")
 # Name of the project (W&B) and the experiment (MLflow), unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME is set.
 _PROJECT = "retinanet"
 
-# Seconds between writes, so that not every step waits for a disk or a server.
+# Seconds between writes. Values are collected in between, so that most steps do not wait for a disk or a server.
 _FLUSH_SECONDS = 10.0
 
-# Seconds that a training waits for a server.
+# Time that a training waits for a server, in seconds.
 _SERVER_SECONDS = 20
 
 
@@ -43,7 +43,7 @@ class Tool(Protocol):
 
     Attributes:
         view: the command that shows the stored values.
-        held: for each of ``GROUPS``, the last step that it has from before the training was resumed.
+        held: for each of ``GROUPS``, the last step that the tool had stored before the training was resumed.
     """
 
     view: str
@@ -100,16 +100,16 @@ class WandB:
         for folder in (out / "wandb").glob(f"offline-run-*-{identity}"):
             shutil.rmtree(folder, ignore_errors=True)
         settings = wandb.Settings(
-            silent=True,  # also: never ask
+            silent=True,  # also turns off prompts
             console="off",
             disable_git=True,
             save_code=False,
-            reinit="create_new",  # leave alone a run that the caller may have open
+            reinit="create_new",  # does not touch a run that the caller may have open
             init_timeout=_SERVER_SECONDS,
             finish_timeout=30 * _SERVER_SECONDS,  # uploads
             x_disable_machine_info=True,
         )
-        wandb.setup(settings)  # before init, which prompts for a key otherwise
+        wandb.setup(settings)  # must precede init, which would otherwise prompt for a key
         self._wandb: Any = wandb
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),
@@ -140,7 +140,7 @@ class WandB:
 class MLflow:
     """A run of MLflow in ``RUN/mlflow.db`` and ``RUN/mlflow``, or at MLFLOW_TRACKING_URI.
 
-    The database is SQLite: MLflow refuses plain files since 3.14.
+    The database is SQLite, because MLflow has refused plain files since version 3.14.
     """
 
     def __init__(self, out: Path, config: Config, resume_at: int) -> None:
@@ -184,10 +184,10 @@ class MLflow:
         return str(known.experiment_id if known else self._client.create_experiment(name, self._artifacts))
 
     def _continue(self, resume_at: int) -> bool:
-        """Resume the run; False if the folder was moved, because its artifacts then lie at the old place."""
+        """Resume the run. Return False if the folder was moved, because its artifacts are then at the old path."""
         if self._artifacts and not self._client.get_run(self._run).info.artifact_uri.startswith(self._artifacts + "/"):
             return False
-        # MLflow cannot delete steps, so existing steps are not sent again.
+        # MLflow cannot delete steps, so steps that it already has are not sent again.
         last = {"train": "train/loss", "val": "val/AP"}
         histories = {group: self._client.get_metric_history(self._run, name) for group, name in last.items()}
         self.held = {group: max((m.step for m in ms), default=0) for group, ms in histories.items()}
@@ -201,7 +201,7 @@ class MLflow:
         self._waiting += [self._metric(name, value, now, step) for name, value in values.items()]
         if (
             len(self._waiting) > 900 or time.monotonic() - self._written > _FLUSH_SECONDS
-        ):  # MLflow takes at most 1000 at once
+        ):  # MLflow accepts at most 1000 values at once
             self._flush()
 
     def images(self, step: int, images: Mapping[str, Image]) -> None:

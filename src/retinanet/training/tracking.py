@@ -1,7 +1,7 @@
 """Experiment tracking: copies ``metrics.jsonl`` to TensorBoard, Weights & Biases and MLflow.
 
-A tool that fails is switched off and the training goes on. On resuming, a tool gets the steps that it lacks from
-``metrics.jsonl``, and no step twice.
+A tool that fails is switched off and the training goes on. On resuming, each tool gets only its missing
+steps, from ``metrics.jsonl``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def require_trackers(names: Sequence[str]) -> None:
     """Check that the packages of the named tools are installed, without importing them.
 
     Raises:
-        ConfigError: naming the package and how to install it.
+        ConfigError: a package is missing; the message names it and how to install it.
     """
     for name in names:
         for package in PACKAGES[name]:
@@ -66,10 +66,11 @@ def open_trackers(
         out: the run's folder; ``metrics.jsonl`` there holds the steps up to ``resume_at``.
         config: all settings, which the tools show with the run.
         resume_at: number of steps already done; later steps in a tool are replaced.
-        console: where the command that shows each tool is printed, and failures.
+        console: where failures, and the command that shows each tool's values, are printed.
 
     Raises:
-        ConfigError: a package is missing, or a tool of a new training cannot start. A resumed training goes on without.
+        ConfigError: a package is missing, or a tool of a new training cannot start. A resumed training goes
+            on without that tool.
     """
     require_trackers(names)
     console = console or Console(quiet=True)
@@ -115,7 +116,7 @@ class Trackers:
             self.scalars(int(line["step"]), values)
 
     def replay(self, out: Path, resume_at: int) -> None:
-        """Send the steps up to ``resume_at`` from the files in ``out``; each tool gets those that it lacks."""
+        """Send the steps up to ``resume_at`` from the files in ``out``; each tool gets only its missing steps."""
         lines = [line for line in read_lines(out / "metrics.jsonl") if line["step"] <= resume_at]
         folders = {line["step"]: out / "images" / f"epoch_{epoch:04d}" for epoch, line in _epoch_ends(lines)}
         with progress_bar(self._console, "earlier steps for the trackers", len(lines)) as bar:
@@ -163,7 +164,7 @@ class Trackers:
 
 
 def grouped(line: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a line of ``metrics.jsonl`` under the names in the tools: ``train/loss``, ``val/AP50``, …
+    """Return the numbers of a line of ``metrics.jsonl`` by their names in the tools: ``train/loss``, ``val/AP50``, …
 
     ``val/AP/CLASS`` is the AP of a class. An AP of −1 (there was nothing to measure) is left out.
     """

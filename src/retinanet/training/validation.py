@@ -1,4 +1,4 @@
-"""Evaluate the weights on val during a training: each rank a share of the images, merged so that each counts once."""
+"""Evaluate the weights on val during a training. Each rank evaluates a share of the images; each image counts once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from retinanet.training.tracking import Trackers
 from retinanet.training.watch import why_nothing_is_learnt
 from retinanet.zoo.weights import ModelInfo, save_weights
 
-# Fraction of an epoch spent waiting for the loader above which a line about it is printed.
+# If a larger fraction of an epoch than this is spent waiting for the loader, a line about it is printed.
 _MUCH_WAITING = 0.2
 
 
@@ -41,7 +41,7 @@ class Validation:
         self._warned = False
 
     def after_epoch(self, progress: Progress) -> Progress:
-        """Do what is due at the end of an epoch; returns the progress with best epoch and reason to stop."""
+        """Evaluate, save and draw after an epoch; return the progress with best epoch and reason to stop."""
         job, settings = self._run.job, self._run.job.config.train
         epoch = round(progress.epoch)
         if epoch % settings.eval_every == 0 or epoch == settings.epochs:
@@ -64,7 +64,7 @@ class Validation:
         for message in broken:
             job.console.print(f"warning: {message}; left out of this evaluation", highlight=False)
         self._warn_if_nothing_is_learnt(progress.step, epoch)
-        # An AP below 0 means that val has no boxes; then the newest weights are kept.
+        # An AP below 0 means that val has no boxes. In that case the newest weights are kept.
         if metrics["AP"] > progress.best_ap or metrics["AP"] < 0:
             progress = replace(progress, best_ap=metrics["AP"], best_epoch=epoch)
             if job.processes.is_main:

@@ -12,11 +12,11 @@ from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.inspection.anchor_coverage import positives
 
-# Number of images that are checked before a training, and the fraction of objects without an anchor that is too large.
+# Number of images that are checked before a training, and the fraction of unmatched objects that leads to a warning.
 _LOOKED_AT = 100
 _TOO_MANY = 0.1
 
-# A loss that has fallen by less than this fraction since the first epoch counts as flat.
+# A loss counts as flat if it has fallen by less than this fraction since the first epoch.
 _FLAT = 0.02
 
 # From this epoch on, an AP below this value leads to a warning.
@@ -46,7 +46,7 @@ def why_nothing_is_learnt(lines: Sequence[dict[str, Any]], epoch: int) -> str | 
     """Return a warning if the log shows that nothing is learned, else None.
 
     Args:
-        lines: those of ``metrics.jsonl``.
+        lines: the lines of ``metrics.jsonl``.
         epoch: the epoch that has just ended.
     """
     steps = [line for line in lines if "loss" in line]

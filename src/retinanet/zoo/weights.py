@@ -1,4 +1,4 @@
-"""Weight files: safetensors with the classes, the settings and the measured accuracy of their model.
+"""Weight files: safetensors with the classes, settings and measured accuracy of the model.
 
 Tensors under ``train.`` are the state of a training, see ``training/checkpoint.py``.
 """
@@ -41,8 +41,8 @@ class ModelInfo:
         config: the settings of its training, with the number of channels filled in.
         mean: channel means that are subtracted from the input.
         std: channel standard deviations that the input is divided by.
-        metrics: of the last evaluation, e.g. ``{"AP": 0.51, …}``.
-        progress: of the training that wrote the file, see :class:`retinanet.training.checkpoint.Progress`.
+        metrics: metrics of the last evaluation, e.g. ``{"AP": 0.51, …}``.
+        progress: progress of the training that wrote the file, see :class:`retinanet.training.checkpoint.Progress`.
     """
 
     classes: tuple[str, ...]
@@ -83,10 +83,10 @@ def save_weights(path: Path, tensors: dict[str, Tensor], info: ModelInfo) -> Non
         "metrics": info.metrics,
         "progress": info.progress,
     }
-    # safetensors writes metadata in random order; a single key makes equal states equal files.
+    # safetensors writes metadata keys in random order. With a single key, equal states give equal files.
     metadata = {FORMAT_KEY: json.dumps({"format": FORMAT, "version": __version__, **description})}
     packed = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    # Not save_file: its temporary file would stay after a kill, and only the owner could read its result.
+    # save_file is not used: a kill would leave its temporary file behind, and only the owner could read its result.
     content = save(packed, metadata)
     try:
         write_atomically(path, lambda temporary: temporary.write_bytes(content))
@@ -98,7 +98,7 @@ def read_info(path: str | Path) -> ModelInfo:
     """Read the description in a weight file, without its tensors.
 
     Raises:
-        CheckpointError: no such file, or another program wrote it.
+        CheckpointError: the file does not exist, or another program wrote it.
     """
     if not str(path).strip():
         raise CheckpointError("the name of the weights is empty; give a file or the name of a bundled model")
@@ -159,14 +159,14 @@ def _of_channels(values: Any, above: float = -math.inf) -> tuple[float, ...]:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read the model's tensors of a weight file; the state of its training is not read."""
+    """Read the model's tensors from a weight file, without the training state."""
     with safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if not name.startswith(TRAINING_PREFIX)]  # noqa: SIM118  # no mapping
         return {name: file.get_tensor(name) for name in names}
 
 
 def read_all_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Read the model's tensors of a weight file, and those of its training state without their prefix."""
+    """Read the model's tensors and the training state's tensors (their names without prefix) from a weight file."""
     weights: dict[str, Tensor] = {}
     training: dict[str, Tensor] = {}
     with safe_open(path, framework="pt") as file:
@@ -182,7 +182,7 @@ def load_weights(path: str | Path) -> tuple[RetinaNet, ModelInfo]:
     The model is on the CPU, in float32 and in inference mode.
 
     Raises:
-        CheckpointError: no such file, another program wrote it, or its tensors do not fit its description.
+        CheckpointError: the file does not exist, another program wrote it, or its tensors do not fit its description.
     """
     path = find_weights(path)
     info = read_info(path)

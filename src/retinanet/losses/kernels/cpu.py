@@ -1,9 +1,9 @@
 """A classification loss and its gradient on the CPU, computed in chunks that fit into the processor's cache.
 
-Operations on whole tensors would write and read a temporary as large as the logits in each of about twenty steps, so
-memory would limit the speed. Here each chunk goes through all steps while it is in the cache. The logits are read once,
-and the gradient is written once. Nearly all logits are background, and their gradient is computed in closed form. The
-few foreground logits use the formula and automatic differentiation.
+Operations on whole tensors take about twenty steps. Each step would write and read a temporary as large as the logits,
+so memory would limit the speed. Here each chunk goes through all steps while it is in the cache. The logits are read
+once, and the gradient is written once. Nearly all logits are background, and their gradient is computed in closed form.
+The few foreground logits use the formula and automatic differentiation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Gradient(NamedTuple):
         rows: ``(A, K)``, gradient of the background without ``factor``; its values at ``where`` are replaced.
         factor: factor on ``rows``.
         where: int64 ``(P,)``, positions of the foreground logits in the flattened ``rows``.
-        foreground: ``(P,)``, their gradient.
+        foreground: ``(P,)``, gradient of the foreground logits.
     """
 
     rows: Tensor
@@ -47,7 +47,7 @@ def scaled(gradient: Gradient, grad_output: Tensor) -> Tensor:
 def value_and_gradient(
     logits: Tensor, labels: Tensor, formula: Formula, quality: Tensor | None, divisor: float, requires_grad: bool
 ) -> tuple[Tensor, Gradient | None]:
-    """:func:`retinanet.losses.sum.summed_loss` for tensors on the CPU, and its gradient if ``requires_grad``."""
+    """Return :func:`retinanet.losses.sum.summed_loss` of CPU tensors, and its gradient if ``requires_grad``."""
     classes, exact = logits.shape[-1], torch.float64 if logits.dtype == torch.float64 else torch.float32
     rows = logits.detach().reshape(-1, classes)  # (A, K)
     labels = labels.reshape(-1)
@@ -108,12 +108,12 @@ def _background(
         if star:
             x.mul_(gamma).sub_(coefficients.beta)
         torch.sigmoid(x, out=p)
-        torch.ops.aten.softplus.out(x, 1, 40, out=s)  # above 40 it is x, also in float64
+        torch.ops.aten.softplus.out(x, 1, 40, out=s)  # above 40, softplus(x) is x, also in float64
         if general:
-            torch.sub(x, s, out=w).mul_(gamma).exp_()  # p^γ, as log p = x − s
+            torch.sub(x, s, out=w).mul_(gamma).exp_()  # p^γ, because log p = x − s
         skipped = where[foreground_at[piece] : foreground_at[piece + 1]] - start * classes
         left_out = ignored[ignored_at[piece] : ignored_at[piece + 1]] - start
-        for values in (p, s):  # no loss and no gradient where both are 0
+        for values in (p, s):  # loss and gradient are 0 where p and s are 0
             if len(skipped):
                 values.index_fill_(0, skipped, 0)
             if len(left_out):
@@ -127,17 +127,17 @@ def _background(
 def _sum_of_piece(
     p: Tensor, s: Tensor, w: Tensor, more: list[Tensor], coefficients: Coefficients, target: Tensor | None
 ) -> Tensor:
-    """The sum of a piece's background losses without their weight; their gradient is written to ``target``.
+    """Return the unweighted sum of a piece's background losses; write their gradient to ``target``.
 
-    ``s`` may be overwritten. ``w`` is overwritten if γ = 2; otherwise it is not.
+    ``s`` may be overwritten. ``w`` is overwritten only if γ = 2.
 
     Args:
         p: sigmoid(x), 0 where there is no background.
         s: softplus(x), 0 where there is no background.
         w: p^γ if γ is neither 0 nor 2.
         more: a buffer if γ is neither 0 nor 2.
-        coefficients: of the loss.
-        target: part of the gradient, if that is needed.
+        coefficients: coefficients of the loss.
+        target: the piece's part of the gradient; None if no gradient is needed.
     """
     gamma = coefficients.gamma
     if coefficients.kind == "focal_star" or gamma == 0:
@@ -146,7 +146,7 @@ def _sum_of_piece(
             target.copy_(p)
     elif gamma == 2:
         s.mul_(p)
-        total = torch.mul(p, s, out=w).sum()  # a dot product would add in float32 one by one
+        total = torch.mul(p, s, out=w).sum()  # a dot product would accumulate sequentially in float32
         if target is not None:  # 2 p · ((1 − p) p s + p² / 2)
             torch.addcmul(s, p, s, value=-1, out=s)
             s.addcmul_(p, p, value=0.5).mul_(2)

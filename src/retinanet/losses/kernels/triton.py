@@ -1,4 +1,4 @@
-"""A classification loss and its gradient in one kernel on the GPU: logits are read once, the gradient is written once.
+"""A classification loss and its gradient in one GPU kernel, which reads each logit and writes each gradient once.
 
 Foreground and background are distinguished by comparing each label with the class index. So nothing is gathered, no
 matrix of targets is created, and the GPU never waits for the CPU.
@@ -16,7 +16,7 @@ from retinanet.anchors.matches import BACKGROUND, IGNORE
 from retinanet.losses.formula import Formula
 
 # Bytes of logits that a block reads: 8 float32 numbers per thread, or 16 in half precision, which needs fewer
-# instructions per number. Chosen on an H100, in comparison with half and twice as much.
+# instructions per number. The size was chosen on an H100, compared with half and twice this size.
 BLOCK_BYTES, WARPS = 4096, 4
 _SCALING_PROGRAMS = 4096  # enough to fill any GPU; each idle block has a small cost
 _KINDS = ("focal", "focal_star", "quality_focal", "varifocal")
@@ -27,7 +27,10 @@ _BACKGROUND, _IGNORE = tl.constexpr(BACKGROUND), tl.constexpr(IGNORE)
 def value_and_gradient(
     logits: Tensor, labels: Tensor, formula: Formula, quality: Tensor | None, divisor: float, requires_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """:func:`retinanet.losses.sum.summed_loss` on a GPU, and its gradient if ``requires_grad``; float32 or less."""
+    """Return :func:`retinanet.losses.sum.summed_loss` on a GPU, and its gradient if ``requires_grad``.
+
+    The precision of the logits is float32 or lower.
+    """
     numbers = formula.coefficients
     flat, labels = logits.detach().contiguous(), labels.contiguous()
     # float16 cannot hold the gradient before it is scaled
@@ -45,7 +48,7 @@ def value_and_gradient(
             gradient,
             flat.numel(),
             classes,
-            # loss and gradient are proportional to these two factors, so they are divided instead
+            # loss and gradient are proportional to these two factors, so divide the factors instead
             numbers.background / divisor,
             numbers.foreground / divisor,
             numbers.gamma,
@@ -53,7 +56,7 @@ def value_and_gradient(
             kind=_KINDS.index(numbers.kind),
             square=numbers.gamma == 2,
             requires_grad=requires_grad,
-            fast=flat.is_cuda,  # else it is Triton's interpreter
+            fast=flat.is_cuda,  # on the CPU, Triton's interpreter runs the kernel
             block=block,
             near=rows_of_a_block(classes, block),
             num_warps=WARPS,
@@ -62,10 +65,10 @@ def value_and_gradient(
 
 
 def scaled(gradient: Tensor, grad_output: Tensor) -> Tensor:
-    """``gradient`` times ``grad_output``, in place."""
+    """Multiply ``gradient`` by ``grad_output`` in place and return it."""
     block = block_size(gradient.dtype)
     programs = min(triton.cdiv(gradient.numel(), block), _SCALING_PROGRAMS)
-    if programs:  # not mul_, which would round grad_output to the gradient's precision first
+    if programs:  # mul_ would first round grad_output to the gradient's precision
         scale_kernel[(programs,)](gradient, grad_output, gradient.numel(), block=block)
     return gradient
 
@@ -83,7 +86,7 @@ def rows_of_a_block(classes: int, block: int) -> int:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def scale_kernel(gradient, grad_output, total, block: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Multiply ``gradient``, of ``total`` elements, with the scalar ``grad_output`` in place."""
+    """Multiply the ``total`` elements of ``gradient`` by the scalar ``grad_output`` in place."""
     factor = tl.load(grad_output).to(tl.float32)
     if factor != 1.0:  # with a factor of 1 the gradient is final
         start = tl.program_id(0).to(tl.int64) * block
@@ -97,7 +100,7 @@ def scale_kernel(gradient, grad_output, total, block: tl.constexpr):  # type: ig
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _sigmoid(x, fast: tl.constexpr):  # type: ignore[no-untyped-def]
-    """1 / (1 + exp(−x)), without losing digits where it is small; 0 where exp(−x) overflows."""
+    """1 / (1 + exp(−x)), at full relative precision also for small results; 0 where exp(−x) overflows."""
     if fast:  # fast GPU instructions, without corrections for numbers that do not occur here
         return libdevice.fast_dividef(1.0, 1.0 + libdevice.fast_expf(-x))
     return 1.0 / (1.0 + tl.exp(-x))
@@ -107,8 +110,8 @@ def _sigmoid(x, fast: tl.constexpr):  # type: ignore[no-untyped-def]
 def _softplus(x, least):  # type: ignore[no-untyped-def]
     """log(1 + exp(x)), given least = min(p, 1 − p) with p = sigmoid(x): max(x, 0) − log(1 − least).
 
-    A polynomial for −log(1 − least) / least on [0, 1/2], whose relative error is at most 3e-7 in float32: It is
-    accurate for small p, too, and cheaper than an equally accurate logarithm.
+    The polynomial approximates −log(1 − least) / least on [0, 1/2] with a relative error of at most 3e-7 in float32. It
+    is accurate for small p, too, and cheaper than an equally accurate logarithm.
     """
     y = least * 1.18493153 - 1.08154027
     y = y * least + 0.785431079
@@ -139,7 +142,7 @@ def _foreground(  # type: ignore[no-untyped-def]
     else:
         fit = tl.minimum(tl.maximum(fit, 0.0), 1.0)
         entropy = s - fit * x
-        if kind == _VARIFOCAL:  # a box that does not fit at all is background
+        if kind == _VARIFOCAL:  # a box without overlap counts as background
             power = p * p if square else tl.exp(-gamma * r)
             loss = tl.where(fit > 0, alpha * fit * entropy, weight * power * s)
             slope = tl.where(fit > 0, alpha * fit * (p - fit), weight * power * (gamma * q * s + p))
@@ -194,7 +197,7 @@ def loss_kernel(  # type: ignore[no-untyped-def]
         power = (weight * p) * p if square else weight * tl.exp(gamma * (x - s))
         loss, slope = power * s, power * ((gamma * q) * s + p)
     if not square:
-        loss = tl.where(inside, loss, 0.0)  # with γ = 2 it is 0 outside
+        loss = tl.where(inside, loss, 0.0)  # with γ = 2 the loss is already 0 outside
 
     # Few blocks have foreground or ignored logits, and only these compare the label of each element.
     if tl.max((special != _BACKGROUND).to(tl.int32), 0) > 0:

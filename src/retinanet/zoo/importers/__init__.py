@@ -1,6 +1,6 @@
 """Weights that other programs trained, as models and detectors of this package.
 
-``from_torchvision`` is imported on first use: it returns a detector, and detectors build on this package.
+``from_torchvision`` is imported on first use, because it returns a detector and the detector imports this package.
 """
 
 from __future__ import annotations

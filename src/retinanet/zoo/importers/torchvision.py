@@ -1,7 +1,7 @@
-"""Load torchvision's RetinaNet weights (``retinanet_resnet50_fpn`` and ``_v2``); detections are the same.
+"""Load torchvision's RetinaNet weights (``retinanet_resnet50_fpn`` and ``_v2``), with equal detections.
 
 Differences between torchvision and the paper are settings: P6 from P5 (first version), the anchor layout, bilinear
-resizing to 800/1333 without antialiasing, 300 detections. They are those of torchvision 0.26–0.29,
+resizing to 800/1333 without antialiasing, 300 detections. The settings are taken from torchvision 0.26–0.29,
 ``models/detection/retinanet.py``, ``anchor_utils.py`` and ``transform.py``.
 """
 
@@ -44,23 +44,23 @@ _EXPECTED = "expected the state dict of torchvision's retinanet_resnet50_fpn or 
 def load_torchvision(
     state_dict: Mapping[str, Any], classes: Sequence[str] | None = None, norm_eps: float | None = None
 ) -> tuple[RetinaNet, ModelInfo]:
-    """Convert a torchvision RetinaNet into a model of this package, on the CPU, and its description.
+    """Convert a torchvision RetinaNet; return a model of this package on the CPU, and its description.
 
     Both versions are recognized by their keys: only the second has group norm in the heads. Batch norm without
     ``num_batches_tracked`` is frozen and gets no epsilon, as in torchvision's published first version and in models
-    fine-tuned from it. Prefixes such as ``model.`` (DeepForest) and ``module.``, and the key names of older torchvision
-    releases are accepted. Values that a state dict does not hold are torchvision's defaults: anchor sizes, image size
-    and mean, thresholds.
+    fine-tuned from it. Prefixes such as ``model.`` (DeepForest) and ``module.`` are accepted, and so are the key
+    names of older torchvision releases. A state dict does not hold anchor sizes, image size, mean and thresholds; these
+    are torchvision's defaults.
 
     Args:
-        state_dict: of the model, or a checkpoint that holds it under ``model`` or ``state_dict``.
+        state_dict: the model's state dict, or a checkpoint that holds it under ``model`` or ``state_dict``.
         classes: names of the network's outputs, in order. Unset: COCO's for 91 outputs (with ``__background__`` and
             ``N/A`` at the indices that COCO leaves empty), else ``class 0``, ``class 1``, …
-        norm_eps: epsilon of the batch norm. Set it if the rule above does not apply: to 1e-5 for frozen batch norm in a
-            model that was not fine-tuned from the published detector but trained from an ImageNet backbone.
+        norm_eps: epsilon of the batch norm. Set it if the rule above does not apply. A model with frozen batch norm
+            that was trained from an ImageNet backbone, not from the published detector, needs 1e-5.
 
     Raises:
-        CheckpointError: not such a state dict; a tensor is missing, or has a shape that does not fit.
+        CheckpointError: the state dict is not of a torchvision RetinaNet, or a tensor is missing or has a wrong shape.
     """
     state = _canonical(_find_state(state_dict))
     config, num_classes = _describe(state, norm_eps)
@@ -95,7 +95,7 @@ def _canonical(state: dict[str, Tensor]) -> dict[str, Tensor]:
     result = {}
     for key, value in state.items():
         new = key
-        # Releases before 0.13, and the weights published then, number convolutions and ReLUs in one list.
+        # Releases before 0.13, and weights from that time, number convolutions and ReLUs in one list.
         if match := re.fullmatch(r"(head\.\w+\.conv)\.(\d+)\.(weight|bias)", new):
             new = f"{match[1]}.{int(match[2]) // 2}.0.{match[3]}"
         new = re.sub(r"(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2", new)
@@ -112,7 +112,7 @@ def _canonical(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _describe(state: dict[str, Tensor], norm_eps: float | None) -> tuple[Config, int]:
-    """Return the settings under which this network computes what torchvision's does, and its number of classes."""
+    """Return the settings with which this network computes the same as torchvision's, and the number of classes."""
     group_norm = any(re.fullmatch(r"classification\.tower\.\d+\.1\.weight", key) for key in state)
     classes = _shape(state, "classification.predict.weight")[0]
     boxes = _shape(state, "regression.predict.weight")[0]
@@ -125,7 +125,7 @@ def _describe(state: dict[str, Tensor], norm_eps: float | None) -> tuple[Config,
     channels, p6_input = _shape(state, "fpn.p6.weight")[:2]
     counts_batches = any(key.endswith("num_batches_tracked") for key in state)
     depth = len({key.split(".")[2] for key in state if key.startswith("classification.tower.")})
-    least = 64 if group_norm else 32  # group norm has 32 groups, here of at least two channels
+    least = 64 if group_norm else 32  # group norm has 32 groups, and each needs at least two channels here
     if channels % 32 or channels < least:
         raise CheckpointError(
             f"{_EXPECTED}; the pyramid has {channels} channels, not a multiple of 32 that is at least {least}"
@@ -160,7 +160,7 @@ def _backbone(state: dict[str, Tensor]) -> str:
             network = timm.create_model(name, features_only=True, out_indices=(-3, -2, -1))
         wanted = {key: value.shape for key, value in network.named_parameters()}
         misfits = [key for key in wanted if body.get(key) != wanted[key]]
-        unknown = sorted(body.keys() - network.state_dict().keys())  # a ResNet-34 has all that a ResNet-18 has
+        unknown = sorted(body.keys() - network.state_dict().keys())  # a ResNet-34 has all keys of a ResNet-18
         if not misfits and not unknown:
             return name
         if len(misfits) + len(unknown) < min(least, len(wanted) / 2):
