@@ -1,8 +1,8 @@
 """The cases of ``retinanet bench``. Each function makes its tensors once, so that all sides use the same tensors.
 
 torchvision's side calls the functions of its own RetinaNet: ``torchvision.ops`` and ``torchvision.models.detection``.
-Everything runs on the CPU. Where both sides compute the same, their results are compared first. Training steps differ
-by design (box loss, normalizer, forced matches).
+Everything runs on the CPU. If both sides compute the same result, a check compares the results before timing. The
+results of training steps are not compared: they differ by design (box loss, normalizer, forced matches).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def assignment(count: int) -> Case:
 
 
 def postprocessing(classes: int, images: int = 8) -> Case:
-    """Post-processing of 800×800 images: tens of thousands of scores over the threshold to 300 detections each."""
+    """Post-processing of 800×800 images, from tens of thousands of scores over the threshold to 300 detections each."""
     torch.manual_seed(0)
     grid = make_grid(AnchorSpec(), (800, 800))
     mean = -5.6 if classes > 1 else -2.5
@@ -211,7 +211,7 @@ def _our_step(precision: Precision) -> Callable[[Batch], None]:
 
 
 def from_files(images: int = 4, side: int = 320) -> Iterator[Case]:
-    """Training and detection of ResNet-50 from image files, which includes decoding, scaling and color changes."""
+    """Training and detection with ResNet-50 from image files. The times include decoding, scaling and color changes."""
     with tempfile.TemporaryDirectory() as folder:
         write_sample(Path(folder), images=40, size=480)
         dataset = read_split(Path(folder), "train")

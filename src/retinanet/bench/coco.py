@@ -19,7 +19,7 @@ _SIDE = 640
 
 
 def evaluation_sides(images: int, detections: int) -> tuple[Callable[[], Any], Callable[[], Any] | None]:
-    """Our evaluation, and that of pycocotools on the same boxes (None if it is not installed)."""
+    """The evaluations of this package and of pycocotools on the same boxes. None: pycocotools is not installed."""
     rng = np.random.default_rng(0)
     builder = DatasetBuilder("random", Path("."), [f"class {i}" for i in range(_CLASSES)])
     found: list[np.ndarray[Any, Any]] = []

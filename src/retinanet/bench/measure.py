@@ -13,10 +13,10 @@ from typing import Any
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
-# A side whose call takes longer than this (seconds) is not called again.
+# A side is not called again if one call takes longer than this many seconds.
 _PATIENCE = 20.0
 
-# Fast calls are repeated for at least this many seconds, or up to this many times, to reduce noise.
+# To reduce noise, fast calls are repeated for at least this many seconds, but at most this many times.
 _AT_LEAST, _ENOUGH = 1.0, 200
 
 
@@ -26,8 +26,8 @@ class Case:
 
     Attributes:
         name: the computation.
-        sides: a call for each side. The first two are ours and torchvision's.
-        floor: a call that does only the least work that the computation needs, if there is such a call.
+        sides: a function for each side. The first two are ours and torchvision's.
+        floor: a function that does only the minimum work of the computation, or None.
         floor_name: description of ``floor``.
         items: number of items (such as images) per call.
         note: a sentence for the reader.
@@ -61,7 +61,7 @@ class Timing:
 
     @property
     def peer(self) -> str:
-        """The side that ours is compared with."""
+        """The name of the side that our side is compared with."""
         return "pycocotools" if "pycocotools" in self.seconds else "torchvision"
 
     def times_faster(self, ours: str = "ours") -> float | None:

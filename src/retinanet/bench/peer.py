@@ -17,10 +17,10 @@ from retinanet.data.loader import Batch
 
 
 def torchvision_retinanet(classes: int) -> Any:
-    """torchvision's ``retinanet_resnet50_fpn`` as it is with published weights: batch norm, stem and stage 1 frozen.
+    """torchvision's ``retinanet_resnet50_fpn`` with batch norm, stem and stage 1 frozen, as with published weights.
 
-    Without weights, torchvision's own function would make a model that trains all of them. The random weights give
-    hundreds of detections for each image.
+    Without weights, torchvision's own function would make a model in which all these layers are trainable. The random
+    weights give hundreds of detections for each image.
     """
     torch.manual_seed(0)
     trunk = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)

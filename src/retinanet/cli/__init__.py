@@ -14,7 +14,7 @@ from retinanet.cli.failures import machine_failure
 from retinanet.cli.terminal import console, errors
 from retinanet.errors import ConfigError, RetinaNetError
 
-# Each command: its module, whose function ``run`` runs it, and its summary.
+# The module and the summary of each command. The module's function ``run`` runs the command.
 VERBS = {
     "train": ("train", "train a detector on your images"),
     "eval": ("evaluate", "evaluate a detector on a dataset, or compare two"),
@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean 'retinanet {near[0]}'?" if near else f"there are {', '.join(VERBS)}"
         errors.print(f"error: no command {verb!r}; {hint}")
         return 2
-    if verb != "bench":  # bench times both sides under the settings of a program that only imports them
+    if verb != "bench":  # bench times both sides with PyTorch's default memory settings
         # Allocate large tensors in huge pages, which saves 5 to 10% of a training or detection on a CPU. PyTorch reads
-        # this once, at its first allocation. It has no effect on systems without such pages.
+        # this setting once, at its first allocation. The setting has no effect on systems without huge pages.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         return int(import_module(f"retinanet.cli.{VERBS[verb][0]}").run(argv[words:]))

@@ -1,4 +1,4 @@
-"""Failures of the machine, such as no memory left, in one line."""
+"""One-line messages for failures of the machine, such as exhausted memory."""
 
 from __future__ import annotations
 

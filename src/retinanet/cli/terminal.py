@@ -23,14 +23,14 @@ errors = plain_console(stderr=True)
 
 
 def parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Arguments | None = None) -> Arguments:
-    """Return the arguments of a command: flags over ``default``. After an invalid flag, tyro ends the program."""
+    """Return the arguments of a command. Flags override ``default``. tyro ends the program if a flag is invalid."""
     if default is None:
         return tyro.cli(kind, args=list(argv), prog=prog)
     return tyro.cli(kind, args=list(argv), prog=prog, default=default)
 
 
 def option(argv: Sequence[str], name: str) -> str | None:
-    """Return the value of ``--name value`` or ``--name=value``. The defaults of the parser depend on it."""
+    """Return the value of ``--name value`` or ``--name=value``. Some defaults of the parser depend on this value."""
     joined = [word.split("=", 1)[1] for word in argv if word.startswith(f"{name}=")]
     following = [value for word, value in pairwise(argv) if word == name]
     return next(iter([*following, *joined]), None)
@@ -53,5 +53,5 @@ def print_notes(notes: Sequence[str]) -> None:
 
 
 def print_next(command: str) -> None:
-    """Print the command to go on with, as the last line of a command."""
+    """Print a suggested next command, as the last line of the output."""
     console.print(f"next: {command}")

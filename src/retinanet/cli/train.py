@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _default_settings(argv: Sequence[str]) -> Config:
-    """The defaults of the flags: the recipe's settings, or with ``--resume`` those of the run."""
+    """The defaults of the flags: the recipe's settings, or the run's settings with ``--resume``."""
     last = Path(option(argv, "--out") or Arguments.out) / "last.safetensors"
     recipe = option(argv, "--recipe")
     if "--resume" in argv and recipe is None and last.exists():

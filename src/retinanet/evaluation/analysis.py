@@ -49,10 +49,10 @@ class ClassResult:
         objects: number of objects.
         images: number of images with objects of the class.
         detections: number of true and false positives at an IoU of 0.5.
-        AP: mean over the IoUs 0.50–0.95; NaN without objects, as are ``AP50`` and ``AP75``.
+        AP: mean over the IoUs 0.50–0.95. ``AP``, ``AP50`` and ``AP75`` are NaN for a class without objects.
         AP50: AP at an IoU of 0.5.
         AP75: AP at an IoU of 0.75.
-        AP_interval: 95% bootstrap interval of the AP; ``None`` with too few images.
+        AP_interval: 95% bootstrap interval of the AP; ``None`` if too few images have the class.
         AP50_interval: 95% bootstrap interval of AP50.
         threshold: the score threshold with the best F1 at an IoU of 0.5; NaN without objects.
         f1: F1 at that threshold; NaN without objects.
@@ -92,12 +92,13 @@ class Analysis:
         curves: precision at the recalls 0, 0.01 … 1, ``(K, 101)``, by IoU ``"0.50"`` and ``"0.75"``; NaN for classes
             without objects.
         thresholds: precision and recall of each class at each score threshold.
-        threshold: the score threshold with the best mean F1 over the classes with objects; 0.5 if there is none.
-        f1: that mean F1; NaN without objects.
+        threshold: the score threshold with the best mean F1 over the classes with objects; 0.5 if no class has objects.
+        f1: mean F1 at ``threshold`` over the classes with objects; NaN without objects.
         histogram: true and false positives by score, ``(20,)`` each.
         calibration: calibration of all detections.
         class_calibration: calibration of the detections of each class.
-        confusion: objects by class of their detection, at ``threshold``, ``(K + 1, K + 1)``; background is last.
+        confusion: number of objects by annotated class (rows) and detected class (columns) at ``threshold``,
+            ``(K + 1, K + 1)``; the last row and column are background.
         errors: kinds of errors and their costs.
         slices: results on groups of objects.
         missed: objects without a true positive at ``threshold``.

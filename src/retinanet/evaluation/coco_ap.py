@@ -62,14 +62,15 @@ def coco_rows(detections: Detections, dataset: Dataset) -> npt.NDArray[np.float6
 def coco_metrics(dataset: Dataset, predictions: Detections) -> Metrics:
     """Compute the COCO box metrics of ``predictions`` on ``dataset``.
 
-    Ignore regions are treated as COCO treats crowds: a detection mostly inside a region is neither a true nor a false
+    Ignore regions are treated as crowd regions. A detection mostly inside such a region is neither a true nor a false
     positive.
     """
     evaluation = coco_evaluation(dataset, predictions)
     with contextlib.redirect_stdout(io.StringIO()):  # hotcoco prints a table
         evaluation.summarize()
     summary = {name: float(value) for name, value in zip(SUMMARY, evaluation.stats, strict=True)}
-    # precision: (IoU thresholds, recall thresholds, classes, areas, detection limits); area "all", 100 detections
+    # The axes of precision are IoU thresholds, recall thresholds, classes, areas and detection limits.
+    # This selects the area "all" and the limit of 100 detections.
     accumulated: dict[str, Any] = evaluation.eval or {}
     precision = np.asarray(accumulated["precision"])[:, :, :, 0, -1]
     order = {category: k for k, category in enumerate(sorted(dataset.category_ids))}
@@ -91,7 +92,7 @@ def coco_evaluation(dataset: Dataset, predictions: Detections) -> COCOeval:
         for i, (w, h) in zip(dataset.image_ids, dataset.sizes, strict=True)
     ]
     categories = [{"id": k, "name": name} for k, name in zip(dataset.category_ids, dataset.classes, strict=True)]
-    # An ignore region without a class is given to every class.
+    # hotcoco needs a class for each box, so a copy of an ignore region without a class is added to every class.
     copies = np.where(dataset.labels == NO_CLASS, len(categories), 1)
     rows = np.repeat(np.arange(len(dataset.labels)), copies)
     labels = np.where(dataset.labels[rows] == NO_CLASS, _count_up(copies), dataset.labels[rows])

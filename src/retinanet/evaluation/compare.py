@@ -1,7 +1,7 @@
 """Compare two detectors on the same images, with confidence intervals from a paired bootstrap.
 
-``hotcoco.compare`` also resamples images, but counts an image that is drawn twice only once. Its intervals are about a
-quarter too narrow (see tests/evaluation/test_compare.py), and it has none for single classes.
+``hotcoco.compare`` also resamples images, but it counts an image once even if it is drawn several times. This makes its
+intervals about a quarter too narrow (see tests/evaluation/test_compare.py). It gives no intervals for single classes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Change:
         low: lower bound of the 95% interval of b − a.
         high: upper bound.
         better: fraction of the resamples in which B is better.
-        worse: fraction of the resamples in which A is better; in the others they are equal.
+        worse: fraction of the resamples in which A is better. In the remaining resamples A and B are equal.
     """
 
     a: float
@@ -96,18 +96,19 @@ class Mistakes:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of two detectors, A and B, on the same images. Pairs hold A's value, then B's.
+    """The results of two detectors, A and B, on the same images. In each pair, A's value comes first.
 
     Attributes:
         dataset: the images, with the objects of the classes that both detectors have.
         names: names of the detectors.
         detections: numbers of detections.
-        scenes: the detections that are matched, with labels that index ``dataset.classes``.
-        matchings: their true and false positives.
+        scenes: objects and sorted detections; labels index ``dataset.classes``.
+        matchings: true and false positives of ``scenes``.
         metrics: COCO metrics.
         total: ``AP`` and ``AP50`` over all classes.
         per_class: ``AP`` and ``AP50`` of each class with objects.
-        only: classes with objects that are not compared: those of A only, those of B only, those of neither.
+        only: names of classes that have objects but are not compared, in three groups: classes that only A has, classes
+            that only B has, and classes that neither has.
         mistakes: false negatives and false positives per image.
     """
 
@@ -152,8 +153,8 @@ def compare_predictions(
 ) -> Comparison:
     """Compare two detectors by a paired bootstrap over the images.
 
-    A and B are measured on 1,000 bootstrap resamples of the images. Classes are matched by name; those that both
-    detectors have are compared. A resample without an object of a class does not count for that class.
+    A and B are measured on 1,000 bootstrap resamples of the images. Classes are matched by name. Only
+    classes that both detectors have are compared. A resample without objects of a class does not count for this class.
 
     Args:
         dataset: images and objects, with the dataset's own classes.
@@ -199,7 +200,7 @@ def shared_classes(dataset: Dataset, names: tuple[str, str], classes: tuple[Sequ
     """List the classes of ``dataset`` that two detectors with these ``names`` both have.
 
     Raises:
-        DataError: there is no such class, or none with objects.
+        DataError: the detectors share no class of ``dataset``, or no shared class has objects.
     """
     shared = [name for name in dataset.classes if name in classes[0] and name in classes[1]]
     used = [name for name, count in dataset.class_counts().items() if count]
@@ -214,8 +215,8 @@ def shared_classes(dataset: Dataset, names: tuple[str, str], classes: tuple[Sequ
 def restricted(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     """Reduce ``dataset`` to ``classes``, without the objects and ignore regions of other classes.
 
-    Ignore regions of a class that has no objects stay, for all classes, as in :meth:`Dataset.with_classes`. The metrics
-    are then the same as in an evaluation of a single model.
+    An ignore region of a class that has no objects is kept and applies to all classes, as in
+    :meth:`Dataset.with_classes`. The metrics therefore equal those of an evaluation of a single model.
     """
     counts = dataset.class_counts()
     dropped = [k for k, name in enumerate(dataset.classes) if name not in classes and counts[name]]
@@ -236,7 +237,7 @@ def mistakes(scene: Scene, matching: Matching) -> Mistakes:
     falling, tp, images = scene.scores[counted], matching.tp[0][counted], scene.images[counted]
     objects = np.bincount(scene.object_images[~scene.dataset.ignore], minlength=len(scene.dataset))
     f1 = 2 * np.cumsum(tp) / (np.arange(1, len(falling) + 1) + objects.sum())
-    f1[np.append(falling[1:] == falling[:-1], False)[: len(f1)]] = -1  # a threshold cannot divide equal scores
+    f1[np.append(falling[1:] == falling[:-1], False)[: len(f1)]] = -1  # a threshold cannot separate equal scores
     score = float(falling[f1.argmax()]) if len(falling) else 1.0
     shown = falling >= score
     hits, fp = (np.bincount(images[shown & kind], minlength=len(objects)) for kind in (tp, ~tp))
@@ -244,8 +245,10 @@ def mistakes(scene: Scene, matching: Matching) -> Mistakes:
 
 
 def most_different(comparison: Comparison, count: int) -> tuple[list[int], list[int]]:
-    """List images where B makes fewer mistakes, and where A makes fewer: at most ``count`` each, largest difference
-    first."""
+    """List up to ``count`` images where B makes fewer mistakes, and up to ``count`` where A makes fewer.
+
+    Both lists are sorted by the difference, largest first.
+    """
     a, b = (m.fn + m.fp for m in comparison.mistakes)
     gain = a - b
     order = np.argsort(-gain, kind="stable")
@@ -268,7 +271,7 @@ class _Side:
         return mean(self.values[levels].mean(axis=0)), self.resampled.means(levels)
 
     def of_class(self, label: int, levels: slice) -> tuple[float, Floats]:
-        """The same for one class."""
+        """The AP of one class on the dataset, and on each resample, ``(R,)``."""
         return float(self.values[levels, label].mean()), self.resampled.values[:, levels, label].mean(axis=1)
 
 
@@ -286,7 +289,7 @@ def _side(dataset: Dataset, predictions: Detections, seed: int, progress: Callab
 
 
 def _change(a: tuple[float, Floats], b: tuple[float, Floats]) -> Change:
-    """Compare a metric of A and of B: each on the dataset, and on the resamples, ``(R,)``."""
+    """Compare a metric of A and B. ``a`` and ``b`` hold its value on the dataset and on each resample, ``(R,)``."""
     difference = b[1] - a[1]
     difference = difference[~np.isnan(difference)]
     interval = percentile_interval(difference)

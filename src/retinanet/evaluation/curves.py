@@ -16,12 +16,12 @@ RECALLS = np.linspace(0, 1, 101)
 # score of 0.7.
 SCORES = np.arange(101) / 100
 
-# Confidence level of an interval, and the number of images below which none is given.
+# Confidence level of an interval, and the smallest number of images for which an interval is given.
 CONFIDENCE = 0.95
 FEWEST_IMAGES = 5
 
-# The default number of resamples keeps detections × thresholds × resamples below EFFORT (a few seconds), but it is at
-# least _FEWEST and at most _MOST.
+# The default number of resamples keeps detections × thresholds × resamples below EFFORT (a few seconds). It is clamped
+# to the range from _FEWEST to _MOST.
 _MOST, _FEWEST = 1000, 100
 EFFORT = 6e8
 
@@ -54,7 +54,7 @@ def average_precisions(scene: Scene, matching: Matching, totals: Ints) -> Floats
 
 
 def mean(values: Floats) -> float:
-    """Compute the mean of the values that are not NaN; NaN if there are none."""
+    """Compute the mean of the values, without NaN; NaN if all values are NaN."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
 
@@ -115,8 +115,8 @@ def bootstrap(
     """Compute the APs on bootstrap resamples of the images.
 
     The matching of an image does not depend on the other images, so a resample only changes how often the detections
-    and objects of an image count. The resamples depend on the number of images, ``resamples`` and ``seed`` alone: two
-    detectors on the same images get the same resamples, so a comparison of them is paired.
+    and objects of an image count. The resamples depend only on the number of images, ``resamples`` and ``seed``. Two
+    detectors on the same images therefore get the same resamples, which makes their comparison paired.
 
     Args:
         scene: objects and detections.
@@ -190,7 +190,7 @@ def against_thresholds(scene: Scene, matching: Matching, totals: Ints, level: in
 
 
 def best_score(f1: Floats) -> float:
-    """Find the score threshold with the highest F1; of several, the middle threshold."""
+    """Find the score threshold with the highest F1. If several thresholds tie, return the middle one of them."""
     places = np.flatnonzero(f1 == f1.max())
     return float(SCORES[places[len(places) // 2]])
 
@@ -207,7 +207,7 @@ def _precisions(tp: Bools, fp: Bools, weights: Floats, totals: Ints) -> Floats:
     hits = np.flatnonzero(tp)
     result = np.zeros((len(totals), len(RECALLS)))
     if len(hits):
-        # Recall rises and precision peaks only at true positives; nothing after the last of them matters.
+        # Recall rises and precision peaks only at true positives, so detections after the last of them are skipped.
         last = hits[-1] + 1
         between = np.append(0, hits[:-1] + 1)
         fp_counts = np.cumsum(np.add.reduceat(weights[:, :last] * fp[:last], between, axis=1), axis=1)
@@ -222,7 +222,7 @@ def _precisions(tp: Bools, fp: Bools, weights: Floats, totals: Ints) -> Floats:
 
 def _first_reaching(tp_counts: Floats, totals: Ints) -> Ints:
     """Find where each row of ``tp_counts`` ``(R, H)`` reaches each recall, ``(R, 101)``; H where it never does."""
-    # Convert each recall to the number of true positives that reaches it: with integers, all rows are searched at once.
+    # Convert each recall to the number of true positives that reaches it. Integers allow one search over all rows.
     needed = np.ceil(RECALLS * totals[:, None] - 1e-9)
     needed += needed / totals[:, None] < RECALLS
     rows = np.arange(len(tp_counts))[:, None]

@@ -20,7 +20,7 @@ from retinanet.errors import DataError
 # A probability computed in float32 may be slightly above 1.
 _ROUNDING = 1e-6
 
-# Pixels: no image is this large.
+# Limit on coordinates in pixels. No image is this large.
 _FAR = 1e9
 
 _EXPECTED = "a list of detections, each with image_id, category_id, bbox and score"
@@ -29,7 +29,7 @@ _AMBIGUOUS = -1
 
 @dataclass(frozen=True)
 class DetectionFile:
-    """A file of detections in COCO's results format, which is evaluated like a detector."""
+    """A file of detections in COCO's results format. It can be evaluated in place of a detector."""
 
     path: Path
 
@@ -41,17 +41,19 @@ def read_detections(path: Path, dataset: Dataset) -> tuple[Detections, list[str]
     """Read detections on ``dataset``.
 
     The file holds a list of objects with ``image_id``, ``category_id``, ``bbox`` (``[x, y, width, height]`` in pixels)
-    and ``score``, or an object with that list as ``annotations``. Ids are those of ``dataset``. An image may also be
-    given by name, as ``file_name`` or as a string ``image_id``, with or without folder and suffix. A class may be given
-    as ``category_name``. If the file lists ``images`` or ``categories`` itself, ids refer to those lists, and images
-    and classes are matched with ``dataset`` by name.
+    and ``score``. This list may also be the ``annotations`` of a JSON object.
+
+    Ids are those of ``dataset``. An image may be given by name instead, as ``file_name`` or as a string ``image_id``,
+    with or without folder and suffix. A class may be given as ``category_name``. If the file has its own lists
+    ``images`` or ``categories``, ids refer to those lists, and images and classes are matched with ``dataset`` by name.
 
     Args:
         path: the JSON file.
         dataset: the images that the detections are on.
 
     Returns:
-        The detections in float64, sorted by image, otherwise in the order of the file; and notes for the user.
+        The detections in float64 and notes for the user. Detections are sorted by image; within an image they keep the
+        order of the file.
 
     Raises:
         DataError: the file does not have this form, or a detection in it is invalid: an unknown image or category, a
@@ -192,7 +194,7 @@ class _Classes:
         return found
 
     def refuse_unknown(self, total: int) -> None:
-        """Raise DataError if any category id is unknown, or all category names are."""
+        """Raise DataError if any category id is unknown, or if all category names are unknown."""
         names = self._dataset.classes
         known = ", ".join(f"{i} {name}" for i, name in list(zip(self._dataset.category_ids, names, strict=True))[:8])
         known += " …" if len(names) > 8 else ""
@@ -243,7 +245,7 @@ def _score(entry: dict[str, Any], where: str) -> float:
 
 
 def _notes(path: Path, dataset: Dataset, found: Detections) -> Iterator[str]:
-    """Describe properties of all detections that are often due to a mistake."""
+    """Describe properties of the whole file that often result from a mistake, such as wrong units."""
     count = len(found.scores)
     if not count:
         yield f"{path} holds no detections: all objects are false negatives"
@@ -283,7 +285,7 @@ def _objects(section: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _key(value: Any) -> Any:
-    """Convert an id to an int (also from a float like 3.0) or a string; ``None`` for anything else."""
+    """Convert an id to an int or a string. A float like 3.0 becomes an int. ``None`` if it is not an id."""
     if type(value) is float and value.is_integer():
         return int(value)
     return value if type(value) in (int, str) else None

@@ -14,7 +14,7 @@ class ErrorKind:
         noun: plural noun for a sentence.
         meaning: definition of the kind.
         detection: clause about a single false positive; empty for errors that are not false positives.
-        remedy: advice for fewer errors of the kind.
+        remedy: advice on how to reduce errors of the kind.
     """
 
     code: str
@@ -73,5 +73,5 @@ _KINDS = (
 )
 ERROR_KINDS = {kind.code: kind for kind in _KINDS}
 
-# Two sums over several kinds, which TIDE reports as well.
+# TIDE also reports these two sums over several kinds.
 TOTALS = {"FP": "all false positives", "FN": "all objects that are not found (false negatives)"}

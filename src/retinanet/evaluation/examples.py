@@ -13,10 +13,11 @@ from retinanet.evaluation.error_kinds import ERROR_KINDS
 from retinanet.evaluation.matching import Bools, Floats, Ints, Matching, Scene
 from retinanet.evaluation.tide import KINDS, MATCH, Errors
 
-# Examples of each kind that are kept.
+# Largest number of examples of each kind.
 _KEPT = 60
 
-# A detection is confident if, of the detections of its class with that score or more, this fraction are true positives.
+# A detection is confident if at least this fraction of the detections of its class with the same or a higher score are
+# true positives.
 CONFIDENT = 0.9
 
 
@@ -31,7 +32,7 @@ class Example:
         score: score of the detection; ``None`` for an object.
         kind: kind of the example.
         text: a sentence about it.
-        other: the box of the object or detection that it is compared with, if there is one.
+        other: the box of the object or detection that the example is compared with, if any.
     """
 
     image: int
@@ -64,7 +65,7 @@ class Examples:
 
 
 def missed_objects(scene: Scene, matching: Matching, score: float) -> Examples:
-    """List the objects without a true positive of at least ``score``, the largest first, the classes in turn."""
+    """List the objects without a true positive of at least ``score``, largest first, alternating between classes."""
     dataset, shown = scene.dataset, scene.scores >= score
     found = _marked(matching.objects[0][matching.tp[0] & shown], len(dataset.boxes))
     rows = np.flatnonzero(~found & ~dataset.ignore)
@@ -87,14 +88,15 @@ def false_positives(scene: Scene, errors: Errors, score: float) -> Examples:
 def label_errors(scene: Scene, matching: Matching, errors: Errors) -> dict[str, Examples]:
     """List likely annotation errors by kind: ``"class"``, ``"missing"`` and ``"unfindable"``.
 
-    A confident detection of another class than annotated, or where no object is annotated, is as likely an error
-    of the annotations as of the detector. So is an object that no detection of any class and score overlaps.
+    Three cases are as likely to be annotation errors as detector errors: a confident detection whose class differs from
+    the annotated class, a confident detection where no object is annotated, and an object that no detection of any
+    class and score overlaps.
     """
     confident = _confident(scene, matching)
     found = _marked(matching.objects[0][matching.tp[0] & confident], len(scene.dataset.boxes))
     kinds, classes = errors.kinds, scene.dataset.classes
     other = np.flatnonzero(confident & (kinds == KINDS.index("Cls")))
-    other = other[~found[errors.objects[other]]]  # otherwise the annotated class is detected there as well
+    other = other[~found[errors.objects[other]]]  # keep objects that are not also detected with the annotated class
     labels = scene.dataset.labels[errors.objects[other[:_KEPT]]]
     wrong_class = (
         _detection(
@@ -175,7 +177,7 @@ def _marked(rows: Ints, count: int) -> Bools:
 
 
 def _in_turn(groups: Ints) -> Ints:
-    """An order in which the first of each group come first, then the second of each, and so on."""
+    """Order the elements: the first element of every group, then the second element of every group, and so on."""
     seen: dict[int, int] = {}
     turns: Iterable[int] = groups.tolist()
     places = []

@@ -1,8 +1,8 @@
 """Match detections with objects as COCO does, for all images and classes of a dataset at once.
 
 Every number of an analysis comes from this one matching, so that the numbers agree with each other. hotcoco computes
-the COCO metrics (:mod:`retinanet.evaluation.coco_ap`), but it does not return which detection has which error, can
-leave out objects only by their area, and counts detections in ignore regions as confusions.
+the COCO metrics (:mod:`retinanet.evaluation.coco_ap`), but an analysis needs more. hotcoco does not return the error of
+each detection, it can leave out objects only by their area, and it counts detections in ignore regions as confusions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 LIMIT = 100
 
-# Pairs with a lower IoU are not kept (TIDE's background threshold).
+# Pairs with an IoU below this are dropped. The value is TIDE's background threshold.
 LEAST_OVERLAP = 0.1
 
 
@@ -32,11 +32,11 @@ LEAST_OVERLAP = 0.1
 class Scene:
     """The M objects of a dataset, D detections, and the P pairs of them that overlap.
 
-    The detections are in COCO's matching order: highest score first, equal scores by image id, then as given. The pairs
-    are those with an IoU of at least ``LEAST_OVERLAP``.
+    The detections are in COCO's matching order: highest score first, then by image id, then in the order given. A pair
+    has an IoU of at least ``LEAST_OVERLAP``.
 
     Attributes:
-        dataset: its M boxes are the objects and the ignore regions.
+        dataset: the dataset; its M boxes are the objects and the ignore regions.
         object_images: int64 ``(M,)``, the image of each object.
         images: int64 ``(D,)``, the image of each detection.
         boxes: float64 ``(D, 4)``, ``xyxy``.
@@ -58,7 +58,7 @@ class Scene:
     pair_ious: Floats
 
     def totals(self, out: Bools | None = None) -> Ints:
-        """Count the objects of each class, ``(K,)``, without ignore regions and without ``out`` ``(M,)``."""
+        """Count the objects of each class, ``(K,)``, except ignore regions and the objects ``out`` ``(M,)``."""
         counted = ~self.dataset.ignore if out is None else ~(self.dataset.ignore | out)
         return np.bincount(self.dataset.labels[counted], minlength=len(self.dataset.classes))
 
@@ -67,7 +67,7 @@ class Scene:
 class Matching:
     """True and false positives among D detections, at T IoU thresholds.
 
-    A detection that is matched with an ignore region is neither.
+    A detection that is matched with an ignore region is neither a true nor a false positive.
 
     Attributes:
         objects: int64 ``(T, D)``, the object or ignore region that each detection is matched with; −1 for none.
@@ -106,7 +106,9 @@ def make_scene(dataset: Dataset, predictions: Detections, limit: int = LIMIT) ->
 def match(
     scene: Scene, thresholds: Floats = THRESHOLDS, out: Bools | None = None, outside: Bools | None = None
 ) -> Matching:
-    """Match each detection, highest score first, with the unmatched object of its class of highest IoU, as COCO does.
+    """Match each detection, highest score first, with the unmatched object of its class that has the highest IoU.
+
+    This is COCO's matching.
 
     Args:
         scene: objects and detections.
@@ -122,10 +124,10 @@ def match(
 
 
 def match_any_class(scene: Scene, threshold: float) -> Matching:
-    """Match each detection, highest score first, with the unmatched object of any class of highest IoU.
+    """Match each detection, highest score first, with the unmatched object of any class that has the highest IoU.
 
-    Of objects with the same IoU, one of the detection's class is preferred. Ignore regions match detections of their
-    own class only.
+    Among objects with the same IoU, an object of the detection's class is preferred. Ignore regions match only
+    detections of their own class.
     """
     ignored, own = scene.dataset.ignore, _same_class(scene)
     fits = own | _without_class(scene) | ~ignored[scene.pair_objects]
@@ -136,7 +138,8 @@ def match_any_class(scene: Scene, threshold: float) -> Matching:
 def neighbour_overlaps(scene: Scene) -> tuple[Floats, Floats]:
     """Compute the second highest IoU of each object ``(M,)`` and each detection ``(D,)`` with the objects of its image.
 
-    The highest IoU is that of the object itself, or of the object that a detection belongs to. IoUs below
+    The highest IoU is not used. For an object it is the IoU with itself. For a detection it is the IoU with the object
+    that the detection belongs to. IoUs below
     ``LEAST_OVERLAP`` are returned as 0.
     """
     keep = ~scene.dataset.ignore[scene.pair_objects]
@@ -184,7 +187,7 @@ def _matched_objects(
     Args:
         scene: objects and detections.
         thresholds: ``(T,)``, the lowest IoU of a match.
-        groups: ``(D,)``, detections of different groups never compete for an object.
+        groups: ``(D,)``, the group of each detection; detections of different groups never compete for an object.
         fits: ``(P,)``, the pairs that may match.
         ignored: ``(M,)``, objects that do not count.
         preferred: ``(P,)``, pairs that win over others with the same IoU.
@@ -193,8 +196,9 @@ def _matched_objects(
     found, objects, ious = scene.pair_detections[fits], scene.pair_objects[fits], scene.pair_ious[fits]
     first = np.zeros(len(found), dtype=np.bool_) if preferred is None else preferred[fits]
     rank = _ranks(groups)[found]
-    # The pairs of a detection are adjacent, the preferred object last: objects that count, then IoU, then (where two
-    # classes are annotated with the same box) the detection's own class, then the later object.
+    # Sort so that the pairs of a detection are adjacent and its preferred object comes last. An object that counts is
+    # preferred to an ignored object. Ties are resolved by the higher IoU, then by the detection's own class (two
+    # classes may be annotated with the same box), then by the later object.
     order = np.lexsort((objects, first, ious, ~ignored[objects], found, rank))
     found, objects, rank = found[order], objects[order], rank[order]
     enough = ious[order] >= np.minimum(thresholds, 1 - 1e-10)[:, None]  # (T, P)
@@ -203,7 +207,7 @@ def _matched_objects(
     matched = np.full((len(thresholds), len(scene.scores)), -1, dtype=np.int64)
     taken = np.zeros((len(thresholds), len(crowd)), dtype=np.bool_)
     starts = np.flatnonzero(np.diff(rank, prepend=-1))
-    # Detections of one rank never compete: each is of another group.
+    # Detections of the same rank are in different groups, so they never compete for an object.
     for start, end in pairwise([*starts.tolist(), len(rank)]):
         mine = objects[start:end]
         free = enough[:, start:end] & (crowd[mine] | ~taken[:, mine])

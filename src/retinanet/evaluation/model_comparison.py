@@ -31,7 +31,7 @@ def compare(
     console: Console | None = None,
     opened: Opened = lambda dataset, notes: None,
 ) -> Comparison:
-    """Compare two detectors on a dataset: is B better than A, or could the choice of images explain the difference?
+    """Compare two detectors on a dataset, and test whether the choice of images could explain the difference.
 
     Args:
         a: path of a weights file, name of a bundled model, or a :class:`DetectionFile`.
@@ -44,15 +44,15 @@ def compare(
         opened: called with the dataset and notes for the user before the detectors run.
 
     Raises:
-        RetinaNetError: the weights, the dataset or the detections cannot be read, the detectors have no class of the
-            dataset in common, or they set different images of the dataset aside for validation.
+        RetinaNetError: the weights, the dataset or the detections cannot be read, the detectors share no class of the
+            dataset, or the detectors set aside different images of the dataset for validation.
     """
     sources = (a, b)
     detectors = [_load(source, precision, device) for source in sources]
     dataset, notes = _read_eval(data, split, detectors)
     classes = [dataset.classes if detector is None else detector.classes for detector in detectors]
     shared = shared_classes(dataset, (str(a), str(b)), (classes[0], classes[1]))
-    # Before the detectors run, so that an error in a file shows at once.
+    # Read files of detections before the detectors run, so that an error in a file is reported at once.
     files = {
         i: read_detections(each.path, dataset) for i, each in enumerate(sources) if isinstance(each, DetectionFile)
     }
@@ -78,7 +78,7 @@ def _load(source: Source, precision: Precision, device: str) -> Detector | None:
 
 
 def _read_eval(data: str | Path, split: str, detectors: list[Detector | None]) -> tuple[Dataset, list[str]]:
-    """Read the dataset; without a val split, the images of train that both models set aside for validation."""
+    """Read the dataset. If it has no val split, read the images of train that both models set aside for validation."""
     known = {detector.info.config.data.val_fraction for detector in detectors if detector is not None}
     fractions = sorted(known or {DataConfig().val_fraction})
     dataset, notes = read_eval(data, split, fractions[0])

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from retinanet.detection.detector import Detector
     from retinanet.hardware import Precision
 
-# Weights, or detections that any program wrote.
+# A weights file, the name of a bundled model, or a file of detections from any program.
 Source = str | Path | DetectionFile
 
-# Called with the dataset, and with notes for the user, as soon as they are known.
+# A function that is called with the dataset and notes for the user as soon as both are known.
 Opened = Callable[[Dataset, Sequence[str]], object]
 
 

@@ -16,7 +16,7 @@ CALIBRATION_BINS = 10
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Mean score and precision of the detections, in bins of equal width over the score.
+    """Mean score and precision of the detections in score bins of equal width.
 
     Attributes:
         counts: int64 ``(B,)``, number of detections.
@@ -59,10 +59,10 @@ def calibrate(scene: Scene, matching: Matching, label: int | None = None) -> Cal
 
 
 def confusion_matrix(scene: Scene, score: float, least_iou: float = 0.5) -> Ints:
-    """Count objects (rows) by the class of their detection (columns), ``(K + 1, K + 1)``; the last is background.
+    """Count pairs of annotated class (row) and detected class (column), ``(K + 1, K + 1)``; background is last.
 
-    Each detection with at least ``score``, highest first, is matched with the free object of any class that it overlaps
-    most.
+    Each detection with at least ``score``, highest first, is matched with the unmatched object of any class that has
+    the highest IoU.
     """
     classes, labels = len(scene.dataset.classes), scene.dataset.labels
     matching = match_any_class(scene, least_iou)

@@ -1,7 +1,7 @@
 """Average precision on groups of objects: by size, shape, number of objects in the image, neighbors and position.
 
-Objects outside a group are treated as COCO treats objects of other sizes: they are neither found objects nor false
-negatives. An unmatched detection counts in the group that its own box belongs to.
+Objects outside a group count neither as found objects nor as false negatives, like objects of other sizes in COCO's
+AP by size. An unmatched detection counts in the group that its own box belongs to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from retinanet.evaluation.curves import average_precisions, mean
 from retinanet.evaluation.matching import Bools, Floats, Scene, match, neighbour_overlaps
 
-# A box this close to the border of its image, in pixels, may be cut off there.
+# A box whose distance from the image border is at most this many pixels may be cut off by the border.
 _BORDER = 2.0
 
 
@@ -30,9 +30,9 @@ class Slice:
         detections: number of true and false positives at an IoU of 0.5.
         AP: mean over IoUs and classes; NaN without objects.
         AP50: at an IoU of 0.5; NaN without objects.
-        AP_by_object: mean over IoUs and objects, each with the AP of its class in this group. Unlike in ``AP``, a class
-            with a single object weighs little.
-        AP_elsewhere: for comparison with ``AP_by_object``: the same mean, with each class's AP over all objects.
+        AP_by_object: mean over IoUs and objects, where each object has the AP of its class in this group. Unlike in
+            ``AP``, a class with a single object has little weight.
+        AP_elsewhere: computed like ``AP_by_object``, but with the AP of each class over all objects of the dataset.
         recall: fraction of the objects that are found at an IoU of 0.5 with at least the chosen score threshold.
     """
 
@@ -107,7 +107,7 @@ def _parts(scene: Scene) -> Iterator[_Part]:
     yield from _bands("shape", shapes, [1 / 3, 1 / 1.5, 1.5, 3], _wideness(boxes), _wideness(scene.boxes))
     per_image = np.bincount(scene.object_images[~dataset.ignore], minlength=len(dataset)).astype(np.float64)
     crowds = ["1 object in the image", "2–4 objects", "5–9 objects", "10–19 objects", "20 objects and more"]
-    # Images without objects are in the first group, so that detections in them count somewhere.
+    # Images without objects are in the first group, so that their detections are counted in a group.
     yield from _bands("crowdedness", crowds, [2, 5, 10, 20], per_image[scene.object_images], per_image[scene.images])
     near = ["apart from others", "IoU 0.1–0.3 with another", "IoU over 0.3 with another"]
     yield from _bands("neighbours", near, [0.1, 0.3], *neighbour_overlaps(scene))
@@ -118,7 +118,7 @@ def _parts(scene: Scene) -> Iterator[_Part]:
 
 
 def _by_size(objects: Floats, detections: Floats) -> Iterator[_Part]:
-    """COCO's sizes. They share their borders."""
+    """COCO's size groups. An object whose size is on a border belongs to both groups."""
     names = ["small, under 32² px", "medium, 32² to 96² px", "large, over 96² px"]
     for name, low, high in zip(names, (0, 32**2, 96**2), (32**2, 96**2, 1e10), strict=True):
         yield _Part("size", name, *((low <= areas) & (areas <= high) for areas in (objects, detections)))

@@ -27,7 +27,8 @@ class Errors:
 
     Attributes:
         kinds: int64 ``(D,)``, index into ``KINDS`` for each false positive; −1 for other detections.
-        objects: int64 ``(D,)``, the object that a detection with a wrong class or box belongs to; −1 elsewhere.
+        objects: int64 ``(D,)``, the object that a detection with a wrong class or box belongs to; −1 for other
+            detections.
         missed: bool ``(M,)``, objects without any detection, not even with an imprecise box or a wrong class.
         counts: number of errors of each of ``ALL_KINDS``.
         costs: by how much AP50 would rise if all errors of this kind, and no others, were corrected.
@@ -52,7 +53,7 @@ def find_errors(scene: Scene, matching: Matching) -> Errors:
     counts = {name: int((kinds == kind).sum()) for kind, name in enumerate(KINDS)}
     counts |= {"Miss": int(missed.sum()), "FP": int(fp.sum()), "FN": int(unfound.sum())}
 
-    # Corrected, the best detection of an object that is not found becomes a true positive; its others are dropped.
+    # If an object is not found, correction makes its best detection a true positive and drops its other detections.
     about = np.flatnonzero(objects >= 0)
     about = about[~found[objects[about]]]
     finders = about[np.unique(objects[about], return_index=True)[1]]  # the highest scores come first
@@ -73,7 +74,7 @@ def find_errors(scene: Scene, matching: Matching) -> Errors:
 
 
 def _or_perfect(value: float) -> float:
-    """The AP50 of the remaining objects; 1 if none remain because none was found."""
+    """The AP50 of the remaining objects; 1 if none remain because no object was found."""
     return 1.0 if math.isnan(value) else value
 
 
@@ -86,7 +87,7 @@ def _kinds(scene: Scene, fp: Bools) -> tuple[Ints, Ints]:
     other, other_iou = _nearest(scene, counted & ~same)
     kinds = np.full(len(fp), _BOTH, dtype=np.int64)
     kinds[np.maximum(own_iou, other_iou) == 0] = _BKG
-    kinds[own_iou >= MATCH] = _DUPE  # a better detection is matched with the object
+    kinds[own_iou >= MATCH] = _DUPE  # the object is matched with a better detection
     kinds[other_iou >= MATCH] = _CLS
     kinds[(own_iou > 0) & (own_iou < MATCH)] = _LOC
     kinds[~fp] = -1

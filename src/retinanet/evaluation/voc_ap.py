@@ -1,4 +1,4 @@
-"""Average precision as in the Pascal VOC challenges, at IoU 0.5: the version of VOC2007 and that of VOC2010."""
+"""Average precision at IoU 0.5 as in the Pascal VOC challenges, in the versions of VOC2007 and VOC2010."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def voc_metrics(dataset: Dataset, predictions: Detections) -> dict[str, Any]:
     Detections with a lower IoU are false positives. A detection assigned to an ignore region (a difficult object) does
     not count. There is no limit on the detections per image.
 
-    The kit's boxes include their last pixel, so it adds 1 to widths and heights. Boxes here are half-open, and the
-    reader of VOC files converts them, so that the sides are the same.
+    The kit's boxes include their last pixel, so it adds 1 to widths and heights. This package's boxes do not
+    include their right and lower ends. The reader of VOC files converts the boxes, so widths and heights are equal.
 
     Returns:
         ``mAP11`` (11 points, VOC2007) and ``mAP`` (area under the curve, VOC2010 and later), the means over the classes
@@ -52,19 +52,19 @@ def eleven_points(tp: npt.NDArray[np.int64], fp: npt.NDArray[np.int64], objects:
         objects: number of objects.
     """
     precision = tp / np.maximum(tp + fp, 1)
-    # In whole numbers, because 0.3 has no exact floating-point value: 3 of 10 objects must reach the recall 0.3.
+    # Compare integers, because 0.3 has no exact floating-point value: 3 of 10 objects must reach the recall 0.3.
     return float(np.mean([precision[tp * 10 >= tenth * objects].max(initial=0) for tenth in range(11)]))
 
 
 def area(tp: npt.NDArray[np.int64], fp: npt.NDArray[np.int64], objects: int) -> float:
-    """Compute the area under the monotone precision–recall curve; arguments as of :func:`eleven_points`."""
+    """Compute the area under the monotone precision–recall curve; for the arguments see :func:`eleven_points`."""
     precision = tp / np.maximum(tp + fp, 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float((envelope * np.diff(tp, prepend=0)).sum() / objects)
 
 
 def _best_objects(dataset: Dataset, predictions: Detections) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Find the highest IoU of each detection with a box of its class, and the row of that box; 0 and −1 without it."""
+    """Find the highest IoU of each detection with a box of its class, and the row of this box; 0 and −1 if none."""
     overlaps = np.zeros(len(predictions.labels))
     targets = np.full(len(predictions.labels), -1, dtype=np.int64)
     order = np.argsort(predictions.images, kind="stable")

@@ -1,1 +1,1 @@
-"""Pages for people: HTML files that hold everything they show, and drawings."""
+"""Reports: self-contained HTML pages, drawings, and summaries for the terminal."""

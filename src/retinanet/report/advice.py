@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from retinanet.evaluation.analysis import Analysis
 from retinanet.evaluation.error_kinds import ERROR_KINDS
 
-# Groups with fewer objects, and smaller differences, are not worth a sentence.
+# Groups with fewer objects than this, and smaller differences than this, are not mentioned.
 _FEWEST = 10
 _BEHIND, _COST, _CALIBRATION, _SPREAD = 0.1, 0.005, 0.1, 0.15
 

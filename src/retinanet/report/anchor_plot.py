@@ -24,10 +24,10 @@ Bools = npt.NDArray[np.bool_]
 _REACHED, UNREACHED, _ANCHORS = "#1f6f8b", "#e0a100", "#c8553d"
 _BEFORE = "#8a8a8a"
 
-# More points than this hide each other.
+# Largest number of points in a plot. More points would hide each other.
 _POINTS = 5000
 
-# Images with more boxes are left out of the histogram.
+# Images with more boxes than this are left out of the histogram.
 _MOST_BOXES = 100
 
 
@@ -45,7 +45,7 @@ def draw_fit(
     """
     from matplotlib.figure import Figure
 
-    size = np.maximum(size, 0.1)  # scaling may leave no width of a thin box
+    size = np.maximum(size, 0.1)  # scaling may reduce the width of a thin box to 0
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     shapes, shares = figure.subplots(1, 2)
     covered = overlaps[1] >= threshold

@@ -1,4 +1,4 @@
-"""The page of ``retinanet eval A B``: how two detectors differ, how certain that is, and images that show it."""
+"""The page of ``retinanet eval A B``: how two detectors differ, how certain the difference is, and example images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Whisker:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class with its changes; without a whisker if there is no interval."""
+    """A class with its changes. The whisker is ``None`` if there is no interval."""
 
     name: str
     AP: Change
@@ -77,7 +77,7 @@ def write_comparison(path: Path, comparison: Comparison, images: int = 6) -> str
         images: number of images to show where B makes fewer mistakes, and where A makes fewer.
 
     Returns:
-        A note if some images could not be shown; the page has it as well.
+        A note if some images could not be shown. The page contains the same note.
     """
     album = Album(comparison.dataset)
     titles = ("B makes fewer mistakes", "A makes fewer mistakes")
@@ -112,7 +112,7 @@ def write_comparison(path: Path, comparison: Comparison, images: int = 6) -> str
 
 
 def verdict(change: Change) -> str:
-    """Say in a sentence which detector has the better AP, and how certain that is."""
+    """Say in a sentence which detector has the better AP, and how certain the difference is."""
     if np.isnan(change.delta):
         return "There are no objects, so nothing can be measured."
     if change.low == change.high == change.delta == 0:
@@ -158,13 +158,13 @@ def draw_outcome(
 
 
 def _reach(comparison: Comparison) -> float:
-    """The largest bound of an interval, which scales the whiskers; at least 0.01."""
+    """The scale of the whiskers: the largest absolute bound of any interval, at least 0.01."""
     changes = [row["AP"] for row in comparison.per_class.values()]
     return max([0.01, *(abs(v) for change in changes for v in (change.low, change.high) if not np.isnan(v))])
 
 
 def _class_rows(comparison: Comparison, reach: float) -> list[ClassRow]:
-    """The classes, the largest gain of B first."""
+    """The classes, sorted by the gain of B, largest first."""
     counts = comparison.dataset.class_counts()
     rows = [
         ClassRow(name, row["AP"], row["AP50"], counts[name], _whisker(row["AP"], reach))
@@ -195,7 +195,7 @@ def _pair(comparison: Comparison, album: Album, index: int) -> Pair:
 
 
 def _per_class(labels: npt.NDArray[np.integer], comparison: Comparison) -> str:
-    """The number of labels, and of each class if there are several classes."""
+    """The number of labels, followed by the number per class if there are several classes."""
     classes = comparison.dataset.classes
     counts = [(int(n), classes[k]) for k, n in enumerate(np.bincount(labels, minlength=len(classes))) if n]
     named = ", ".join(f"{n} {name}" for n, name in counts)

@@ -1,4 +1,4 @@
-"""The page of ``retinanet eval``: what to do next, the numbers behind it, and example images."""
+"""The page of ``retinanet eval``: what to do next, all metrics, and example images."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def write_report(path: Path, evaluation: Evaluation, images: int = 12) -> str | 
         images: number of example images of each kind.
 
     Returns:
-        A note if some images could not be shown; the page has it as well.
+        A note if some images could not be shown. The page contains the same note.
     """
     analysis, dataset = evaluation.analysis, evaluation.dataset
     album = Album(dataset)

@@ -17,19 +17,19 @@ from retinanet.report import svg
 from retinanet.report.html import number
 from retinanet.report.svg import Drawing, Line
 
-# Classes that are drawn; the others are only in tables.
+# Number of classes that are drawn. Other classes are only in tables.
 SHOWN = 10
 
-# The second histogram shows scores from here on; most detections have lower scores.
+# Lowest score in the second histogram. Most detections have lower scores.
 _HIGH_SCORE = 0.3
 
-# Confusions that are listed beside a matrix that leaves out classes.
+# Number of confusions that are listed if the matrix leaves out classes.
 _CONFUSIONS = 20
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class and its color in the drawings; ``None`` for a class that is not drawn."""
+    """A class and its color in the drawings. The color is ``None`` for a class that is not drawn."""
 
     result: ClassResult
     color: str | None
@@ -79,7 +79,7 @@ class CalibrationBin:
 
 @dataclass(frozen=True)
 class SliceRow:
-    """A group of objects; ``first`` if it is the first of its division."""
+    """A group of objects. ``first`` marks the first group of each division, such as size."""
 
     result: Slice
     first: bool
@@ -87,7 +87,7 @@ class SliceRow:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the confusion matrix, with its share of the row in percent, as the opacity of its shade."""
+    """A cell of the confusion matrix. Its share of the row in percent is the opacity of its shade."""
 
     count: int
     share: int
@@ -210,7 +210,7 @@ def slice_rows(analysis: Analysis) -> list[SliceRow]:
 
 
 def confusion(analysis: Analysis) -> Confusion:
-    """Build the confusion matrix of the ten classes with the most objects; the other classes are summed up."""
+    """Build the confusion matrix of the ten classes with the most objects; the other classes are combined."""
     matrix, names = analysis.confusion, [each.name for each in analysis.classes]
     some = [k for k, each in enumerate(analysis.classes) if each.objects or matrix[:, k].any()]
     shown = _by_objects(analysis, some)
@@ -246,7 +246,7 @@ def _f1_chart(analysis: Analysis) -> Drawing:
 
 
 def _colors(analysis: Analysis) -> dict[int, str]:
-    """The color of each class that is drawn; up to ten classes have the colors that they have in images."""
+    """The color of each class that is drawn. Up to ten classes have the same colors as in the example images."""
     few = len(analysis.classes) <= SHOWN
     return {k: svg.CLASS_COLORS[k if few else place] for place, k in enumerate(shown_classes(analysis))}
 

@@ -1,4 +1,4 @@
-"""Fill the templates of this folder: each page is one HTML file, with its images inside and without scripts."""
+"""Fill the templates of this folder: each page is one HTML file with embedded images and without scripts."""
 
 from __future__ import annotations
 

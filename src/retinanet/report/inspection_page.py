@@ -26,17 +26,17 @@ from retinanet.report.html import Figure, image_figure, percent, plot_figure, re
 # Longer side of an example image, in pixels.
 _SIDE = 360
 
-# Findings of one kind that are listed, and those that are shown with images.
+# Number of findings of one kind that are listed, and number that are shown with images.
 _LISTED, _SHOWN = 1000, 6
 
-# Examples of boxes that no anchor reaches, and rows of the table of classes.
+# Number of example boxes that no anchor reaches, and number of rows in the table of classes.
 _UNREACHED = 12
 _CLASSES = 100
 
 
 @dataclass(frozen=True)
 class FindingGroup:
-    """The findings of one kind: how many, the first of them, and images of a few."""
+    """The findings of one kind: their number, the first findings, and images of some of them."""
 
     kind: Kind
     total: int
@@ -70,7 +70,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The most frequent classes, and how many more there are."""
+    """The most frequent classes, and the number of classes that are not listed."""
 
     rows: list[ClassRow]
     more: int
@@ -78,7 +78,7 @@ class ClassTable:
 
 @dataclass(frozen=True)
 class UnreachedBoxes:
-    """How many boxes no anchor reaches, and images of some of them."""
+    """The number of boxes that no anchor reaches, and images of some of these boxes."""
 
     total: int
     figures: list[Figure]
@@ -132,7 +132,7 @@ def _finding_group(kind: Kind, findings: Sequence[Finding], splits: Mapping[str,
 
 
 def _sight_figure(sight: Sight, dataset: Dataset) -> Figure | None:
-    """The image of a finding; ``None`` if it cannot be read, which is a finding of its own."""
+    """The image of a finding; ``None`` if it cannot be read. Unreadable images are reported as separate findings."""
     try:
         image = read_image(dataset.path(sight.image), tuple(dataset.sizes[sight.image].tolist()))
     except DataError:

@@ -10,7 +10,7 @@ import numpy as np
 
 from retinanet.evaluation.matching import Floats
 
-# Colors of the classes: those of retinanet/detection/draw.py, darker, so that they can be read on white and on black.
+# Colors of the classes: darker versions of those in retinanet/detection/draw.py, legible on white and on black.
 CLASS_COLORS = (
     *("#2f8fd0", "#cf8d00", "#1fa37d", "#a89c10", "#c4689c"),
     *("#de6424", "#6d86e8", "#7cab37", "#8c8c8c", "#e5707d"),
@@ -25,7 +25,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 26, 44
 
 @dataclass(frozen=True)
 class Line:
-    """A curve; it is interrupted where ``y`` is NaN.
+    """A curve. It has gaps where ``y`` is NaN.
 
     Attributes:
         name: its name in the legend.
@@ -151,7 +151,7 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, caption: str, 
 def stacked_bars(
     edges: Floats, parts: Sequence[tuple[str, Sequence[int], str]], x_label: str, y_label: str, caption: str, label: str
 ) -> Drawing:
-    """Draw counts in the bins between ``edges``, on an axis from 0 to 1; ``parts`` are name, counts and color."""
+    """Draw counts in the bins between ``edges``, on an axis from 0 to 1. Each part is a name, counts and a color."""
     totals = np.sum([counts for _, counts, _ in parts], axis=0)
     top = _round_up(float(totals.max(initial=0)))
     bars = []
@@ -227,7 +227,7 @@ def _round_up(value: float) -> float:
 
 
 def _bar(sides: tuple[float, float], ends: tuple[float, float], top: float, color: str, title: str) -> Bar:
-    """A bar between two x and two y, on a y axis from 0 to ``top``."""
+    """A bar between two x values and two y values, on a y axis from 0 to ``top``."""
     x, width = _x(sides[0]) + 0.75, _x(sides[1]) - _x(sides[0]) - 1.5
     y = _y(min(ends[1], top), top)
     height = max(0.0, _y(min(ends[0], top), top) - y)
@@ -235,7 +235,7 @@ def _bar(sides: tuple[float, float], ends: tuple[float, float], top: float, colo
 
 
 def _pieces(x: Floats, y: Floats) -> Iterator[tuple[Floats, Floats]]:
-    """The parts of a curve between NaNs."""
+    """The parts of a curve between its NaN values."""
     known = np.flatnonzero(~np.isnan(y))
     for piece in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1):
         if len(piece):

@@ -14,10 +14,10 @@ from retinanet.report.advice import costliest, describe_error
 from retinanet.report.comparison_page import verdict
 from retinanet.report.html import metric, percent, signed
 
-# Classes in a table; the JSON file has all of them.
+# Largest number of classes in a table. The JSON file has all classes.
 _CLASSES = 20
 
-# Names in a sentence.
+# Largest number of names in a sentence.
 _NAMES = 8
 
 

@@ -1,1 +1,1 @@
-"""``retinanet reproduce``: repeat the paper's tables and figures, on COCO as in the paper, or at small scale."""
+"""``retinanet reproduce``: reproduce the paper's tables and figures, on COCO or at small scale."""

@@ -25,7 +25,7 @@ def collect(request: Request, experiment: Experiment, console: Console) -> Resul
     plan, seeds = request.plan, list(request.seeds)
     trains = bool(experiment.rows)
     rows = [_measured_row(plan, row, seeds) for row in request.rows(experiment)] if experiment.name != "fig4" else []
-    if experiment.name != "divergence":  # no other page shows the losses of single steps
+    if experiment.name != "divergence":  # only the page of divergence shows the losses of single steps
         rows = [replace(row, runs=[replace(run, losses=[]) for run in row.runs]) for row in rows]
     measures: dict[str, Callable[[Request, Experiment, Console], dict[str, Any]]] = {
         "fig1": lambda *_: measure.loss_curves(),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colors of the curves in order. They are distinguishable with color blindness (Okabe and Ito).
+# Colors of the curves in order (Okabe and Ito). Color-blind people can tell them apart.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
 _OURS, _PAPER = "#0072b2", "#555555"
 
@@ -80,7 +80,7 @@ def _points(axes: Axes, points: list[tuple[int, Any, list[Any]]], color: str) ->
 
 
 def _note(axes: Axes, place: int, text: str) -> None:
-    # At the left end, slightly below the line, where no mean covers it.
+    # Place the text at the left end, slightly below the line, where no mean covers it.
     axes.annotate(text, (0, place), (4, -9), textcoords="offset points", va="center", fontsize=7, color="#a33")
 
 

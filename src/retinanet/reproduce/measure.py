@@ -1,4 +1,4 @@
-"""Measurements of the figures besides AP: loss curves (Figure 1), speed (Figure 2), loss distribution (Figure 4)."""
+"""Measurements for the figures, except AP: loss curves (Figure 1), speed (Figure 2), loss distribution (Figure 4)."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def loss_distribution(
     Returns:
         ``images`` (their number); ``foreground`` and ``background``, each with ``anchors`` (their number), ``curves``
         (for each γ, the cumulative loss from the easiest to the hardest anchor, in equal steps) and ``hardest`` (for
-        each γ, the fractions of the loss that belong to the fractions ``HARDEST`` of the anchors).
+        each γ and each fraction in ``HARDEST``, the share of the loss that this fraction of hardest anchors has).
 
     Raises:
         DataError: no anchor matches an object.
@@ -134,7 +134,7 @@ def _anchor_losses(detector: Detector, image: Dataset) -> tuple[torch.Tensor, to
     config = detector.info.config
     ((sample,),) = evaluation_loader(image, config.data)
     pixels = normalized_batch([sample.image], detector.model.mean, detector.model.std, detector.device)
-    # in float32; detection may use bf16
+    # compute the losses in float32, because detection may use bf16
     outputs = for_inference(detector.model).to(detector.device)(pixels)
     grid = make_grid(config.anchors, (pixels.shape[-2], pixels.shape[-1]))
     matched = assign_batch(grid, [sample.boxes], [sample.ignore], config.assign)

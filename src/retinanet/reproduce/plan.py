@@ -1,6 +1,6 @@
-"""From a request to trainings: settings, data and folder of each run, and the commands that repeat them.
+"""Plan the trainings of a request: settings, data and folder of each run, and the command that repeats it.
 
-Rows with equal settings are one run, whichever experiments they belong to.
+Rows with equal settings share one run, even across experiments.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ COCO_IMAGES = (118_287, 5_000)
 
 @dataclass(frozen=True)
 class DataSource:
-    """A dataset that another process can read: its path and the largest number of images of each split."""
+    """A description of a dataset for another process: its path and the largest number of images of each split."""
 
     path: str
     train_images: int | None = None
@@ -87,7 +87,7 @@ class Plan:
     """How rows become runs.
 
     Attributes:
-        scale: selects which changes of a row apply.
+        scale: small or paper; it selects which changes of a row apply.
         base: the settings that every row starts from.
         source: the data.
         name: name of the data in folders and on pages.
@@ -122,7 +122,7 @@ class Plan:
         return Run(folder, config, self.source, config.train.epochs * self.train_images, f"{slug}, seed {seed}")
 
     def all_runs(self, rows: Iterable[Row], seeds: Sequence[int]) -> list[Run]:
-        """Every run once, sorted by seed, so that an interrupted queue leaves complete comparisons."""
+        """Every run once, sorted by seed, so that an interrupted queue has finished all rows for the first seeds."""
         rows = list(rows)
         runs = [self.run(row, seed) for seed in seeds for row in rows]
         return list({run.folder: run for run in runs}.values())
@@ -143,7 +143,7 @@ class Request:
         seeds: seeds of each row.
         out: folder of the results.
         every_row: include the rows that are left out by default.
-        weights: a trained model for Figure 4. Unset: the run of its row.
+        weights: a trained model for Figure 4. Unset: Figure 4 uses the run of its row.
         command: the arguments after ``retinanet reproduce NAME`` that repeat this request. The pages print them.
     """
 
@@ -224,7 +224,7 @@ def small_plan(data: str | Path, runs: Path, images: int, recipe: str | None = N
     Args:
         data: the dataset's folder or file.
         runs: the folder of all runs.
-        images: number of images that each run sees. Of a larger dataset, a seeded subset of this size is used.
+        images: number of images that each run sees. A larger dataset is replaced by a seeded subset of this size.
         recipe: settings that every row starts from. Unset: ``small.yaml``.
 
     Raises:
@@ -242,7 +242,7 @@ def small_plan(data: str | Path, runs: Path, images: int, recipe: str | None = N
 
 
 def paper_plan(data: str, runs: Path) -> Plan:
-    """Plan the paper's trainings on COCO. This does not read ``data``; :func:`require_coco` checks it."""
+    """Plan the paper's trainings on COCO. This does not read ``data``. :func:`require_coco` checks the dataset."""
     return Plan("paper", load_recipe("paper"), DataSource(data), "COCO", "COCO 2017", *COCO_IMAGES, runs)
 
 

@@ -1,4 +1,5 @@
-"""Run commands in parallel processes. On few cores, processes with one thread each are faster than shared threads."""
+"""Run commands in parallel processes. With few cores, several processes with one thread each are
+faster than one process with several threads."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-# Seconds between two checks of the processes, and seconds that a stopped process has to save its state.
+# Seconds between two checks of the processes, and seconds for a stopped process to save its state.
 _POLL, _GRACE = 0.2, 60.0
 
 

@@ -1,4 +1,4 @@
-"""Results: read from the folders of the runs, stored as JSON, shown by every page and plot."""
+"""Results of an experiment, read from the folders of the runs and stored as JSON."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from retinanet.zoo.weights import read_info
 
 SHARES = ("share_foreground", "share_hard", "share_easy")
 
-# Number of first steps whose losses are kept (for the curves of ``divergence``), and number of last measurements whose
-# mean gives the loss shares.
+# The losses of this many first steps are kept, for the curves of ``divergence``. The loss shares are the mean of this
+# many last measurements.
 _STEPS, _MEASUREMENTS = 300, 5
 
 
@@ -59,10 +59,10 @@ class MeasuredRow:
     Attributes:
         setting: the name of the row.
         paper: the paper's COCO AP, in points.
-        flags: the changes of the base, as flags of ``retinanet train``.
+        flags: the changes to the base settings, as flags of ``retinanet train``.
         paper_ms: the paper's milliseconds for each image.
         paper_diverges: the paper reports that this training diverges.
-        runs: the finished runs.
+        runs: the finished runs of the row.
     """
 
     setting: str
@@ -99,7 +99,7 @@ class Results:
         name: the name of the experiment.
         title: its heading.
         claim: the paper's statement.
-        where: the setting of the paper's numbers.
+        where: the conditions of the paper's numbers.
         note: a sentence about the rows.
         command: the command that makes the page again.
         scale: small or paper.
@@ -181,7 +181,7 @@ def _json_content(path: Path, kind: Any) -> Any:
 
 
 def images_done(run: Run) -> int:
-    """Number of images that a run in progress has shown, by the last line of its log."""
+    """Number of images that a run in progress has shown, according to the last line of its log."""
     path = run.folder / "metrics.jsonl"
     try:
         with path.open("rb") as file:
@@ -201,7 +201,7 @@ def images_done(run: Run) -> int:
 def refuse_other_results(
     path: Path, data: str, scale: str, seeds: Sequence[int], settings: dict[str, Any] | None = None
 ) -> None:
-    """Refuse to replace results of other data, settings or further seeds.
+    """Refuse to replace results of other data, other settings or more seeds.
 
     Args:
         path: the JSON file to be written.
@@ -211,7 +211,7 @@ def refuse_other_results(
         settings: further attributes of :class:`Results` that must be equal.
 
     Raises:
-        RetinaNetError: ``path`` holds results of other data, at another scale, of further seeds or with other settings.
+        RetinaNetError: ``path`` holds results of other data, at another scale, of more seeds or with other settings.
     """
     if not path.exists():
         return
@@ -225,9 +225,9 @@ def refuse_other_results(
             f"{path} holds results of {there[0]} at {there[1]} scale, not of {data} at {scale} scale; "
             "choose another --out, or move it"
         )
-    if isinstance(found.get("base"), dict):  # settings may have had other names
+    if isinstance(found.get("base"), dict):  # convert former names of settings to the current names
         found["base"] = Config.from_dict(found["base"], str(path)).to_dict()
-    asked, found = (json.loads(json.dumps(values)) for values in (settings or {}, found))  # lists for tuples
+    asked, found = (json.loads(json.dumps(values)) for values in (settings or {}, found))  # tuples become lists
     if any(found.get(key) != value for key, value in asked.items()):
         raise RetinaNetError(
             f"{path} holds results of {data} with other settings (--images, --recipe) or other images; choose "
@@ -260,12 +260,12 @@ def refuse_fewer_runs(path: Path, results: Results) -> None:
 def pairs_in_order(rows: Sequence[MeasuredRow]) -> tuple[int, int, int, int]:
     """Count the pairs of settings whose order agrees with the paper's.
 
-    Pairs with equal AP in the paper, or without a run here, do not count. A diverged run, here or in the paper, has
-    AP −1.
+    A pair does not count if both rows have equal AP in the paper, or if either row has no run here. A diverged run has
+    AP −1, here and in the paper.
 
     Returns:
-        Number of pairs; number of pairs whose means have the paper's order; number of separated pairs (several runs
-        each, and the ranges of AP do not overlap); number of separated pairs that have the paper's order.
+        Number of pairs; number of pairs whose means have the paper's order; number of separated pairs (both
+        rows have several runs, and their ranges of AP do not overlap); number of separated pairs in the paper's order.
     """
     ranked = [
         (paper, aps)
@@ -293,5 +293,5 @@ def _ranked_paper_ap(row: MeasuredRow) -> float | None:
 
 
 def _aps_with_diverged(row: MeasuredRow) -> list[float]:
-    """APs of the runs in points. Diverged runs count as −1, below every other."""
+    """APs of the runs in points. Diverged runs count as −1, which is below every other run."""
     return row.aps() + [-1.0] * row.diverged

@@ -24,7 +24,7 @@ class Row:
     Attributes:
         setting: the name of the row in tables.
         ap: COCO AP in the paper, in points. None: the paper has no number.
-        changes: changes of the base settings at both scales.
+        changes: changes to the base settings at both scales.
         paper: further changes on COCO.
         small: further changes at small scale. None: the row has no counterpart there.
         milliseconds: time for each image in the paper, on an M40.
@@ -57,7 +57,7 @@ class Experiment:
         title: the heading of its page.
         summary: one line for the list.
         claim: the paper's statement, in a sentence.
-        where: the setting of the paper's numbers.
+        where: the conditions of the paper's numbers.
         rows: the trainings. Empty: nothing is trained.
         note: a sentence about the rows at small scale.
     """
@@ -76,8 +76,8 @@ class Experiment:
 
 
 _R50_600: Changes = {"data": {"size": 600}}
-# The paper's subnets have no norm. The group norm of small.yaml would prevent the divergence. Without it, the learning
-# rate must be lower.
+# The paper's subnets have no norm. The group norm of small.yaml would prevent the divergence. Without group norm, the
+# learning rate must be lower.
 _PLAIN_SUBNETS: Changes = {"model": {"subnet_norm": "none"}, "train": {"lr": 0.01}}
 _R101_600: Changes = {"model": {"backbone": "resnet101.tv_in1k"}, "data": {"size": 600}}
 
@@ -92,7 +92,7 @@ def _balanced(alpha: float, ap: float, setting: str = "") -> Row:
 
 
 def _anchors(scales: int, ratios: int, ap: float) -> Row:
-    # 3×3 equals the defaults exactly, so this row shares the training of FL in the other tables.
+    # 3 scales × 3 ratios are exactly the defaults, so this row shares the training of FL in the other tables.
     changes = {
         "anchors": {
             "scales": tuple(2 ** (i / scales) for i in range(scales)),
@@ -109,7 +109,7 @@ def _mined(ratio: str, batch: int, nms: float, ap: float, extra: bool = True) ->
 
 
 def _sized(depth: int, size: int, ap: float, milliseconds: float) -> Row:
-    """A row of Table 1e. At small scale, sizes keep their proportion: 320 pixels (as in small.yaml) replace 800."""
+    """A row of Table 1e. At small scale, sizes are multiplied by 320 / 800 (small.yaml has 320 pixels)."""
     backbone: Changes = {"model": {"backbone": "resnet101.tv_in1k"}} if depth == 101 else {}
     own = round(size * 0.4)
     small: Changes | None = {"data": {"size": own, "max_size": own * 4 // 3}} if depth == 50 else None

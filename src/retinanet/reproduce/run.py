@@ -27,8 +27,8 @@ def reproduce(request: Request, jobs: int, console: Console, report: bool = Fals
     """
     plan = request.plan
     settings = {"base": plan.base.to_dict(), "train_images": plan.train_images, "val_images": plan.val_images}
-    for experiment in request.experiments:  # before hours of training
-        if request.rows(experiment):  # Figure 4 of given weights has no rows and does not depend on the base
+    for experiment in request.experiments:  # check before hours of training
+        if request.rows(experiment):  # Figure 4 with --weights has no rows and does not depend on the base
             refuse_other_results(
                 request.out / f"{experiment.name}.json", plan.name, plan.scale, request.seeds, settings
             )

@@ -70,7 +70,7 @@ def _cells(row: MeasuredRow) -> list[str]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """The mean; with several values also the standard deviation and the range."""
+    """Format the mean. If there are several values, add the standard deviation and the range."""
     mean = statistics.mean(values)
     if len(values) == 1:
         return f"{mean:.1f}"

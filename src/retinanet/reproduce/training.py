@@ -63,7 +63,7 @@ class _Progress:
         self._over = 0
 
     def look(self) -> None:
-        """Read the logs, at most once in ``_LOOK`` seconds."""
+        """Read the logs, at most once every ``_LOOK`` seconds."""
         if time.monotonic() - self._looked < _LOOK:
             return
         self._looked = time.monotonic()

@@ -1,7 +1,7 @@
 """Train one run in its own process: ``python -m retinanet.reproduce.worker FOLDER``. The folder contains ``run.json``.
 
 Besides the files of the training, the worker writes ``failure.json`` if the loss became NaN or infinite, and
-``seconds.json`` with the total duration (``null`` after a process that was killed).
+``seconds.json`` with the total duration (``null`` if a process was killed).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def last_step(folder: Path) -> int:
 
 
 def _stop_with_the_queue() -> None:
-    """Send SIGTERM to this training when the process that started it has ended, so that it saves its state."""
+    """Send SIGTERM to this process when its parent process ends, so that the training saves its state."""
     os.read(sys.stdin.fileno(), 1)  # blocks until the other end of the pipe closes
     os.kill(os.getpid(), signal.SIGTERM)
 
