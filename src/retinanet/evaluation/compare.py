@@ -161,7 +161,7 @@ def compare_predictions(
         a: the first detector.
         b: the second detector.
         seed: seed of the resamples.
-        progress: called with 1 after each class with objects of each detector.
+        progress: called with 1 when a class with objects is done, for each detector.
 
     Raises:
         DataError: the dataset has no class that both detectors have.
@@ -216,7 +216,8 @@ def restricted(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     """Reduce ``dataset`` to ``classes``, without the objects and ignore regions of other classes.
 
     An ignore region of a class that has no objects is kept and applies to all classes, as in
-    :meth:`Dataset.with_classes`. The metrics therefore equal those of an evaluation of a single model.
+    :meth:`Dataset.with_classes`. So ignore regions have the same effect as in the evaluation of
+    one detector alone.
     """
     counts = dataset.class_counts()
     dropped = [k for k, name in enumerate(dataset.classes) if name not in classes and counts[name]]

@@ -34,7 +34,8 @@ class Inspection:
     Attributes:
         name: name of the dataset.
         splits: the inspected splits, train first, with one list of classes.
-        unions: splits that are the union of other splits, with the names of those. The unions are not inspected.
+        unions: each split that is the union of other splits (such as VOC's ``trainval``), and the names of those other
+            splits. Unions are not inspected.
         findings: the most important first.
         surveys: statistics of each split.
         loss_balance: sentences about positive anchors and background in the first split, and about their loss.

@@ -85,7 +85,8 @@ def _refuse_other_run(out: Path, resume: bool) -> None:
         if not resume:
             raise CheckpointError(f"{out} already holds a run; add --resume to continue it, or choose another --out")
     elif (out / "best.safetensors").exists() and not (resume and (out / "config.yaml").exists()):
-        # With resume and config.yaml, the run was killed after its first best weights and before its first checkpoint.
+        # If ``resume`` is set and config.yaml exists, the run was killed between its first best weights and its first
+        # checkpoint. Such a run starts again.
         raise CheckpointError(
             f"{out} holds best.safetensors of an earlier run, which would be replaced; choose another --out, or move it"
         )

@@ -49,7 +49,8 @@ def category_ids(dataset: Dataset) -> tuple[int, ...]:
 
 def _content(dataset: Dataset, names: list[str], regions: bool) -> Iterator[str]:
     ids = category_ids(dataset)
-    # Each class is its own supercategory, because readers could mistake a common supercategory for a heading.
+    # Each class is its own supercategory. If all classes shared one, readers could take a class of that name for
+    # Roboflow's category 0, which holds the name of the dataset and has no boxes.
     categories = [{"id": i, "name": c, "supercategory": c} for i, c in zip(ids, dataset.classes, strict=True)]
     without_class = max((0, *ids)) + 1
     if regions:

@@ -45,7 +45,8 @@ def write(
         for split, dataset in splits.items():
             files = SplitImages.of(split, dataset)
             files.place(folder / "images" / split, images, progress)
-            # Readers find common split names anywhere in a file name, other names only after this prefix.
+            # Readers recognize a common split name anywhere in a file name. They recognize any other split name only
+            # after the prefix ``instances_``.
             own = Path(f"{split}.csv")
             file = folder / (own if split_of(own) == split else f"instances_{split}.csv")
             with file.open("w", encoding="utf-8", newline="") as handle:
