@@ -137,7 +137,7 @@ def best_overlap(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int) ->
 
 
 def force_best(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, index: Tensor, matched: Tensor) -> Tensor:
-    """Match the anchors that have the highest IoU with a box. Each gets the box ``index`` that it overlaps most."""
+    """Match the anchors that have the highest IoU with a box. Each of these anchors gets its entry of ``index``: the box that it overlaps most."""
     forced = torch.zeros(images, len(grid.boxes), dtype=torch.bool, device=grid.boxes.device)
     for start in range(0, len(boxes), _CHUNK):
         overlap = box_iou(boxes[start : start + _CHUNK], grid.boxes)  # (chunk, A)
@@ -172,7 +172,7 @@ def cover_overlap(grid: AnchorGrid, regions: Tensor, image: Tensor, images: int,
 
 
 def _has_lower_bound(config: AssignConfig) -> bool:
-    """Whether only pairs with a minimum overlap can affect the assignment."""
+    """Whether the assignment depends only on anchors near a box (ATSS, or both IoU thresholds above 0)."""
     return config.method == "atss" or min(config.background, config.foreground) > 0
 
 

@@ -70,7 +70,7 @@ class Options:
         return tuple(dict.fromkeys(self.seeds or ((0, 1, 2) if self.scale == "small" else (0,))))
 
     def command(self) -> str:
-        """The arguments that request the same results again, after the name."""
+        """The arguments to write after NAME to get the same results again."""
         words = [quoted(Path(self.dataset).resolve().name)] if self.dataset else []
         words += ["--scale paper"] if self.scale == "paper" else []
         words += [f"--seeds {' '.join(map(str, self.distinct_seeds()))}"]

@@ -127,7 +127,7 @@ def _softplus(x, least):  # type: ignore[no-untyped-def]
 def _foreground(  # type: ignore[no-untyped-def]
     x, s, fit, weight, alpha, gamma, beta, kind: tl.constexpr, square: tl.constexpr, fast: tl.constexpr
 ):
-    """Loss of a foreground logit and its derivative, given s = softplus(x), −log(1 − p)."""
+    """Loss of a foreground logit and its derivative, given s = softplus(x) = −log(1 − p)."""
     p, q = _sigmoid(x, fast), _sigmoid(-x, fast)
     r = _softplus(-x, tl.minimum(p, q))  # −log p
     if kind == _STAR:
