@@ -137,7 +137,10 @@ def best_overlap(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int) ->
 
 
 def force_best(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, index: Tensor, matched: Tensor) -> Tensor:
-    """Match the anchors that have the highest IoU with a box. Each of these anchors gets its entry of ``index``: the box that it overlaps most."""
+    """Match the anchors that have the highest IoU with a box.
+
+    Each of these anchors gets its entry of ``index``: the box that it overlaps most.
+    """
     forced = torch.zeros(images, len(grid.boxes), dtype=torch.bool, device=grid.boxes.device)
     for start in range(0, len(boxes), _CHUNK):
         overlap = box_iou(boxes[start : start + _CHUNK], grid.boxes)  # (chunk, A)

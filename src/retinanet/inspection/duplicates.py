@@ -32,8 +32,8 @@ _SIMILAR = 0.98
 # Images with a lower contrast (standard deviation of the thumbnail, values 0–255) are not compared.
 _FLAT = 4.0
 
-# Sizes of batches: ``_ROWS`` hashes are compared with all hashes in one operation, and ``_PAIRS`` pairs of thumbnails. These numbers
-# bound the memory.
+# Sizes of batches: ``_ROWS`` hashes are compared with all hashes in one operation, and ``_PAIRS`` pairs of thumbnails.
+# These numbers bound the memory.
 _ROWS, _PAIRS = 256, 20_000
 
 
