@@ -181,7 +181,8 @@ class DataConfig:
     repeat_rare: float = 0.0
     """Oversample images that contain a class present in fewer than this fraction of the images. 0 disables it."""
     background: float | None = None
-    """Largest fraction of images without objects in an epoch. Later epochs show the omitted images. Unset: no limit."""
+    """Images without objects are at most this fraction of an epoch. Images that are left out are shown in other
+    epochs. Unset: no limit."""
     workers: int | None = None
     """Processes that decode images. Unset: half of the cores, at most 8. Raise it if the training waits for images."""
     verify: bool = True

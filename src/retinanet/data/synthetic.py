@@ -246,7 +246,8 @@ def draw_scene(seed: int, index: int, size: int) -> tuple[Image.Image, list[tupl
     rng = np.random.default_rng([seed, index])
     scene = Scene(_background(rng, size), rng.uniform(0, 2 * math.pi))
     crowd = _pile(rng, scene) if index in CROWD_IMAGES else None
-    # Every 19th image has no parts. With every 20th, all empty images would be in train, as val is every fifth image.
+    # Every 19th image has no parts. The step must not be a multiple of 5: val is every fifth image, so all empty images
+    # would be in the same split.
     wanted = 0 if index % 19 == 8 else int(rng.integers(2, 13))
     kinds = rng.choice(CLASSES, wanted, p=CLASS_ODDS).tolist() + rng.choice(LOOKALIKES, rng.integers(2, 8)).tolist()
     rng.shuffle(kinds)

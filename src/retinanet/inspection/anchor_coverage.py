@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 # Number of boxes processed together; small enough that the intermediate arrays stay in the CPU cache.
 _CHUNK = 1 << 15
 
-# Largest total number of anchors of the images that are assigned together; it bounds the memory.
+# Images are assigned in batches of at most this many anchors in total, to limit memory use.
 _BATCH_ANCHORS = 1 << 21
 
 

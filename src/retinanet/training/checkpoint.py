@@ -91,7 +91,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The description in the checkpoint of a training; :func:`restore_training` reads the tensors."""
+    """Header of a checkpoint file: settings, metrics and progress; :func:`restore_training` reads the tensors."""
 
     path: Path
     info: ModelInfo

@@ -49,8 +49,8 @@ def category_ids(dataset: Dataset) -> tuple[int, ...]:
 
 def _content(dataset: Dataset, names: list[str], regions: bool) -> Iterator[str]:
     ids = category_ids(dataset)
-    # Each class is its own supercategory. If all classes shared one, readers could take a class of that name for
-    # Roboflow's category 0, which holds the name of the dataset and has no boxes.
+    # Each class is its own supercategory. Roboflow's exports have a category 0 without boxes, whose name is the
+    # supercategory of all classes. With a shared supercategory, readers could take a class of that name for it.
     categories = [{"id": i, "name": c, "supercategory": c} for i, c in zip(ids, dataset.classes, strict=True)]
     without_class = max((0, *ids)) + 1
     if regions:
