@@ -282,7 +282,7 @@ def test_wandb_never_asks_for_a_key(out: Path, monkeypatch: pytest.MonkeyPatch) 
         open_trackers(["wandb"], out, CONFIG)
 
 
-def test_wandb_is_online_for_thoselogged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_is_online_for_those_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not logged_in()
     (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password secret\n")
     assert logged_in()
