@@ -105,10 +105,10 @@ def test_losses_are_those_of_the_cpu(recipe: str) -> None:
 def gradients(config: Config, device: str, dtype: torch.dtype) -> list[Tensor]:
     torch.manual_seed(0)
     model = RetinaNet.from_config(config.model, config.anchors, 3).to(device).train()
-    pictures = [torch.randint(256, (3, 128, 128), dtype=torch.uint8) for _ in range(2)]
+    tensors = [torch.randint(256, (3, 128, 128), dtype=torch.uint8) for _ in range(2)]
     boxes = [torch.tensor([[10.0, 20, 90, 110]])] * 2
     labels = [torch.tensor([1])] * 2
-    batch = Batch(pictures, boxes, labels, [torch.zeros(0, 4)] * 2, [0, 1])
+    batch = Batch(tensors, boxes, labels, [torch.zeros(0, 4)] * 2, [0, 1])
     backward(model, batch, config, Normalizer(config.loss), dtype, Processes(), 2)
     return [p.grad.cpu() for p in model.parameters() if p.grad is not None]
 

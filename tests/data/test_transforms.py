@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from retinanet.config import DataConfig
 from retinanet.data.sample import Sample
 from retinanet.data.transforms import (
+    batches_of_one_size,
     horizontal_flip,
     jitter_color,
     normalized_batch,
@@ -27,7 +28,7 @@ from retinanet.data.transforms import (
 Rectangle = tuple[int, int, int, int]
 
 
-def picture(width: int, height: int, *rectangles: Rectangle, ignore: tuple[Rectangle, ...] = ()) -> Sample:
+def sample_of(width: int, height: int, *rectangles: Rectangle, ignore: tuple[Rectangle, ...] = ()) -> Sample:
     """White rectangles on black, each an object; the ``ignore`` ones are drawn but not labelled."""
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     for x1, y1, x2, y2 in (*rectangles, *ignore):
@@ -54,7 +55,7 @@ def scenes(draw: st.DrawFn) -> Sample:
     width, height = draw(st.integers(20, 120)), draw(st.integers(20, 120))
     x1, y1 = draw(st.integers(0, width - 8)), draw(st.integers(0, height - 8))
     x2, y2 = draw(st.integers(x1 + 8, width)), draw(st.integers(y1 + 8, height))
-    return picture(width, height, (x1, y1, x2, y2))
+    return sample_of(width, height, (x1, y1, x2, y2))
 
 
 def copy(s: Sample) -> Sample:
@@ -76,10 +77,10 @@ def test_a_flipped_box_covers_the_flipped_pixels(sample: Sample) -> None:
 
 
 def test_flipping_by_hand() -> None:
-    flipped = horizontal_flip(picture(100, 50, (10, 5, 30, 20), ignore=((60, 0, 100, 50),)))
+    flipped = horizontal_flip(sample_of(100, 50, (10, 5, 30, 20), ignore=((60, 0, 100, 50),)))
     assert flipped.boxes.tolist() == [[70, 5, 90, 20]]
     assert flipped.ignore.tolist() == [[0, 0, 40, 50]]
-    assert horizontal_flip(picture(100, 50)).boxes.shape == (0, 4)
+    assert horizontal_flip(sample_of(100, 50)).boxes.shape == (0, 4)
 
 
 @settings(max_examples=50)
@@ -110,7 +111,7 @@ def test_a_resized_box_covers_the_resized_pixels(sample: Sample, shorter: int) -
 def test_resize_rule(height: int, width: int, expected: tuple[int, int]) -> None:
     found = scaled_size(height, width, DataConfig(size=800))
     assert np.abs(np.subtract(found, expected)).max() <= 1 * (height == 500)  # 666.5 may be rounded either way
-    sample = resize(picture(width, height), DataConfig(size=800))
+    sample = resize(sample_of(width, height), DataConfig(size=800))
     assert tuple(sample.image.shape[-2:]) == found
 
 
@@ -150,14 +151,14 @@ def test_a_crop_keeps_boxes_on_their_pixels(sample: Sample, seed: int) -> None:
 def test_crops_of_every_kind_occur() -> None:
     outcomes = {"kept": 0, "ignored": 0, "gone": 0}
     for seed in range(200):
-        sample = random_crop(picture(100, 100, (0, 0, 30, 30)), random.Random(seed))
+        sample = random_crop(sample_of(100, 100, (0, 0, 30, 30)), random.Random(seed))
         outcomes["kept" if len(sample.boxes) else "ignored" if len(sample.ignore) else "gone"] += 1
     assert all(count > 10 for count in outcomes.values()), outcomes
 
 
 def test_a_crop_moves_ignore_regions_along() -> None:
     for seed in range(20):
-        sample = random_crop(picture(100, 60, ignore=((40, 20, 60, 40),)), random.Random(seed))
+        sample = random_crop(sample_of(100, 60, ignore=((40, 20, 60, 40),)), random.Random(seed))
         region = sample.ignore[0].tolist()
         if region[2] > region[0] and region[3] > region[1]:
             assert region == white(sample.image)
@@ -189,7 +190,7 @@ def test_training_views_keep_boxes_on_their_pixels(sample: Sample, seed: int) ->
 
 
 def test_a_view_depends_on_its_generator_only() -> None:
-    sample = picture(100, 60, (10, 10, 50, 50), (60, 20, 90, 40))
+    sample = sample_of(100, 60, (10, 10, 50, 50), (60, 20, 90, 40))
     torch.manual_seed(0)
     first = training_view(copy(sample), VARIED, random.Random(5))
     torch.manual_seed(1)
@@ -202,7 +203,7 @@ def test_a_view_depends_on_its_generator_only() -> None:
 
 
 def test_the_papers_views_are_flips_only() -> None:
-    sample = picture(120, 80, (10, 10, 50, 50))
+    sample = sample_of(120, 80, (10, 10, 50, 50))
     plain = resize(copy(sample), DataConfig(size=64))
     mirrored = horizontal_flip(copy(plain))
     flips = 0
@@ -215,7 +216,7 @@ def test_the_papers_views_are_flips_only() -> None:
 
 
 def test_degenerate_boxes_are_dropped() -> None:
-    sample = picture(100, 50, (0, 0, 100, 50))
+    sample = sample_of(100, 50, (0, 0, 100, 50))
     sample.boxes = torch.tensor([[90.0, 10, 130, 20], [10.0, 10, 10.5, 30], [120.0, 0, 130, 10], [0.0, 0, 1, 1]])
     sample.labels = torch.tensor([0, 1, 2, 3])
     sample.ignore = torch.tensor([[-5.0, -5, 5, 5], [110.0, 0, 120, 10]])
@@ -297,7 +298,7 @@ def test_bilinear_pixels_and_boxes_are_torchvisions(
     config = DataConfig(size=shorter, max_size=shorter + extra, resize="bilinear")
     image = noise(height, width, seed)
     boxes = torch.tensor([[0.0, 0.0, width, height], [width / 3, height / 7, width / 2, height / 2]])
-    sample = replace(picture(width, height), image=image, boxes=boxes.clone(), ignore=boxes[1:].clone())
+    sample = replace(sample_of(width, height), image=image, boxes=boxes.clone(), ignore=boxes[1:].clone())
     images, targets = torchvision_transform(shorter, shorter + extra)([image / 255], [{"boxes": boxes.clone()}])
     resized = resize(sample, config)
     assert tuple(resized.image.shape[-2:]) == images.image_sizes[0]
@@ -311,7 +312,7 @@ def test_bilinear_pixels_and_boxes_are_torchvisions(
 def test_bilinear_batches_are_torchvisions() -> None:
     config = DataConfig(size=64, max_size=100, resize="bilinear")
     images = [noise(90, 120, 0), noise(70, 33, 1), noise(30, 90, 2)]
-    resized = [resize(replace(picture(i.shape[2], i.shape[1]), image=i), config).image for i in images]
+    resized = [resize(replace(sample_of(i.shape[2], i.shape[1]), image=i), config).image for i in images]
     expected, _ = torchvision_transform(64, 100)([image / 255 for image in images])
     batch = normalized_batch(resized, *IMAGENET)
     assert batch.shape == (3, 3, 128, 128)
@@ -322,16 +323,16 @@ def test_antialiasing_and_rounding_are_the_default() -> None:
     assert scaled_size(427, 641, DataConfig(size=800, max_size=1333)) == (800, 1201)  # 1200.94
     assert scaled_size(427, 641, DataConfig(size=800, max_size=1333, resize="bilinear")) == (800, 1200)
     image = noise(90, 120, 0)
-    plain = resize(replace(picture(120, 90), image=image), DataConfig(size=32)).image
+    plain = resize(replace(sample_of(120, 90), image=image), DataConfig(size=32)).image
     assert plain.dtype == torch.uint8
-    bilinear = resize(replace(picture(120, 90), image=image), DataConfig(size=32, resize="bilinear")).image
+    bilinear = resize(replace(sample_of(120, 90), image=image), DataConfig(size=32, resize="bilinear")).image
     assert bilinear.std() > 1.5 * plain.float().std()  # which antialiasing evens out
 
 
 def test_training_views_may_be_bilinear() -> None:
     config = DataConfig(size=96, crop=0.5, color=0.3, scale=(0.5, 1.5), resize="bilinear")
     for seed in range(10):
-        view = training_view(picture(120, 80, (10, 10, 60, 70)), config, random.Random(seed), scale=0.5 + seed / 10)
+        view = training_view(sample_of(120, 80, (10, 10, 60, 70)), config, random.Random(seed), scale=0.5 + seed / 10)
         assert view.image.dtype == torch.float32
         for box in view.boxes.tolist():
             assert box == pytest.approx(white(view.image), abs=1.01)
@@ -345,3 +346,9 @@ def test_colours_of_floating_point_pictures_vary_the_same_way() -> None:
         assert expected.dtype == torch.uint8
         assert (found - expected.float()).abs().max() <= 4  # uint8 is rounded after each of the three
     assert (expected.float() - image).abs().max() > 10
+
+
+def test_batches_hold_images_of_one_size_in_order() -> None:
+    sizes = [(4, 6), (6, 4), (4, 6), (4, 6), (6, 4), (5, 5)]
+    assert batches_of_one_size(sizes, 2) == [[0, 2], [3], [1, 4], [5]]
+    assert batches_of_one_size([], 8) == []

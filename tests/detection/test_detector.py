@@ -34,12 +34,12 @@ def photo(parts: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(photo: Path) -> list[Array]:
-    """Pictures of several shapes, two of each."""
+def images(photo: Path) -> list[Array]:
+    """Images of several shapes, two of each."""
     with Image.open(photo) as image:
         sizes = [(96, 96), (140, 90), (60, 130), (140, 90), (96, 96), (60, 130)]
         rotated = [image.rotate(40 * i).resize(size) for i, size in enumerate(sizes)]
-    return [np.asarray(picture.convert("RGB")) for picture in rotated]
+    return [np.asarray(image.convert("RGB")) for image in rotated]
 
 
 def same(a: supervision.Detections, b: supervision.Detections, tolerance: float = 0.0) -> None:
@@ -79,7 +79,7 @@ def test_every_kind_of_picture_gives_the_same(detector: Detector, photo: Path) -
     same(only, expected)
 
 
-def test_grey_pictures_are_repeated_to_three_channels(detector: Detector, photo: Path) -> None:
+def test_grey_images_are_repeated_to_three_channels(detector: Detector, photo: Path) -> None:
     with Image.open(photo) as picture:
         grey = picture.convert("L")
     plane = np.asarray(grey)
@@ -88,30 +88,30 @@ def test_grey_pictures_are_repeated_to_three_channels(detector: Detector, photo:
     same(detector(plane), expected)
 
 
-def test_list_keeps_its_order(detector: Detector, pictures: list[Array]) -> None:
-    alone = [detector(picture) for picture in pictures]
-    together = detector(pictures)
+def test_list_keeps_its_order(detector: Detector, images: list[Array]) -> None:
+    alone = [detector(picture) for picture in images]
+    together = detector(images)
     assert isinstance(together, list)
-    assert len(together) == len(pictures)
+    assert len(together) == len(images)
     for one, other in zip(alone, together, strict=True):
         same(one, other, tolerance=1e-5)
 
 
-def test_result_depends_on_neither_batch_nor_neighbours(detector: Detector, pictures: list[Array]) -> None:
-    expected = detector(pictures, batch=8)
-    for one, other in zip(expected, detector(pictures, batch=1), strict=True):
+def test_result_depends_on_neither_batch_nor_neighbours(detector: Detector, images: list[Array]) -> None:
+    expected = detector(images, batch=8)
+    for one, other in zip(expected, detector(images, batch=1), strict=True):
         same(one, other, tolerance=1e-5)
-    for one, other in zip(expected, detector(pictures[::-1], batch=2)[::-1], strict=True):
+    for one, other in zip(expected, detector(images[::-1], batch=2)[::-1], strict=True):
         same(one, other, tolerance=1e-5)
 
 
-def test_same_input_gives_the_same_bits(detector: Detector, pictures: list[Array]) -> None:
-    for one, other in zip(detector(pictures), detector(pictures), strict=True):
+def test_same_input_gives_the_same_bits(detector: Detector, images: list[Array]) -> None:
+    for one, other in zip(detector(images), detector(images), strict=True):
         same(one, other)
 
 
-def test_boxes_lie_inside_the_picture(detector: Detector, pictures: list[Array]) -> None:
-    for picture, found in zip(pictures, detector(pictures, score=0.01), strict=True):
+def test_boxes_lie_inside_the_image(detector: Detector, images: list[Array]) -> None:
+    for picture, found in zip(images, detector(images, score=0.01), strict=True):
         height, width = picture.shape[:2]
         assert found.xyxy.min() >= 0
         assert (found.xyxy[:, [0, 2]] <= width).all()
@@ -164,7 +164,7 @@ def test_extreme_shapes(detector: Detector, size: tuple[int, int]) -> None:
         ([3], "int"),
     ],
 )
-def test_wrong_pictures_are_refused(detector: Detector, picture: Any, message: str) -> None:
+def test_wrong_images_are_refused(detector: Detector, picture: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         detector(picture)
 
@@ -221,7 +221,7 @@ def test_arguments_out_of_range(detector: Detector, photo: Path, arguments: dict
 
 
 @pytest.mark.parametrize("source", [None, b"abc", 3, {"a": 1}])
-def test_sources_that_are_no_pictures(detector: Detector, source: Any) -> None:
+def test_sources_that_are_not_images(detector: Detector, source: Any) -> None:
     with pytest.raises(DataError, match=f"cannot detect in a {type(source).__name__}; give a path"):
         detector(source)
 

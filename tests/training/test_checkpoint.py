@@ -246,8 +246,8 @@ def test_many_differences_are_cut_short() -> None:
     ("other", "difference"),
     [
         (dataset(images=4), "3 images → 4; "),
-        (dataset(shift=0.5), "other boxes or labels in as many images"),
-        (dataset(label=1), "other boxes or labels in as many images"),
+        (dataset(shift=0.5), "different boxes or labels in the same number of images"),
+        (dataset(label=1), "different boxes or labels in the same number of images"),
         (dataset(name="b.jpg"), "other image files"),
         (dataset(ignore=True), " boxes → 0"),
         (dataclasses.replace(dataset(), classes=("cat", "cow")), "classes cat, dog → cat, cow"),

@@ -30,16 +30,16 @@ def config(normalizer: str = "batch", accumulate: int = 1, classification: str =
 
 
 def batch(images: int) -> Batch:
-    """Pictures of different sizes, with none to three objects."""
+    """Images of different sizes, with none to three objects."""
     rng = torch.Generator().manual_seed(1)
-    pictures, boxes, labels = [], [], []
+    tensors, boxes, labels = [], [], []
     for number, (height, width) in enumerate(SIZES[:images]):
-        pictures.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=rng))
+        tensors.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=rng))
         corner = torch.rand(number % 4, 2, generator=rng) * 10
         boxes.append(torch.cat([corner, corner + 22 + 10 * torch.rand(number % 4, 2, generator=rng)], dim=1))
         labels.append(torch.randint(0, 2, (number % 4,), generator=rng))
     nothing = [torch.zeros(0, 4)] * images
-    return Batch(pictures, boxes, labels, nothing, list(range(images)))
+    return Batch(tensors, boxes, labels, nothing, list(range(images)))
 
 
 def gradient(settings: Config, processes: Processes, images: int) -> tuple[Tensor, Tensor, int]:

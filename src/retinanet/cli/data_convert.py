@@ -27,8 +27,8 @@ class Arguments:
     to: Literal["coco", "voc", "yolo", "csv"]
     """Format to write."""
     images: Literal["copy", "link", "none"] = "copy"
-    """copy: copy the images. link: link to each image, which takes no space. none: make one link to each folder of
-    images; do not move that folder afterwards."""
+    """copy: copy the images. link: link to each image, which takes no space. none: make one link to each source
+    folder of images; do not move the source folders afterwards."""
 
 
 def run(argv: Sequence[str]) -> int:

@@ -19,7 +19,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
 from retinanet.data.sample import Sample
 from retinanet.data.sampling import TrainingOrder
-from retinanet.data.transforms import resize, scaled_size, training_view
+from retinanet.data.transforms import batches_of_one_size, resize, scaled_size, training_view
 from retinanet.data.verify import other_size
 from retinanet.errors import DataError
 from retinanet.hardware import cores
@@ -178,10 +178,8 @@ def evaluation_loader(
     Raises:
         DataError: an image cannot be read, and ``unreadable`` is not given.
     """
-    shapes: dict[tuple[int, int], list[int]] = {}
-    for index, (width, height) in enumerate(dataset.sizes.tolist()):
-        shapes.setdefault(scaled_size(height, width, config), []).append(index)
-    batches = [group[i : i + batch] for group in shapes.values() for i in range(0, len(group), batch)]
+    scaled = [scaled_size(height, width, config) for width, height in dataset.sizes.tolist()]
+    batches = batches_of_one_size(scaled, batch)
     loader: DataLoader[Sample | DataError] = DataLoader(
         _EvaluationImages(dataset, config),
         batch_sampler=batches,

@@ -145,6 +145,17 @@ def _scale_and_offset(mean: tuple[float, ...], std: tuple[float, ...], device: t
     return to_device(scale[:, None, None], device), to_device(offset[:, None, None], device)
 
 
+def batches_of_one_size(sizes: Sequence[tuple[int, int]], batch: int) -> list[list[int]]:
+    """Divide the positions of images into batches of at most ``batch`` images that all have the same size.
+
+    Images of one size have the same padding, whatever the batch, so no image changes the result of another image.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for position, size in enumerate(sizes):
+        groups.setdefault(size, []).append(position)
+    return [group[i : i + batch] for group in groups.values() for i in range(0, len(group), batch)]
+
+
 def padded_size(images: Sequence[Tensor]) -> tuple[int, int]:
     """Return the smallest ``(H, W)`` divisible by ``PAD_TO`` that holds every image ``(3, h, w)``."""
     height, width = (-(-max(image.shape[axis] for image in images) // PAD_TO) * PAD_TO for axis in (-2, -1))

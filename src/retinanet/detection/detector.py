@@ -17,7 +17,7 @@ from torch import Tensor
 from retinanet.anchors import AnchorGrid, make_grid
 from retinanet.config import AnchorSpec, DecodeConfig
 from retinanet.data.images import read_image, to_rgb
-from retinanet.data.transforms import normalized_batch, resize_image, scaled_size
+from retinanet.data.transforms import batches_of_one_size, normalized_batch, resize_image, scaled_size
 from retinanet.detections import Detections
 from retinanet.errors import ConfigError, DataError
 from retinanet.hardware import Precision, autocast, resolve_device, resolve_precision
@@ -140,16 +140,11 @@ class Detector:
         """
         data = self.info.config.data
         shapes = [scaled_size(image.shape[-2], image.shape[-1], data) for image in images]
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, shape in enumerate(shapes):
-            groups.setdefault(shape, []).append(index)
         results: dict[int, Detections] = {}
-        for shape, group in groups.items():
-            for chunk in (group[i : i + batch] for i in range(0, len(group), batch)):
-                scaled = [resize_image(images[i], shape, data) for i in chunk]
-                found = self.detect_scaled(scaled, score)
-                for i, detections in zip(chunk, found, strict=True):
-                    results[i] = detections.rescaled(shape, images[i].shape[-2:])
+        for chunk in batches_of_one_size(shapes, batch):
+            found = self.detect_scaled([resize_image(images[i], shapes[i], data) for i in chunk], score)
+            for i, detections in zip(chunk, found, strict=True):
+                results[i] = detections.rescaled(shapes[i], images[i].shape[-2:])
         return [results[i] for i in range(len(images))]
 
     @torch.inference_mode()

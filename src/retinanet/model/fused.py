@@ -42,31 +42,30 @@ def fuse_residual_blocks(body: nn.Module) -> None:
             module.__class__ = fused  # changing the class keeps parameter names, and copies of the module stay fused
 
 
-class FusedBasicBlock(BasicBlock):
+class _FusedBlock(nn.Module):
+    """Mix-in that fuses each convolution of a residual block with norm and ReLU, and the last one with the residual."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` → ``(B, C', H', W')``."""
+        block: Any = self
+        if not is_fused(x) or _trains_norm(self):
+            result: Tensor = super().forward(x)
+            return result
+        residual = x if block.downsample is None else _downsampled(x, block.downsample)
+        layers = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+        layers += [(block.conv3, block.bn3)] if hasattr(block, "conv3") else []
+        for conv, norm in layers:
+            added = residual if conv is layers[-1][0] else None
+            x = conv_relu(x, *folded(conv, norm, x), settings_of(conv), added)
+        return x
+
+
+class FusedBasicBlock(_FusedBlock, BasicBlock):
     """A residual block of two 3×3 convolutions."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` → ``(B, C', H', W')``."""
-        if not is_fused(x) or _trains_norm(self):
-            result: Tensor = super().forward(x)
-            return result
-        shortcut = x if self.downsample is None else _downsampled(x, self.downsample)
-        y = conv_relu(x, *folded(self.conv1, self.bn1, x), settings_of(self.conv1))
-        return conv_relu(y, *folded(self.conv2, self.bn2, x), settings_of(self.conv2), shortcut)
 
-
-class FusedBottleneck(Bottleneck):
+class FusedBottleneck(_FusedBlock, Bottleneck):
     """A residual block of a 1×1, a 3×3 and a 1×1 convolution."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` → ``(B, C', H', W')``."""
-        if not is_fused(x) or _trains_norm(self):
-            result: Tensor = super().forward(x)
-            return result
-        shortcut = x if self.downsample is None else _downsampled(x, self.downsample)
-        y = conv_relu(x, *folded(self.conv1, self.bn1, x), settings_of(self.conv1))
-        y = conv_relu(y, *folded(self.conv2, self.bn2, x), settings_of(self.conv2))
-        return conv_relu(y, *folded(self.conv3, self.bn3, x), settings_of(self.conv3), shortcut)
 
 
 def conv_relu(x: Tensor, weight: Tensor, bias: Tensor, settings: Settings, residual: Tensor | None = None) -> Tensor:

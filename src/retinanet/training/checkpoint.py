@@ -240,7 +240,9 @@ def check_same_data(
     if "classes" in different:
         counted.append(f"classes {', '.join(before.get('classes', '?'))} → {', '.join(now['classes'])}"[:200])
     if not counted:
-        counted.append("other image files" if "files" in different else "other boxes or labels in as many images")
+        counted.append(
+            "other image files" if "files" in different else "different boxes or labels in the same number of images"
+        )
     raise CheckpointError(
         f"{path}: cannot resume, the {role} data has changed since ({dataset.name}: {'; '.join(counted)}); "
         "start a new run with another --out"

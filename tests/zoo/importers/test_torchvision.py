@@ -24,12 +24,12 @@ from torchvision_parity import (
     assert_varied,
     imported,
     light_retinanet,
-    picture,
     randomize,
     resnet_retinanet,
     scaled_size,
     see_ours,
     see_theirs,
+    smooth_image,
     unpaired,
 )
 
@@ -77,19 +77,19 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_first_version_equals_torchvision(v1: RetinaNet, v1_imported: Detector, shape: tuple[int, int]) -> None:
-    assert_parity(v1_imported, v1, picture(*shape))
+    assert_parity(v1_imported, v1, smooth_image(*shape))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_second_version_equals_torchvision(v2: RetinaNet, v2_imported: Detector, shape: tuple[int, int]) -> None:
-    assert_parity(v2_imported, v2, picture(*shape))
+    assert_parity(v2_imported, v2, smooth_image(*shape))
 
 
 @torch.inference_mode()
 def assert_same_function(detector: Detector, model: RetinaNet) -> None:
     """In float64, where the order of additions hardly shows."""
     exact, ours = copy.deepcopy(model).double(), copy.deepcopy(detector.model).double()
-    batch = (picture(96, 160).double() / 51 - 2.5)[None]
+    batch = (smooth_image(96, 160).double() / 51 - 2.5)[None]
     theirs = exact.head(list(exact.backbone(batch).values()))
     outputs = ours(batch)
     for our, their in (
@@ -110,7 +110,7 @@ def test_second_version_is_the_same_function(v2: RetinaNet, v2_imported: Detecto
 
 def test_few_enough_to_keep_all(light: RetinaNet, light_imported: Detector) -> None:
     """Where the limit of 300 cuts nothing off, weak detections and those of coarse levels are compared too."""
-    image = picture(240, 320)
+    image = smooth_image(240, 320)
     found = see_theirs(light, image).found
     assert len(found.scores) < 300
     assert found.scores.min() < 0.06
@@ -118,10 +118,10 @@ def test_few_enough_to_keep_all(light: RetinaNet, light_imported: Detector) -> N
     assert_parity(light_imported, light, image)
 
 
-def test_pictures_of_several_shapes_at_once(light: RetinaNet, light_imported: Detector) -> None:
-    """torchvision pads a batch to one size, which moves its coarse anchors; here no picture depends on the others."""
-    pictures = [picture(240, 320), picture(310, 230, seed=1), picture(240, 320, seed=2)]
-    for image, found in zip(pictures, light_imported.detect(pictures), strict=True):
+def test_images_of_several_shapes_at_once(light: RetinaNet, light_imported: Detector) -> None:
+    """torchvision pads a batch to one size, which moves its coarse anchors; here no image depends on the others."""
+    images = [smooth_image(240, 320), smooth_image(310, 230, seed=1), smooth_image(240, 320, seed=2)]
+    for image, found in zip(images, light_imported.detect(images), strict=True):
         theirs = see_theirs(light, image).found
         assert_varied(theirs)
         assert_same_detections(found, theirs, allowed=2)
@@ -163,7 +163,7 @@ def test_published_first_version_has_no_epsilon(v1: RetinaNet) -> None:
     state = theirs.state_dict()
     assert not any("num_batches_tracked" in key for key in state)
     assert min(float(value.min()) for key, value in state.items() if key.endswith("running_var")) < 2e-8
-    image = picture(240, 320)
+    image = smooth_image(240, 320)
     detector = imported(theirs)
     assert_parity(detector, theirs, image)
     assert_same_function(detector, theirs)
@@ -179,7 +179,7 @@ def test_at_the_real_size(light: RetinaNet) -> None:
     model = resnet_retinanet("resnet18", 7).eval()
     model.load_state_dict(light.state_dict())
     detector = imported(model, size=None)
-    image = picture(480, 512)
+    image = smooth_image(480, 512)
     assert scaled_size(model, image) == (800, 853)
     assert_parity(detector, model, image, least=200)
 
@@ -197,7 +197,7 @@ def test_other_resnets(name: str, p6_channels: int, p6_from: str) -> None:
     detector = imported(model, size=128, longest=200)
     assert detector.info.config.model.backbone == name
     assert detector.info.config.model.p6_from == p6_from
-    assert_parity(detector, model, picture(230, 310))
+    assert_parity(detector, model, smooth_image(230, 310))
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,11 @@ from torchvision_parity import (
     assert_varied,
     imported,
     light_retinanet,
-    picture,
     randomize,
     resnet_retinanet,
     see_ours,
     see_theirs,
+    smooth_image,
 )
 
 
@@ -136,7 +136,7 @@ def test_any_number_of_classes(classes: int) -> None:
         assert names[90] == "toothbrush"
     else:
         assert names == tuple(f"class {index}" for index in range(classes))
-    ours, theirs = see_ours(detector, picture(80, 100)), see_theirs(model, picture(80, 100))
+    ours, theirs = see_ours(detector, smooth_image(80, 100)), see_theirs(model, smooth_image(80, 100))
     assert_same_outputs(ours, theirs)
     assert_same_detections(ours.found, theirs.found, allowed=2)
     assert len(set(theirs.found.labels.tolist())) >= min(classes, 5)
@@ -157,7 +157,7 @@ def test_saved_and_loaded_again(light: RetinaNet, light_imported: Detector, tmp_
     save_weights(path, tensors(light_imported), light_imported.info)
     loaded = retinanet.load(path, "fp32", "cpu")
     assert loaded.info == light_imported.info
-    image = picture(240, 320)
+    image = smooth_image(240, 320)
     (expected,) = light_imported.detect([image])
     (found,) = loaded.detect([image])
     assert_varied(found)

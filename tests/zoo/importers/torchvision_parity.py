@@ -27,8 +27,8 @@ from retinanet.zoo.importers import from_torchvision
 SIZE, LONGEST = 192, 320
 
 
-def picture(height: int, width: int, seed: int = 0) -> Tensor:
-    """A smooth random picture: noise enlarged 16 times."""
+def smooth_image(height: int, width: int, seed: int = 0) -> Tensor:
+    """A smooth random image: noise enlarged 16 times."""
     noise = torch.rand(1, 3, height // 16 + 2, width // 16 + 2, generator=torch.Generator().manual_seed(seed))
     smooth = interpolate(noise, size=(height, width), mode="bicubic", align_corners=False)[0]
     return (smooth * 255).round().clamp(0, 255).to(torch.uint8)
@@ -50,7 +50,7 @@ def randomize(model: RetinaNet, seed: int, middle: float = -4.5, spread: float =
     """Weights that keep activations of order one, and spread the logits around ``middle``: much is found."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        batch = torch.stack([picture(128, 128, seed=100 + i) / 51 - 2.5 for i in range(2)])
+        batch = torch.stack([smooth_image(128, 128, seed=100 + i) / 51 - 2.5 for i in range(2)])
         for layer in model.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.weight[0].numel()))
@@ -91,7 +91,7 @@ def randomize(model: RetinaNet, seed: int, middle: float = -4.5, spread: float =
 
 
 class Seen(NamedTuple):
-    """What one detector makes of a picture."""
+    """What one detector makes of an image."""
 
     batch: Tensor
     logits: list[Tensor]
