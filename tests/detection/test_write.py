@@ -13,12 +13,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from retinanet.detection.sources import ImageFile, ImageResult
-from retinanet.detection.write import Format, Writer
+from retinanet.detection.write import OutputFormat, Writer
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 
 CLASSES = ("nut & bolt", "screw")
-FORMATS: tuple[Format, ...] = ("coco", "csv", "yolo", "voc")
+FORMATS: tuple[OutputFormat, ...] = ("coco", "csv", "yolo", "voc")
 
 FOUND = Detections.of_one_image(
     boxes=np.array([[1.0, 2.0, 21.5, 30.25], [0.0, 0.0, 40.0, 30.0]], dtype=np.float32),
@@ -36,7 +36,9 @@ def image_result(folder: Path, name: str, found: Detections = FOUND) -> ImageRes
     return ImageResult(ImageFile(path, Path(name)), image, found)
 
 
-def write(out: Path, images: list[ImageResult], formats: tuple[Format, ...] = FORMATS, draw: bool = True) -> list[str]:
+def write(
+    out: Path, images: list[ImageResult], formats: tuple[OutputFormat, ...] = FORMATS, draw: bool = True
+) -> list[str]:
     writer = Writer(out, CLASSES, formats, draw, [p.file for p in images])
     for one in images:
         writer.add(one)

@@ -23,16 +23,16 @@ def _fused_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
-@pytest.mark.parametrize("settings", [ONE, ((2, 2), (0, 1), (1, 1), 2), ((1, 1), (2, 2), (2, 2), 1)])
-def test_value_and_gradient_are_those_of_the_plain_operations(settings: fused.Settings, with_residual: bool) -> None:
+@pytest.mark.parametrize("geometry", [ONE, ((2, 2), (0, 1), (1, 1), 2), ((1, 1), (2, 2), (2, 2), 1)])
+def test_value_and_gradient_are_those_of_the_plain_operations(geometry: fused.Geometry, with_residual: bool) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 4, 9, 7, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(6, 4 // settings[-1], 3, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 4 // geometry[-1], 3, 3, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
-    plain = F.conv2d(x, weight, bias, *settings)
+    plain = F.conv2d(x, weight, bias, *geometry)
     residual = torch.randn_like(plain, requires_grad=True) if with_residual else None
     expected = (plain if residual is None else plain + residual).relu()
-    found: Tensor = ConvReLU.apply(x, weight, bias, residual, *settings)
+    found: Tensor = ConvReLU.apply(x, weight, bias, residual, *geometry)
     assert torch.equal(found, expected)
     leaves = [x, weight, bias, *([] if residual is None else [residual])]
     grad_output = torch.randn_like(expected)

@@ -41,9 +41,9 @@ def run(argv: Sequence[str]) -> int:
     given = parse(Arguments, argv, "retinanet detect")
     from retinanet.detection.detector import load
     from retinanet.detection.run import detect
-    from retinanet.detection.write import Format
+    from retinanet.detection.write import OutputFormat
 
-    formats: tuple[Format, ...] = ("coco", "csv") if given.format is None else (given.format,)
+    formats: tuple[OutputFormat, ...] = ("coco", "csv") if given.format is None else (given.format,)
     detector = load(given.weights, given.precision, given.device)
     result = detect(
         detector, given.sources, given.out, score=given.score, formats=formats, draw=given.draw, console=console

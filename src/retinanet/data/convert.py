@@ -13,7 +13,7 @@ from rich.console import Console
 from retinanet.data.dataset import NO_CLASS, Dataset
 from retinanet.data.formats import write_coco, write_csv, write_voc, write_yolo
 from retinanet.data.formats.open_dataset import read_all
-from retinanet.data.formats.writing import ImageMode, Progress, SplitImages
+from retinanet.data.formats.writing import ImageMode, ProgressCallback, SplitImages
 from retinanet.data.images import image_size
 from retinanet.errors import ConfigError, DataError
 from retinanet.files import refuse_filled
@@ -83,7 +83,7 @@ def write(
     out: Path,
     to: Format,
     images: ImageMode = "copy",
-    progress: Progress = lambda images: None,
+    progress: ProgressCallback = lambda images: None,
 ) -> list[str]:
     """Write a dataset in another format.
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from retinanet.detection.detector import Detector, load
 from retinanet.detection.sources import detect_in_files, find_images
-from retinanet.detection.write import Format, Writer
+from retinanet.detection.write import OutputFormat, Writer
 from retinanet.errors import ConfigError
 from retinanet.files import make_folder
 from retinanet.progress import plain_console, progress_bar
@@ -43,7 +43,7 @@ def detect(
     out: str | Path = "detections",
     *,
     score: float = 0.3,
-    formats: Format | Sequence[Format] = ("coco", "csv"),
+    formats: OutputFormat | Sequence[OutputFormat] = ("coco", "csv"),
     draw: bool = True,
     console: Console | None = None,
 ) -> DetectionRun:
@@ -68,8 +68,8 @@ def detect(
     if not 0 <= score < 1:
         raise ConfigError(f"--score is {score}; it must lie between 0 and 1")
     chosen: list[Any] = [formats] if isinstance(formats, str) else list(formats)
-    if unknown := [name for name in chosen if name not in get_args(Format)]:
-        raise ConfigError(f"unknown format {unknown[0]!r}; choose from {', '.join(get_args(Format))}")
+    if unknown := [name for name in chosen if name not in get_args(OutputFormat)]:
+        raise ConfigError(f"unknown format {unknown[0]!r}; choose from {', '.join(get_args(OutputFormat))}")
     listed = [sources] if isinstance(sources, str | Path) else sources
     if not listed:
         raise ConfigError("no images given; name images, folders or patterns after WEIGHTS")

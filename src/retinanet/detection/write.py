@@ -19,7 +19,7 @@ from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.files import write_atomically, write_json, write_text
 
-Format = Literal["coco", "csv", "yolo", "voc"]
+OutputFormat = Literal["coco", "csv", "yolo", "voc"]
 
 # Longest side of a JPEG file that the library can write.
 _JPEG_LONGEST = 65_500
@@ -40,7 +40,7 @@ class Writer:
     """
 
     def __init__(
-        self, out: Path, classes: Sequence[str], formats: Sequence[Format], draw: bool, files: Sequence[ImageFile]
+        self, out: Path, classes: Sequence[str], formats: Sequence[OutputFormat], draw: bool, files: Sequence[ImageFile]
     ) -> None:
         self.out, self.classes, self.formats, self.draw = out, tuple(classes), tuple(formats), draw
         self.counts: Counter[str] = Counter()

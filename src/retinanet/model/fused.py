@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-Settings = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]  # stride, padding, dilation, groups
+Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]  # stride, padding, dilation, groups
 
 
 def is_fused(x: Tensor) -> bool:
@@ -56,7 +56,7 @@ class _FusedBlock(nn.Module):
         layers += [(block.conv3, block.bn3)] if hasattr(block, "conv3") else []
         for conv, norm in layers:
             added = residual if conv is layers[-1][0] else None
-            x = conv_relu(x, *folded(conv, norm, x), settings_of(conv), added)
+            x = conv_relu(x, *folded(conv, norm, x), geometry_of(conv), added)
         return x
 
 
@@ -68,14 +68,14 @@ class FusedBottleneck(_FusedBlock, Bottleneck):
     """A residual block of a 1×1, a 3×3 and a 1×1 convolution."""
 
 
-def conv_relu(x: Tensor, weight: Tensor, bias: Tensor, settings: Settings, residual: Tensor | None = None) -> Tensor:
+def conv_relu(x: Tensor, weight: Tensor, bias: Tensor, geometry: Geometry, residual: Tensor | None = None) -> Tensor:
     """``ReLU(conv(x) + bias + residual)``, ``(B, C, H, W)`` → ``(B, O, H', W')``, in the dtype of ``weight``."""
     kind = x.device.type
     with torch.autocast(kind, enabled=False):
         x, residual = x.to(weight.dtype), None if residual is None else residual.to(weight.dtype)
         if not torch.is_grad_enabled():
-            return _fused(x, weight, bias, residual, settings)
-        result: Tensor = ConvReLU.apply(x, weight, bias, residual, *settings)
+            return _fused(x, weight, bias, residual, geometry)
+        result: Tensor = ConvReLU.apply(x, weight, bias, residual, *geometry)
     return result
 
 
@@ -95,10 +95,10 @@ class ConvReLU(torch.autograd.Function):
         groups: int,
     ) -> Tensor:
         """Compute the result."""
-        settings = (stride, padding, dilation, groups)
-        y = _fused(x, weight, bias, residual, settings)
+        geometry = (stride, padding, dilation, groups)
+        y = _fused(x, weight, bias, residual, geometry)
         ctx.save_for_backward(x, weight, y)
-        ctx.settings = settings
+        ctx.geometry = geometry
         return y
 
     @staticmethod
@@ -106,7 +106,7 @@ class ConvReLU(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of input, weight, bias and residual."""
         x, weight, y = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.settings
+        stride, padding, dilation, groups = ctx.geometry
         needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
         grad = torch.ops.aten.threshold_backward(grad_output, y, 0)
         of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
@@ -125,14 +125,14 @@ class ConvReLU(torch.autograd.Function):
         return of_x, of_weight, of_bias, grad if needs_residual else None, None, None, None, None
 
 
-def _fused(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, settings: Settings) -> Tensor:
+def _fused(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, geometry: Geometry) -> Tensor:
     """``ReLU(conv(x) + bias + residual)`` in one kernel. On the CPU, plain operations compute it, for tests."""
     if x.device.type != "cuda":
-        y = F.conv2d(x, weight, bias, *settings)
+        y = F.conv2d(x, weight, bias, *geometry)
         return (y if residual is None else y + residual).relu()
     if residual is None:
-        return torch.cudnn_convolution_relu(x, weight, bias, *settings)
-    return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *settings)
+        return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
+    return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
 
 
 def folded(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +148,7 @@ def folded(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]
     return _Scaled.apply(conv.weight, scale, dtype), shift
 
 
-def settings_of(conv: nn.Conv2d) -> Settings:
+def geometry_of(conv: nn.Conv2d) -> Geometry:
     """Stride, padding, dilation and groups."""
     assert not isinstance(conv.padding, str)
     return conv.stride, conv.padding, conv.dilation, conv.groups
@@ -195,7 +195,7 @@ def _downsampled(x: Tensor, downsample: Any) -> Tensor:
     conv, norm = downsample
     weight, bias = folded(conv, norm, x)
     with torch.autocast(x.device.type, enabled=False):
-        return F.conv2d(x.to(weight.dtype), weight, bias, *settings_of(conv))
+        return F.conv2d(x.to(weight.dtype), weight, bias, *geometry_of(conv))
 
 
 def _is_plain(block: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from retinanet.model.fused import conv_relu, folded, is_fused, settings_of
+from retinanet.model.fused import conv_relu, folded, geometry_of, is_fused
 from retinanet.model.gradients import GroupNorm
 
 
@@ -44,7 +44,7 @@ class Subnet(nn.Module):
         if is_fused(features[0]) and not any(isinstance(layer, nn.GroupNorm) for layer in self.tower):
             for conv in (layer for layer in self.tower if isinstance(layer, nn.Conv2d)):
                 weight, bias = folded(conv, nn.Identity(), hidden[0])  # converted once for all levels
-                hidden = [conv_relu(x, weight, bias, settings_of(conv)) for x in hidden]
+                hidden = [conv_relu(x, weight, bias, geometry_of(conv)) for x in hidden]
         else:
             hidden = [self.tower(x) for x in hidden]
         predictions = [self.predict(x) for x in hidden]  # (B, A·outputs, H, W)

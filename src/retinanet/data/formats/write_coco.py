@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from retinanet.data.dataset import IGNORE_CLASS, NO_CLASS, Dataset
-from retinanet.data.formats.writing import ImageMode, Progress, SplitImages, check_splits, decimals
+from retinanet.data.formats.writing import ImageMode, ProgressCallback, SplitImages, check_splits, decimals
 from retinanet.files import new_folder
 
 
 def write(
-    splits: Mapping[str, Dataset], out: Path, images: ImageMode = "copy", progress: Progress = lambda images: None
+    splits: Mapping[str, Dataset],
+    out: Path,
+    images: ImageMode = "copy",
+    progress: ProgressCallback = lambda images: None,
 ) -> None:
     """Write a COCO dataset.
 

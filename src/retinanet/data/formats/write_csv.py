@@ -10,7 +10,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.formats.reading import split_of
 from retinanet.data.formats.writing import (
     ImageMode,
-    Progress,
+    ProgressCallback,
     SplitImages,
     check_classes,
     check_splits,
@@ -22,7 +22,10 @@ from retinanet.files import new_folder
 
 
 def write(
-    splits: Mapping[str, Dataset], out: Path, images: ImageMode = "copy", progress: Progress = lambda images: None
+    splits: Mapping[str, Dataset],
+    out: Path,
+    images: ImageMode = "copy",
+    progress: ProgressCallback = lambda images: None,
 ) -> None:
     """Write a CSV dataset.
 

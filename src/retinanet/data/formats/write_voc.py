@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element, SubElement
 from retinanet.data.dataset import IGNORE_CLASS, NO_CLASS, Dataset
 from retinanet.data.formats.writing import (
     ImageMode,
-    Progress,
+    ProgressCallback,
     SplitImages,
     check_classes,
     check_splits,
@@ -27,7 +27,10 @@ _DATABASE = "The VOC convention: pixels count from 1"
 
 
 def write(
-    splits: Mapping[str, Dataset], out: Path, images: ImageMode = "copy", progress: Progress = lambda images: None
+    splits: Mapping[str, Dataset],
+    out: Path,
+    images: ImageMode = "copy",
+    progress: ProgressCallback = lambda images: None,
 ) -> None:
     """Write a Pascal VOC dataset.
 

@@ -8,13 +8,16 @@ from pathlib import Path
 import yaml
 
 from retinanet.data.dataset import IGNORE_CLASS, Dataset
-from retinanet.data.formats.writing import ImageMode, Progress, SplitImages, check_splits
+from retinanet.data.formats.writing import ImageMode, ProgressCallback, SplitImages, check_splits
 from retinanet.data.formats.yolo_layout import label_path
 from retinanet.files import new_folder
 
 
 def write(
-    splits: Mapping[str, Dataset], out: Path, images: ImageMode = "copy", progress: Progress = lambda images: None
+    splits: Mapping[str, Dataset],
+    out: Path,
+    images: ImageMode = "copy",
+    progress: ProgressCallback = lambda images: None,
 ) -> None:
     """Write a YOLO dataset.
 

@@ -19,7 +19,7 @@ from retinanet.data.formats.reading import CLASS_LIST, is_image
 from retinanet.errors import DataError
 
 ImageMode = Literal["copy", "link", "none"]
-Progress = Callable[[int], object]
+ProgressCallback = Callable[[int], object]
 
 # Unicode categories that a line of text cannot contain: control characters, surrogates, line separators, and unassigned
 # code points. XML cannot contain some of them either.
@@ -108,7 +108,7 @@ class SplitImages:
         sources = {name: source for each in several for name, source in zip(each.names, each.sources, strict=True)}
         return cls(Path(), list(sources.values()), list(sources), [])
 
-    def place(self, folder: Path, images: ImageMode, progress: Progress) -> None:
+    def place(self, folder: Path, images: ImageMode, progress: ProgressCallback) -> None:
         """Copy the images to ``folder``, or link to each file. With ``none``, make ``folder`` a link to their folder.
 
         Raises:
