@@ -40,9 +40,11 @@ from gpu_timing import Bench, Call, Row
 from retinanet.anchors import AnchorSpec, Matches, make_grid, match_batch
 from retinanet.bench.peer import torchvision_retinanet
 from retinanet.config import DecodeConfig
+from retinanet.data.transforms import normalized_batch
 from retinanet.files import write_json
+from retinanet.hardware import autocast
 from retinanet.model import Outputs
-from retinanet.postprocess import postprocess
+from retinanet.postprocess import Candidates, postprocess, select, suppress
 from retinanet.recipes import load_recipe
 
 
@@ -197,6 +199,46 @@ def inference(bench: Bench) -> Iterator[Row]:
         yield bench.compare(what, sides, images, detections=found)
 
 
+@torch.inference_mode()
+def parts(bench: Bench) -> Iterator[Row]:
+    """Parts of a detection, and network and selection as one CUDA graph: what remains if launching takes no time."""
+    detector = our_detector(bench)
+    for images in bench.sizes(1, 16, 32):
+        pixels, sizes = random_batch(images, bench).images, [(bench.side, bench.side)] * images
+        grid = make_grid(detector.info.config.anchors, sizes[0]).to(bench.device)
+        config = detector.info.config.decode
+        normalize = partial(normalized_batch, pixels, detector.model.mean, detector.model.std, bench.device)
+        batch = normalize()
+
+        def network(batch: Tensor = batch) -> Outputs:
+            with autocast(bench.device, torch.bfloat16):
+                return detector.network(batch)  # type: ignore[no-any-return]
+
+        def choose(outputs: Outputs, grid: Any = grid, sizes: Any = sizes, config: DecodeConfig = config) -> Candidates:
+            return select(outputs, grid, sizes, config)
+
+        outputs = network()
+        calls: dict[str, Call] = {"normalize": normalize, "network": network, "select": partial(choose, outputs)}
+        calls["suppress"] = partial(suppress, choose(outputs), config)
+        if bench.device.type == "cuda":
+            calls["graph of network and select"] = _graph(lambda n=network, c=choose: c(n()))
+        yield bench.compare(f"parts of a detection, {images} images", calls, queued=list(calls)[:3])
+
+
+def _graph(call: Call) -> Call:
+    """Record ``call`` as a CUDA graph and return its replay."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
 def _count(found: Any) -> int:
     return sum(len(each["boxes"] if isinstance(each, dict) else each.boxes) for each in found)
 
@@ -247,6 +289,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "postprocessing": postprocessing,
     "training": training,
     "inference": inference,
+    "parts": parts,
     "profile": profile,
 }
 

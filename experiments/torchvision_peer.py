@@ -8,6 +8,7 @@ steps of warm-up and two drops, gradients are clipped at 10, and crowd boxes are
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from retinanet.evaluation.coco_ap import Metrics, coco_metrics
 from retinanet.hardware import resolve_device
 from retinanet.model.backbone import Backbone
 from runs import MAX_SIZE, SIZE
+
+SCALING = DataConfig(size=SIZE, max_size=MAX_SIZE)
 
 BATCH, CHANNELS, WARMUP = 8, 128, 100
 
@@ -66,18 +69,19 @@ class _Head(nn.Module):
         return result
 
 
-def build(classes: int, bf16: bool) -> RetinaNet:
-    """torchvision's RetinaNet with our backbone."""
+def build(classes: int, bf16: bool, scaling: DataConfig = SCALING, limit: int = 100, top_k: int = 1000) -> RetinaNet:
+    """torchvision's RetinaNet with our backbone: at most ``limit`` detections, of ``top_k`` candidates per level."""
     sizes = tuple((s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))) for s in (32, 64, 128, 256, 512))
     model = RetinaNet(
         _Features(bf16),
         classes,
-        min_size=SIZE,
-        max_size=MAX_SIZE,
+        min_size=scaling.size,
+        max_size=scaling.longest,
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
         anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5),
-        detections_per_img=100,
+        detections_per_img=limit,
+        topk_candidates=top_k,
     )
     model.head = _Head(model.head, bf16)
     return model
@@ -85,12 +89,26 @@ def build(classes: int, bf16: bool) -> RetinaNet:
 
 def train_peer(train_set: Dataset, val_set: Dataset, epochs: int, lr: float, seed: int, bf16: bool = True) -> Metrics:
     """Train and evaluate on ``val_set``."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # of the initial weights
+    model = build(len(train_set.classes), bf16)
+    train(model, train_set, epochs, lr, seed)
+    return coco_metrics(val_set, detect(model, val_set))
+
+
+def train(
+    model: RetinaNet,
+    train_set: Dataset,
+    epochs: int,
+    lr: float,
+    seed: int,
+    scaling: DataConfig = SCALING,
+    state: Path | None = None,
+) -> None:
+    """Train ``model`` in place. After each epoch, everything is saved in the file ``state``, and read from it."""
     rng = random.Random(seed)
     train_set = train_set.with_crowds("drop")
-    config = DataConfig(size=SIZE, max_size=MAX_SIZE)
     device = resolve_device()
-    model = build(len(train_set.classes), bf16).to(device).train()
+    model.to(device).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=1e-4)
     steps = epochs * (len(train_set) // BATCH)
@@ -99,12 +117,14 @@ def train_peer(train_set: Dataset, val_set: Dataset, epochs: int, lr: float, see
         return min(1.0, (step + 1) / WARMUP) * 0.1 ** ((step > steps * 2 / 3) + (step > steps * 0.9))
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    for _ in range(epochs):
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    done = _restore(state, parts, rng) if state and state.exists() else 0
+    for epoch in range(done, epochs):
         order = rng.sample(range(len(train_set)), len(train_set))
         for first in range(0, len(order) - BATCH + 1, BATCH):
             images, targets = [], []
             for index in order[first : first + BATCH]:
-                sample = resize(load_sample(train_set, index), config)
+                sample = resize(load_sample(train_set, index), scaling)
                 if rng.random() < 0.5:
                     sample = horizontal_flip(sample)
                 images.append(sample.image.to(device).float() / 255)
@@ -115,14 +135,30 @@ def train_peer(train_set: Dataset, val_set: Dataset, epochs: int, lr: float, see
             nn.utils.clip_grad_norm_(parameters, 10.0)
             optimizer.step()
             scheduler.step()
-    return _measure(model.eval(), val_set, config, device)
+        print(f"epoch {epoch + 1} of {epochs}, last loss {loss.item():.4f}", flush=True)
+        if state:
+            content = {name: part.state_dict() for name, part in parts.items()}
+            torch.save({**content, "epoch": epoch + 1, "rng": rng.getstate()}, state.with_suffix(".new"))
+            state.with_suffix(".new").replace(state)
+
+
+def _restore(state: Path, parts: dict[str, Any], rng: random.Random) -> int:
+    content = torch.load(state, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(content[name])
+    version, numbers, following = content["rng"]
+    rng.setstate((version, tuple(numbers), following))
+    return int(content["epoch"])
 
 
 @torch.inference_mode()
-def _measure(model: RetinaNet, dataset: Dataset, config: DataConfig, device: torch.device) -> Metrics:
+def detect(model: RetinaNet, dataset: Dataset, scaling: DataConfig = SCALING) -> Detections:
+    """Detections of ``model`` in each image of ``dataset``, in pixels of the image."""
+    device = next(model.parameters()).device
+    model.eval()
     columns: list[list[np.ndarray[Any, Any]]] = [[], [], [], []]
     for index in dataset:
-        sample = resize(load_sample(dataset, index), config)
+        sample = resize(load_sample(dataset, index), scaling)
         found = {key: value.cpu() for key, value in model([sample.image.to(device).float() / 255])[0].items()}
         height, width = sample.image.shape[-2:]
         factors = torch.tensor([sample.size[0] / width, sample.size[1] / height] * 2)
@@ -130,4 +166,4 @@ def _measure(model: RetinaNet, dataset: Dataset, config: DataConfig, device: tor
         columns[1].append((found["boxes"] * factors).numpy())
         columns[2].append(found["scores"].numpy())
         columns[3].append(found["labels"].numpy())
-    return coco_metrics(dataset, Detections(*(np.concatenate(column) for column in columns)))
+    return Detections(*(np.concatenate(column) for column in columns))
