@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from retinanet.data.exif import Header, header_of_image, quick_header, upright
 from retinanet.errors import DataError
 from retinanet.files import special_file
 
@@ -18,45 +19,28 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 # malicious or should be cut into tiles.
 MAX_PIXELS = 178_000_000
 
-_EXIF_ORIENTATION = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def read_image(path: Path, expected_size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
-    """Read an image file as uint8 RGB ``(H, W, 3)``.
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """Read an image file as uint8 RGB ``(H, W, 3)``, turned as its EXIF orientation says.
 
     If a file has several frames, the first is read. An alpha channel is dropped, 16-bit values are divided by 257, and
-    floating-point values are scaled from [0, 1]. EXIF orientation is applied, unless ``expected_size`` shows that the
-    annotations refer to the unrotated pixels.
+    floating-point values are scaled from [0, 1].
 
     Args:
         path: the file.
-        expected_size: ``(width, height)`` that the annotations refer to.
 
     Raises:
         DataError: the file is missing, corrupt, not an image, or has more than ``MAX_PIXELS``.
     """
     with _open(path) as image:
         try:
-            return to_rgb(image, expected_size)
+            return to_rgb(image)
         except Exception as error:  # Pillow's decoders also raise struct.error, KeyError, MemoryError …
             raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
 
 
-def to_rgb(image: Image.Image, expected_size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     """Convert a Pillow image to uint8 RGB ``(H, W, 3)``, as :func:`read_image` does."""
-    turn = _TURNS.get(_orientation(image))  # ImageOps.exif_transpose fails if another tag is broken
-    width, height = image.size
-    if turn is not None and not (expected_size == (width, height) and width != height and _swaps_sides(image)):
-        image = image.transpose(turn)
+    image = upright(image)
     if image.mode.startswith("I"):  # 16-bit files; Pillow reads some of them as 32 bits
         values = np.asarray(image).astype(np.float32)
         gray = np.clip(np.rint(values / 257.0), 0, 255).astype(np.uint8)
@@ -71,25 +55,42 @@ def to_rgb(image: Image.Image, expected_size: tuple[int, int] | None = None) -> 
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
+def image_header(path: Path) -> Header:
+    """Return the size and the EXIF orientation of an image file, without decoding its pixels.
+
+    Raises:
+        DataError: the file is missing or not an image.
+    """
+    special = special_file(path)  # opening a pipe would wait forever
+    found = None if special else quick_header(path)
+    if found is not None and found.stored[0] * found.stored[1] <= MAX_PIXELS:
+        return found
+    with _open(path) as image:
+        return header_of_image(image)
+
+
+def header_or_none(path: str) -> Header | None:
+    """Return :func:`image_header`, or ``None`` if the file cannot be read."""
+    try:
+        return image_header(Path(path))
+    except DataError:
+        return None
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """Return the ``(width, height)`` that :func:`read_image` would give, from the file header.
 
     Raises:
         DataError: the file is missing or not an image.
     """
-    with _open(path) as image:
-        width, height = image.size
-        return (height, width) if _swaps_sides(image) else (width, height)
+    return image_header(path).upright
 
 
-def read_thumbnail(
-    path: Path, expected_size: tuple[int, int], side: int
-) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+def read_thumbnail(path: Path, side: int) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
     """Decode a whole image as cheaply as possible, and scale it to a gray square.
 
     Args:
         path: the file.
-        expected_size: ``(width, height)`` that the annotations refer to.
         side: side of the square in pixels.
 
     Returns:
@@ -99,26 +100,13 @@ def read_thumbnail(
         DataError: as :func:`read_image`.
     """
     with _open(path) as image:
-        found = image.size
         try:
-            if _swaps_sides(image) and found != expected_size:
-                found = found[::-1]
+            size = header_of_image(image).upright
             image.draft("L", (4 * side, 4 * side))  # JPEG: reads every byte but computes few pixels
-            gray = Image.fromarray(to_rgb(image, expected_size if found == expected_size else None)).convert("L")
-            return np.array(gray.resize((side, side), Image.Resampling.BOX)), found
+            gray = Image.fromarray(to_rgb(image)).convert("L")
+            return np.array(gray.resize((side, side), Image.Resampling.BOX)), size
         except Exception as error:  # as in read_image
             raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
-
-
-def _swaps_sides(image: Image.Image) -> bool:
-    return _orientation(image) in (5, 6, 7, 8)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # a broken EXIF block raises many kinds of errors; the pixels may be fine
-        return 1
 
 
 def _open(path: Path) -> Image.Image:

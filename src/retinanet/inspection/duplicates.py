@@ -73,10 +73,10 @@ def scan(datasets: Sequence[Dataset], progress: Callable[[int], object] = lambda
 
 
 def _scan(dataset: Dataset, index: int) -> Scan:
-    path, (width, height) = dataset.path(index), dataset.sizes[index].tolist()
+    path = dataset.path(index)
     digest = b""
     try:
-        thumbnail, size = read_thumbnail(path, (width, height), _SIDE)
+        thumbnail, size = read_thumbnail(path, _SIDE)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()[:16]
     except DataError as error:
@@ -105,7 +105,7 @@ def find_pairs(datasets: Sequence[Dataset], scans: Sequence[Scan]) -> list[Pair]
         if scans[pair.first].size != scans[pair.second].size:
             return False
         first, second = (
-            read_image(datasets[owner[i]].path(int(i - starts[owner[i]])), scans[i].size)
+            read_image(datasets[owner[i]].path(int(i - starts[owner[i]])))
             for i in (pair.first, pair.second)
         )
         return bool(np.array_equal(first, second))
