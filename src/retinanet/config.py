@@ -153,7 +153,7 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(ReadOptions):
     """The images, their size and their augmentation."""
 
     train: str | None = None
@@ -187,8 +187,6 @@ class DataConfig:
     """Processes that decode images. Unset: half of the cores, at most 8. Raise it if the training waits for images."""
     verify: bool = True
     """Decode every image once before training, so that a broken file is reported at once and not after hours."""
-    skip_broken: bool = False
-    """Leave out images that cannot be read, and list them. If off, the training stops at such an image."""
 
     def __post_init__(self) -> None:
         require_finite(self, "data")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from retinanet.data.problems import Problem
+from retinanet.data.file_list import FileList as FileList
+from retinanet.data.problems import PROBLEM_KINDS, Problem
 from retinanet.errors import DataError
 
 # Formats without a flag for ignore regions (YOLO, CSV) mark them with this class name.
@@ -33,23 +34,6 @@ _EDGE_TOLERANCE = 0.05
 
 # An ``area`` above this cannot be the area of an object; width × height is used instead.
 _LARGEST_AREA = 1e18
-
-
-class FileList(Sequence[str]):
-    """Immutable list of paths, stored as one block of bytes and an array of offsets."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self._bytes = b"".join(encoded)
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self._bytes[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +167,10 @@ class Dataset:
             places=None,
         )
 
+    def with_problem(self, code: str, where: str, message: str, count: int = 1) -> Dataset:
+        """Add a problem that was found after the reading, such as one of all boxes together."""
+        return replace(self, problems=(*self.problems, Problem(code, where, message, count)))
+
     def class_counts(self) -> dict[str, int]:
         """Count the boxes of each class, without ignore regions."""
         counts = np.bincount(self.labels[~self.ignore], minlength=len(self.classes))
@@ -217,7 +205,8 @@ class DatasetBuilder:
         self.classes = tuple(classes)
         self.category_ids = tuple(category_ids) if category_ids is not None else tuple(range(1, len(classes) + 1))
         self.tolerant = tolerant
-        self.problems: list[Problem] = []
+        self._problems: list[Problem] = []
+        self._counts_of: Counter[tuple[str, str]] = Counter()  # of the problems that are counted, by code and message
         self._places: list[str] = []
         self._files: list[str] = []
         self._ids, self._sizes, self._counts = array("q"), array("i"), array("q")
@@ -287,14 +276,23 @@ class DatasetBuilder:
             self._places.append(where)
 
     def report(self, code: str, where: str, message: str) -> None:
-        """Record a problem that the reader dealt with.
+        """Record a problem that the reader dealt with, or a decision that the user should know of.
 
         Args:
             code: of a :class:`retinanet.data.problems.ProblemKind`.
             where: file and line, or file and annotation id.
-            message: description of this case.
+            message: description of this case. If the kind is counted, only the first case of each message is kept.
         """
-        self.problems.append(Problem(code, where, message))
+        if PROBLEM_KINDS[code].counted:
+            self._counts_of[code, message] += 1
+            if self._counts_of[code, message] > 1:
+                return
+        self._problems.append(Problem(code, where, message))
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The problems recorded so far."""
+        return [replace(p, count=self._counts_of.get((p.code, p.message), 1)) for p in self._problems]
 
     def refuse(self, code: str, where: str, message: str, error: str) -> None:
         """Abort with ``error``; a tolerant builder records the problem instead.

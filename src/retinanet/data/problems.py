@@ -21,6 +21,7 @@ class ProblemKind:
         title: noun phrase for the kind, printed with the number of its cases.
         action: how the reader handles the problem.
         left_out: the reader leaves out a whole image or annotation file.
+        counted: equal messages are merged into one problem with a count. For kinds that concern most of a dataset.
     """
 
     code: str
@@ -28,6 +29,7 @@ class ProblemKind:
     title: str
     action: str
     left_out: bool = False
+    counted: bool = False
 
 
 _KINDS = (
@@ -67,11 +69,13 @@ class Problem:
         code: of its :class:`ProblemKind`.
         where: file and line, or file and annotation id.
         message: description of this case.
+        count: number of cases. If it is above 1, ``where`` is the first of them.
     """
 
     code: str
     where: str
     message: str
+    count: int = 1
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}, {self.action}"

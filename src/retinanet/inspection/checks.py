@@ -99,7 +99,8 @@ def _of_problem(split: str, problem: Problem) -> Finding:
     """Turn a problem that the reader found into a finding."""
     code = FINDING_OF_PROBLEM[problem.code]
     effect = problem.action if code == "remark" or problem.code == "label-without-image" else ""
-    return Finding(code, split, problem.where, problem.message, effect=effect)
+    cases = f" ({problem.count} cases)" if problem.count > 1 else ""
+    return Finding(code, split, problem.where, f"{problem.message}{cases}", effect=effect)
 
 
 def _image_files(split: str, dataset: Dataset, scans: Sequence[Scan]) -> Iterator[Finding]:

@@ -1,0 +1,20 @@
+"""Options of reading a dataset, the same in every command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a dataset is read."""
+
+    images: str | None = None
+    """Folder with the images, searched with its sub-folders. Unset: found beside the annotations."""
+    skip_broken: bool = False
+    """Leave out images that are missing or cannot be read, and list them. If off, the command stops at such an image."""
+    voc_origin: Literal["auto", "0", "1"] = "auto"
+    """Number of the first pixel in Pascal VOC files. auto: 1 if the file names the VOC challenge, else 0."""
+    min_score: float = 0.0
+    """Leave out boxes with a lower score. For annotations with scores, such as the output of retinanet detect."""
