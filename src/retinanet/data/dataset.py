@@ -7,7 +7,7 @@ share or copy only a few megabytes. The readers in ``formats/`` fill a :class:`D
 
 from __future__ import annotations
 
-import math
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,22 +18,23 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from retinanet.data.box_meaning import Meaning
+from retinanet.data.exif import map_files
 from retinanet.data.file_list import FileList as FileList
+from retinanet.data.image_frames import Images
+from retinanet.data.images import header_or_none
 from retinanet.data.problems import PROBLEM_KINDS, Problem
+from retinanet.data.raw_boxes import RawBoxes
 from retinanet.errors import DataError
+from retinanet.read_options import ReadOptions
+
+_DEFAULT_OPTIONS, _CORNERS = ReadOptions(), Meaning()
 
 # Formats without a flag for ignore regions (YOLO, CSV) mark them with this class name.
 IGNORE_CLASS = "ignore"
 
 # Label of an ignore region without a class.
 NO_CLASS = -1
-
-# Corners that lie outside the image by at most this many pixels are rounding errors of an xywh file. They are clipped
-# but not reported.
-_EDGE_TOLERANCE = 0.05
-
-# An ``area`` above this cannot be the area of an object; width × height is used instead.
-_LARGEST_AREA = 1e18
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +197,8 @@ class DatasetBuilder:
         classes: Sequence[str],
         category_ids: Sequence[int] | None = None,
         tolerant: bool = False,
+        options: ReadOptions = _DEFAULT_OPTIONS,
+        meaning: Meaning = _CORNERS,
     ) -> None:
         duplicates = [c for c, n in Counter(classes).items() if n > 1]
         if duplicates:
@@ -205,12 +208,13 @@ class DatasetBuilder:
         self.classes = tuple(classes)
         self.category_ids = tuple(category_ids) if category_ids is not None else tuple(range(1, len(classes) + 1))
         self.tolerant = tolerant
+        self.options = options
         self._problems: list[Problem] = []
         self._counts_of: Counter[tuple[str, str]] = Counter()  # of the problems that are counted, by code and message
-        self._places: list[str] = []
+        self.size_is_measured = False  # whether the size of the next image was read from its file
         self._files: list[str] = []
-        self._ids, self._sizes, self._counts = array("q"), array("i"), array("q")
-        self._boxes, self._labels, self._ignore, self._areas = array("f"), array("i"), array("b"), array("f")
+        self._ids, self._sizes, self._measured = array("q"), array("i"), array("b")
+        self._raw, self._labels, self._ignore = RawBoxes(meaning), array("i"), array("b")
 
     def __len__(self) -> int:
         return len(self._files)
@@ -220,7 +224,8 @@ class DatasetBuilder:
         self._files.append(file)
         self._ids.append(len(self._files) if image_id is None else image_id)
         self._sizes.extend((width, height))
-        self._counts.append(0)
+        self._measured.append(self.size_is_measured)
+        self.size_is_measured = False
 
     def add_box(
         self,
@@ -230,50 +235,24 @@ class DatasetBuilder:
         *,
         ignore: bool = False,
         area: float | None = None,
+        derived: bool = False,
     ) -> None:
-        """Add a box to the latest image, clipped to it. A degenerate box is dropped and recorded as a problem.
+        """Add a box to the latest image.
+
+        :meth:`build` interprets and checks the boxes: it clips them to their images, and drops and reports degenerate
+        boxes.
 
         Args:
-            xyxy: corners in pixels, half-open.
+            xyxy: corners in pixels, half-open, as the format defines them.
             label: index into ``classes``.
             where: file and line (or annotation id).
             ignore: the box is an ignore region.
             area: COCO's ``area``; if unset, width × height.
+            derived: the corners were computed from an outline, such as a polygon.
         """
-        width, height = self._sizes[-2], self._sizes[-1]
-        if not all(map(math.isfinite, xyxy)):
-            self.report("non-finite-box", where, "coordinate is not a number")
-            return
-        x1, y1, x2, y2 = xyxy
-        if x2 == x1 or y2 == y1:
-            self.report("zero-area-box", where, f"zero-area box {_corners(xyxy)}")
-            return
-        if x2 < x1 or y2 < y1:
-            self.report("inverted-box", where, f"corners in the wrong order {_corners(xyxy)}")
-            return
-        clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-        if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-            self.report("outside-box", where, f"box {_corners(xyxy)} outside the {width}×{height} image")
-            return
-        stored = array("f", clipped)
-        if stored[2] <= stored[0] or stored[3] <= stored[1]:  # thinner than float32 resolves
-            self.report("zero-area-box", where, f"zero-area box {_corners(xyxy)}")
-            return
-        moved = max(abs(a - b) for a, b in zip(xyxy, clipped, strict=True)) > _EDGE_TOLERANCE
-        if moved:
-            self.report("clipped-box", where, f"box {_corners(xyxy)} reaches over the {width}×{height} image")
-        inside = (clipped[2] - clipped[0]) * (clipped[3] - clipped[1])
-        if area is None or not 0 < area < _LARGEST_AREA:
-            area = inside
-        elif moved:  # the area of a mask shrinks in proportion to its box
-            area *= inside / ((x2 - x1) * (y2 - y1))
-        self._boxes.extend(stored)
+        self._raw.add(xyxy, len(self._files) - 1, where, area, derived)
         self._labels.append(label)
         self._ignore.append(ignore)
-        self._areas.append(area)
-        self._counts[-1] += 1
-        if self.tolerant:
-            self._places.append(where)
 
     def report(self, code: str, where: str, message: str) -> None:
         """Record a problem that the reader dealt with, or a decision that the user should know of.
@@ -316,6 +295,8 @@ class DatasetBuilder:
         if len(np.unique(ids)) != len(ids):
             values, counts = np.unique(ids, return_counts=True)
             raise DataError(f"{self.name}: image id {values[counts > 1][0]} is used by two images; ids must differ")
+        checked = self._raw.checked(self._images(), self.options, self)
+        owners = self._raw.images[checked.rows]
         return Dataset(
             name=self.name,
             root=self.root,
@@ -323,16 +304,23 @@ class DatasetBuilder:
             category_ids=self.category_ids,
             files=FileList(self._files),
             image_ids=ids,
-            sizes=np.array(self._sizes, dtype=np.int32).reshape(-1, 2),
-            offsets=np.cumsum([0, *self._counts], dtype=np.int64),
-            boxes=np.array(self._boxes, dtype=np.float32).reshape(-1, 4),
-            labels=np.array(self._labels, dtype=np.int32),
-            ignore=np.array(self._ignore, dtype=np.bool_),
-            areas=np.array(self._areas, dtype=np.float32),
+            sizes=checked.sizes,
+            offsets=np.searchsorted(owners, np.arange(len(ids) + 1)).astype(np.int64),
+            boxes=checked.boxes,
+            labels=np.array(self._labels, dtype=np.int32)[checked.rows],
+            ignore=np.array(self._ignore, dtype=np.bool_)[checked.rows],
+            areas=checked.areas,
             problems=tuple(self.problems),
-            places=FileList(self._places) if self.tolerant else None,
+            places=FileList(self._raw.places[row] for row in checked.rows.tolist()) if self.tolerant else None,
         )
 
-
-def _corners(xyxy: tuple[float, float, float, float]) -> str:
-    return "(" + ", ".join(f"{v:g}" for v in xyxy) + ")"
+    def _images(self) -> Images:
+        """Sizes of the images in the annotations and in the image files."""
+        root = os.path.join(self.root, "")
+        headers = map_files(header_or_none, [os.path.join(root, file) for file in self._files])
+        return Images(
+            np.array(self._sizes, dtype=np.int64).reshape(-1, 2),
+            np.array(self._measured, dtype=np.bool_),
+            np.array([(0, 0) if header is None else header.stored for header in headers], dtype=np.int64),
+            np.array([1 if header is None else header.orientation for header in headers], dtype=np.int64),
+        )

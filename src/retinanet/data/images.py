@@ -19,6 +19,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 # malicious or should be cut into tiles.
 MAX_PIXELS = 178_000_000
 
+
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
     """Read an image file as uint8 RGB ``(H, W, 3)``, turned as its EXIF orientation says.
 

@@ -21,6 +21,7 @@ class ProblemKind:
         title: noun phrase for the kind, printed with the number of its cases.
         action: how the reader handles the problem.
         left_out: the reader leaves out a whole image or annotation file.
+        sign: the problem is one of all boxes together. It is printed first, with its severity.
         counted: equal messages are merged into one problem with a count. For kinds that concern most of a dataset.
     """
 
@@ -30,6 +31,7 @@ class ProblemKind:
     action: str
     left_out: bool = False
     counted: bool = False
+    sign: bool = False
 
 
 _KINDS = (
@@ -38,6 +40,78 @@ _KINDS = (
     ProblemKind("missing-annotations", "error", "listed image without an annotation file", _SKIPPED, left_out=True),
     ProblemKind("annotation-without-image", "error", "annotation of an unlisted image", _SKIPPED, left_out=True),
     ProblemKind("unknown-class-id", "error", "annotation of an undefined class", _SKIPPED, left_out=True),
+    ProblemKind(
+        "boxes-of-other-size",
+        "error",
+        "dataset with boxes far beyond its images",
+        "clipped (training would stop)",
+        sign=True,
+    ),
+    ProblemKind(
+        "unclear-boxes",
+        "error",
+        "dataset with boxes of unclear meaning",
+        "read as the format says (training would stop)",
+        sign=True,
+    ),
+    ProblemKind(
+        "boxes-as-corners",
+        "warning",
+        "dataset with corners (x1, y1, x2, y2) in place of the box that its format defines",
+        "read as corners",
+        sign=True,
+    ),
+    ProblemKind(
+        "boxes-as-sides",
+        "warning",
+        "dataset with x, y, width, height in place of the box that its format defines",
+        "read as x, y, width, height",
+        sign=True,
+    ),
+    ProblemKind(
+        "boxes-as-centers",
+        "warning",
+        "dataset with center x, center y, width, height in place of the box that its format defines",
+        "read as center, width and height",
+        sign=True,
+    ),
+    ProblemKind(
+        "boxes-as-fractions",
+        "warning",
+        "dataset with boxes in fractions of the image (0 to 1) in place of pixels",
+        "read as fractions",
+        sign=True,
+    ),
+    ProblemKind(
+        "boxes-as-pixels",
+        "warning",
+        "dataset with boxes in pixels in place of fractions of the image (0 to 1)",
+        "read as pixels",
+        sign=True,
+    ),
+    ProblemKind(
+        "boxes-as-parts",
+        "warning",
+        "dataset with boxes in percent or thousandths of the image in place of pixels",
+        "read as parts of the image",
+        sign=True,
+    ),
+    ProblemKind(
+        "other-image-size",
+        "warning",
+        "dataset with boxes on images of another size",
+        "scaled to the image files",
+        sign=True,
+    ),
+    ProblemKind(
+        "wrong-image-size",
+        "warning",
+        "dataset with wrong image sizes",
+        "the sizes of the image files are used",
+        sign=True,
+    ),
+    ProblemKind("boxes-in-corner", "warning", "dataset with all boxes at the top left", "used as they are", sign=True),
+    ProblemKind("exif-orientation", "note", "dataset with images turned by EXIF", "read as turned", sign=True),
     ProblemKind("zero-area-box", "warning", "zero-area box", "dropped"),
     ProblemKind("inverted-box", "warning", "box with its corners in the wrong order", "dropped"),
     ProblemKind("outside-box", "warning", "box outside its image", "dropped"),

@@ -23,7 +23,10 @@ def summary(dataset: Dataset) -> list[str]:
     kinds: dict[ProblemKind, list[Problem]] = {}
     for problem in dataset.problems:
         kinds.setdefault(problem.kind, []).append(problem)
-    for kind, found in kinds.items():
+    for kind, found in sorted(kinds.items(), key=lambda item: not item[0].sign):
+        if kind.sign:
+            lines += [f"{kind.severity}: {kind.title}, {kind.action}: {p.where}: {p.message}" for p in found]
+            continue
         if kind.counted:
             lines += [f"  {p.count} × {kind.title}, {kind.action}: {p.message}; first {p.where}" for p in found]
             continue

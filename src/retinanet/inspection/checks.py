@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.reading import is_image
-from retinanet.data.problems import Problem
+from retinanet.data.problems import PROBLEM_KINDS, Problem
 from retinanet.inspection.box_checks import box_count_findings, box_findings, corners_of
 from retinanet.inspection.class_checks import class_findings
 from retinanet.inspection.duplicates import Pair, Scan, find_pairs, scan
@@ -42,6 +42,7 @@ FINDING_OF_PROBLEM = {
     "unlabelled-split": "remark",
     "unnamed-classes": "remark",
     "unlisted-class": "remark",
+    **{kind.code: kind.code for kind in PROBLEM_KINDS.values() if kind.sign},
 }
 
 

@@ -105,8 +105,7 @@ def find_pairs(datasets: Sequence[Dataset], scans: Sequence[Scan]) -> list[Pair]
         if scans[pair.first].size != scans[pair.second].size:
             return False
         first, second = (
-            read_image(datasets[owner[i]].path(int(i - starts[owner[i]])))
-            for i in (pair.first, pair.second)
+            read_image(datasets[owner[i]].path(int(i - starts[owner[i]]))) for i in (pair.first, pair.second)
         )
         return bool(np.array_equal(first, second))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from retinanet.data.problems import Severity
+from retinanet.data.problems import PROBLEM_KINDS, Severity
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ _KINDS = (
         "image whose size differs from its annotations",
         "the boxes are used as they are and lie in the wrong place",
     ),
+    *(Kind(kind.code, kind.severity, kind.title, kind.action) for kind in PROBLEM_KINDS.values() if kind.sign),
     Kind(
         "near-leak",
         "warning",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from retinanet.data.box_meaning import Meaning
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.data.formats.reading import (
     SPLIT_ALIASES,
@@ -84,7 +85,7 @@ def read(source: Path, name: str, tolerant: bool = False) -> Dataset:
 
     classes = _Classes.of(_section(content, "categories", source), annotations, source)
     folder = _image_folder(source, files) if files else source.parent
-    builder = DatasetBuilder(name, folder, classes.names, classes.ids, tolerant)
+    builder = DatasetBuilder(name, folder, classes.names, classes.ids, tolerant, meaning=Meaning("xywh"))
     for note in classes.notes:
         builder.report("heading-category", str(source), note)
     numbered = all(type(image["id"]) is int and abs(image["id"]) < 2**63 for image in images)

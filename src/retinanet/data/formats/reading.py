@@ -215,7 +215,9 @@ class SizeReader:
             where: file and line that name the image; unset if the image was found in a folder.
         """
         try:
-            return image_size(Path(path))
+            size = image_size(Path(path))
+            self._builder.size_is_measured = True
+            return size
         except DataError as error:
             if self._builder.tolerant:
                 reason = str(error).removeprefix(f"{path}: ")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from retinanet.data.box_meaning import FRACTIONS, Meaning
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.data.formats.reading import (
     SizeReader,
@@ -72,7 +73,7 @@ def read(source: YoloSplit, name: str, tolerant: bool = False) -> Dataset:
     entries = layout.splits[source.split]
     classes = [layout.class_names[number] for number in sorted(layout.class_names)]
     kept = [class_name for class_name in classes if not is_ignore(class_name)]
-    builder = DatasetBuilder(name, layout.root, kept, tolerant=tolerant)
+    builder = DatasetBuilder(name, layout.root, kept, tolerant=tolerant, meaning=Meaning("cxcywh", FRACTIONS))
     labels = {class_name: i for i, class_name in enumerate(kept)}
     sizes = SizeReader(builder)
     prefix = os.path.join(str(layout.root), "")
