@@ -37,8 +37,5 @@ class ReadOptions:
 
     def __post_init__(self) -> None:
         valid = self.box_frame in ("auto", "format", "pixels") or _FRAME.fullmatch(self.box_frame)
-        require(
-            bool(valid),
-            f"data.box-frame is {self.box_frame!r}; use auto, format, pixels, a size such as 640x640 or 1x1, or a factor "
-            "such as 2x",
-        )
+        problem = f"data.box-frame is {self.box_frame!r}; use auto, format, pixels, a size such as 640x640, or a factor"
+        require(bool(valid), f"{problem} such as 2x")

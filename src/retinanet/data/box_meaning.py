@@ -251,9 +251,9 @@ def _report_corner(reporter: Reporter, given: Meaning, numbers: Numbers) -> None
     if len(numbers.values) < _CORNER_BOXES or images < _CORNER_IMAGES or not 0 < max(x, y) <= _CORNER:
         return
     message = (
-        f"all {len(numbers.values)} boxes lie in the top left {x:.0%} × {y:.0%} of their images; if they were drawn on "
-        f"smaller images, give their size, such as --data.box-frame {max(x, y):.2g}x (a factor) or 640x640; if they are "
-        "right, --data.box-frame pixels"
+        f"all {len(numbers.values)} boxes lie in the top left {x:.0%} × {y:.0%} of their images; if the images were "
+        f"smaller when they were annotated, give their size: --data.box-frame {max(x, y):.2g}x (a factor) or 640x640; if "
+        "the boxes are right: --data.box-frame pixels"
     )
     reporter.report("boxes-in-corner", reporter.name, message)
 
@@ -278,7 +278,7 @@ def _refuse_oversized(reporter: Reporter, given: Meaning, numbers: Numbers) -> N
     largest = numbers.values[sound, :].max(axis=0)
     problem = (
         f"{int(far.sum())} of {len(far)} boxes reach far beyond their images, up to {x:.3g} times the width and "
-        f"{y:.3g} times the height (largest numbers {largest[2]:g}, {largest[3]:g}): they seem to be of images of another size"
+        f"{y:.3g} times the height (largest numbers {largest[2]:g}, {largest[3]:g}): the images seem to have another size"
     )
     remedy = (
         "give that size: --data.box-frame 1920x1080 (the same for all), or --data.box-frame "
