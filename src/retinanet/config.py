@@ -186,6 +186,9 @@ class DataConfig(ReadOptions):
     epochs. Unset: no limit."""
     workers: int | None = None
     """Processes that decode images. Unset: half of the cores, at most 8. Raise it if the training waits for images."""
+    pixel_range: tuple[float, float] | None = None
+    """Values that become black and white in images with more than 8 bits. Unset: from the training images. It is stored
+    with the weights."""
     verify: bool = True
     """Decode every image once before training, so that a broken file is reported at once and not after hours."""
 
@@ -196,6 +199,8 @@ class DataConfig(ReadOptions):
         long_enough = self.max_size is None or self.max_size >= self.size
         require(long_enough, f"data.max-size ({self.max_size}) is smaller than data.size ({self.size})")
         require(0 < self.val_fraction < 1, f"data.val-fraction is {self.val_fraction}; it must lie between 0 and 1")
+        limits = self.pixel_range
+        require(limits is None or limits[0] < limits[1], f"data.pixel-range is {limits}; give low < high")
         require(0 < self.scale[0] <= self.scale[1], f"data.scale is {self.scale}; give 0 < low ≤ high")
         for name in ("flip", "crop"):
             value = getattr(self, name)

@@ -134,8 +134,7 @@ class Numbers:
         limits = np.ones(2) if meaning.frame.size else self.limits
         slack = _SLACK * limits if meaning.frame.size else np.maximum(1.0, _SLACK * limits)
         empty = corners[:, 2:] <= corners[:, :2]
-        bad: npt.NDArray[np.bool_] = (empty | (corners[:, :2] < -slack) | (corners[:, 2:] > limits + slack)).any(axis=1)
-        return bad
+        return np.asarray((empty | (corners[:, :2] < -slack) | (corners[:, 2:] > limits + slack)).any(axis=1))
 
     def extent(self, meaning: Meaning) -> Floats:
         """Largest x and y of all boxes ``(2,)``, as fractions of the frame or of the images."""
@@ -251,9 +250,9 @@ def _report_corner(reporter: Reporter, given: Meaning, numbers: Numbers) -> None
     if len(numbers.values) < _CORNER_BOXES or images < _CORNER_IMAGES or not 0 < max(x, y) <= _CORNER:
         return
     message = (
-        f"all {len(numbers.values)} boxes lie in the top left {x:.0%} × {y:.0%} of their images; if the images were "
-        f"smaller when they were annotated, give their size: --data.box-frame {max(x, y):.2g}x (a factor) or 640x640; if "
-        "the boxes are right: --data.box-frame pixels"
+        f"all {len(numbers.values)} boxes lie in the top left {x:.0%} × {y:.0%} of their images; for images that were "
+        f"smaller when they were annotated, give their size: --data.box-frame {max(x, y):.2g}x (a factor) or 640x640; "
+        "if the boxes are right: --data.box-frame pixels"
     )
     reporter.report("boxes-in-corner", reporter.name, message)
 
@@ -270,15 +269,15 @@ def _refuse_oversized(reporter: Reporter, given: Meaning, numbers: Numbers) -> N
     """Refuse boxes that reach far beyond their images, as boxes drawn on larger images do."""
     corners = given.corners(numbers.values)
     limits = np.ones((1, 2)) if given.frame.size else numbers.limits
-    sound = (corners[:, 2:] > corners[:, :2]).all(axis=1)
-    far = sound & (corners[:, 2:] > (1 + _FAR) * limits).any(axis=1)
+    sound = np.asarray((corners[:, 2:] > corners[:, :2]).all(axis=1))
+    far = np.asarray(sound & (corners[:, 2:] > (1 + _FAR) * limits).any(axis=1))
     if far.mean() <= _OVERSIZED:
         return
     x, y = (corners[sound, 2:] / (limits if len(limits) == 1 else limits[sound])).max(axis=0)
-    largest = numbers.values[sound, :].max(axis=0)
+    width, height = numbers.values[sound, 2:].max(axis=0)
     problem = (
-        f"{int(far.sum())} of {len(far)} boxes reach far beyond their images, up to {x:.3g} times the width and "
-        f"{y:.3g} times the height (largest numbers {largest[2]:g}, {largest[3]:g}): the images seem to have another size"
+        f"{int(far.sum())} of {len(far)} boxes reach far beyond their images, up to {x:.3g} times the width and {y:.3g} "
+        f"times the height (largest numbers {width:g} and {height:g}): the images seem to have had another size"
     )
     remedy = (
         "give that size: --data.box-frame 1920x1080 (the same for all), or --data.box-frame "

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retinanet.data.box_meaning import Meaning
+from retinanet.data.deep_pixels import PixelRange
 from retinanet.data.exif import map_files
 from retinanet.data.file_list import FileList as FileList
 from retinanet.data.image_frames import Images
@@ -57,6 +58,8 @@ class Dataset:
         problems: problems in the annotations.
         places: file and line (or annotation id) of each of the M boxes. Only a tolerant reader records the places.
             Datasets derived from this one have no places.
+        pixel_range: values that become black and white in images with more than 8 bits. ``None``: chosen for each
+            image.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Dataset:
     areas: npt.NDArray[np.float32]
     problems: tuple[Problem, ...] = field(default=(), repr=False)
     places: FileList | None = field(default=None, repr=False)
+    pixel_range: PixelRange | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -89,6 +89,15 @@ def upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+def turned_pixels(pixels: npt.NDArray[np.float32], orientation: int) -> npt.NDArray[np.float32]:
+    """Turn an array ``(H, W, …)`` as an image with this orientation is turned."""
+    if orientation in (2, 3, 7, 8):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 6, 7):
+        pixels = pixels[::-1]
+    return pixels.swapaxes(0, 1) if orientation in SIDEWAYS else pixels
+
+
 def turned_boxes(
     boxes: npt.NDArray[np.float64], orientation: int, stored: tuple[float, float]
 ) -> npt.NDArray[np.float64]:

@@ -71,7 +71,7 @@ class Images:
 
     def largest(self) -> Ints:
         """Largest width and height that the annotations could refer to, ``(N, 2)``."""
-        return np.maximum.reduce([self.given, self.stored, self.upright])
+        return np.maximum(np.maximum(self.given, self.stored), self.upright)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
-"""Read image files as uint8 RGB: with EXIF orientation, gray, palette, RGBA, CMYK, 16-bit or with several frames."""
+"""Read image files as uint8 RGB: with EXIF orientation, gray, palette, RGBA, CMYK, 16-bit, float, several frames."""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from retinanet.data.deep_pixels import PixelRange, Spread, deep_values, inverted, is_deep, spread_of, to_8_bits
 from retinanet.data.exif import Header, header_of_image, quick_header, upright
 from retinanet.errors import DataError
 from retinanet.files import special_file
@@ -20,37 +22,32 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 MAX_PIXELS = 178_000_000
 
 
-def read_image(path: Path) -> npt.NDArray[np.uint8]:
+def read_image(path: Path, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
     """Read an image file as uint8 RGB ``(H, W, 3)``, turned as its EXIF orientation says.
 
-    If a file has several frames, the first is read. An alpha channel is dropped, 16-bit values are divided by 257, and
-    floating-point values are scaled from [0, 1].
+    If a file has several frames, the first is read. An alpha channel is dropped. Values with more than 8 bits are
+    scaled.
 
     Args:
         path: the file.
+        pixel_range: values that become 0 and 255 in images with more than 8 bits per value. Unset: chosen from the
+            values of the image, see :mod:`retinanet.data.deep_pixels`.
 
     Raises:
         DataError: the file is missing, corrupt, not an image, or has more than ``MAX_PIXELS``.
     """
     with _open(path) as image:
         try:
-            return to_rgb(image)
+            return to_rgb(image, pixel_range)
         except Exception as error:  # Pillow's decoders also raise struct.error, KeyError, MemoryError …
             raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
 
 
-def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+def to_rgb(image: Image.Image, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
     """Convert a Pillow image to uint8 RGB ``(H, W, 3)``, as :func:`read_image` does."""
+    if is_deep(image):
+        return to_8_bits(deep_values(image), pixel_range, inverted(image))
     image = upright(image)
-    if image.mode.startswith("I"):  # 16-bit files; Pillow reads some of them as 32 bits
-        values = np.asarray(image).astype(np.float32)
-        gray = np.clip(np.rint(values / 257.0), 0, 255).astype(np.uint8)
-        return np.repeat(gray[:, :, None], 3, axis=2)
-    if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-        scale = 255.0 if values.size and values.max() <= 1.0 else 1.0
-        gray = np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
-        return np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
@@ -87,15 +84,40 @@ def image_size(path: Path) -> tuple[int, int]:
     return image_header(path).upright
 
 
-def read_thumbnail(path: Path, side: int) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+def pixel_spread(path: Path) -> Spread | None:
+    """Measure the values of an image with more than 8 bits per value; ``None`` for all other images.
+
+    Raises:
+        DataError: the file is missing or not an image.
+    """
+    with _open(path) as image:
+        try:
+            return spread_of(deep_values(image)) if is_deep(image) else None
+        except Exception as error:  # as in read_image
+            raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
+
+
+class Thumbnail(NamedTuple):
+    """A small version of an image.
+
+    Attributes:
+        pixels: uint8 ``(side, side)``, gray.
+        size: ``(width, height)`` that :func:`read_image` would give.
+        contrast: difference between the brightest and the darkest pixel of the image, 0 to 255.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    size: tuple[int, int]
+    contrast: int
+
+
+def read_thumbnail(path: Path, side: int, pixel_range: PixelRange | None = None) -> Thumbnail:
     """Decode a whole image as cheaply as possible, and scale it to a gray square.
 
     Args:
         path: the file.
         side: side of the square in pixels.
-
-    Returns:
-        uint8 ``(side, side)``, and the ``(width, height)`` that :func:`read_image` would give.
+        pixel_range: as in :func:`read_image`.
 
     Raises:
         DataError: as :func:`read_image`.
@@ -104,8 +126,10 @@ def read_thumbnail(path: Path, side: int) -> tuple[npt.NDArray[np.uint8], tuple[
         try:
             size = header_of_image(image).upright
             image.draft("L", (4 * side, 4 * side))  # JPEG: reads every byte but computes few pixels
-            gray = Image.fromarray(to_rgb(image)).convert("L")
-            return np.array(gray.resize((side, side), Image.Resampling.BOX)), size
+            gray = Image.fromarray(to_rgb(image, pixel_range)).convert("L")
+            darkest, brightest = gray.getextrema()
+            pixels = np.array(gray.resize((side, side), Image.Resampling.BOX))
+            return Thumbnail(pixels, size, int(brightest) - int(darkest))  # type: ignore[arg-type]
         except Exception as error:  # as in read_image
             raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
 

@@ -94,11 +94,11 @@ def _checked(
     limits = np.concatenate([np.zeros_like(sizes), sizes], axis=1)[image]  # (M, 4)
     clipped = np.concatenate([np.maximum(corners[:, :2], 0), np.minimum(corners[:, 2:], limits[:, 2:])], axis=1)
     boxes = clipped.astype(np.float32)
-    finite = np.isfinite(corners).all(axis=1)
-    inverted = finite & (corners[:, 2:] < corners[:, :2]).any(axis=1)
-    flat = finite & (corners[:, 2:] == corners[:, :2]).any(axis=1)
+    finite = np.asarray(np.isfinite(corners).all(axis=1))
+    inverted = np.asarray(finite & (corners[:, 2:] < corners[:, :2]).any(axis=1))
+    flat = np.asarray(finite & (corners[:, 2:] == corners[:, :2]).any(axis=1))
     sound = finite & ~flat & ~inverted
-    outside = sound & (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
+    outside = np.asarray(sound & (clipped[:, 2:] <= clipped[:, :2]).any(axis=1))
     # A box may also be thinner than float32 resolves.
     flat |= sound & ~outside & (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
     kept = sound & ~outside & ~flat

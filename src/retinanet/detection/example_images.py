@@ -39,7 +39,7 @@ def read_example(dataset: Dataset, index: int) -> npt.NDArray[np.uint8]:
     Raises:
         DataError: the file cannot be read.
     """
-    return read_image(dataset.path(index))
+    return read_image(dataset.path(index), dataset.pixel_range)
 
 
 class Album:

@@ -46,6 +46,10 @@ FINDING_OF_PROBLEM = {
 }
 
 
+# An image whose brightest and darkest pixels differ by fewer gray levels (of 255) has no contrast.
+_LEAST_CONTRAST = 16
+
+
 @dataclass(frozen=True)
 class CheckResult:
     """Findings of all checks, and the intermediate results that a repair needs.
@@ -110,7 +114,11 @@ def _image_files(split: str, dataset: Dataset, scans: Sequence[Scan]) -> Iterato
         path, size = str(dataset.path(index)), tuple(dataset.sizes[index].tolist())
         if found.error is not None:
             yield Finding("broken-image", split, path, found.error.removeprefix(f"{path}: "))
-        elif found.size != size:
+            continue
+        if found.contrast < _LEAST_CONTRAST:
+            what = f"its pixels differ by {found.contrast} of 255 gray levels"
+            yield Finding("flat-image", split, path, what, (Sight(split, index),))
+        if found.size != size:
             yield Finding(
                 "image-size",
                 split,

@@ -68,6 +68,12 @@ _KINDS = (
         "nearly the same image in two splits",
         "the model is evaluated on an image close to one that it was trained on, so scores are too high",
     ),
+    Kind(
+        "flat-image",
+        "warning",
+        "image without contrast, such as an entirely black or white one",
+        "nothing can be seen in it; if its values have another range, set --data.pixel-range",
+    ),
     Kind("bad-box", "warning", "degenerate box", "the box is dropped"),
     Kind("bad-line", "warning", "annotation with an invalid format", "the annotation is dropped"),
     Kind(
