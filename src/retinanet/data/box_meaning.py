@@ -277,7 +277,7 @@ def _refuse_oversized(reporter: Reporter, given: Meaning, numbers: Numbers) -> N
     width, height = numbers.values[sound, 2:].max(axis=0)
     problem = (
         f"{int(far.sum())} of {len(far)} boxes reach far beyond their images, up to {x:.3g} times the width and {y:.3g} "
-        f"times the height (largest numbers {width:g} and {height:g}): the images seem to have had another size"
+        f"times the height (largest numbers {width:g} and {height:g}): the images seem to have been larger"
     )
     remedy = (
         "give that size: --data.box-frame 1920x1080 (the same for all), or --data.box-frame "
