@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from retinanet.read_options import ReadOptions
 from retinanet.schema import require, require_at_least, require_finite, require_positive, updated
 
 # Strides of the pyramid levels P3–P7.
@@ -189,6 +190,7 @@ class DataConfig(ReadOptions):
     """Decode every image once before training, so that a broken file is reported at once and not after hours."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_finite(self, "data")
         require(32 <= self.size <= 8192, f"data.size is {self.size}; use 32 to 8192 pixels")
         long_enough = self.max_size is None or self.max_size >= self.size

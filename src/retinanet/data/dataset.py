@@ -18,15 +18,17 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from retinanet.data.class_names import NO_CLASS as NO_CLASS
+from retinanet.data.class_names import class_positions, merged_classes, unknown_classes
 from retinanet.data.file_list import FileList as FileList
 from retinanet.data.problems import PROBLEM_KINDS, Problem
 from retinanet.errors import DataError
+from retinanet.read_options import ReadOptions
+
+_DEFAULT_OPTIONS = ReadOptions()
 
 # Formats without a flag for ignore regions (YOLO, CSV) mark them with this class name.
 IGNORE_CLASS = "ignore"
-
-# Label of an ignore region without a class.
-NO_CLASS = -1
 
 # Corners that lie outside the image by at most this many pixels are rounding errors of an xywh file. They are clipped
 # but not reported.
@@ -124,24 +126,24 @@ class Dataset:
         """
         if tuple(classes) == self.classes:
             return self
-        position = {name: i for i, name in enumerate(classes)}
-        used = Counter(self.labels[~self.ignore].tolist())
-        unknown = [self.classes[k] for k in sorted(used) if self.classes[k] not in position]
-        if unknown:
-            missing = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
-            known = ", ".join(list(classes)[:8]) + (" …" if len(classes) > 8 else "")
-            raise DataError(
-                f"{self.name}: class {missing} is not one of the model's {len(classes)} classes ({known}); "
-                "use data with the same class names, train a model on these, or name a converted model's outputs "
-                "('retinanet convert --classes')"
-            )
+        position, matched = class_positions(self.classes, classes)
+        if unknown := self.classes_missing_in(classes):
+            raise DataError(f"{self.name}: {unknown_classes(unknown, classes)}")
         # A class that only ignore regions use may be missing from `classes`; it becomes NO_CLASS. The last entry maps
         # label NO_CLASS (index −1) to itself.
-        table = np.array([*(position.get(name, NO_CLASS) for name in self.classes), NO_CLASS], dtype=np.int32)
-        own = dict(zip(self.classes, self.category_ids, strict=True))
+        table = np.array([*(position[name] for name in self.classes), NO_CLASS], dtype=np.int32)
+        own = {position[name]: number for name, number in zip(self.classes, self.category_ids, strict=True)}
         fresh = iter(range(max((0, *self.category_ids)) + 1, 1 << 31))
-        ids = tuple(own[name] if name in own else next(fresh) for name in classes)
-        return replace(self, classes=tuple(classes), category_ids=ids, labels=table[self.labels])
+        ids = tuple(own[label] if label in own else next(fresh) for label in range(len(classes)))
+        result = replace(self, classes=tuple(classes), category_ids=ids, labels=table[self.labels])
+        for name, other in matched:
+            result = result.with_problem("matched-class", self.name, f"{name!r} is taken for {other!r}")
+        return result
+
+    def classes_missing_in(self, classes: Sequence[str]) -> list[str]:
+        """Classes with boxes that have no class of the same name in ``classes``, but for case and spaces."""
+        position, _ = class_positions(self.classes, classes)
+        return [name for name, count in self.class_counts().items() if count and position[name] == NO_CLASS]
 
     def with_crowds(self, policy: Literal["ignore", "drop", "object"]) -> Dataset:
         """Keep crowd and difficult boxes as ignore regions, drop them, or turn them into ordinary objects.
@@ -184,6 +186,7 @@ class DatasetBuilder:
     """Collect images and boxes, check every box, and build a :class:`Dataset`.
 
     For each image, call :meth:`add_image`, then :meth:`add_box` for each of its boxes. Call :meth:`build` at the end.
+    Class names that differ only by case or spaces become one class; ``labels`` maps every given name to its label.
 
     A ``tolerant`` builder handles a problem that would otherwise abort the reading: it records the problem and leaves
     out the annotation. It also records the place of each box.
@@ -196,21 +199,25 @@ class DatasetBuilder:
         classes: Sequence[str],
         category_ids: Sequence[int] | None = None,
         tolerant: bool = False,
+        options: ReadOptions = _DEFAULT_OPTIONS,
     ) -> None:
-        duplicates = [c for c, n in Counter(classes).items() if n > 1]
-        if duplicates:
-            raise DataError(f"{name}: class name {duplicates[0]!r} appears twice; class names must differ")
         self.name = name
         self.root = root
-        self.classes = tuple(classes)
-        self.category_ids = tuple(category_ids) if category_ids is not None else tuple(range(1, len(classes) + 1))
+        self.classes, self.labels, firsts = merged_classes(classes)
+        numbers = range(1, len(self.classes) + 1)
+        self.category_ids = tuple(numbers if category_ids is None else (category_ids[i] for i in firsts))
         self.tolerant = tolerant
+        self.options = options
         self._problems: list[Problem] = []
         self._counts_of: Counter[tuple[str, str]] = Counter()  # of the problems that are counted, by code and message
         self._places: list[str] = []
         self._files: list[str] = []
         self._ids, self._sizes, self._counts = array("q"), array("i"), array("q")
         self._boxes, self._labels, self._ignore, self._areas = array("f"), array("i"), array("b"), array("f")
+        for number, variant in enumerate(classes):
+            if number not in firsts:
+                kept = self.classes[self.labels[variant]]
+                self.report("merged-class", str(root), f"{variant!r} and {kept!r} are one class")
 
     def __len__(self) -> int:
         return len(self._files)
@@ -230,16 +237,23 @@ class DatasetBuilder:
         *,
         ignore: bool = False,
         area: float | None = None,
+        score: float | None = None,
     ) -> None:
         """Add a box to the latest image, clipped to it. A degenerate box is dropped and recorded as a problem.
 
         Args:
             xyxy: corners in pixels, half-open.
-            label: index into ``classes``.
+            label: from ``labels``.
             where: file and line (or annotation id).
             ignore: the box is an ignore region.
             area: COCO's ``area``; if unset, width × height.
+            score: confidence of a detection. The box is left out if ``options.min_score`` is higher.
         """
+        if score is not None:
+            if score < self.options.min_score:
+                self.report("low-score", where, f"scores are below {self.options.min_score:g}")
+                return
+            self.report("scored-box", where, "boxes of a detector; leave out low scores with --data.min-score")
         width, height = self._sizes[-2], self._sizes[-1]
         if not all(map(math.isfinite, xyxy)):
             self.report("non-finite-box", where, "coordinate is not a number")

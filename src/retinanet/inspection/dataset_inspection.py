@@ -99,7 +99,7 @@ def inspect(
     config = resolve(recipe, settings)
     check_fix_folder(fix)
     console = console or Console()
-    read, failures = read_tolerantly(dataset, config.data.train, config.data.val)
+    read, failures = read_tolerantly(dataset, config.data.train, config.data.val, config.data)
     read, unions = without_unions(read)
     splits = with_shared_classes(read)
     own_classes = {split: data.classes for split, data in read.items()}

@@ -87,7 +87,9 @@ def _own_folder(out: Path) -> Iterator[None]:
 def _read_data(data: str | Path, config: Config, console: Console, processes: Processes) -> tuple[Dataset, Dataset]:
     """Read and verify the data; print its contents."""
     settings = config.data
-    train_set, val_set, notes = read_train_val(data, settings.train, settings.val, settings.val_fraction)
+    train_set, val_set, notes = read_train_val(
+        data, settings.train, settings.val, settings.val_fraction, options=settings
+    )
     if settings.verify:
         together = (processes.share, processes.gather)
         images = (len(train_set) + len(val_set)) // processes.world_size
