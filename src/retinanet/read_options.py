@@ -19,7 +19,7 @@ class ReadOptions:
     images: str | None = None
     """Folder with the images, searched with its sub-folders. Unset: found beside the annotations."""
     skip_broken: bool = False
-    """Leave out images that are missing or cannot be read, and list them. If off, the command stops at such an image."""
+    """Leave out images that are missing or cannot be read, and list them. If off, the command stops at one."""
     voc_origin: Literal["auto", "0", "1"] = "auto"
     """Number of the first pixel in Pascal VOC files. auto: 1 if the file names the VOC challenge, else 0."""
     min_score: float = 0.0
@@ -36,6 +36,7 @@ class ReadOptions:
     box-form."""
 
     def __post_init__(self) -> None:
+        require(0 <= self.min_score < 1, f"data.min-score is {self.min_score}; it must be at least 0 and below 1")
         valid = self.box_frame in ("auto", "format", "pixels") or _FRAME.fullmatch(self.box_frame)
         problem = f"data.box-frame is {self.box_frame!r}; use auto, format, pixels, a size such as 640x640, or a factor"
         require(bool(valid), f"{problem} such as 2x")

@@ -276,8 +276,8 @@ def _refuse_oversized(reporter: Reporter, given: Meaning, numbers: Numbers) -> N
     x, y = (corners[sound, 2:] / (limits if len(limits) == 1 else limits[sound])).max(axis=0)
     width, height = numbers.values[sound, 2:].max(axis=0)
     problem = (
-        f"{int(far.sum())} of {len(far)} boxes reach far beyond their images, up to {x:.3g} times the width and {y:.3g} "
-        f"times the height (largest numbers {width:g} and {height:g}): the images seem to have been larger"
+        f"{int(far.sum())} of {len(far)} boxes reach far beyond their images, up to {x:.3g} times the width and "
+        f"{y:.3g} times the height (largest numbers {width:g} and {height:g}): the images seem to have been larger"
     )
     remedy = (
         "give that size: --data.box-frame 1920x1080 (the same for all), or --data.box-frame "

@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from retinanet.data.box_meaning import Meaning
+from retinanet.data.class_names import NO_CLASS as NO_CLASS
+from retinanet.data.class_names import class_positions, merged_classes, unknown_classes
 from retinanet.data.deep_pixels import PixelRange
 from retinanet.data.exif import map_files
 from retinanet.data.file_list import FileList as FileList
@@ -33,9 +35,6 @@ _DEFAULT_OPTIONS, _CORNERS = ReadOptions(), Meaning()
 
 # Formats without a flag for ignore regions (YOLO, CSV) mark them with this class name.
 IGNORE_CLASS = "ignore"
-
-# Label of an ignore region without a class.
-NO_CLASS = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,24 +128,24 @@ class Dataset:
         """
         if tuple(classes) == self.classes:
             return self
-        position = {name: i for i, name in enumerate(classes)}
-        used = Counter(self.labels[~self.ignore].tolist())
-        unknown = [self.classes[k] for k in sorted(used) if self.classes[k] not in position]
-        if unknown:
-            missing = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
-            known = ", ".join(list(classes)[:8]) + (" …" if len(classes) > 8 else "")
-            raise DataError(
-                f"{self.name}: class {missing} is not one of the model's {len(classes)} classes ({known}); "
-                "use data with the same class names, train a model on these, or name a converted model's outputs "
-                "('retinanet convert --classes')"
-            )
+        position, matched = class_positions(self.classes, classes)
+        if unknown := self.classes_missing_in(classes):
+            raise DataError(f"{self.name}: {unknown_classes(unknown, classes)}")
         # A class that only ignore regions use may be missing from `classes`; it becomes NO_CLASS. The last entry maps
         # label NO_CLASS (index −1) to itself.
-        table = np.array([*(position.get(name, NO_CLASS) for name in self.classes), NO_CLASS], dtype=np.int32)
-        own = dict(zip(self.classes, self.category_ids, strict=True))
+        table = np.array([*(position[name] for name in self.classes), NO_CLASS], dtype=np.int32)
+        own = {position[name]: number for name, number in zip(self.classes, self.category_ids, strict=True)}
         fresh = iter(range(max((0, *self.category_ids)) + 1, 1 << 31))
-        ids = tuple(own[name] if name in own else next(fresh) for name in classes)
-        return replace(self, classes=tuple(classes), category_ids=ids, labels=table[self.labels])
+        ids = tuple(own[label] if label in own else next(fresh) for label in range(len(classes)))
+        result = replace(self, classes=tuple(classes), category_ids=ids, labels=table[self.labels])
+        for name, other in matched:
+            result = result.with_problem("matched-class", self.name, f"{name!r} is taken for {other!r}")
+        return result
+
+    def classes_missing_in(self, classes: Sequence[str]) -> list[str]:
+        """Classes with boxes that have no class of the same name in ``classes``, but for case and spaces."""
+        position, _ = class_positions(self.classes, classes)
+        return [name for name, count in self.class_counts().items() if count and position[name] == NO_CLASS]
 
     def with_crowds(self, policy: Literal["ignore", "drop", "object"]) -> Dataset:
         """Keep crowd and difficult boxes as ignore regions, drop them, or turn them into ordinary objects.
@@ -189,6 +188,7 @@ class DatasetBuilder:
     """Collect images and boxes, check every box, and build a :class:`Dataset`.
 
     For each image, call :meth:`add_image`, then :meth:`add_box` for each of its boxes. Call :meth:`build` at the end.
+    Class names that differ only by case or spaces become one class; ``labels`` maps every given name to its label.
 
     A ``tolerant`` builder handles a problem that would otherwise abort the reading: it records the problem and leaves
     out the annotation. It also records the place of each box.
@@ -204,13 +204,11 @@ class DatasetBuilder:
         options: ReadOptions = _DEFAULT_OPTIONS,
         meaning: Meaning = _CORNERS,
     ) -> None:
-        duplicates = [c for c, n in Counter(classes).items() if n > 1]
-        if duplicates:
-            raise DataError(f"{name}: class name {duplicates[0]!r} appears twice; class names must differ")
         self.name = name
         self.root = root
-        self.classes = tuple(classes)
-        self.category_ids = tuple(category_ids) if category_ids is not None else tuple(range(1, len(classes) + 1))
+        self.classes, self.labels, firsts = merged_classes(classes)
+        numbers = range(1, len(self.classes) + 1)
+        self.category_ids = tuple(numbers if category_ids is None else (category_ids[i] for i in firsts))
         self.tolerant = tolerant
         self.options = options
         self._problems: list[Problem] = []
@@ -219,6 +217,10 @@ class DatasetBuilder:
         self._files: list[str] = []
         self._ids, self._sizes, self._measured = array("q"), array("i"), array("b")
         self._raw, self._labels, self._ignore = RawBoxes(meaning), array("i"), array("b")
+        for number, variant in enumerate(classes):
+            if number not in firsts:
+                kept = self.classes[self.labels[variant]]
+                self.report("merged-class", str(root), f"{variant!r} and {kept!r} are one class")
 
     def __len__(self) -> int:
         return len(self._files)
@@ -240,6 +242,7 @@ class DatasetBuilder:
         ignore: bool = False,
         area: float | None = None,
         derived: bool = False,
+        score: float | None = None,
     ) -> None:
         """Add a box to the latest image.
 
@@ -248,12 +251,18 @@ class DatasetBuilder:
 
         Args:
             xyxy: corners in pixels, half-open, as the format defines them.
-            label: index into ``classes``.
+            label: from ``labels``.
             where: file and line (or annotation id).
             ignore: the box is an ignore region.
             area: COCO's ``area``; if unset, width × height.
             derived: the corners were computed from an outline, such as a polygon.
+            score: confidence of a detection. The box is left out if ``options.min_score`` is higher.
         """
+        if score is not None:
+            if score < self.options.min_score:
+                self.report("low-score", where, f"scores are below {self.options.min_score:g}")
+                return
+            self.report("scored-box", where, "boxes of a detector; leave out low scores with --data.min-score")
         self._raw.add(xyxy, len(self._files) - 1, where, area, derived)
         self._labels.append(label)
         self._ignore.append(ignore)

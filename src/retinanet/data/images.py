@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +19,62 @@ from retinanet.data.exif import Header, header_of_image, quick_header, upright
 from retinanet.errors import DataError
 from retinanet.files import special_file
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif"})
+_HEIF = frozenset({".heic", ".heif"})
+
+# Whether the extra that reads HEIC and HEIF files is installed.
+_READS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".bmp",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".ppm",
+        ".pgm",
+        ".avif",
+        ".mpo",
+    }
+    | (_HEIF if _READS_HEIF else set())
+)
+
+_HEIF_REMEDY = "install retinanet[heic] to read them"
+_VIDEO_REMEDY = "videos; extract their frames, for example with ffmpeg -i FILE frames/%06d.jpg"
+_RAW_REMEDY = "convert them to JPEG or PNG"
+
+# Files that hold images but are not read, by suffix, with what to do about them.
+UNREAD_SUFFIXES = (
+    ({} if _READS_HEIF else dict.fromkeys(_HEIF, _HEIF_REMEDY))
+    | dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"), _VIDEO_REMEDY)
+    | dict.fromkeys((".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".psd", ".svg"), _RAW_REMEDY)
+)
 
 # The limit at which Pillow refuses a file. An image of this size takes half a gigabyte of memory. A larger file is
 # malicious or should be cut into tiles.
 MAX_PIXELS = 178_000_000
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name has the suffix of an image that can be read."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def unread_files(names: Iterable[str]) -> Iterator[str]:
+    """Count the files that hold images but cannot be read: a sentence for each kind, such as HEIC files."""
+    found: dict[str, Counter[str]] = {}
+    for name in names:
+        suffix = os.path.splitext(name)[1].lower()
+        if remedy := UNREAD_SUFFIXES.get(suffix):
+            found.setdefault(remedy, Counter())[suffix[1:].upper()] += 1
+    for remedy, counts in found.items():
+        files = " and ".join(f"{count} {kind} file{'s' * (count != 1)}" for kind, count in counts.items())
+        yield f"{files} left out: {remedy}"
 
 
 def read_image(path: Path, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
@@ -137,6 +192,13 @@ def read_thumbnail(path: Path, side: int, pixel_range: PixelRange | None = None)
 def _open(path: Path) -> Image.Image:
     if special := special_file(path):
         raise DataError(f"{path}: not an image but {special}; remove it or put the image there")
+    suffix = path.suffix.lower()
+    if suffix in UNREAD_SUFFIXES and path.exists():
+        raise DataError(f"{path}: {suffix[1:].upper()} files are not read: {UNREAD_SUFFIXES[suffix]}")
+    if suffix in _HEIF:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit below replaces Pillow's warning

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -75,16 +75,20 @@ class RawBoxes:
                 given = images.given[image].astype(np.float64)
                 corners = corners / np.concatenate([given, given], axis=1)
             numbers = self.meaning.numbers(corners)
-            tells = ~derived & np.isfinite(numbers).all(axis=1)
+            # Boxes computed from outlines are corners in every format. They do not tell the form of other boxes.
+            outlines = Meaning("xyxy", self.meaning.frame)
+            numbers[derived] = outlines.numbers(corners[derived])
+            declared = outlines if derived.all() else self.meaning
+            tells = np.isfinite(numbers).all(axis=1) & (derived.all() | ~derived)
             limits = images.largest()[image].astype(np.float64)
             sample = Numbers(numbers[tells], image[tells], limits[tells])
-            found = recognize(self.meaning, sample, options, reporter)
-            # Boxes computed from outlines are corners in every format.
-            outlines = Meaning("xyxy", self.meaning.frame).numbers(corners[derived])
+            if derived.all():
+                options = replace(options, box_form="format")
+            found = recognize(declared, sample, options, reporter)
             corners = found.corners(numbers)
-            corners[derived] = Meaning("xyxy", found.frame).corners(outlines)
+            corners[derived] = Meaning("xyxy", found.frame).corners(numbers[derived])
             placed = place(corners, found.frame.size is not None, image, images, options, reporter)
-            areas = areas * placed.scale.prod(axis=1)[image] if found == self.meaning else np.full_like(areas, np.nan)
+            areas = areas * placed.scale.prod(axis=1)[image] if found == declared else np.full_like(areas, np.nan)
             return _checked(placed.corners, placed.sizes, image, areas, self.places, reporter)
 
 

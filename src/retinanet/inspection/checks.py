@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.reading import is_image
+from retinanet.data.images import is_image
 from retinanet.data.problems import PROBLEM_KINDS, Problem
 from retinanet.inspection.box_checks import box_count_findings, box_findings, corners_of
 from retinanet.inspection.class_checks import class_findings
@@ -42,6 +42,20 @@ FINDING_OF_PROBLEM = {
     "unlabelled-split": "remark",
     "unnamed-classes": "remark",
     "unlisted-class": "remark",
+    "skipped-image": "broken-image",
+    "unread-files": "unread-files",
+    "image-found": "remark",
+    "inner-folder": "remark",
+    "folder-found": "remark",
+    "shape-box": "remark",
+    "text-box": "remark",
+    "scored-box": "remark",
+    "low-score": "remark",
+    "merged-class": "remark",
+    "matched-class": "remark",
+    "unlearnt-class": "remark",
+    "single-class": "remark",
+    "encoding": "remark",
     **{kind.code: kind.code for kind in PROBLEM_KINDS.values() if kind.sign},
 }
 

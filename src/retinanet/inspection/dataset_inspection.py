@@ -100,7 +100,7 @@ def inspect(
     config = resolve(recipe, settings)
     check_fix_folder(fix)
     console = console or Console()
-    read, failures = read_tolerantly(dataset, config.data.train, config.data.val)
+    read, failures = read_tolerantly(dataset, config.data.train, config.data.val, config.data)
     read, unions = without_unions(read)
     splits = with_one_pixel_range(with_shared_classes(read), config.data.pixel_range)
     own_classes = {split: data.classes for split, data in read.items()}

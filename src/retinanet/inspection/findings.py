@@ -154,6 +154,7 @@ _KINDS = (
     ),
     Kind("no-boxes", "note", "split with images without objects", "these images are used as background"),
     Kind("crowd", "note", "split with crowd, difficult or ignore regions", "the effect depends on --data.crowd"),
+    Kind("unread-files", "note", "kind of files that are not read", "the images in these files are not used"),
     Kind("unlisted-image", "note", "image that no annotation file lists", "the image is not used"),
     Kind("remark", "note", "other problem in the annotations", "see the description"),
 )

@@ -91,7 +91,9 @@ def _own_folder(out: Path) -> Iterator[None]:
 def _read_data(data: str | Path, config: Config, console: Console, processes: Processes) -> tuple[Dataset, Dataset]:
     """Read and verify the data; print its contents."""
     settings = config.data
-    train_set, val_set, notes = read_train_val(data, settings.train, settings.val, settings.val_fraction)
+    train_set, val_set, notes = read_train_val(
+        data, settings.train, settings.val, settings.val_fraction, options=settings
+    )
     ranged = with_one_pixel_range({"train": train_set, "val": val_set}, settings.pixel_range)
     train_set, val_set = ranged["train"], ranged["val"]
     if settings.verify:
