@@ -31,7 +31,8 @@ class Arguments:
     split: str = "val"
     """Split of DATA to evaluate on."""
     detections: UseAppendAction[tuple[Path, ...]] = ()
-    """File of detections in COCO's results format (JSON), to be evaluated instead of WEIGHTS."""
+    """Detections to be evaluated instead of WEIGHTS: a JSON file in COCO's results format, or any output of retinanet
+    detect (detections.csv, or the folder of its YOLO or Pascal VOC files)."""
     out: Path | None = None
     """Folder for the results. Default: eval/ beside WEIGHTS, or compare/ beside the second of two detectors."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

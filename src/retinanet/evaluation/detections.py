@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from retinanet.data.class_names import class_key
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.reading import read_json, short
 from retinanet.detections import Detections
 from retinanet.errors import DataError
+from retinanet.evaluation.detection_formats import SHARES, entries_of
 from retinanet.evaluation.result_ids import category_numbering, image_numbering
 
 # A probability computed in float32 may be slightly above 1.
@@ -50,8 +52,10 @@ def read_detections(path: Path, dataset: Dataset) -> tuple[Detections, list[str]
     lists ``images`` or ``categories``, ids refer to those lists, and images and classes are matched with ``dataset`` by
     name.
 
+    The other formats of ``retinanet detect`` are read too: a CSV file, or a folder of YOLO or Pascal VOC files.
+
     Args:
-        path: the JSON file.
+        path: the file or folder.
         dataset: the images that the detections are on.
 
     Returns:
@@ -62,7 +66,8 @@ def read_detections(path: Path, dataset: Dataset) -> tuple[Detections, list[str]
         DataError: the file does not have this form, or a detection in it is invalid: an unknown image or category, a
             score outside 0 to 1, or an invalid box.
     """
-    entries, listed = _sections(path, read_json(path, _EXPECTED))
+    others = entries_of(path)
+    entries, listed = _sections(path, read_json(path, _EXPECTED)) if others is None else (others, {})
     images, classes = _Images(dataset, listed, path), _Classes(dataset, listed, path)
     renumbered = [*_renumber(dataset, entries, images, classes)]
     owners, labels, numbers = array("q"), array("q"), array("d")
@@ -75,7 +80,8 @@ def read_detections(path: Path, dataset: Dataset) -> tuple[Detections, list[str]
         if owner is not None and label is not None:
             owners.append(owner)
             labels.append(label)
-            numbers.extend((*box, score))
+            unit = dataset.sizes[owner].tolist() * 2 if SHARES in entry else (1, 1, 1, 1)
+            numbers.extend((*(side * length for side, length in zip(box, unit, strict=True)), score))
     images.refuse_unknown(len(entries))
     classes.refuse_unknown(len(entries))
     columns = np.array(numbers, dtype=np.float64).reshape(-1, 5)
@@ -192,6 +198,7 @@ class _Classes:
         self._dataset, self._path = dataset, path
         self.ids: Mapping[int, int] = {number: label for label, number in enumerate(dataset.category_ids)}
         self._labels = {name: label for label, name in enumerate(dataset.classes)}
+        self._spelled = {class_key(name): label for label, name in enumerate(dataset.classes)}
         self.listed = {
             _key(category["id"]): category["name"].strip()
             for category in _objects(listed.get("categories"), f"{path}: 'categories'")
@@ -211,7 +218,7 @@ class _Classes:
             raise DataError(f"{where} has {what}; give the category's id as a whole number, or its 'category_name'")
         name = self.listed.get(category) if name is None else name.strip()
         if name is not None:
-            found = self._labels.get(name)
+            found = self._labels.get(name, self._spelled.get(class_key(name)))
             self._left_out[name] += found is None
         else:
             found = self.ids.get(category) if not self.listed else None

@@ -49,7 +49,7 @@ class Tables:
     @cached_property
     def classes(self) -> list[str]:
         """The listed class names, then those of all files, sorted."""
-        names = {row.name for file in self.files for row in _rows(file) if row.box}
+        names = {row.name for file in self.files for row in table_rows(file) if row.box}
         return [*self.listed, *sorted(name for name in names - {*self.listed} if not is_ignore(name))]
 
 
@@ -62,7 +62,9 @@ class CsvSplit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
+    """One row of a table: an image, and a box or a problem."""
+
     line: int
     path: str
     box: Box | None = None
@@ -121,9 +123,9 @@ def read(source: CsvSplit, name: str, options: ReadOptions = _DEFAULT_OPTIONS, t
     """
     file = source.file
     builder = DatasetBuilder(name, file.parent, source.shared.classes, None, tolerant, options)
-    images: dict[str, list[_Row]] = {}  # the rows of an image need not be adjacent
+    images: dict[str, list[Row]] = {}  # the rows of an image need not be adjacent
     lines: dict[str, int] = {}  # first line of each image
-    for row in _rows(file):
+    for row in table_rows(file):
         if row.problem:
             image = f" (image {row.path})" if row.path else ""
             builder.report("malformed-line", f"{file}:{row.line}{image}", row.problem)
@@ -151,7 +153,7 @@ def read(source: CsvSplit, name: str, options: ReadOptions = _DEFAULT_OPTIONS, t
     return builder.build()
 
 
-def _add(builder: DatasetBuilder, row: _Row, size: tuple[int, int], where: str, unlisted: UnlistedClasses) -> None:
+def _add(builder: DatasetBuilder, row: Row, size: tuple[int, int], where: str, unlisted: UnlistedClasses) -> None:
     assert row.box is not None
     unlisted.check(row.name, where)
     if row.classless:
@@ -165,7 +167,12 @@ def _add(builder: DatasetBuilder, row: _Row, size: tuple[int, int], where: str, 
     builder.add_box(box, label, where, ignore=is_ignore(row.name), score=row.score, derived=derived)
 
 
-def _rows(file: Path) -> Iterator[_Row]:
+def table_rows(file: Path) -> Iterator[Row]:
+    """Yield the rows of a table, without empty lines and the header.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     text = read_text(file)
     head = text[: 1 << 16].splitlines()[:_PROBED_ROWS]
     delimiter = _delimiter(head)
@@ -186,25 +193,25 @@ def _rows(file: Path) -> Iterator[_Row]:
         raise DataError(f"{file}:{reader.line_num}: not a CSV row ({error}); correct its quotes and commas") from error
 
 
-def _row(cells: list[str], columns: Columns, file: Path, line: int, decimal_comma: bool) -> _Row:
+def _row(cells: list[str], columns: Columns, file: Path, line: int, decimal_comma: bool) -> Row:
     path, texts = columns.cell(cells, "path"), columns.texts(cells)
     if not path:
-        return _Row(line, "", problem="row without a path")
+        return Row(line, "", problem="row without a path")
     path = clean_path(path, f"{file}:{line}")
     if not any(text not in ("", "{}", "[]") for text in texts):
         named = "class" in columns.at and columns.name(cells)
-        return _Row(line, path, problem=f"class {short(named)} without a box") if named else _Row(line, path)
+        return Row(line, path, problem=f"class {short(named)} without a box") if named else Row(line, path)
     if decimal_comma:
         texts = [text.replace(",", ".") for text in texts]
     box, shape = columns.box(texts, columns.cell(cells, "angle"))
     if box is None:
         problem = "corners are not four numbers" if len(texts) == 4 else f"no box in the column {columns.form[0]!r}"
-        return _Row(line, path, problem=f"{problem}: {short(', '.join(texts))}")
+        return Row(line, path, problem=f"{problem}: {short(', '.join(texts))}")
     name = columns.name(cells)
     if not name:
-        return _Row(line, path, problem="box without a class")
+        return Row(line, path, problem="box without a class")
     score = to_number(columns.cell(cells, "score"))
-    return _Row(line, path, box, name, "", score, shape, columns.shares, columns.classless)
+    return Row(line, path, box, name, "", score, shape, columns.shares, columns.classless)
 
 
 def _cells(lines: list[str], delimiter: str) -> list[list[str]]:
