@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, parse
+from retinanet.cli.terminal import console, parse, print_notes
 from retinanet.errors import RetinaNetError
 
 
@@ -48,6 +48,7 @@ def run(argv: Sequence[str]) -> int:
     result = detect(
         detector, given.sources, given.out, score=given.score, formats=formats, draw=given.draw, console=console
     )
+    print_notes(result.notes)
     counts = ", ".join(f"{name} {count}" for name, count in result.counts.most_common(8)) or "no objects"
     console.print(f"{result.images} image{'s' * (result.images != 1)}: {counts} (score ≥ {given.score:g})")
     console.print(f"wrote {', '.join(result.written)} in {given.out}")

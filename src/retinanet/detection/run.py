@@ -11,7 +11,7 @@ from typing import Any, get_args
 from rich.console import Console
 
 from retinanet.detection.detector import Detector, load
-from retinanet.detection.sources import detect_in_files, find_images
+from retinanet.detection.sources import detect_in_files, files_left_out, find_images
 from retinanet.detection.write import OutputFormat, Writer
 from retinanet.errors import ConfigError
 from retinanet.files import make_folder
@@ -28,6 +28,7 @@ class DetectionRun:
         written: descriptions of the files in ``out``.
         failed: error messages for files that could not be read.
         out: folder of the files.
+        notes: sentences about files that were left out.
     """
 
     images: int
@@ -35,6 +36,7 @@ class DetectionRun:
     written: list[str]
     failed: list[str]
     out: Path
+    notes: list[str]
 
 
 def detect(
@@ -73,7 +75,8 @@ def detect(
     listed = [sources] if isinstance(sources, str | Path) else sources
     if not listed:
         raise ConfigError("no images given; name images, folders or patterns after WEIGHTS")
-    files = find_images([str(source) for source in listed])
+    places = [str(source) for source in listed]
+    files = find_images(places)
     detector = weights if isinstance(weights, Detector) else load(weights)
     writer = Writer(Path(out), detector.classes, chosen, draw, files)
     make_folder(Path(out))
@@ -85,4 +88,6 @@ def detect(
             else:
                 writer.add(result)
             bar.advance(1)
-    return DetectionRun(len(files) - len(failed), writer.counts, writer.finish(), failed, Path(out))
+    return DetectionRun(
+        len(files) - len(failed), writer.counts, writer.finish(), failed, Path(out), files_left_out(places)
+    )

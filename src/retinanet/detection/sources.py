@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from retinanet.data.images import IMAGE_SUFFIXES, read_image
+from retinanet.data.formats.reading import walk
+from retinanet.data.images import IMAGE_SUFFIXES, is_image, read_image, unread_files
 from retinanet.detection.detector import Detector
 from retinanet.detections import Detections
 from retinanet.errors import DataError
@@ -40,7 +41,7 @@ class ImageResult:
 
 
 def find_images(sources: Sequence[str]) -> list[ImageFile]:
-    """List the images of files, folders (searched recursively) and glob patterns, each image once.
+    """List the images of files, folders (searched recursively, through links too) and glob patterns, each image once.
 
     Raises:
         DataError: a source is empty, does not exist or contains no image.
@@ -53,34 +54,44 @@ def find_images(sources: Sequence[str]) -> list[ImageFile]:
             raise DataError(f"{source}: URLs are not supported; download the image and give its path")
         path = Path(source)
         if path.is_dir():
-            images = [ImageFile(p, p.relative_to(path)) for p in _images_below(path)]
+            names = list(walk(path))
+            images = [ImageFile(p, p.relative_to(path)) for p in sorted(Path(n) for n in names if is_image(n))]
             missing = "contains no image"
         elif path.exists():
+            names = []  # an error says what is wrong with the only file
             images = [ImageFile(path, Path(path.name))]
             missing = ""
         else:
-            matches = sorted(glob.glob(source, recursive=True))
-            images = [ImageFile(Path(p), Path(Path(p).name)) for p in matches if _is_image(Path(p))]
+            names = sorted(glob.glob(source, recursive=True))
+            images = [ImageFile(Path(p), Path(Path(p).name)) for p in names if _is_image(Path(p))]
             is_pattern = any(c in source for c in "*?[")
             missing = "matches no image" if is_pattern else "no such file or folder"
         if not images:
+            missing += "".join(f" ({left_out})" for left_out in unread_files(names))
             raise DataError(f"{source}: {missing}; give images ({', '.join(sorted(IMAGE_SUFFIXES)[:4])} …) or folders")
         for image in images:
             found.setdefault(image.path, image)
     return list(found.values())
 
 
+def files_left_out(sources: Sequence[str]) -> list[str]:
+    """Count the files in folders that hold images but cannot be read, such as HEIC files: a sentence for each kind."""
+    folders = [Path(source) for source in sources if os.path.isdir(source)]
+    return [f"{folder}: {sentence}" for folder in folders for sentence in unread_files(walk(folder))]
+
+
 def detect_in_files(
     detector: Detector, files: Sequence[ImageFile], score: float, batch: int = 8
 ) -> Iterator[ImageResult]:
     """Detect objects in every file, in order; threads decode the next files while the network works."""
+    pixel_range = detector.info.config.data.pixel_range
     with ThreadPoolExecutor(max_workers=2) as pool:
         ahead = iter(files)
-        queue = [(file, pool.submit(read_image, file.path)) for file in islice(ahead, 2 * batch)]
+        queue = [(file, pool.submit(read_image, file.path, pixel_range)) for file in islice(ahead, 2 * batch)]
         while queue:
             chunk, queue = queue[:batch], queue[batch:]
             decoded = [(file, *_image_or_error(future)) for file, future in chunk]
-            queue += [(file, pool.submit(read_image, file.path)) for file in islice(ahead, len(chunk))]
+            queue += [(file, pool.submit(read_image, file.path, pixel_range)) for file in islice(ahead, len(chunk))]
             images = [torch.from_numpy(image).permute(2, 0, 1) for _, image, _ in decoded if image is not None]
             found = iter(detector.detect(images, score, batch))
             for file, image, error in decoded:
@@ -94,10 +105,5 @@ def _image_or_error(future: Future[npt.NDArray[np.uint8]]) -> tuple[npt.NDArray[
         return None, str(error)
 
 
-def _images_below(folder: Path) -> list[Path]:
-    # os.walk does not follow links to folders, so a loop of links is harmless
-    return sorted(Path(base) / name for base, _, names in os.walk(folder) for name in names if _is_image(Path(name)))
-
-
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    return is_image(path.name) and not path.name.startswith(".")

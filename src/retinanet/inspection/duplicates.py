@@ -46,12 +46,14 @@ class Scan:
         size: ``(width, height)`` of the image as training reads it.
         digest: hash of the file's bytes.
         thumbnail: uint8 ``(32, 32)``, gray.
+        contrast: difference between the brightest and the darkest pixel, 0 to 255.
     """
 
     error: str | None
     size: tuple[int, int]
     digest: bytes
     thumbnail: npt.NDArray[np.uint8]
+    contrast: int = 255
 
 
 class Pair(NamedTuple):
@@ -73,17 +75,17 @@ def scan(datasets: Sequence[Dataset], progress: Callable[[int], object] = lambda
 
 
 def _scan(dataset: Dataset, index: int) -> Scan:
-    path, (width, height) = dataset.path(index), dataset.sizes[index].tolist()
+    path = dataset.path(index)
     digest = b""
     try:
-        thumbnail, size = read_thumbnail(path, (width, height), _SIDE)
+        thumbnail = read_thumbnail(path, _SIDE, dataset.pixel_range)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()[:16]
     except DataError as error:
         return Scan(str(error), (0, 0), digest, np.zeros((_SIDE, _SIDE), np.uint8))
     except OSError as error:
         return Scan(f"{path}: cannot be read ({error.strerror})", (0, 0), digest, np.zeros((_SIDE, _SIDE), np.uint8))
-    return Scan(None, size, digest, thumbnail)
+    return Scan(None, thumbnail.size, digest, thumbnail.pixels, thumbnail.contrast)
 
 
 def find_pairs(datasets: Sequence[Dataset], scans: Sequence[Scan]) -> list[Pair]:
@@ -105,7 +107,7 @@ def find_pairs(datasets: Sequence[Dataset], scans: Sequence[Scan]) -> list[Pair]
         if scans[pair.first].size != scans[pair.second].size:
             return False
         first, second = (
-            read_image(datasets[owner[i]].path(int(i - starts[owner[i]])), scans[i].size)
+            read_image(datasets[owner[i]].path(int(i - starts[owner[i]])), datasets[owner[i]].pixel_range)
             for i in (pair.first, pair.second)
         )
         return bool(np.array_equal(first, second))
