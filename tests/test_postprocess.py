@@ -38,6 +38,7 @@ def iou(a: list[float], b: list[float]) -> float:
 
 def slow(outputs: Outputs, grid: AnchorGrid, image: int, size: tuple[int, int], config: DecodeConfig) -> Found:
     """Section 4, Inference, with lists of numbers."""
+    config = config.resolved()
     height, width = size
     start, merged = 0, []
     for logits, deltas in zip(outputs.logits, outputs.deltas, strict=True):
@@ -277,7 +278,7 @@ def test_suppression_of_all_images_together_is_that_in_turn(
     scores[0, count // 2 :] = 0
     labels = torch.randint(2, (images, count), generator=generator)
     candidates = Candidates(boxes, scores, labels)
-    config = DecodeConfig(nms=threshold, max_detections=limit)
+    config = DecodeConfig(nms=threshold, max_detections=limit).resolved()
     apart = boxes.double() + (labels * 1000)[..., None]
     for found, expected in zip(
         suppress_together(candidates, apart, config), suppress_in_turn(candidates, apart, config), strict=True
@@ -290,5 +291,5 @@ def test_a_chain_of_overlaps_takes_as_many_rounds_as_it_is_long() -> None:
     left = torch.arange(40) * 3.0
     boxes = torch.stack([left, torch.zeros(40), left + 10, torch.full((40,), 10.0)], dim=1)[None]
     candidates = Candidates(boxes, torch.linspace(0.9, 0.1, 40)[None], torch.zeros(1, 40, dtype=torch.int64))
-    (found,) = suppress_together(candidates, boxes.double(), DecodeConfig(nms=0.5))
+    (found,) = suppress_together(candidates, boxes.double(), DecodeConfig(nms=0.5).resolved())
     assert found.boxes[:, 0].tolist() == [6.0 * i for i in range(20)]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, parse
+from retinanet.cli.terminal import console, parse, print_notes
 from retinanet.errors import RetinaNetError
 
 
@@ -25,6 +25,8 @@ class Arguments:
     """Folder for the drawn images and the files."""
     score: float = 0.3
     """Lowest score reported, 0 to 1. Lower it to find more objects, raise it to get fewer false positives."""
+    max_detections: int | None = None
+    """Largest number of detections per image. Unset: the number that the weights store. Raise it for dense images."""
     format: Literal["coco", "csv", "yolo", "voc"] | None = None
     """File format: detections.json (coco), detections.csv, labels/*.txt (yolo; labels.csv names the image of each file)
     or annotations/*.xml (voc). Unset: coco and csv."""
@@ -45,11 +47,11 @@ def run(argv: Sequence[str]) -> int:
 
     formats: tuple[OutputFormat, ...] = ("coco", "csv") if given.format is None else (given.format,)
     detector = load(given.weights, given.precision, given.device)
-    result = detect(
-        detector, given.sources, given.out, score=given.score, formats=formats, draw=given.draw, console=console
-    )
+    more = {"score": given.score, "draw": given.draw, "max_detections": given.max_detections}
+    result = detect(detector, given.sources, given.out, formats=formats, console=console, **more)
     counts = ", ".join(f"{name} {count}" for name, count in result.counts.most_common(8)) or "no objects"
     console.print(f"{result.images} image{'s' * (result.images != 1)}: {counts} (score ≥ {given.score:g})")
+    print_notes([result.limit_note] if result.limit_note else [])
     console.print(f"wrote {', '.join(result.written)} in {given.out}")
     if result.failed:
         total = result.images + len(result.failed)

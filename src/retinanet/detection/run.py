@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from rich.console import Console
 
+from retinanet.decode_config import limit_note
 from retinanet.detection.detector import Detector, load
 from retinanet.detection.sources import detect_in_files, find_images
 from retinanet.detection.write import OutputFormat, Writer
@@ -28,6 +29,7 @@ class DetectionRun:
         written: descriptions of the files in ``out``.
         failed: error messages for files that could not be read.
         out: folder of the files.
+        limit_note: a sentence for the user if images reached the limit on detections, else None.
     """
 
     images: int
@@ -35,6 +37,7 @@ class DetectionRun:
     written: list[str]
     failed: list[str]
     out: Path
+    limit_note: str | None = None
 
 
 def detect(
@@ -45,6 +48,7 @@ def detect(
     score: float = 0.3,
     formats: OutputFormat | Sequence[OutputFormat] = ("coco", "csv"),
     draw: bool = True,
+    max_detections: int | None = None,
     console: Console | None = None,
 ) -> DetectionRun:
     """Detect objects in image files, as the command ``retinanet detect`` does.
@@ -58,6 +62,7 @@ def detect(
         score: lowest score reported, 0 ≤ ``score`` < 1.
         formats: one or more file formats of the detections: ``coco``, ``csv``, ``yolo``, ``voc``.
         draw: draw the boxes on copies of the images.
+        max_detections: largest number of detections per image; unset: the number that the weights store.
         console: where the progress bar is shown.
 
     Raises:
@@ -75,14 +80,19 @@ def detect(
         raise ConfigError("no images given; name images, folders or patterns after WEIGHTS")
     files = find_images([str(source) for source in listed])
     detector = weights if isinstance(weights, Detector) else load(weights)
+    settings = detector.decode_config(score, max_detections)
     writer = Writer(Path(out), detector.classes, chosen, draw, files)
     make_folder(Path(out))
     failed: list[str] = []
+    limited = 0
     with progress_bar(console or plain_console(), "images", len(files)) as bar:
-        for result in detect_in_files(detector, files, score):
-            if result.error is not None:
-                failed.append(result.error)
+        for result in detect_in_files(detector, files, score, max_detections=max_detections):
+            if result.found is None:
+                failed.append(str(result.error))
             else:
                 writer.add(result)
+                limited += len(result.found.limited)
             bar.advance(1)
-    return DetectionRun(len(files) - len(failed), writer.counts, writer.finish(), failed, Path(out))
+    images = len(files) - len(failed)
+    note = limit_note(limited, images, settings) if limited else None
+    return DetectionRun(images, writer.counts, writer.finish(), failed, Path(out), note)

@@ -7,7 +7,7 @@ intervals about a quarter too narrow (see tests/evaluation/test_compare.py). It 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -229,7 +229,7 @@ def relabelled(predictions: Detections, own: Sequence[str], classes: Sequence[st
     position = {name: k for k, name in enumerate(classes)}
     labels = np.array([position.get(name, NO_CLASS) for name in own], dtype=np.int64)[predictions.labels]
     keep = labels != NO_CLASS
-    return Detections(predictions.images[keep], predictions.boxes[keep], predictions.scores[keep], labels[keep])
+    return replace(predictions.take(keep), labels=labels[keep])
 
 
 def mistakes(scene: Scene, matching: Matching) -> Mistakes:
