@@ -91,5 +91,5 @@ def limit_note(limited: int, images: int, config: ResolvedDecodeConfig) -> str:
 
 def _rounded_up(number: int) -> int:
     """Round up to one significant digit."""
-    unit = 10 ** (len(str(number)) - 1)
+    unit: int = 10 ** (len(str(number)) - 1)
     return -(-number // unit) * unit

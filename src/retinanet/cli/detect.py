@@ -47,8 +47,16 @@ def run(argv: Sequence[str]) -> int:
 
     formats: tuple[OutputFormat, ...] = ("coco", "csv") if given.format is None else (given.format,)
     detector = load(given.weights, given.precision, given.device)
-    more = {"score": given.score, "draw": given.draw, "max_detections": given.max_detections}
-    result = detect(detector, given.sources, given.out, formats=formats, console=console, **more)
+    result = detect(
+        detector,
+        given.sources,
+        given.out,
+        score=given.score,
+        formats=formats,
+        draw=given.draw,
+        max_detections=given.max_detections,
+        console=console,
+    )
     counts = ", ".join(f"{name} {count}" for name, count in result.counts.most_common(8)) or "no objects"
     console.print(f"{result.images} image{'s' * (result.images != 1)}: {counts} (score ≥ {given.score:g})")
     print_notes([result.limit_note] if result.limit_note else [])
