@@ -66,8 +66,10 @@ class Detections:
         """Select the detections of the image at position ``image``."""
         return replace(self.take(self.images == image), limited=self.limited[self.limited == image])
 
-    def best(self, count: int) -> Detections:
-        """Select the ``count`` detections with the highest scores of each image, in the order given."""
+    def best(self, count: int | None) -> Detections:
+        """Select the ``count`` detections with the highest scores of each image, in the order given; ``None``: all."""
+        if count is None:
+            return self
         order = np.lexsort((-self.scores, self.images))  # stable
         counts = np.bincount(self.images)
         starts = np.cumsum(counts) - counts
