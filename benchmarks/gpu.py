@@ -137,7 +137,7 @@ def postprocessing(bench: Bench) -> Iterator[Row]:
         logits = [torch.randn(images, n, CLASSES, device=bench.device) - 5.6 for n in grid.level_sizes]
         deltas = [0.2 * torch.randn(images, n, 4, device=bench.device) for n in grid.level_sizes]
         anchors, sizes = [list(grid.split(grid.boxes))] * images, [(bench.side, bench.side)] * images
-        outputs, config = Outputs(logits, deltas), DecodeConfig(max_detections=300)
+        outputs, config = Outputs(logits, deltas), DecodeConfig(top_k=1000, max_detections=300)
 
         @torch.inference_mode()
         def ours(outputs: Outputs = outputs, sizes: Any = sizes, config: DecodeConfig = config) -> Any:

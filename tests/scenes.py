@@ -102,8 +102,9 @@ def pycoco(
     areas: npt.NDArray[np.float64] | None = None,
     found_areas: npt.NDArray[np.float64] | None = None,
     ranges: list[tuple[float, float]] | None = None,
+    limits: tuple[int, ...] = (1, 10, 100),
 ) -> COCOeval:
-    """pycocotools' evaluation, with other areas of objects and detections, and other area ranges, if given."""
+    """pycocotools' evaluation, with other areas of objects and detections, area ranges and limits, if given."""
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
     objects: list[dict[str, Any]] = []
     for i, (x1, y1, x2, y2) in enumerate(dataset.boxes.astype(np.float64).tolist()):
@@ -145,9 +146,44 @@ def pycoco(
         if ranges is not None:
             evaluation.params.areaRng = [list(bounds) for bounds in ranges]
             evaluation.params.areaRngLbl = [str(bounds) for bounds in ranges]
+        evaluation.params.maxDets = list(limits)
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
+
+
+def dense_reference(dataset: Dataset, predictions: Detections, limit: int) -> dict[str, float]:
+    """pycocotools' metrics at ``maxDets = [1, 10, 100, limit]``, by the names of ``DENSE_SUMMARY``.
+
+    They are from its arrays, because its summary is only for a limit of 100.
+    """
+    found = pycoco(dataset, predictions, limits=(1, 10, 100, limit)).eval
+    precision, recall = found["precision"], found["recall"]  # (T, 101, K, areas, limits), (T, K, areas, limits)
+    parts = {
+        "AP": precision[:, :, :, 0, 3],
+        "AP50": precision[0, :, :, 0, 3],
+        "AP75": precision[5, :, :, 0, 3],
+        "APs": precision[:, :, :, 1, 3],
+        "APm": precision[:, :, :, 2, 3],
+        "APl": precision[:, :, :, 3, 3],
+        "AP@100": precision[:, :, :, 0, 2],
+        "AP50@100": precision[0, :, :, 0, 2],
+        "AR1": recall[:, :, 0, 0],
+        "AR10": recall[:, :, 0, 1],
+        "AR100": recall[:, :, 0, 2],
+        "AR": recall[:, :, 0, 3],
+        "ARs": recall[:, :, 1, 3],
+        "ARm": recall[:, :, 2, 3],
+        "ARl": recall[:, :, 3, 3],
+    }
+    return {name: float(part[part > -1].mean()) if (part > -1).any() else -1.0 for name, part in parts.items()}
+
+
+def dense_truth(seed: int = 0, images: int = 3, most: int = 700) -> Dataset:
+    """Like :func:`random_truth`, with hundreds of objects in most images, and more than 100 of a class in some."""
+    dataset = random_truth(seed, images=images, most=most, scale=3)
+    assert np.bincount(np.repeat(np.arange(images), np.diff(dataset.offsets))).max() > 200
+    return dataset
 
 
 def reference(dataset: Dataset, predictions: Detections) -> tuple[list[float], dict[str, dict[str, float]]]:

@@ -40,6 +40,28 @@ def test_rescaled_by_height_and_width() -> None:
     assert np.array_equal(found.images, FIRST.images)
 
 
+def test_the_best_of_each_image_stay_in_their_order_and_the_others_are_told() -> None:
+    images, scores = np.array([0, 0, 0, 2, 2, 5]), np.array([0.3, 0.9, 0.3, 0.5, 0.6, 0.1])
+    every = Detections(images, np.zeros((6, 4)), scores, np.arange(6))
+    assert every.best(None) is every
+    two = every.best(2)
+    assert two.labels.tolist() == [0, 1, 3, 4, 5]  # of equal scores, the first stays
+    assert two.limited.tolist() == [0]
+    assert every.best(1).limited.tolist() == [0, 2]
+    assert every.best(10**9).limited.tolist() == []
+    assert len(Detections.empty().best(1)) == 0
+
+
+def test_images_at_a_limit_are_joined_moved_and_selected() -> None:
+    one = Detections(np.array([0]), np.zeros((1, 4)), np.array([0.5]), np.array([0]), np.array([0]))
+    every = Detections.concatenate([one.moved(4), SECOND, one.moved(2)])
+    assert every.images.tolist() == [1, 2, 4]
+    assert every.limited.tolist() == [2, 4]
+    assert every.of_image(4).limited.tolist() == [4]
+    assert every.of_image(1).limited.tolist() == []
+    assert every.take(slice(0)).rescaled((1, 1), (2, 2)).limited.tolist() == [2, 4]
+
+
 def test_it_needs_no_torch() -> None:
     code = "import sys, retinanet.detections; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -75,7 +75,7 @@ STATED: dict[str, dict[str, object]] = {
         "find_lr": False,
         "patience": None,
     },
-    "decode": {"score": 0.05, "top_k": 1000, "nms": 0.5},
+    "decode": {"score": 0.05, "nms": 0.5},
 }
 # What the paper leaves open, and this implementation had to choose. ``docs/paper-to-code.md`` lists them, too.
 CHOSEN: dict[str, dict[str, object]] = {
@@ -84,7 +84,7 @@ CHOSEN: dict[str, dict[str, object]] = {
     "loss": {"beta": 0.11},
     "data": {"resize": "antialiased", "crowd": "ignore"},
     "train": {"warmup": 8000, "clip": None, "precision": "auto"},
-    "decode": {"max_detections": 100},
+    "decode": {"max_detections": None, "top_k": None},  # 100 and 1000, more for dense training images
 }
 # Not read by the paper's losses and assignment, or without influence on the result.
 UNUSED: dict[str, dict[str, object]] = {

@@ -38,6 +38,7 @@ def iou(a: list[float], b: list[float]) -> float:
 
 def slow(outputs: Outputs, grid: AnchorGrid, image: int, size: tuple[int, int], config: DecodeConfig) -> Found:
     """Section 4, Inference, with lists of numbers."""
+    config = config.resolved()
     height, width = size
     start, merged = 0, []
     for logits, deltas in zip(outputs.logits, outputs.deltas, strict=True):
@@ -253,6 +254,51 @@ def test_a_box_that_is_not_a_number_is_dropped_and_harms_no_other() -> None:
     assert equal(found[1], expected[1])
 
 
+def dense_outputs(images: int = 2) -> tuple[AnchorGrid, Outputs]:
+    """The first image has thousands of scores above the threshold on a level, the others have only some hundreds."""
+    grid = make_grid(SPEC, SIZE)
+    outputs = predictions(grid, 3, images=images, seed=5)
+    for logits in outputs.logits:
+        logits[0] += 4
+        logits[1:] -= 1
+    return grid, outputs
+
+
+def test_images_that_reach_a_limit_are_marked() -> None:
+    grid, outputs = dense_outputs()
+    every = postprocess(outputs, grid, [SIZE] * 2, DecodeConfig(max_detections=10**9, top_k=10**9))
+    most = len(every[1])
+    assert len(every[0]) > most > 20
+    assert [each.limited.tolist() for each in every] == [[], []]
+    some = postprocess(outputs, grid, [SIZE] * 2, DecodeConfig(max_detections=most + 1))
+    assert [each.limited.tolist() for each in some] == [[0], []]
+    few = postprocess(outputs, grid, [SIZE] * 2, DecodeConfig(max_detections=20))
+    assert [each.limited.tolist() for each in few] == [[0], [0]]
+    # the candidates of the first image are cut off, although suppression leaves fewer boxes than may be returned
+    cut = postprocess(outputs, grid, [SIZE] * 2, DecodeConfig(max_detections=10**9, top_k=1000))
+    assert [each.limited.tolist() for each in cut] == [[0], []]
+
+
+def test_a_limit_of_a_billion_needs_no_memory_for_it() -> None:
+    grid, outputs = dense_outputs()
+    config = DecodeConfig().at_most(10**9)
+    for image, found in enumerate(postprocess(outputs, grid, [SIZE] * 2, config)):
+        agree(found, slow(outputs, grid, image, SIZE, config))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_a_high_limit_an_image_does_not_depend_on_its_batch(dtype: torch.dtype) -> None:
+    """In bf16 many scores are equal, also to the threshold."""
+    grid, outputs = dense_outputs(images=3)
+    outputs = Outputs([each.to(dtype) for each in outputs.logits], outputs.deltas)
+    config = DecodeConfig().at_most(5000)
+    together = postprocess(outputs, grid, [SIZE] * 3, config)
+    for image, found in enumerate(together):
+        one = slice(image, image + 1)
+        alone = Outputs([each[one] for each in outputs.logits], [each[one] for each in outputs.deltas])
+        assert equal(found, postprocess(alone, grid, [SIZE], config)[0])
+
+
 def test_no_images() -> None:
     assert postprocess(predictions(make_grid(SPEC, SIZE), 2, images=0), make_grid(SPEC, SIZE), []) == []
 
@@ -277,7 +323,7 @@ def test_suppression_of_all_images_together_is_that_in_turn(
     scores[0, count // 2 :] = 0
     labels = torch.randint(2, (images, count), generator=generator)
     candidates = Candidates(boxes, scores, labels)
-    config = DecodeConfig(nms=threshold, max_detections=limit)
+    config = DecodeConfig(nms=threshold, max_detections=limit).resolved()
     apart = boxes.double() + (labels * 1000)[..., None]
     for found, expected in zip(
         suppress_together(candidates, apart, config), suppress_in_turn(candidates, apart, config), strict=True
@@ -290,5 +336,5 @@ def test_a_chain_of_overlaps_takes_as_many_rounds_as_it_is_long() -> None:
     left = torch.arange(40) * 3.0
     boxes = torch.stack([left, torch.zeros(40), left + 10, torch.full((40,), 10.0)], dim=1)[None]
     candidates = Candidates(boxes, torch.linspace(0.9, 0.1, 40)[None], torch.zeros(1, 40, dtype=torch.int64))
-    (found,) = suppress_together(candidates, boxes.double(), DecodeConfig(nms=0.5))
+    (found,) = suppress_together(candidates, boxes.double(), DecodeConfig(nms=0.5).resolved())
     assert found.boxes[:, 0].tolist() == [6.0 * i for i in range(20)]

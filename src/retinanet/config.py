@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from retinanet.decode_config import DecodeConfig as DecodeConfig
 from retinanet.read_options import ReadOptions
 from retinanet.schema import require, require_at_least, require_finite, require_positive, updated
 
@@ -276,26 +277,6 @@ class TrainConfig:
         require(self.ema is None or 0 < self.ema < 1, f"train.ema is {self.ema}; it must lie between 0 and 1")
         require(0 <= self.momentum < 1, f"train.momentum is {self.momentum}; it must be at least 0 and below 1")
         require_at_least(0, self, "train", "weight_decay", "warmup")
-
-
-@dataclass(frozen=True)
-class DecodeConfig:
-    """Conversion of the network's outputs to detections (section 4 of the paper, inference)."""
-
-    score: float = 0.05
-    """Lowest score of a detection. Evaluation needs a low value, because AP counts detections of every score."""
-    top_k: int = 1000
-    """Number of highest-scoring predictions per pyramid level that are kept before NMS."""
-    nms: float = 0.5
-    """IoU above which the box with the lower score is dropped, per class. Raise it for objects that overlap much."""
-    max_detections: int = 100
-    """Largest number of detections per image. Raise it if images hold more objects."""
-
-    def __post_init__(self) -> None:
-        require_finite(self, "decode")
-        require(0 <= self.score < 1, f"decode.score is {self.score}; it must be at least 0 and below 1")
-        require(0 < self.nms <= 1, f"decode.nms is {self.nms}; it must lie between 0 and 1")
-        require_at_least(1, self, "decode", "top_k", "max_detections")
 
 
 @dataclass(frozen=True)

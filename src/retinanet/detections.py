@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,15 @@ class Detections:
         boxes: float32 (float64 if read from a file) ``(D, 4)``, ``xyxy`` pixels.
         scores: float32 (float64 if read from a file) ``(D,)``.
         labels: int64 ``(D,)``, indices into the classes.
+        limited: int64 ``(L,)``, positions of the images that reached a limit (``decode.max_detections`` or
+            ``decode.top_k``), so that detections with lower scores may have been dropped; ascending.
     """
 
     images: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.floating]
     scores: npt.NDArray[np.floating]
     labels: npt.NDArray[np.int64]
+    limited: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @classmethod
     def of_one_image(
@@ -49,6 +52,7 @@ class Detections:
         if not parts:
             return cls.empty()
         columns = [np.concatenate([getattr(part, name) for part in parts]) for name in cls.__annotations__]
+        columns[-1] = np.unique(columns[-1])  # limited
         return cls(*columns).take(np.argsort(columns[0], kind="stable"))
 
     def __len__(self) -> int:
@@ -56,13 +60,29 @@ class Detections:
 
     def take(self, rows: npt.NDArray[Any] | slice) -> Detections:
         """Select detections by position, mask or slice."""
-        return Detections(self.images[rows], self.boxes[rows], self.scores[rows], self.labels[rows])
+        return Detections(self.images[rows], self.boxes[rows], self.scores[rows], self.labels[rows], self.limited)
 
     def of_image(self, image: int) -> Detections:
         """Select the detections of the image at position ``image``."""
-        return self.take(self.images == image)
+        return replace(self.take(self.images == image), limited=self.limited[self.limited == image])
+
+    def best(self, count: int | None) -> Detections:
+        """Select the ``count`` detections with the highest scores of each image, in the order given; ``None``: all."""
+        if count is None:
+            return self
+        order = np.lexsort((-self.scores, self.images))  # stable
+        counts = np.bincount(self.images)
+        starts = np.cumsum(counts) - counts
+        keep = np.zeros(len(self), dtype=np.bool_)
+        keep[order[np.arange(len(self)) - starts[self.images[order]] < count]] = True
+        limited = np.union1d(self.limited, np.flatnonzero(counts > count))
+        return replace(self.take(keep), limited=limited)
+
+    def moved(self, image: int) -> Detections:
+        """Shift the positions of the images by ``image``."""
+        return replace(self, images=self.images + image, limited=self.limited + image)
 
     def rescaled(self, size: Sequence[int], new_size: Sequence[int]) -> Detections:
         """Convert boxes from an image of ``(height, width)`` pixels to the same image at another size."""
         factors = np.array([new_size[1] / size[1], new_size[0] / size[0]] * 2, dtype=np.float32)
-        return Detections(self.images, self.boxes * factors, self.scores, self.labels)
+        return replace(self, boxes=self.boxes * factors)

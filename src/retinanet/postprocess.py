@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import nms
 
 from retinanet.anchors.coding import decode_boxes
 from retinanet.anchors.grid import AnchorGrid
-from retinanet.config import DecodeConfig
+from retinanet.decode_config import LEAST_CANDIDATES, DecodeConfig, ResolvedDecodeConfig
 from retinanet.detections import Detections
 from retinanet.hardware import to_device
 from retinanet.model import Outputs
@@ -48,27 +50,46 @@ def postprocess(
 
     On each level, the ``config.top_k`` highest scores above ``config.score`` are kept, and their boxes are decoded.
     Over all levels, a box is dropped if it overlaps a better box of its class by more than IoU ``config.nms``. The best
-    ``config.max_detections`` boxes are returned.
+    ``config.max_detections`` boxes are returned. Images that reach one of these two limits are marked as
+    :attr:`Detections.limited`.
 
     Args:
         outputs: the network's predictions for B images.
         grid: the anchors they refer to.
         image_sizes: ``(height, width)`` of each image inside the padded batch.
-        config: thresholds; the paper's by default.
+        config: thresholds and limits; the paper's by default. Unset limits are those for images with few objects, see
+            :meth:`DecodeConfig.resolved`.
     """
-    config = config or DecodeConfig()
+    settings = (config or DecodeConfig()).resolved()
     if not image_sizes:
         return []
-    return suppress(select(outputs, grid, image_sizes, config), config)
+    candidates, cut = select(outputs, grid, image_sizes, settings)
+    found = suppress(candidates, settings)
+    limited = [own or len(each) >= settings.max_detections for own, each in zip(cut.tolist(), found, strict=True)]
+    return [
+        replace(each, limited=np.zeros(int(reached), dtype=np.int64))
+        for each, reached in zip(found, limited, strict=True)
+    ]
 
 
-def select(outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]], config: DecodeConfig) -> Candidates:
-    """Select the best predictions of each level above the threshold, and decode them; see :func:`postprocess`."""
+def select(
+    outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]], config: ResolvedDecodeConfig
+) -> tuple[Candidates, Tensor]:
+    """Select the best predictions of each level above the threshold, and decode them; see :func:`postprocess`.
+
+    Returns:
+        The candidates; and bool ``(B,)``, whether an image has ``config.top_k`` predictions above the threshold on a
+        level, so that others may have been left out.
+    """
     # Comparing logits avoids the sigmoid for the 99% of anchors that are below the threshold.
     lowest = math.log(config.score / (1 - config.score)) if config.score > 0 else -math.inf
     levels = []
+    cut = torch.zeros(len(image_sizes), dtype=torch.bool, device=outputs.logits[0].device)
     for logits, deltas, anchors in zip(outputs.logits, outputs.deltas, grid.split(grid.boxes), strict=True):
-        top, position = highest(logits.flatten(1), config.top_k)  # (B, k) both
+        scores = logits.flatten(1)
+        top, position = _above(scores, lowest, config.top_k)  # (B, k) both
+        if top.shape[1] == config.top_k < scores.shape[1]:
+            cut |= top.amin(dim=1).float() > lowest
         anchor = position // logits.shape[-1]
         chosen = deltas.gather(1, anchor[..., None].expand(-1, -1, 4))  # (B, k, 4)
         levels.append((top, position % logits.shape[-1], chosen, anchors[anchor]))
@@ -82,7 +103,22 @@ def select(outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]
     sizes = to_device(torch.tensor(image_sizes, dtype=torch.float32), box.device).flip(1).repeat(1, 2)  # (B, 4) w h w h
     box = box.gather(1, order[..., None].expand(-1, -1, 4))
     box = torch.minimum(box.clamp(min=0), sizes[:, None])
-    return Candidates(box, logit.sigmoid(), label.gather(1, order))
+    return Candidates(box, logit.sigmoid(), label.gather(1, order)), cut
+
+
+def _above(scores: Tensor, lowest: float, top_k: int) -> tuple[Tensor, Tensor]:
+    """Find the ``top_k`` highest scores of each row of ``(B, n)``, and their positions.
+
+    If ``top_k`` is large, fewer scores are returned, but all that exceed ``lowest``. Counting these waits for the GPU.
+    """
+    if top_k <= LEAST_CANDIDATES:
+        return highest(scores, top_k)
+    # The comparison rounds ``lowest`` to the precision of the scores, so a score of the same value may exceed it.
+    count = max(1, int((scores >= lowest).sum(dim=1).amax()))
+    top, position = highest(scores, min(count, top_k))
+    # The order of equal scores may depend on how many are selected, and so on the other images of the batch.
+    position, order = position.sort(dim=1)
+    return top.gather(1, order), position
 
 
 def highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -113,6 +149,7 @@ def highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def suppress(candidates: Candidates, config: DecodeConfig) -> list[Detections]:
     """Drop boxes that overlap a better box of their class; see :func:`postprocess`."""
+    config = config.resolved()
     # Boxes are shifted by class, by more than the extent of the image, so that boxes of different classes never
     # overlap. In float32 the shift would reduce the precision.
     boxes = candidates.boxes.double()
@@ -124,7 +161,7 @@ def suppress(candidates: Candidates, config: DecodeConfig) -> list[Detections]:
     return suppress_together(candidates, apart, config)
 
 
-def suppress_in_turn(candidates: Candidates, apart: Tensor, config: DecodeConfig) -> list[Detections]:
+def suppress_in_turn(candidates: Candidates, apart: Tensor, config: ResolvedDecodeConfig) -> list[Detections]:
     """Apply :func:`suppress` image by image."""
     results = []
     counts = (candidates.scores > 0).sum(dim=1).tolist()
@@ -142,7 +179,7 @@ def suppress_in_turn(candidates: Candidates, apart: Tensor, config: DecodeConfig
     return results
 
 
-def suppress_together(candidates: Candidates, apart: Tensor, config: DecodeConfig) -> list[Detections]:
+def suppress_together(candidates: Candidates, apart: Tensor, config: ResolvedDecodeConfig) -> list[Detections]:
     """Apply :func:`suppress` to all images at once, because a GPU would wait between single images."""
     total = apart.shape[1]
     counts = (candidates.scores > 0).sum(dim=1)

@@ -52,10 +52,15 @@ def updated(settings: Settings, values: Mapping[str, Any], where: str) -> Settin
 
 
 def with_former_names(settings: Any) -> dict[str, Any]:
-    """Return all settings under their original names, for hashes that must not change when a setting is renamed."""
+    """Return all settings as earlier versions had them, for hashes that must not change.
+
+    They have their original names, and those that may be unset since a later version have their former default
+    (``unset_was`` in the metadata of a field).
+    """
     values: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
+        value = field.metadata.get("unset_was") if value is None else value
         name = field.metadata.get("formerly", field.name)
         values[name] = with_former_names(value) if dataclasses.is_dataclass(value) else value
     return values

@@ -33,7 +33,7 @@ def evaluated(weights: Path, parts: Path, tmp_path_factory: pytest.TempPathFacto
 def test_eval_writes_metrics_and_report(evaluated: tuple[Path, str], weights: Path) -> None:
     out, said = evaluated
     metrics = json.loads((out / "metrics.json").read_text())
-    assert list(metrics) == [*SUMMARY, "per_class", "voc", "diagnosis"]
+    assert list(metrics) == [*SUMMARY, "per_class", "voc", "limits", "diagnosis"]
     assert all(isinstance(metrics[name], float) for name in SUMMARY)
     assert set(metrics["per_class"]) == set(CLASSES)
     diagnosis = metrics["diagnosis"]

@@ -43,7 +43,7 @@ def test_torchvision_file_has_pycocotools_numbers(run: Eval, own_parts: Path, pe
     said = run("--detections", peer_file, own_parts, "--out", tmp_path / "out")
     assert len(read(peer_file)) > 300
     metrics = read(tmp_path / "out" / "metrics.json")
-    assert list(metrics) == [*SUMMARY, "per_class", "voc", "diagnosis"]
+    assert list(metrics) == [*SUMMARY, "per_class", "voc", "limits", "diagnosis"]
     assert [metrics[name] for name in SUMMARY] == pytest.approx(
         pycocotools_numbers(own_parts / "instances_val.json", peer_file), abs=1e-9
     )

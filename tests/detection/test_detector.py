@@ -65,6 +65,7 @@ def test_result_has_boxes_scores_and_names(detector: Detector, photo: Path) -> N
     assert detector.classes == CLASSES
 
 
+@pytest.mark.filterwarnings("ignore:.* reached a limit")
 @pytest.mark.filterwarnings("error")
 def test_every_kind_of_picture_gives_the_same(detector: Detector, photo: Path) -> None:
     with Image.open(photo) as opened:

@@ -7,8 +7,17 @@ import pytest
 
 from retinanet.data.dataset import NO_CLASS, DatasetBuilder
 from retinanet.detections import Detections
-from retinanet.evaluation.coco_ap import SUMMARY, coco_metrics, coco_results
-from scenes import CLASSES, nothing, random_detections, random_truth, reference
+from retinanet.evaluation.coco_ap import DENSE_SUMMARY, SUMMARY, coco_metrics, coco_results
+from scenes import (
+    CLASSES,
+    dense_reference,
+    dense_truth,
+    nothing,
+    perfect,
+    random_detections,
+    random_truth,
+    reference,
+)
 
 
 @pytest.mark.parametrize(
@@ -113,3 +122,42 @@ def test_regions_of_no_class_alone() -> None:
     metrics = coco_metrics(dataset, random_detections(dataset, 0))
     assert list(metrics.summary.values()) == [-1.0] * 12
     assert metrics.per_class == {}
+
+
+@pytest.mark.parametrize("limit", [300, 10_000])
+def test_more_detections_count_as_in_pycocotools(limit: int) -> None:
+    dataset = dense_truth()
+    predictions = random_detections(dataset, 0, noise=1000)
+    most = np.unique(predictions.images * 4 + predictions.labels, return_counts=True)[1].max()
+    assert most > 300
+    expected = dense_reference(dataset, predictions, limit)
+    metrics = coco_metrics(dataset, predictions, limit)
+    assert list(metrics.summary) == list(DENSE_SUMMARY) == list(expected)
+    assert metrics.summary == pytest.approx(expected, abs=1e-6)
+    assert expected["AP"] > 1.2 * expected["AP@100"] > 0
+    assert expected["AR"] > 1.2 * expected["AR100"]
+    if limit > most:  # all detections count, because images have more than 100 objects
+        assert coco_metrics(dataset, predictions) == metrics
+
+
+def test_a_limit_of_100_is_pycocotools_own_on_dense_images_too() -> None:
+    dataset = dense_truth()
+    predictions = random_detections(dataset, 0, noise=1000)
+    metrics = coco_metrics(dataset, predictions, 100)
+    assert list(metrics.summary) == list(SUMMARY)
+    np.testing.assert_allclose(list(metrics.summary.values()), reference(dataset, predictions)[0], atol=1e-6)
+    everything = coco_metrics(dataset, predictions).summary
+    assert everything["AP@100"] == metrics.summary["AP"]
+    assert everything["AP50@100"] == metrics.summary["AP50"]
+    assert everything["AR100"] == metrics.summary["AR100"]
+
+
+def test_a_perfect_detector_of_a_dense_image_has_an_AP_of_one() -> None:
+    dataset = dense_truth()
+    summary = coco_metrics(dataset, perfect(dataset)).summary
+    assert summary["AP"] == summary["AR"] == pytest.approx(1)
+    assert summary["AP@100"] < 0.8
+
+
+def test_no_detections_of_dense_images() -> None:
+    assert set(coco_metrics(dense_truth(), nothing()).summary.values()) == {0.0}

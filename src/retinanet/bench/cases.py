@@ -106,7 +106,7 @@ def postprocessing(classes: int, images: int = 8) -> Case:
     peer = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes).eval()
     anchors = [list(grid.split(grid.boxes))] * images
     sizes = [(800, 800)] * images
-    config = DecodeConfig(max_detections=300)
+    config = DecodeConfig(top_k=1000, max_detections=300)
 
     def ours() -> Any:
         return postprocess(Outputs(logits, deltas), grid, sizes, config)

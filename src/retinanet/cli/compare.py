@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from retinanet.cli.terminal import console, describe, make_folder, print_next, print_notes, quoted
+from retinanet.cli.terminal import console, describe, limit_flag, make_folder, print_next, print_notes, quoted
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset
     from retinanet.evaluation.model_evaluation import Source
-    from retinanet.hardware import Precision
-    from retinanet.read_options import ReadOptions
 
 
 def run(
@@ -21,11 +19,12 @@ def run(
     data: str,
     out: Path | None,
     split: str,
-    precision: Precision,
-    device: str,
-    options: ReadOptions,
+    settings: Mapping[str, Any],
 ) -> int:
-    """Compare ``a`` and ``b`` on ``data``, write the results to ``out``, and print a summary."""
+    """Compare ``a`` and ``b`` on ``data``, write the results to ``out``, and print a summary.
+
+    ``settings`` are further arguments of :func:`retinanet.compare`.
+    """
     from retinanet.evaluation.detections import DetectionFile
     from retinanet.evaluation.model_comparison import compare
     from retinanet.files import write_json
@@ -39,7 +38,7 @@ def run(
         print_notes(notes)
         make_folder(folder)
 
-    comparison = compare(a, b, data, split, precision, device, console, opened, options)
+    comparison = compare(a, b, data, split, console=console, opened=opened, **settings)
     write_json(folder / "compare.json", comparison.to_dict(), indent=2)
     remark = write_comparison(folder / "compare.html", comparison)
     for line in comparison_lines(comparison):
@@ -49,5 +48,6 @@ def run(
     better = b if comparison.total["AP"].delta >= 0 else a
     flag = "--detections " if isinstance(better, DetectionFile) else ""
     chosen = f" --split {quoted(split)}" if split != "val" else ""
+    chosen += limit_flag(settings["max_detections"])
     print_next(f"retinanet eval {flag}{quoted(str(better))} {quoted(data)}{chosen}")
     return 0

@@ -25,6 +25,8 @@ class Arguments:
     """Folder for the drawn images and the files."""
     score: float = 0.3
     """Lowest score reported, 0 to 1. Lower it to find more objects, raise it to get fewer false positives."""
+    max_detections: int | None = None
+    """Largest number of detections per image. Unset: the number that the weights store. Raise it for dense images."""
     format: Literal["coco", "csv", "yolo", "voc"] | None = None
     """File format: detections.json (coco), detections.csv, labels/*.txt (yolo; labels.csv names the image of each file)
     or annotations/*.xml (voc). Unset: coco and csv."""
@@ -46,7 +48,14 @@ def run(argv: Sequence[str]) -> int:
     formats: tuple[OutputFormat, ...] = ("coco", "csv") if given.format is None else (given.format,)
     detector = load(given.weights, given.precision, given.device)
     result = detect(
-        detector, given.sources, given.out, score=given.score, formats=formats, draw=given.draw, console=console
+        detector,
+        given.sources,
+        given.out,
+        score=given.score,
+        formats=formats,
+        draw=given.draw,
+        max_detections=given.max_detections,
+        console=console,
     )
     print_notes(result.notes)
     counts = ", ".join(f"{name} {count}" for name, count in result.counts.most_common(8)) or "no objects"

@@ -35,6 +35,8 @@ class Arguments:
     detect (detections.csv, or the folder of its YOLO or Pascal VOC files)."""
     out: Path | None = None
     """Folder for the results. Default: eval/ beside WEIGHTS, or compare/ beside the second of two detectors."""
+    max_detections: int | None = None
+    """Largest number of detections per image. Unset: the number that the weights store. Raise it for dense images."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network. auto: bf16 if the hardware supports it, else fp32."""
     device: str = "auto"
@@ -54,10 +56,11 @@ def run(argv: Sequence[str]) -> int:
     from retinanet.evaluation.detections import DetectionFile
 
     sources: list[Source] = [*weights, *map(DetectionFile, given.detections)]
-    settings = (given.split, given.precision, given.device, given.data)
+    settings = {"precision": given.precision, "device": given.device, "max_detections": given.max_detections}
+    settings |= {"options": given.data}
     if len(sources) == 2:
-        return compare.run(sources[0], sources[1], data, given.out, *settings)
+        return compare.run(sources[0], sources[1], data, given.out, given.split, settings)
     if len(sources) != 1:
         remedy = "give one to evaluate or two to compare: WEIGHTS, or --detections FILE.json"
         raise ConfigError(f"{len(sources)} detectors before DATA ({data}); {remedy}")
-    return evaluate_one.run(sources[0], data, given.out, *settings)
+    return evaluate_one.run(sources[0], data, given.out, given.split, settings)

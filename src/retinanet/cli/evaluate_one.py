@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from retinanet.cli.terminal import console, describe, make_folder, print_next, print_notes, quoted
+from retinanet.cli.terminal import console, describe, limit_flag, make_folder, print_next, print_notes, quoted
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset
     from retinanet.evaluation.model_evaluation import Source
-    from retinanet.hardware import Precision
-    from retinanet.read_options import ReadOptions
 
 
 def run(
-    source: Source, data: str, out: Path | None, split: str, precision: Precision, device: str, options: ReadOptions
+    source: Source,
+    data: str,
+    out: Path | None,
+    split: str,
+    settings: Mapping[str, Any],
 ) -> int:
-    """Evaluate ``source`` on ``data``, write the results to ``out``, and print a summary."""
+    """Evaluate ``source`` on ``data``, write the results to ``out``, and print a summary.
+
+    ``settings`` are further arguments of :func:`retinanet.evaluate`.
+    """
     from retinanet.evaluation.coco_ap import coco_results
     from retinanet.evaluation.detections import DetectionFile
     from retinanet.evaluation.model_evaluation import evaluate
@@ -33,7 +38,7 @@ def run(
         print_notes(notes)
         make_folder(folder)
 
-    evaluation = evaluate(source, data, split, precision, device, console, opened, options)
+    evaluation = evaluate(source, data, split, console=console, opened=opened, **settings)
     from_file = isinstance(source, DetectionFile)
     write_json(folder / "metrics.json", evaluation.to_dict(), indent=2)
     if not from_file:
@@ -43,8 +48,11 @@ def run(
     remark = write_report(folder / "report.html", evaluation)
     print_notes([remark] if remark else [])
     console.print(f"wrote {folder}/metrics.json{' and' if from_file else ', detections.json and'} report.html")
+    more = limit_flag(settings["max_detections"])
     if from_file:
         print_next(f"retinanet train {quoted(data)} --out runs/{quoted(Path(data).stem)}")
     else:
-        print_next(f"retinanet detect {quoted(str(source))} {quoted(evaluation.dataset.path(0))} --out detections")
+        print_next(
+            f"retinanet detect {quoted(str(source))} {quoted(evaluation.dataset.path(0))} --out detections{more}"
+        )
     return 0

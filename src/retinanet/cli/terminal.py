@@ -52,6 +52,11 @@ def print_notes(notes: Sequence[str]) -> None:
         console.print(line)
 
 
+def limit_flag(max_detections: int | None) -> str:
+    """Return the flag of a suggested command that repeats ``--max-detections``, with a space before it."""
+    return "" if max_detections is None else f" --max-detections {max_detections}"
+
+
 def print_next(command: str) -> None:
     """Print a suggested next command, as the last line of the output."""
     console.print(f"next: {command}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -15,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from retinanet.anchors import AnchorGrid, make_grid
-from retinanet.config import AnchorSpec, DecodeConfig
+from retinanet.config import AnchorSpec
 from retinanet.data.deep_pixels import PixelRange
 from retinanet.data.images import read_image, to_rgb
 from retinanet.data.transforms import batches_of_one_size, normalized_batch, resize_image, scaled_size
+from retinanet.decode_config import ResolvedDecodeConfig, limit_note
 from retinanet.detections import Detections
 from retinanet.errors import ConfigError, DataError
 from retinanet.hardware import Precision, autocast, resolve_device, resolve_precision
@@ -94,16 +96,20 @@ class Detector:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str; it is one path here
-        self, source: ImageLike, score: float = ..., batch: int = ...
+        self, source: ImageLike, score: float = ..., batch: int = ..., max_detections: int | None = ...
     ) -> supervision.Detections: ...
 
     @overload
     def __call__(
-        self, source: Sequence[ImageLike], score: float = ..., batch: int = ...
+        self, source: Sequence[ImageLike], score: float = ..., batch: int = ..., max_detections: int | None = ...
     ) -> list[supervision.Detections]: ...
 
     def __call__(
-        self, source: ImageLike | Sequence[ImageLike], score: float = 0.3, batch: int = 8
+        self,
+        source: ImageLike | Sequence[ImageLike],
+        score: float = 0.3,
+        batch: int = 8,
+        max_detections: int | None = None,
     ) -> supervision.Detections | list[supervision.Detections]:
         """Detect objects in one image, or in each image of a list.
 
@@ -111,6 +117,8 @@ class Detector:
             source: a path, a Pillow image, a uint8 RGB array ``(H, W, 3)`` (or gray ``(H, W)``), or a list of these.
             score: lowest score returned.
             batch: images that go through the network together.
+            max_detections: largest number of detections per image. Unset: the number that the weights store. If an
+                image reaches it, a warning says so.
 
         Returns:
             ``supervision.Detections`` (a list if ``source`` is a list) with ``xyxy`` in pixels of the image,
@@ -130,32 +138,45 @@ class Detector:
             raise DataError(f"cannot detect in a {type(source).__name__}; {_ACCEPTED}")
         images: Sequence[ImageLike] = [source] if single else source  # type: ignore[list-item, assignment]
         arrays = [_as_rgb(image, self.info.config.data.pixel_range) for image in images]
-        found = [to_supervision(d, self.classes) for d in self.detect([_as_tensor(a) for a in arrays], score, batch)]
+        results = self.detect([_as_tensor(a) for a in arrays], score, batch, max_detections)
+        if limited := sum(len(each.limited) for each in results):
+            warnings.warn(limit_note(limited, len(results), self.decode_config(score, max_detections)), stacklevel=2)
+        found = [to_supervision(each, self.classes) for each in results]
         return found[0] if single else found
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[Tensor], score: float | None = None, batch: int = 8) -> list[Detections]:
+    def detect(
+        self,
+        images: Sequence[Tensor],
+        score: float | None = None,
+        batch: int = 8,
+        max_detections: int | None = None,
+    ) -> list[Detections]:
         """Detect objects in uint8 RGB tensors ``(3, H, W)`` of any size; boxes are in pixels of each image.
 
         Only images with the same size after scaling share a batch, so the result of an image never depends on others.
+        If ``score`` or ``max_detections`` is unset, the number that the weights store is used.
         """
         data = self.info.config.data
         shapes = [scaled_size(image.shape[-2], image.shape[-1], data) for image in images]
         results: dict[int, Detections] = {}
         for chunk in batches_of_one_size(shapes, batch):
-            found = self.detect_scaled([resize_image(images[i], shapes[i], data) for i in chunk], score)
+            scaled = [resize_image(images[i], shapes[i], data) for i in chunk]
+            found = self.detect_scaled(scaled, score, max_detections)
             for i, detections in zip(chunk, found, strict=True):
                 results[i] = detections.rescaled(shapes[i], images[i].shape[-2:])
         return [results[i] for i in range(len(images))]
 
     @torch.inference_mode()
-    def detect_scaled(self, images: Sequence[Tensor], score: float | None = None) -> list[Detections]:
+    def detect_scaled(
+        self, images: Sequence[Tensor], score: float | None = None, max_detections: int | None = None
+    ) -> list[Detections]:
         """Detect objects in tensors ``(3, h, w)`` in 0–255 that already have the network's input size."""
+        settings = self.decode_config(score, max_detections)
         batch = normalized_batch(images, self.model.mean, self.model.std, self.device)
         grid = _grid_on(self.device, self.info.config.anchors, (batch.shape[-2], batch.shape[-1]))
         with autocast(self.device, self.dtype):
             outputs = self._outputs(batch)
-        settings = self._decode_config(score)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         return postprocess(outputs, grid, sizes, settings)
 
@@ -172,8 +193,14 @@ class Detector:
             raise ConfigError(f"the network cannot be compiled here ({reason}); leave compile out") from error
         return outputs
 
-    def _decode_config(self, score: float | None) -> DecodeConfig:
-        return self.info.config.decode if score is None else replace(self.info.config.decode, score=score)
+    def decode_config(self, score: float | None = None, max_detections: int | None = None) -> ResolvedDecodeConfig:
+        """Return the settings of post-processing, with another score threshold or limit if given.
+
+        Raises:
+            ConfigError: ``score`` or ``max_detections`` is out of range.
+        """
+        stored = self.info.config.decode.at_most(max_detections)
+        return stored if score is None else replace(stored, score=score)
 
 
 @lru_cache(maxsize=16)  # cached, because a copy to the GPU for every image would keep it waiting

@@ -15,7 +15,7 @@ from PIL import Image
 from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
 from retinanet.data.verify import other_size
-from retinanet.detection.draw import draw, draw_boxes
+from retinanet.detection.draw import draw, draw_boxes, to_supervision
 from retinanet.errors import DataError
 from retinanet.files import write_atomically
 
@@ -106,6 +106,8 @@ def prediction_images(
     Raises:
         DataError: an image cannot be read.
     """
+    import torch  # takes seconds; the pages of detection files do not need it
+
     with_objects = [i for i in dataset if not dataset.ignore[dataset.rows(i)].all()]
     candidates = with_objects or list(dataset)
     chosen = [candidates[i] for i in spread(len(candidates), count)]
@@ -113,7 +115,8 @@ def prediction_images(
     drawn = {}
     for name, index in zip(names, chosen, strict=True):
         image = read_example(dataset, index)
-        drawn[name] = shrunk(draw_example(image, dataset, index, detector(image, score)), _LONGEST)
+        [found] = detector.detect([torch.from_numpy(image).permute(2, 0, 1)], score)
+        drawn[name] = shrunk(draw_example(image, dataset, index, to_supervision(found, dataset.classes)), _LONGEST)
     return drawn
 
 

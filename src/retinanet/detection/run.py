@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from rich.console import Console
 
+from retinanet.decode_config import limit_note
 from retinanet.detection.detector import Detector, load
 from retinanet.detection.sources import detect_in_files, files_left_out, find_images
 from retinanet.detection.write import OutputFormat, Writer
@@ -28,7 +29,7 @@ class DetectionRun:
         written: descriptions of the files in ``out``.
         failed: error messages for files that could not be read.
         out: folder of the files.
-        notes: sentences about files that were left out.
+        notes: sentences about files that were left out, and about images that reached the limit on detections.
     """
 
     images: int
@@ -47,6 +48,7 @@ def detect(
     score: float = 0.3,
     formats: OutputFormat | Sequence[OutputFormat] = ("coco", "csv"),
     draw: bool = True,
+    max_detections: int | None = None,
     console: Console | None = None,
 ) -> DetectionRun:
     """Detect objects in image files, as the command ``retinanet detect`` does.
@@ -60,6 +62,7 @@ def detect(
         score: lowest score reported, 0 ≤ ``score`` < 1.
         formats: one or more file formats of the detections: ``coco``, ``csv``, ``yolo``, ``voc``.
         draw: draw the boxes on copies of the images.
+        max_detections: largest number of detections per image; unset: the number that the weights store.
         console: where the progress bar is shown.
 
     Raises:
@@ -78,16 +81,19 @@ def detect(
     places = [str(source) for source in listed]
     files = find_images(places)
     detector = weights if isinstance(weights, Detector) else load(weights)
+    settings = detector.decode_config(score, max_detections)
     writer = Writer(Path(out), detector.classes, chosen, draw, files)
     make_folder(Path(out))
     failed: list[str] = []
+    limited = 0
     with progress_bar(console or plain_console(), "images", len(files)) as bar:
-        for result in detect_in_files(detector, files, score):
-            if result.error is not None:
-                failed.append(result.error)
+        for result in detect_in_files(detector, files, score, max_detections=max_detections):
+            if result.found is None:
+                failed.append(str(result.error))
             else:
                 writer.add(result)
+                limited += len(result.found.limited)
             bar.advance(1)
-    return DetectionRun(
-        len(files) - len(failed), writer.counts, writer.finish(), failed, Path(out), files_left_out(places)
-    )
+    images = len(files) - len(failed)
+    notes = files_left_out(places) + ([limit_note(limited, images, settings)] if limited else [])
+    return DetectionRun(images, writer.counts, writer.finish(), failed, Path(out), notes)

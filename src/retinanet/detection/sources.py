@@ -81,7 +81,11 @@ def files_left_out(sources: Sequence[str]) -> list[str]:
 
 
 def detect_in_files(
-    detector: Detector, files: Sequence[ImageFile], score: float, batch: int = 8
+    detector: Detector,
+    files: Sequence[ImageFile],
+    score: float,
+    batch: int = 8,
+    max_detections: int | None = None,
 ) -> Iterator[ImageResult]:
     """Detect objects in every file, in order; threads decode the next files while the network works."""
     pixel_range = detector.info.config.data.pixel_range
@@ -93,7 +97,7 @@ def detect_in_files(
             decoded = [(file, *_image_or_error(future)) for file, future in chunk]
             queue += [(file, pool.submit(read_image, file.path, pixel_range)) for file in islice(ahead, len(chunk))]
             images = [torch.from_numpy(image).permute(2, 0, 1) for _, image, _ in decoded if image is not None]
-            found = iter(detector.detect(images, score, batch))
+            found = iter(detector.detect(images, score, batch, max_detections))
             for file, image, error in decoded:
                 yield ImageResult(file, image, next(found) if image is not None else None, error)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +10,15 @@ import numpy.typing as npt
 
 from retinanet.data.dataset import NO_CLASS, Dataset
 from retinanet.detections import Detections
+from retinanet.evaluation.limits import COCO_LIMIT, counted
 
 if TYPE_CHECKING:
     from hotcoco import COCOeval
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+# The metrics if all detections count: the same, COCO's AP of 100 detections, and the recall of all detections, AR.
+DENSE_SUMMARY = (*SUMMARY[:6], "AP@100", "AP50@100", "AR1", "AR10", "AR100", "AR", "ARs", "ARm", "ARl")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,9 @@ class Metrics:
     """COCO's and Pascal VOC's metrics.
 
     Attributes:
-        summary: the 12 COCO metrics by name (``SUMMARY``), 0–1; −1 where there is nothing to measure.
+        summary: the 12 COCO metrics by name (``SUMMARY``), 0–1; −1 where there is nothing to measure. If more than 100
+            detections of an image and class count, ``DENSE_SUMMARY``: AR1, AR10, AR100 and the metrics with @100 count
+            so many detections, all others count as many as ``AP``.
         per_class: ``AP``, ``AP50`` and the number of ``boxes`` of each class with objects.
         voc: the result of :func:`retinanet.evaluation.voc_ap.voc_metrics`; empty if it was not computed.
     """
@@ -59,32 +63,51 @@ def coco_rows(detections: Detections, dataset: Dataset) -> npt.NDArray[np.float6
     return np.column_stack([ids, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], detections.scores, categories])
 
 
-def coco_metrics(dataset: Dataset, predictions: Detections) -> Metrics:
+def coco_metrics(dataset: Dataset, predictions: Detections, limit: int | None = None) -> Metrics:
     """Compute the COCO box metrics of ``predictions`` on ``dataset``.
 
     Ignore regions are treated as crowd regions. A detection mostly inside such a region is neither a true nor a false
     positive.
+
+    Args:
+        dataset: images and objects.
+        predictions: detections with scores from 0 to 1.
+        limit: how many detections of each image and class count, at least 100. Unset: see
+            :func:`retinanet.evaluation.limits.counted`.
     """
-    evaluation = coco_evaluation(dataset, predictions)
-    with contextlib.redirect_stdout(io.StringIO()):  # hotcoco prints a table
-        evaluation.summarize()
-    summary = {name: float(value) for name, value in zip(SUMMARY, evaluation.stats, strict=True)}
-    # The axes of precision are IoU thresholds, recall thresholds, classes, areas and detection limits.
-    # This selects the area "all" and the limit of 100 detections.
+    limit = counted(dataset) if limit is None else limit
+    evaluation = coco_evaluation(dataset, predictions, limit)
     accumulated: dict[str, Any] = evaluation.eval or {}
-    precision = np.asarray(accumulated["precision"])[:, :, :, 0, -1]
+    # The axes of precision are IoU thresholds, recall thresholds, classes, areas (all, small, medium, large) and
+    # detection limits (1, 10, 100 and, if it is higher, ``limit``). The axis of recall thresholds is missing in recall.
+    precision, recall = (np.asarray(accumulated[name]) for name in ("precision", "recall"))
+    values = {name: precision[..., area, -1] for area, name in enumerate(("AP", "APs", "APm", "APl"))}
+    values |= {"AP50": precision[0, ..., 0, -1], "AP75": precision[5, ..., 0, -1]}
+    values |= {"AP@100": precision[..., 0, 2], "AP50@100": precision[0, ..., 0, 2]}
+    values |= {name: recall[..., 0, k] for k, name in enumerate(("AR1", "AR10", "AR100"))}
+    values |= {name: recall[..., area, -1] for area, name in enumerate(("AR", "ARs", "ARm", "ARl"))}
+    names = DENSE_SUMMARY if limit > COCO_LIMIT else SUMMARY
     order = {category: k for k, category in enumerate(sorted(dataset.category_ids))}
     per_class = {}
     for name, category in zip(dataset.classes, dataset.category_ids, strict=True):
-        curve = precision[:, :, order[category]]
+        curve = values["AP"][:, :, order[category]]
         boxes = int(((dataset.labels == dataset.classes.index(name)) & ~dataset.ignore).sum())
         if boxes:
             per_class[name] = {"AP": float(curve.mean()), "AP50": float(curve[0].mean()), "boxes": boxes}
-    return Metrics(summary, per_class)
+    return Metrics({name: _mean(values[name]) for name in names}, per_class)
 
 
-def coco_evaluation(dataset: Dataset, predictions: Detections) -> COCOeval:
-    """Run hotcoco's evaluation of ``predictions`` on ``dataset``, up to ``accumulate``."""
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    """Compute the mean without the values −1, which stand for classes without objects; −1 if there are no others."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else -1.0
+
+
+def coco_evaluation(dataset: Dataset, predictions: Detections, limit: int = COCO_LIMIT) -> COCOeval:
+    """Run hotcoco's evaluation of ``predictions`` on ``dataset``, up to ``accumulate``.
+
+    The numbers of detections are 1, 10, 100 and, if it is higher, ``limit``.
+    """
     from hotcoco import COCO, COCOeval
 
     images = [
@@ -109,6 +132,8 @@ def coco_evaluation(dataset: Dataset, predictions: Detections) -> COCOeval:
     )
     found = truth.load_res(coco_rows(predictions, dataset))
     evaluation = COCOeval(truth, found, "bbox")
+    if limit > COCO_LIMIT:
+        evaluation.params.max_dets = [1, 10, COCO_LIMIT, max(COCO_LIMIT + 1, min(limit, len(predictions)))]
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation

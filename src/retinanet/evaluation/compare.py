@@ -7,12 +7,13 @@ intervals about a quarter too narrow (see tests/evaluation/test_compare.py). It 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from retinanet.data.dataset import NO_CLASS, Dataset
+from retinanet.decode_config import ResolvedDecodeConfig
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.evaluation.coco_ap import Metrics, coco_metrics
@@ -24,6 +25,7 @@ from retinanet.evaluation.curves import (
     mean,
     percentile_interval,
 )
+from retinanet.evaluation.limits import Limits
 from retinanet.evaluation.matching import Floats, Ints, Matching, Scene, make_scene, match
 
 RESAMPLES = 1000
@@ -40,11 +42,15 @@ class Contestant:
         name: its file or bundled name.
         predictions: its detections on the dataset; labels index ``classes``.
         classes: its classes.
+        max_detections: largest number of detections per image; ``None`` without a limit.
+        detector: the detector's settings; ``None`` for a file of detections.
     """
 
     name: str
     predictions: Detections
     classes: tuple[str, ...]
+    max_detections: int | None = None
+    detector: ResolvedDecodeConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ class Comparison:
         only: names of classes that have objects but are not compared, in three groups: classes that only A has, classes
             that only B has, and classes that neither has.
         mistakes: false negatives and false positives per image.
+        limits: how many detections count, and how many images reached the limit on detections.
     """
 
     dataset: Dataset
@@ -122,6 +129,7 @@ class Comparison:
     per_class: dict[str, dict[str, Change]]
     only: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
     mistakes: tuple[Mistakes, Mistakes]
+    limits: tuple[Limits, Limits]
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to the form of ``compare.json``."""
@@ -140,6 +148,7 @@ class Comparison:
             },
             "scores_of_best_f1": {side: m.score for side, m in zip("ab", self.mistakes, strict=True)},
             "metrics": {side: m.summary for side, m in zip("ab", self.metrics, strict=True)},
+            "limits": {side: each.to_dict() for side, each in zip("ab", self.limits, strict=True)},
             "not_compared": dict(zip(("only_a", "only_b", "neither"), map(list, self.only), strict=True)),
         }
 
@@ -193,7 +202,12 @@ def compare_predictions(
         },
         only=only,
         mistakes=(mistakes(first.scene, first.matching), mistakes(second.scene, second.matching)),
+        limits=(_limits(common, a), _limits(common, b)),
     )
+
+
+def _limits(dataset: Dataset, contestant: Contestant) -> Limits:
+    return Limits.of(dataset, contestant.predictions, contestant.max_detections, contestant.detector)
 
 
 def shared_classes(dataset: Dataset, names: tuple[str, str], classes: tuple[Sequence[str], Sequence[str]]) -> list[str]:
@@ -229,7 +243,7 @@ def relabelled(predictions: Detections, own: Sequence[str], classes: Sequence[st
     position = {name: k for k, name in enumerate(classes)}
     labels = np.array([position.get(name, NO_CLASS) for name in own], dtype=np.int64)[predictions.labels]
     keep = labels != NO_CLASS
-    return Detections(predictions.images[keep], predictions.boxes[keep], predictions.scores[keep], labels[keep])
+    return replace(predictions.take(keep), labels=labels[keep])
 
 
 def mistakes(scene: Scene, matching: Matching) -> Mistakes:

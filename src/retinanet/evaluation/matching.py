@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from retinanet.data.dataset import NO_CLASS, Dataset
 from retinanet.detections import Detections
+from retinanet.evaluation.limits import counted
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-# COCO's IoU thresholds, and its limit on detections per image and class.
+# COCO's IoU thresholds.
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-LIMIT = 100
 
 # Pairs with an IoU below this are dropped. The value is TIDE's background threshold.
 LEAST_OVERLAP = 0.1
@@ -80,8 +80,13 @@ class Matching:
     fp: Bools
 
 
-def make_scene(dataset: Dataset, predictions: Detections, limit: int = LIMIT) -> Scene:
-    """Sort the detections, keep the ``limit`` highest scores of each image and class, and compute the IoUs."""
+def make_scene(dataset: Dataset, predictions: Detections, limit: int | None = None) -> Scene:
+    """Sort the detections, keep those that count, and compute the IoUs.
+
+    ``limit`` is how many detections of each image and class count, those with the highest scores. Unset: see
+    :func:`retinanet.evaluation.limits.counted`.
+    """
+    limit = counted(dataset) if limit is None else limit
     by_id = np.empty(len(dataset), dtype=np.int64)
     by_id[np.argsort(dataset.image_ids)] = np.arange(len(dataset))
     scores = predictions.scores.astype(np.float64)

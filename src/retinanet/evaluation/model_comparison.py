@@ -12,6 +12,7 @@ from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_eval
 from retinanet.data.verify import verify_images
+from retinanet.decode_config import DecodeConfig, ResolvedDecodeConfig
 from retinanet.errors import ConfigError
 from retinanet.evaluation.compare import Comparison, Contestant, compare_predictions, shared_classes
 from retinanet.evaluation.detections import DetectionFile, read_detections
@@ -36,6 +37,7 @@ def compare(
     console: Console | None = None,
     opened: Opened = lambda dataset, notes: None,
     options: ReadOptions = _DEFAULT_OPTIONS,
+    max_detections: int | None = None,
 ) -> Comparison:
     """Compare two detectors on a dataset, and test whether the choice of images could explain the difference.
 
@@ -49,11 +51,14 @@ def compare(
         console: where progress is shown; unset: on the standard output.
         opened: called with the dataset and notes for the user before the detectors run.
         options: how the dataset is read.
+        max_detections: largest number of detections per image. Unset: the higher one of the numbers that the weights
+            store, or all detections of a file.
 
     Raises:
         RetinaNetError: the weights, the dataset or the detections cannot be read, the detectors share no class of the
             dataset, or the detectors set aside different images of the dataset for validation.
     """
+    DecodeConfig().at_most(max_detections)  # refuse an invalid number before anything is read
     sources = (a, b)
     detectors = [_load(source, precision, device) for source in sources]
     dataset, notes = _read_eval(data, split, detectors, options)
@@ -64,11 +69,15 @@ def compare(
         i: read_detections(each.path, dataset) for i, each in enumerate(sources) if isinstance(each, DetectionFile)
     }
     opened(dataset, [*notes, *(remark for _, remarks in files.values() for remark in remarks)])
-    found = {i: predictions for i, (predictions, _) in files.items()}
+    found = {i: predictions.best(max_detections) for i, (predictions, _) in files.items()}
+    stored = [detector.decode_config() for detector in detectors if detector is not None]
+    limit = max_detections or max((each.max_detections for each in stored), default=None)
+    settings: list[ResolvedDecodeConfig | None] = [None, None]
     for i, detector in enumerate(detectors):
         if detector is not None:
-            found[i] = detections_on(dataset, detector, f"images, {sources[i]}", console)
-    first, second = (Contestant(str(sources[i]), found[i], classes[i]) for i in (0, 1))
+            settings[i] = detector.decode_config(max_detections=limit)
+            found[i] = detections_on(dataset, detector, f"images, {sources[i]}", console, limit)
+    first, second = (Contestant(str(sources[i]), found[i], classes[i], max_detections, settings[i]) for i in (0, 1))
     counts = dataset.class_counts()
     steps = 2 * sum(counts[name] > 0 for name in shared)
     with progress_bar(console or Console(), "bootstrap, classes", steps) as bar:

@@ -12,10 +12,13 @@ from rich.console import Console
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_eval, with_model_classes
 from retinanet.data.verify import verify_images
+from retinanet.data.formats.open_dataset import read_eval
+from retinanet.decode_config import DecodeConfig, ResolvedDecodeConfig
 from retinanet.detections import Detections
 from retinanet.evaluation.analysis import Analysis, analyze
 from retinanet.evaluation.coco_ap import Metrics, coco_metrics
 from retinanet.evaluation.detections import DetectionFile, read_detections
+from retinanet.evaluation.limits import Limits
 from retinanet.evaluation.voc_ap import voc_metrics
 from retinanet.progress import progress_bar
 from retinanet.read_options import ReadOptions
@@ -44,6 +47,8 @@ class Evaluation:
         metrics: COCO's and Pascal VOC's metrics.
         analysis: error analysis, thresholds, calibration and example images.
         notes: notes on the data and the detections for the user.
+        max_detections: largest number of detections per image of a file; ``None`` without a limit.
+        detector: the detector's settings; ``None`` for a file of detections.
     """
 
     name: str
@@ -52,10 +57,17 @@ class Evaluation:
     metrics: Metrics
     analysis: Analysis
     notes: tuple[str, ...] = ()
+    max_detections: int | None = None
+    detector: ResolvedDecodeConfig | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """How many detections count, and how many images reached the limit on detections."""
+        return Limits.of(self.dataset, self.predictions, self.max_detections, self.detector)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to the content of ``metrics.json``."""
-        return {**self.metrics.to_dict(), "diagnosis": self.analysis.to_dict()}
+        return {**self.metrics.to_dict(), "limits": self.limits.to_dict(), "diagnosis": self.analysis.to_dict()}
 
 
 def evaluate(
@@ -67,8 +79,12 @@ def evaluate(
     console: Console | None = None,
     opened: Opened = lambda dataset, notes: None,
     options: ReadOptions = _DEFAULT_OPTIONS,
+    max_detections: int | None = None,
 ) -> Evaluation:
     """Evaluate a detector on a dataset.
+
+    COCO's protocol counts 100 detections of each image and class. If an image has more than 100 objects, all detections
+    count, and the metrics of COCO's protocol are named ``AP@100``, ``AP50@100`` and ``AR100``.
 
     Args:
         weights: path of a weights file, name of a bundled model, or a :class:`DetectionFile`.
@@ -79,13 +95,18 @@ def evaluate(
         console: where progress is shown; unset: on the standard output.
         opened: called with the dataset and notes for the user before the detector runs.
         options: how the dataset is read. Images that cannot be read are also left out if the training left them out.
+        max_detections: largest number of detections per image. Unset: the number that the weights store, or all
+            detections of a file.
 
     Raises:
         RetinaNetError: the weights, the dataset or the detections cannot be read, or the device cannot be used.
     """
+    DecodeConfig().at_most(max_detections)  # refuse an invalid number before anything is read
+    settings: ResolvedDecodeConfig | None = None
     if isinstance(weights, DetectionFile):
         dataset, notes = read_eval(data, split, options=options)
         predictions, remarks = read_detections(weights.path, dataset)
+        predictions = predictions.best(max_detections)
         notes = [*notes, *remarks]
         opened(dataset, notes)
     else:
@@ -101,14 +122,19 @@ def evaluate(
                 dataset, left_out = verify_images(dataset, True, bar.advance)
             notes = [*notes, *left_out]
         opened(dataset, notes)
-        predictions = detections_on(dataset, detector, "images", console)
+        settings = detector.decode_config(max_detections=max_detections)
+        predictions = detections_on(dataset, detector, "images", console, max_detections)
     metrics = replace(coco_metrics(dataset, predictions), voc=voc_metrics(dataset, predictions))
-    return Evaluation(str(weights), dataset, predictions, metrics, analyze(dataset, predictions), tuple(notes))
+    analysis = analyze(dataset, predictions)
+    name = str(weights)
+    return Evaluation(name, dataset, predictions, metrics, analysis, tuple(notes), max_detections, settings)
 
 
-def detections_on(dataset: Dataset, detector: Detector, what: str, console: Console | None) -> Detections:
+def detections_on(
+    dataset: Dataset, detector: Detector, what: str, console: Console | None, max_detections: int | None = None
+) -> Detections:
     """Run a detector on a dataset with a progress bar named ``what``; labels are those of the detector."""
     from retinanet.evaluation.predict import predict  # torch
 
     with progress_bar(console or Console(), what, len(dataset)) as bar:
-        return predict(detector, dataset, bar.advance)
+        return predict(detector, dataset, bar.advance, max_detections=max_detections)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.loader import evaluation_loader
@@ -16,6 +15,7 @@ def predict(
     dataset: Dataset,
     progress: Callable[[int], object] = lambda images: None,
     unreadable: dict[int, str] | None = None,
+    max_detections: int | None = None,
 ) -> Detections:
     """Detect objects in every image of ``dataset``, with boxes in pixels of the original images.
 
@@ -24,6 +24,7 @@ def predict(
         dataset: the images.
         progress: called with the number of images just finished.
         unreadable: if given, collects the position and the error message of each image that cannot be read.
+        max_detections: largest number of detections per image; unset: the detector's own limit.
 
     Raises:
         DataError: an image cannot be read and ``unreadable`` is not given.
@@ -32,9 +33,8 @@ def predict(
     dataset = replace(dataset, pixel_range=detector.info.config.data.pixel_range)
     parts = []
     for samples in evaluation_loader(dataset, detector.info.config.data, unreadable=unreadable):
-        found = detector.detect_scaled([sample.image for sample in samples])
+        found = detector.detect_scaled([sample.image for sample in samples], max_detections=max_detections)
         for sample, detections in zip(samples, found, strict=True):
-            scaled = detections.rescaled(sample.image.shape[-2:], sample.size[::-1])
-            parts.append(replace(scaled, images=scaled.images + sample.index))
+            parts.append(detections.rescaled(sample.image.shape[-2:], sample.size[::-1]).moved(sample.index))
         progress(len(samples))
     return Detections.concatenate(parts)  # the loader groups images by size

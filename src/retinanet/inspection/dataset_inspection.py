@@ -67,10 +67,16 @@ class Inspection:
         """Whether anchors are assigned by IoU and more than a tenth of the boxes is not reached."""
         return self.config.assign.method == "iou" and self.train.reached < _WELL_REACHED
 
+    @property
+    def max_detections(self) -> int:
+        """The limit on detections per image that a training would choose."""
+        return self.config.decode.resolved(int(self.train.per_image.max())).max_detections
+
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``findings.json``."""
         return {
             "splits": {split: survey.to_dict() for split, survey in self.surveys.items()},
+            "max_detections": self.max_detections,
             "findings": [finding.to_dict() for finding in self.findings],
         }
 

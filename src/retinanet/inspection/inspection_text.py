@@ -21,6 +21,7 @@ def inspection_lines(inspection: Inspection) -> Iterator[str]:
         yield f"{split}: not inspected, because its images are those of {' and '.join(parents)}"
     for split, survey in inspection.surveys.items():
         yield _split_line(split, survey)
+    yield from _density_line(inspection)
     yield "Anchors are the fixed boxes that the detector starts from. IoU is the overlap of two boxes, from 0 to 1."
     yield "Small boxes have an area under 32×32 pixels in the network's input, and large boxes 96×96 pixels or more."
     yield "Positive anchors are trained to find an object. Anchor coverage of each split:"
@@ -58,6 +59,16 @@ def _split_line(split: str, survey: Survey) -> str:
     return (
         f"{split}: {len(counts)} images, {int((counts == 0).sum())} of them without objects; "
         f"{int(counts.sum())} boxes{f' ({listed}{more})' if counts.any() else ''}{imbalance}"
+    )
+
+
+def _density_line(inspection: Inspection) -> Iterator[str]:
+    """The densest image of the first split, and the limit on detections that a training would choose."""
+    split, survey = next(iter(inspection.surveys.items()))
+    densest = int(survey.per_image.argmax())
+    yield (
+        f"densest image of {split}: {survey.per_image[densest]} objects ({survey.dataset.files[densest]}); a training "
+        f"would allow {inspection.max_detections} detections per image (--decode.max-detections)"
     )
 
 

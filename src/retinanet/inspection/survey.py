@@ -13,6 +13,7 @@ import torch
 
 from retinanet.config import AssignConfig, Config
 from retinanet.data.dataset import Dataset
+from retinanet.data.density import objects_per_image
 from retinanet.data.transforms import PAD_TO, scaled_size
 from retinanet.inspection.anchor_coverage import ScaledBoxes, best_overlaps, positives
 from retinanet.inspection.findings import Finding
@@ -98,7 +99,7 @@ class Survey:
     @property
     def per_image(self) -> npt.NDArray[np.int64]:
         """Number of objects of each image: int64 ``(N,)``."""
-        return np.diff(np.concatenate([[0], np.cumsum(self.objects)])[self.dataset.offsets])
+        return objects_per_image(self.dataset)
 
     @property
     def imbalance(self) -> float:

@@ -95,6 +95,8 @@ def write_comparison(path: Path, comparison: Comparison, images: int = 6) -> str
             counted(len(comparison.per_class), "class", "classes"),
         ],
         verdict=verdict(comparison.total["AP"]),
+        protocol=comparison.limits[0].protocol(),
+        limit_notes=[(name, each.note()) for name, each in zip("AB", comparison.limits, strict=True) if each.limited],
         resamples=RESAMPLES,
         not_compared=[pair for pair in zip(comparison.only, _NOT_COMPARED, strict=True) if pair[0]],
         classes=_class_rows(comparison, reach),

@@ -32,6 +32,17 @@ _METRICS = {
     "ARl": "AR100, objects over 96² px",
 }
 
+# Explanations that differ if all detections count.
+_DENSE_METRICS = {
+    **_METRICS,
+    "AP@100": "COCO's protocol: 100 detections per image and class",
+    "AP50@100": "COCO's protocol, at IoU 0.50",
+    "AR": "all detections",
+    "ARs": "all detections, objects under 32² px",
+    "ARm": "all detections, objects of 32² to 96² px",
+    "ARl": "all detections, objects over 96² px",
+}
+
 _SECTIONS = (
     ("summary", "Average precision and recall"),
     ("classes-section", "Classes"),
@@ -101,6 +112,7 @@ def write_report(path: Path, evaluation: Evaluation, images: int = 12) -> str | 
         name=evaluation.name,
         data=dataset.name,
         counts=_counts(evaluation),
+        limits=evaluation.limits,
         remark=remark,
         sections=_SECTIONS,
         steps=next_steps(analysis),
@@ -145,10 +157,11 @@ def _cards(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     """Name, value and explanation of each metric."""
     metrics, analysis = evaluation.metrics, evaluation.analysis
     intervals = {"AP": analysis.AP_interval, "AP50": analysis.AP50_interval}
+    texts = _DENSE_METRICS if evaluation.limits.counted is None else _METRICS
     cards = []
     for name, value in metrics.summary.items():
         bounds = intervals.get(name)
-        explained = _METRICS[name] + (f" ({CONFIDENCE:.0%}: {bounds[0]:.3f}–{bounds[1]:.3f})" if bounds else "")
+        explained = texts[name] + (f" ({CONFIDENCE:.0%}: {bounds[0]:.3f}–{bounds[1]:.3f})" if bounds else "")
         cards.append((name, metric(value), explained))
     if metrics.voc:
         cards.append(("VOC mAP", metric(metrics.voc["mAP"]), "Pascal VOC since 2010, at IoU 0.50"))

@@ -9,6 +9,7 @@ from rich.table import Table
 from retinanet.evaluation.analysis import Analysis
 from retinanet.evaluation.coco_ap import Metrics
 from retinanet.evaluation.compare import Change, Comparison
+from retinanet.evaluation.limits import Limits
 from retinanet.evaluation.model_evaluation import Evaluation
 from retinanet.report.advice import costliest, describe_error
 from retinanet.report.comparison_page import verdict
@@ -24,6 +25,7 @@ _NAMES = 8
 def evaluation_lines(evaluation: Evaluation) -> Iterator[str | Table]:
     """Give the metrics, the classes, the costliest errors and the best threshold of an evaluation."""
     metrics = evaluation.metrics
+    yield from _limit_lines(evaluation.limits)
     for kind in ("AP", "AR"):  # two rows of six metrics fit into narrow terminals
         names = [name for name in metrics.summary if name.startswith(kind)]
         table = Table(box=None, pad_edge=False)
@@ -49,9 +51,14 @@ def comparison_lines(comparison: Comparison) -> Iterator[str | Table]:
         if names:
             listed = ", ".join(names[:_NAMES]) + (" …" if len(names) > _NAMES else "")
             yield f"note: not compared, because {reason} these classes: {listed}"
+    yield from _limit_lines(*comparison.limits)
     total = _table(["", "A", "B", "B − A", "95% interval", "B better"])
     for name, change in comparison.total.items():
         total.add_row(name, *_cells(change), percent(change.better))
+    for name in ("AP@100", "AP50@100"):
+        if name in comparison.metrics[0].summary:
+            a, b = (each.summary[name] for each in comparison.metrics)
+            total.add_row(name, metric(a), metric(b), signed(b - a))
     yield total
     if len(comparison.per_class) > 1:
         boxes = comparison.dataset.class_counts()
@@ -63,6 +70,15 @@ def comparison_lines(comparison: Comparison) -> Iterator[str | Table]:
         if len(rows) > _CLASSES:
             yield f"… and {len(rows) - _CLASSES} more classes in compare.json"
     yield verdict(comparison.total["AP"])
+
+
+def _limit_lines(*limits: Limits) -> Iterator[str]:
+    """Say whether all detections count, and how many images of each detector reached a limit."""
+    if limits[0].counted is None:
+        yield limits[0].protocol()
+    for name, each in zip("AB", limits, strict=False):
+        if note := each.note():
+            yield f"note: {f'{name}: ' if len(limits) > 1 else ''}{note}"
 
 
 def _class_table(metrics: Metrics) -> Table:

@@ -86,7 +86,10 @@ def _distribution(request: Request, experiment: Experiment, console: Console) ->
 
 def _description(model: ModelInfo) -> str:
     """Describe how a model was trained, and its AP."""
-    known = load_recipe("paper")
+    known, decode = load_recipe("paper"), model.config.decode
+    # The limits follow the data, so they are no changes of the recipe.
+    limited = replace(known.decode, top_k=decode.top_k, max_detections=decode.max_detections)
+    known = replace(known, decode=limited)
     changes = " ".join(changed_flags(model.config, known, GROUPS))
     epochs = model.progress.get("epoch")
     ap = model.metrics.get("AP")

@@ -13,6 +13,7 @@ from retinanet.config import Config
 from retinanet.errors import CheckpointError, RetinaNetError
 from retinanet.reproduce.plan import Run
 from retinanet.reproduce.worker import FAILURE, SECONDS
+from retinanet.schema import with_former_names
 from retinanet.training.log import read_lines
 from retinanet.zoo.weights import read_info
 
@@ -225,9 +226,11 @@ def refuse_other_results(
             f"{path} holds results of {there[0]} at {there[1]} scale, not of {data} at {scale} scale; "
             "choose another --out, or move it"
         )
-    if isinstance(found.get("base"), dict):  # convert former names of settings to the current names
-        found["base"] = Config.from_dict(found["base"], str(path)).to_dict()
-    asked, found = (json.loads(json.dumps(values)) for values in (settings or {}, found))  # tuples become lists
+    asked = dict(settings or {})
+    for each in (found, asked):  # an earlier version may have written ``found``
+        if isinstance(each.get("base"), dict):
+            each["base"] = with_former_names(Config.from_dict(each["base"], str(path)))
+    asked, found = (json.loads(json.dumps(values)) for values in (asked, found))  # tuples become lists
     if any(found.get(key) != value for key, value in asked.items()):
         raise RetinaNetError(
             f"{path} holds results of {data} with other settings (--images, --recipe) or other images; choose "

@@ -116,6 +116,11 @@ def _print_result(result: Result, out: Path, val_set: Dataset, console: Console)
         console.print(f"{out} is already finished ({result.finished}); to train again, choose another --out")
     elif "epochs are done" not in result.finished:
         console.print(f"stopped early: {result.finished}")
+    if limited := result.metrics.get("images_at_limit"):
+        console.print(
+            f"note: {limited} of {len(val_set)} val images reached the limit of detections per image; 'retinanet eval "
+            "--max-detections N' shows what a higher limit gives"
+        )
     console.print(
         f"best AP {result.metrics['AP']:.4f}, AP50 {result.metrics['AP50']:.4f} on {val_set.name} "
         f"after {result.seconds:.0f} s of training; curves in {out / 'curves.png'}"

@@ -206,8 +206,8 @@ def check_same_settings(path: Path, stored: Config, config: Config) -> None:
         CheckpointError: the settings differ; the message names the first differences.
     """
     before, now = _flat(stored.to_dict()), _flat(config.to_dict())
-    # An unset value of these agrees with any stored value, because the checkpoint stores the value that was used.
-    for name in ("model.channels", "data.pixel_range"):
+    # If one of these is unset, it agrees with any stored value. The checkpoint stores the value that was used.
+    for name in ("model.channels", "data.pixel_range", "decode.max_detections", "decode.top_k"):
         before[name] = None if now[name] is None else before[name]
     different = [f"{k} {before[k]} → {now[k]}" for k in now if before[k] != now[k] and k not in _FREE]
     if different:

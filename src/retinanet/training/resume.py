@@ -25,6 +25,7 @@ from retinanet.training.checkpoint import (
 from retinanet.training.distributed import require_agreement
 from retinanet.training.find_lr import find_learning_rate
 from retinanet.training.job import Job
+from retinanet.training.limits import with_limits
 from retinanet.training.log import Log
 from retinanet.training.state import TrainingState
 
@@ -77,7 +78,8 @@ def open_run(
     checkpoint = Checkpoint.read(last)
     config = resolve(recipe, settings, checkpoint.info.config)
     check_same_settings(last, checkpoint.info.config, config)
-    return config, checkpoint
+    stored = checkpoint.info.config.decode  # has the limits that were chosen at the start of the training
+    return replace(config, decode=stored), checkpoint
 
 
 def _refuse_other_run(out: Path, resume: bool) -> None:
@@ -136,6 +138,7 @@ def start(job: Job, checkpoint: Checkpoint | None, progress: Progress) -> Start:
     is_main = job.processes.is_main
     if is_main:
         remove_leftovers(job.out)
+    job = with_limits(job)
     if checkpoint is None and job.config.train.find_lr:
         job = _with_found_rate(job)
     config = job.config

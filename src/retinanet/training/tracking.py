@@ -20,10 +20,13 @@ from retinanet.config import Config
 from retinanet.data.images import read_image
 from retinanet.detection.example_images import safe_names
 from retinanet.errors import ConfigError, RetinaNetError
-from retinanet.evaluation.coco_ap import SUMMARY
+from retinanet.evaluation.coco_ap import DENSE_SUMMARY
 from retinanet.progress import progress_bar
 from retinanet.training.log import read_lines
 from retinanet.training.tools import TOOLS, Image, Tool
+
+# Numbers of an evaluation; all other numbers are of training steps.
+_VAL = (*DENSE_SUMMARY, "images_at_limit")
 
 # Packages that each tool needs in addition to those of this package.
 PACKAGES = {
@@ -172,9 +175,10 @@ def grouped(line: Mapping[str, Any]) -> dict[str, float]:
     for name, value in line.items():
         if name == "step" or isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        if name in SUMMARY and value < 0:
+        if name in DENSE_SUMMARY and value < 0:
             continue
-        values[f"{'val' if name in SUMMARY else 'train'}/{name}"] = float(value)
+        # MLflow does not accept @ in names
+        values[f"{'val' if name in _VAL else 'train'}/{name.replace('@', '_at_')}"] = float(value)
     classes: Mapping[str, Mapping[str, float]] = line.get("per_class") or {}
     for name, row in zip(safe_names(classes), classes.values(), strict=True):
         values[f"val/AP/{name}"] = float(row["AP"])

@@ -98,7 +98,8 @@ def reason_to_stop(progress: Progress, epoch: int, config: Config) -> str | None
 
 def epoch_line(epoch: int, epochs: int, loss: float, metrics: dict[str, Any], waited: float) -> str:
     """Return the line that is printed after an evaluation; ``waited`` is the share of time spent waiting for images."""
-    precision = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
+    names = ("AP", "AP@100", "AP50", "AP75")
+    precision = "  ".join(f"{name} {metrics[name]:.3f}" for name in names if name in metrics)
     line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {loss:.3f}  {precision}"
     if waited > _MUCH_WAITING:
         line += f"  ({waited:.0%} of the time waiting for images; try more --data.workers)"
@@ -134,7 +135,9 @@ def validate(
         rows[:, 6].astype(np.int64),
     )
     read = val_set if len(kept) == len(val_set) else val_set.subset(kept)
-    return coco_metrics(read, predictions).to_dict(), list(failed.values())
+    limited = sum(processes.gather(len(found.limited)))
+    metrics = coco_metrics(read, predictions).to_dict() | ({"images_at_limit": limited} if limited else {})
+    return metrics, list(failed.values())
 
 
 def draw_predictions(model: RetinaNet, config: Config, val_set: Dataset, folder: Path) -> dict[str, Image]:

@@ -146,7 +146,7 @@ def _describe(state: dict[str, Tensor], norm_eps: float | None) -> tuple[Config,
         assign=AssignConfig(force_best=True),
         loss=LossConfig(box="giou" if group_norm else "l1", normalizer="image"),
         data=DataConfig(size=800, max_size=1333, resize="bilinear", crowd="drop"),
-        decode=DecodeConfig(max_detections=300),
+        decode=DecodeConfig(top_k=1000, max_detections=300),
     )
     return config, classes // spec.per_location
 

@@ -1,0 +1,97 @@
+"""How many detections count: COCO's protocol, or all detections of datasets with dense images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from retinanet.data.dataset import Dataset
+from retinanet.data.density import most_objects
+from retinanet.decode_config import ResolvedDecodeConfig, limit_note
+from retinanet.detections import Detections
+
+# COCO's protocol counts this many detections of each image and class.
+COCO_LIMIT = 100
+
+# A limit that no image reaches.
+ALL = int(np.iinfo(np.int64).max)
+
+
+def counted(dataset: Dataset) -> int:
+    """Return how many detections of each image and class count, those with the highest scores.
+
+    This is COCO's 100, unless an image of ``dataset`` has more than 100 objects. In that case all detections count,
+    because no detector could find all objects of this image with 100 detections.
+    """
+    return COCO_LIMIT if most_objects(dataset) <= COCO_LIMIT else ALL
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits on the detections of an evaluation.
+
+    Attributes:
+        counted: how many detections of each image and class count; ``None``: all.
+        most_objects: number of objects in the densest image.
+        images: number of images.
+        max_detections: largest number of detections per image; ``None`` without a limit.
+        limited: number of images that reached a limit of the detector, or ``max_detections``.
+        detector: the detector's settings; ``None`` for a file of detections.
+    """
+
+    counted: int | None
+    most_objects: int
+    images: int
+    max_detections: int | None
+    limited: int
+    detector: ResolvedDecodeConfig | None
+
+    @classmethod
+    def of(
+        cls,
+        dataset: Dataset,
+        predictions: Detections,
+        max_detections: int | None = None,
+        detector: ResolvedDecodeConfig | None = None,
+    ) -> Limits:
+        """Describe ``predictions``, which are from a file or from a detector with these settings."""
+        number = counted(dataset)
+        return cls(
+            counted=None if number == ALL else number,
+            most_objects=most_objects(dataset),
+            images=len(dataset),
+            max_detections=detector.max_detections if detector else max_detections,
+            limited=len(predictions.limited),
+            detector=detector,
+        )
+
+    def protocol(self) -> str:
+        """Say in a sentence which detections count."""
+        if self.counted is not None:
+            return f"As in COCO's protocol, the {self.counted} highest scores of each image and class count."
+        return (
+            f"The densest image has {self.most_objects} objects, so all detections count. AP@100, AP50@100 and AR100 "
+            "count the 100 highest scores of each image and class, as in COCO's protocol."
+        )
+
+    def note(self) -> str | None:
+        """Say in a sentence how many images reached a limit; ``None`` if none did."""
+        if not self.limited:
+            return None
+        if self.detector is not None:
+            return limit_note(self.limited, self.images, self.detector)
+        return (
+            f"{self.limited} of {self.images} images have more than {self.max_detections} detections; only the highest "
+            "scores count; --max-detections (Python: max_detections) raises the limit"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to the form of ``metrics.json``; ``None`` means that there is no limit."""
+        return {
+            "counted_per_class": self.counted,
+            "most_objects": self.most_objects,
+            "max_detections": self.max_detections,
+            "images_at_limit": self.limited,
+        }
