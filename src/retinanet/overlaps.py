@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,8 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-# Number of pairs that are held in memory at a time. A pair takes about 150 bytes.
-_CHUNK = 1 << 15
+# Number of pairs, and of boxes that are searched for, that are held in memory at a time. A pair takes about 150 bytes.
+_CHUNK, _QUERIES = 1 << 15, 1 << 16
 
 # The largest side in a size class is at least this many times the smallest. There are at most this many classes of
 # widths and of heights, and the grid has at most this many rows and columns.
@@ -56,7 +57,7 @@ class Candidates:
         lengths = self.stop - self.start
         part = np.cumsum(lengths) // _CHUNK
         bounds = [*np.flatnonzero(np.diff(part, prepend=-1)).tolist(), len(part)]
-        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for begin, end in pairwise(bounds):
             counts = lengths[begin:end]
             before = np.cumsum(counts) - counts
             place = np.arange(counts.sum()) + np.repeat(self.start[begin:end] - before, counts)
@@ -70,7 +71,7 @@ class BoxIndex:
 
     Args:
         boxes: ``(M, 4)`` ``xyxy``, finite.
-        least: lowest IoU that a search is about, 0 to 1.
+        least: lowest IoU, or covered fraction, that a search is about: above 0, at most 1.
         groups: ``(M,)``, the group of each box, such as its image: 0 to 2²¹ − 1. None: all boxes are in group 0.
     """
 
@@ -79,7 +80,7 @@ class BoxIndex:
         boxes, groups = boxes[rows], np.zeros(len(rows), dtype=np.int64) if groups is None else groups[rows]
         size, center = boxes[:, 2:] - boxes[:, :2], (boxes[:, :2] + boxes[:, 2:]) / 2
         self._least = least
-        self._factor = max(_LEAST_FACTOR, 1 / least) if least > 0 else _LEAST_FACTOR
+        self._factor = max(_LEAST_FACTOR, 1 / least)
         self._extent = float(np.abs(boxes).max(initial=0))
         self._low = center.min(axis=0, initial=np.inf)
         span = center.max(axis=0, initial=-np.inf) - self._low
@@ -97,38 +98,41 @@ class BoxIndex:
         # first and last position of each class, its largest width and height, and the sides of its cells
         self._classes = list(zip(starts.tolist(), ends, upper[order[starts]], cell[order[starts]], strict=True))
 
-    def search(self, boxes: Floats, groups: Ints | None = None) -> Candidates:
-        """Find all pairs of a box and an indexed box of its group whose IoU is above ``least``, and some other pairs.
-
-        With ``least`` = 0, these are all pairs that share an area.
+    def search(self, boxes: Floats, groups: Ints | None = None, covered: bool = False) -> Candidates:
+        """Find the pairs of a box and an indexed box of its group with an IoU of at least ``least``, and some others.
 
         Args:
             boxes: ``(N, 4)`` ``xyxy``, finite.
             groups: ``(N,)``, the group of each box. None: all boxes are in group 0.
+            covered: find the pairs in which the indexed box covers at least the fraction ``least`` of the box.
         """
         own = _with_area(boxes)
         own = own[_along_rows(boxes[own], None if groups is None else groups[own])]  # neighbors are found faster
-        size, center = boxes[own, 2:] - boxes[own, :2], (boxes[own, :2] + boxes[own, 2:]) / 2
-        groups = np.zeros(len(own), dtype=np.int64) if groups is None else groups[own]
-        least = self._least * (1 - _SLACK)
         parts = [(np.zeros(0, dtype=np.int64),) * 3]
+        for begin in range(0, len(own), _QUERIES):
+            rows = own[begin : begin + _QUERIES]
+            some = np.zeros(len(rows), dtype=np.int64) if groups is None else groups[rows]
+            parts.extend((rows[found], *ranges) for found, *ranges in self._search(boxes[rows], some, covered))
+        return Candidates(*(np.concatenate(column) for column in zip(*parts, strict=True)), self._order)
+
+    def _search(self, boxes: Floats, groups: Ints, covered: bool) -> Iterator[tuple[Ints, Ints, Ints]]:
+        """Yield for each class the ranges of :class:`Candidates`: the box, and start and stop in ``order``."""
+        size, center = boxes[:, 2:] - boxes[:, :2], (boxes[:, :2] + boxes[:, 2:]) / 2
+        least = self._least * (1 - _SLACK)
         for begin, end, upper, cell in self._classes:
-            lower = upper / self._factor if least > 0 else np.zeros(2)
-            if least > 0:
-                fits = (size > least * lower) & (least * size < upper)
-                near = np.flatnonzero(fits[:, 0] & fits[:, 1])
-            else:
-                near = np.arange(len(own))
+            lower = upper / self._factor
+            fits = least * size < upper
+            if not covered:
+                fits &= size > least * lower
+            near = np.flatnonzero(fits[:, 0] & fits[:, 1])
             mine, middle = size[near], center[near]
-            # The distance of the centers is at most (w + w') / 2 − t max(w, w'), for the width w' of the class that
-            # maximizes it.
-            widest = np.clip(mine, lower, upper) if least >= 0.5 else upper
-            reach = (mine + widest) / 2 - least * np.maximum(mine, widest)
+            # The boxes share at least t max(w, w') of their widths w and w' (t w if they are covered), so their centers
+            # are at most (w + w') / 2 − t max(w, w') apart. The width w' is that of the class which maximizes this.
+            widest = np.clip(mine, lower, upper) if least >= 0.5 and not covered else upper
+            reach = (mine + widest) / 2 - least * (mine if covered else np.maximum(mine, widest))
             reach += _SLACK * (mine + upper) + 1e-12 * self._extent
             row, start, stop = self._ranges(begin, end, cell, middle - reach, middle + reach, groups[near])
-            parts.append((own[near[row]], start, stop))
-        first, start, stop = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return Candidates(first, start, stop, self._order)
+            yield near[row], start, stop
 
     def _ranges(
         self, begin: int, end: int, cell: Floats, low: Floats, high: Floats, groups: Ints
@@ -165,3 +169,19 @@ def _key(groups: Ints, row: Ints, column: Ints) -> Ints:
     """Combine a group, a row and a column into one number; rows and columns are −1 to 2²⁰ + 1."""
     result: Ints = (groups << 42) + ((row + 1) << 21) + column + 1
     return result
+
+
+def pair_iou(boxes: Floats, others: Floats) -> Floats:
+    """Compute the IoU of each box with its partner, ``(N, 4)`` each → ``(N,)``; 0 if neither box has an area."""
+    shared = shared_area(boxes, others)
+    areas, other_areas = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (boxes, others))
+    union = areas + other_areas - shared
+    result: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return result
+
+
+def shared_area(boxes: Floats, others: Floats) -> Floats:
+    """Compute the area of the intersection of each box with its partner, ``(N, 4)`` each → ``(N,)``."""
+    width = np.minimum(boxes[:, 2], others[:, 2]) - np.maximum(boxes[:, 0], others[:, 0])
+    height = np.minimum(boxes[:, 3], others[:, 3]) - np.maximum(boxes[:, 1], others[:, 1])
+    return np.asarray(np.maximum(width, 0) * np.maximum(height, 0))

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from retinanet.overlaps import Bools, BoxIndex, Candidates, Floats, Ints
+from retinanet.overlaps import Bools, BoxIndex, Candidates, Floats, Ints, shared_area
 
 # Up to this number of boxes, comparing all pairs is faster.
 FEW = 2500
 
-# Largest number of pairs per box that are resolved at once. With more, the better half of the boxes is suppressed first,
-# and it drops most of the others. The number is estimated from a sample of the boxes.
+# Largest number of pairs per box that are resolved at once. With more, the better half of the boxes is suppressed
+# first, and it drops most of the others. The number is estimated from a sample of the boxes.
 _PAIRS, _SAMPLE = 16, 500
 
 Boxes = npt.NDArray[np.floating]
@@ -81,8 +81,6 @@ def _resolve(boxes: Boxes, pairs: Candidates, threshold: float) -> Bools:
 
 def _overlap(a: Boxes, b: Boxes) -> Floats:
     """Compute the IoU of each box of ``a`` with its partner in ``b`` as ``torchvision.ops.nms`` does."""
-    width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
-    height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
-    shared = np.maximum(width, 0) * np.maximum(height, 0)
+    shared = shared_area(a, b)
     areas, other_areas = ((c[:, 2] - c[:, 0]) * (c[:, 3] - c[:, 1]) for c in (a, b))
     return (shared / (areas + other_areas - shared)).astype(np.float64)
