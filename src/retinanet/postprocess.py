@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 from retinanet.anchors.coding import decode_boxes
 from retinanet.anchors.grid import AnchorGrid
@@ -17,6 +16,7 @@ from retinanet.decode_config import LEAST_CANDIDATES, DecodeConfig, ResolvedDeco
 from retinanet.detections import Detections
 from retinanet.hardware import to_device
 from retinanet.model import Outputs
+from retinanet.suppression import suppress_sorted
 
 # Number of candidates that suppression processes first, as a multiple of the largest number of detections.
 _PREFIX = 2
@@ -169,7 +169,7 @@ def suppress_in_turn(candidates: Candidates, apart: Tensor, config: ResolvedDeco
         # Suppression goes from best to worst, so worse candidates do not affect the result for better ones.
         taken = min(count, _PREFIX * config.max_detections)
         while True:
-            keep = nms(apart[image, :taken], candidates.scores[image, :taken].double(), config.nms)
+            keep = suppress_sorted(apart[image, :taken], config.nms)
             if len(keep) >= config.max_detections or taken == count:
                 break
             taken = min(count, 2 * taken)

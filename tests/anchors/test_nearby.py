@@ -138,8 +138,10 @@ def peak():
 torch.set_num_threads(1)
 grid = make_grid(AnchorSpec(), (800, 800))
 corner = torch.rand(5000, 2) * 760
-boxes = torch.cat([corner, corner + 10 * torch.exp(3 * torch.rand(5000, 2))], dim=1)
-config = AssignConfig(method=sys.argv[1])
+forced = sys.argv[1] == "forced"
+side = 1 + 5 * torch.rand(5000, 2) if forced else 10 * torch.exp(3 * torch.rand(5000, 2))
+boxes = torch.cat([corner, corner + side], dim=1)
+config = AssignConfig(force_best=True) if forced else AssignConfig(method=sys.argv[1])
 assign(grid, boxes[:10], None, config)
 Path("/proc/self/clear_refs").write_text("5")
 before = peak()
@@ -150,7 +152,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of memory this way")
-@pytest.mark.parametrize("method", ["iou", "atss"])
+@pytest.mark.parametrize("method", ["iou", "atss", "forced"])
 def test_memory_of_five_thousand_boxes(method: str) -> None:
     """The matrix of all overlaps would take 2,400 MB."""
     result = subprocess.run([sys.executable, "-c", MEMORY, method], capture_output=True, text=True, check=True)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pytest
 from pycocotools.cocoeval import COCOeval
 
+from retinanet.bench.measure import extra_memory
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.detections import Detections
 from retinanet.evaluation.curves import average_precisions
@@ -183,3 +184,24 @@ def test_nothing_to_match() -> None:
     matching = match(make_scene(crowds, predictions))
     assert not matching.tp.any()
     assert (matching.objects >= 0).any()
+
+
+def test_a_crowded_image_is_matched_in_little_memory() -> None:
+    builder = DatasetBuilder("crowded", Path("."), ["a"])
+    builder.add_image("0.jpg", 2000, 2000)
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 1950, (5000, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(5, 50, (5000, 2))], axis=1).astype(np.float32)
+    for box in boxes.tolist():
+        builder.add_box(tuple(box), 0, "box")
+    found = Detections.of_one_image(boxes, rng.random(5000).astype(np.float32), np.zeros(5000, dtype=np.int64))
+    dataset = builder.build()
+
+    def judge() -> None:
+        scene = make_scene(dataset, found, limit=5000)
+        assert match(scene).tp.all()
+        assert match_any_class(scene, 0.5).tp.all()
+        neighbour_overlaps(scene)
+
+    taken = extra_memory(judge)
+    assert taken is None or taken < 60 * 2**20  # the IoUs of all pairs would take 200 MB

@@ -18,11 +18,12 @@ from retinanet.anchors.atss import atss_pairs
 from retinanet.anchors.coding import aligned_iou
 from retinanet.anchors.grid import AnchorGrid
 from retinanet.anchors.matches import BACKGROUND, IGNORE, Matches
-from retinanet.anchors.nearby import pairs_by_cover, pairs_by_iou
+from retinanet.anchors.nearby import pairs_by_best, pairs_by_cover, pairs_by_iou
 from retinanet.config import AssignConfig
+from retinanet.overlaps import BoxIndex
 
-# Number of boxes that are compared with all anchors at once. It bounds the memory at 32 × A numbers.
-_CHUNK = 32
+# Largest number of boxes that are compared with all anchors at once, and of the pairs if there are many anchors.
+_CHUNK, _PAIRS = 32, 1 << 22
 
 
 def assign(grid: AnchorGrid, boxes: Tensor, ignore: Tensor | None = None, config: AssignConfig | None = None) -> Tensor:
@@ -123,9 +124,10 @@ def best_overlap(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int) ->
     anchors = grid.boxes
     best = anchors.new_zeros(images, len(anchors))
     index = torch.zeros(images, len(anchors), dtype=torch.int64, device=anchors.device)
-    for start in range(0, len(boxes), _CHUNK):
-        overlap = box_iou(boxes[start : start + _CHUNK], anchors)  # (chunk, A)
-        rows = image[start : start + _CHUNK, None].expand_as(overlap)
+    chunk = _chunk(grid)
+    for start in range(0, len(boxes), chunk):
+        overlap = box_iou(boxes[start : start + chunk], anchors)  # (chunk, A)
+        rows = image[start : start + chunk, None].expand_as(overlap)
         value = torch.zeros_like(best).scatter_reduce(0, rows, overlap, "amax")  # (B, A)
         # Of equal IoUs take the first box, which argmax does not guarantee.
         position = torch.arange(start, start + len(overlap), device=anchors.device)[:, None]
@@ -142,11 +144,12 @@ def force_best(grid: AnchorGrid, boxes: Tensor, image: Tensor, images: int, inde
     Each of these anchors gets its entry of ``index``: the box that it overlaps most.
     """
     forced = torch.zeros(images, len(grid.boxes), dtype=torch.bool, device=grid.boxes.device)
-    for start in range(0, len(boxes), _CHUNK):
-        overlap = box_iou(boxes[start : start + _CHUNK], grid.boxes)  # (chunk, A)
+    chunk = _chunk(grid)
+    for start in range(0, len(boxes), chunk):
+        overlap = box_iou(boxes[start : start + chunk], grid.boxes)  # (chunk, A)
         highest = overlap.amax(dim=1, keepdim=True)
         chosen = (overlap == highest) & (highest > 0)
-        rows = image[start : start + _CHUNK, None].expand_as(overlap)
+        rows = image[start : start + chunk, None].expand_as(overlap)
         forced |= torch.zeros_like(forced, dtype=torch.uint8).scatter_reduce(0, rows, chosen.byte(), "amax").bool()
     return torch.where(forced.view(-1), index, matched)
 
@@ -167,11 +170,17 @@ def cover_nearby(grid: AnchorGrid, regions: Tensor, image: Tensor, images: int, 
 def cover_overlap(grid: AnchorGrid, regions: Tensor, image: Tensor, images: int, fraction: float) -> Tensor:
     """Whether at least ``fraction`` of each anchor lies inside one of its image's ``regions``: bool ``(B · A,)``."""
     covered = torch.zeros(images, len(grid.boxes), dtype=torch.uint8, device=regions.device)
-    for start in range(0, len(regions), _CHUNK):
-        part = (_covered(grid.boxes, regions[start : start + _CHUNK, None]) >= fraction).byte()  # (chunk, A)
-        rows = image[start : start + _CHUNK, None].expand_as(part)
+    chunk = _chunk(grid)
+    for start in range(0, len(regions), chunk):
+        part = (_covered(grid.boxes, regions[start : start + chunk, None]) >= fraction).byte()  # (chunk, A)
+        rows = image[start : start + chunk, None].expand_as(part)
         covered = covered.scatter_reduce(0, rows, part, "amax")
     return covered.bool().view(-1)
+
+
+def _chunk(grid: AnchorGrid) -> int:
+    """Number of boxes that are compared with all anchors at once."""
+    return max(1, min(_CHUNK, _PAIRS // max(1, len(grid.boxes))))
 
 
 def _has_lower_bound(config: AssignConfig) -> bool:
@@ -254,26 +263,34 @@ def _match_by_iou(
 
 
 def _best_of_far_boxes(grid: AnchorGrid, boxes: Tensor, image: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
-    """Search all anchors for the best anchors of the boxes ``far``. Also return the box that each overlaps most."""
-    found: list[tuple[Tensor, Tensor]] = []
-    for part in torch.split(torch.nonzero(far).squeeze(1), _CHUNK):
-        overlap = box_iou(boxes[part], grid.boxes)  # (chunk, A)
-        best = overlap.amax(dim=1, keepdim=True)
-        row, anchor = torch.nonzero((overlap == best) & (best > 0), as_tuple=True)
-        if len(row) == 0:
-            continue
-        owner = image[part[row]]  # (n,) the image of each forced anchor
-        own = torch.where(owner[:, None] == image, box_iou(grid.boxes[anchor], boxes), -1)  # (n, G)
-        order = torch.arange(len(boxes))
-        first = torch.where(own == own.amax(dim=1, keepdim=True), order, len(boxes)).amin(dim=1)
-        found.append((owner * len(grid.boxes) + anchor, first))
+    """Find the best anchors of the boxes ``far``. Also return the box that each overlaps most."""
+    rows = torch.nonzero(far).squeeze(1)
+    near, part = pairs_by_best(grid, boxes[rows])
+    overlap = aligned_iou(boxes[rows[part]], grid.boxes[near])
+    highest = boxes.new_zeros(len(rows)).scatter_reduce(0, part, overlap, "amax")
+    forced = (overlap == highest[part]) & (overlap > 0)
+    anchor = image[rows[part[forced]]] * len(grid.boxes) + near[forced]
+    anchor, least, _ = best_per_anchor(anchor, overlap[forced], rows[part[forced]])
+    return anchor, _most_overlapped(grid, boxes, image, anchor, least)
+
+
+def _most_overlapped(grid: AnchorGrid, boxes: Tensor, image: Tensor, anchor: Tensor, least: Tensor) -> Tensor:
+    """Find the box of its image that each anchor overlaps most, ``(N,)``; some box has at least the IoU ``least``."""
+    found = []
+    every, owner = boxes.double().numpy(), image.numpy()
+    corners, images = grid.boxes[anchor % len(grid.boxes)], anchor // len(grid.boxes)
+    octave = least.log2().floor()
+    for power in octave.unique().tolist():  # a search for a low IoU compares more pairs
+        rows = torch.nonzero(octave == power).squeeze(1)
+        search = BoxIndex(every, 2.0**power, owner).search(corners[rows].double().numpy(), images[rows].numpy())
+        for first, second in search.chunks():
+            row, box = rows[torch.from_numpy(first)], torch.from_numpy(second)
+            overlap = aligned_iou(corners[row], boxes[box])
+            enough = overlap >= least[row]
+            found.append((row[enough], overlap[enough], box[enough]))
     if not found:
-        nothing = torch.zeros(0, dtype=torch.int64)
-        return nothing, nothing
-    anchor, box = (torch.cat(parts) for parts in zip(*found, strict=True))
-    anchors, inverse = torch.unique(anchor, return_inverse=True)
-    # an anchor may occur several times, always with the same box
-    return anchors, torch.zeros_like(anchors).scatter(0, inverse, box)
+        return torch.zeros(0, dtype=torch.int64)
+    return best_per_anchor(*(torch.cat(parts) for parts in zip(*found, strict=True)))[2]
 
 
 def _covered(anchors: Tensor, regions: Tensor) -> Tensor:

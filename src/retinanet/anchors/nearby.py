@@ -7,6 +7,7 @@ window of it.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,24 @@ def pairs_by_iou(grid: AnchorGrid, boxes: Tensor, lowest: float) -> Pairs:
     return _windows(grid, boxes, needed)
 
 
+def pairs_by_best(grid: AnchorGrid, boxes: Tensor) -> Pairs:
+    """All pairs of a box and the anchors that have the highest IoU with it, if this is above 0, and some other pairs.
+
+    Of the anchors of a shape, the nearest one shares the largest area with a box.
+    """
+    boxes = boxes.double()
+    offset, size, _ = _shapes(grid)
+    step, counts = _locations(grid)
+    box_size = (boxes[:, 2:] - boxes[:, :2])[:, None]  # (G, 1, 2)
+    center = ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None] - offset  # (G, S, 2)
+    nearest = torch.minimum((center / step).round().clamp(min=0), counts - 1) * step
+    shared = torch.minimum((box_size + size) / 2 - (center - nearest).abs(), torch.minimum(box_size, size))
+    shared = shared.clamp(min=0).prod(dim=2)  # (G, S), the largest area that an anchor of each shape shares with a box
+    overlap = shared / (box_size.prod(dim=2) + size.prod(dim=1) - shared)
+    best = (overlap > 0) & (overlap >= (1 - _SLACK) * overlap.amax(dim=1, keepdim=True))
+    return _windows(grid, boxes, torch.where(best, shared, math.inf))
+
+
 def pairs_by_cover(grid: AnchorGrid, boxes: Tensor, lowest: float) -> Pairs:
     """All pairs with at least the fraction ``lowest`` (> 0) of the anchor inside the box, and some pairs with less."""
     _, size, _ = _shapes(grid)
@@ -56,11 +75,17 @@ def _shapes(grid: AnchorGrid) -> tuple[Tensor, Tensor, Tensor]:
     return (base[:, :2] + base[:, 2:]) / 2, base[:, 2:] - base[:, :2], level
 
 
+def _locations(grid: AnchorGrid) -> tuple[Tensor, Tensor]:
+    """Distance between locations ``(S, 2)`` xy, and number of columns and rows ``(S, 2)``, of each anchor shape."""
+    level = torch.arange(len(grid.shapes)).repeat_interleave(grid.spec.per_location)
+    step = torch.tensor(grid.strides, dtype=torch.float64).flip(1)
+    return step[level], torch.tensor(grid.shapes).flip(1)[level]
+
+
 def _windows(grid: AnchorGrid, boxes: Tensor, needed: Tensor) -> Pairs:
     """Pairs that share at least the area ``needed`` ``(G, S)``; ``boxes`` ``(G, 4)`` in float64, on the CPU."""
     offset, size, level = _shapes(grid)  # xy
-    step = torch.tensor(grid.strides, dtype=torch.float64).flip(1)[level]  # (S, 2) xy
-    counts = torch.tensor(grid.shapes).flip(1)[level]  # (S, 2) columns, rows
+    step, counts = _locations(grid)
     starts = torch.tensor([0, *grid.level_sizes]).cumsum(0)[level] + torch.arange(len(level)) % grid.spec.per_location
 
     box_size = (boxes[:, 2:] - boxes[:, :2])[:, None]  # (G, 1, 2)

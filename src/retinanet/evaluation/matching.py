@@ -16,6 +16,7 @@ import numpy.typing as npt
 from retinanet.data.dataset import NO_CLASS, Dataset
 from retinanet.detections import Detections
 from retinanet.evaluation.limits import counted
+from retinanet.overlaps import BoxIndex, pair_iou, shared_area
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -122,9 +123,8 @@ def match(
         outside: bool ``(D,)``, detections that are not false positives if they match nothing.
     """
     ignored = scene.dataset.ignore if out is None else scene.dataset.ignore | out
-    groups = scene.images * len(scene.dataset.classes) + scene.labels
     fits = _same_class(scene) | _without_class(scene)
-    matched = _matched_objects(scene, thresholds, groups, fits, ignored)
+    matched = _matched_objects(scene, thresholds, fits, ignored)
     return _matching(matched, ignored, outside)
 
 
@@ -136,7 +136,7 @@ def match_any_class(scene: Scene, threshold: float) -> Matching:
     """
     ignored, own = scene.dataset.ignore, _same_class(scene)
     fits = own | _without_class(scene) | ~ignored[scene.pair_objects]
-    matched = _matched_objects(scene, np.array([threshold]), scene.images, fits, ignored, own)
+    matched = _matched_objects(scene, np.array([threshold]), fits, ignored, own)
     return _matching(matched, ignored, None)
 
 
@@ -150,13 +150,11 @@ def neighbour_overlaps(scene: Scene) -> tuple[Floats, Floats]:
     keep = ~scene.dataset.ignore[scene.pair_objects]
     detections = _second_highest(scene.pair_detections[keep], scene.pair_ious[keep], len(scene.scores))
     rows = np.flatnonzero(~scene.dataset.ignore)
-    boxes = scene.dataset.boxes.astype(np.float64)
-    objects = np.zeros(len(boxes))
-    for group in np.split(rows, np.flatnonzero(np.diff(scene.object_images[rows])) + 1):
-        if len(group) > 1:
-            overlaps = iou(boxes[group], boxes[group], np.zeros(len(group), dtype=np.bool_))
-            np.fill_diagonal(overlaps, 0)
-            objects[group] = overlaps.max(axis=1)
+    boxes, images = scene.dataset.boxes[rows].astype(np.float64), scene.object_images[rows]
+    objects = np.zeros(len(scene.object_images))
+    for one, other in BoxIndex(boxes, LEAST_OVERLAP, images).search(boxes, images).chunks():
+        overlaps = np.where(one == other, 0, pair_iou(boxes[one], boxes[other]))
+        np.maximum.at(objects, rows[one], overlaps)
     return np.where(objects < LEAST_OVERLAP, 0, objects), detections
 
 
@@ -185,14 +183,13 @@ def _without_class(scene: Scene) -> Bools:
 
 
 def _matched_objects(
-    scene: Scene, thresholds: Floats, groups: Ints, fits: Bools, ignored: Bools, preferred: Bools | None = None
+    scene: Scene, thresholds: Floats, fits: Bools, ignored: Bools, preferred: Bools | None = None
 ) -> Ints:
     """Find the object that each detection is matched with, int64 ``(T, D)``; −1 for none.
 
     Args:
         scene: objects and detections.
         thresholds: ``(T,)``, the lowest IoU of a match.
-        groups: ``(D,)``, the group of each detection; detections of different groups never compete for an object.
         fits: ``(P,)``, the pairs that may match.
         ignored: ``(M,)``, objects that do not count.
         preferred: ``(P,)``, pairs that win over others with the same IoU.
@@ -200,7 +197,7 @@ def _matched_objects(
     fits = fits & (scene.pair_ious >= min(thresholds))
     found, objects, ious = scene.pair_detections[fits], scene.pair_objects[fits], scene.pair_ious[fits]
     first = np.zeros(len(found), dtype=np.bool_) if preferred is None else preferred[fits]
-    rank = _ranks(groups)[found]
+    rank = _turns(found, objects, scene.dataset.ignore)
     # Sort so that the pairs of a detection are adjacent and its preferred object comes last. An object that counts is
     # preferred to an ignored object. Ties are resolved by the higher IoU, then by the detection's own class (two
     # classes may be annotated with the same box), then by the later object.
@@ -212,7 +209,6 @@ def _matched_objects(
     matched = np.full((len(thresholds), len(scene.scores)), -1, dtype=np.int64)
     taken = np.zeros((len(thresholds), len(crowd)), dtype=np.bool_)
     starts = np.flatnonzero(np.diff(rank, prepend=-1))
-    # Detections of the same rank are in different groups, so they never compete for an object.
     for start, end in pairwise([*starts.tolist(), len(rank)]):
         mine = objects[start:end]
         free = enough[:, start:end] & (crowd[mine] | ~taken[:, mine])
@@ -233,18 +229,51 @@ def _matching(matched: Ints, ignored: Bools, outside: Bools | None) -> Matching:
 
 def _overlapping_pairs(dataset: Dataset, images: Ints, boxes: Floats) -> tuple[Ints, Ints, Floats]:
     """Find the detection, object and IoU of each pair with an IoU of at least ``LEAST_OVERLAP``."""
-    order = np.argsort(images, kind="stable")
-    bounds = np.searchsorted(images[order], np.arange(len(dataset) + 1))
     truth = dataset.boxes.astype(np.float64)
+    owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
     none = np.zeros(0, dtype=np.int64)
     parts = [(none, none, np.zeros(0))]
-    for image in np.flatnonzero((np.diff(bounds) > 0) & (np.diff(dataset.offsets) > 0)).tolist():
-        rows, mine = dataset.rows(image), order[bounds[image] : bounds[image + 1]]
-        overlaps = iou(boxes[mine], truth[rows], dataset.ignore[rows])
-        detection, thing = np.nonzero(overlaps >= LEAST_OVERLAP)
-        parts.append((mine[detection], thing + rows.start, overlaps[detection, thing]))
+    for crowd in (False, True):
+        rows = np.flatnonzero(dataset.ignore == crowd)
+        index = BoxIndex(truth[rows], LEAST_OVERLAP, owner[rows])
+        for detection, row in index.search(boxes, images, covered=crowd).chunks():
+            pair = boxes[detection], truth[rows[row]]
+            overlaps = shared_area(*pair) / (pair[0][:, 2:] - pair[0][:, :2]).prod(axis=1) if crowd else pair_iou(*pair)
+            keep = overlaps >= LEAST_OVERLAP
+            parts.append((detection[keep], rows[row[keep]], overlaps[keep]))
     found, objects, values = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return found, objects, values
+    order = np.lexsort((objects, found))
+    return found[order], objects[order], values[order]
+
+
+def _turns(found: Ints, objects: Ints, crowd: Bools) -> Ints:
+    """Number the turns in which pairs of a detection and an object are matched, ``(P,)``.
+
+    Detections that may compete for an object have different turns: the best detection is first. Competitors are
+    connected by pairs. A crowd region may be matched many times, so nobody competes for it.
+    """
+    contested = ~crowd[objects]
+    detections, things = found[contested], objects[contested]
+    order = np.argsort(detections, kind="stable")
+    detections, things = detections[order], things[order]
+    group = np.arange(len(crowd))  # objects of a group are connected
+    linked = detections[1:] == detections[:-1]
+    ends = np.stack([things[1:][linked], things[:-1][linked]])  # (2, E)
+    while len(ends.T) and (group[ends[0]] != group[ends[1]]).any():
+        smaller, larger = np.sort(group[ends], axis=0)
+        np.minimum.at(group, larger, smaller)
+        group = _roots(group)
+    alone, place = np.unique(found, return_inverse=True)  # the detections in a pair, in matching order
+    of_detection = len(crowd) + np.arange(len(alone))
+    of_detection[np.searchsorted(alone, detections)] = group[things]
+    return _ranks(of_detection)[place]
+
+
+def _roots(parents: Ints) -> Ints:
+    """Follow the links from each element to its parent until they end."""
+    while (parents[parents] != parents).any():
+        parents = parents[parents]
+    return parents
 
 
 def _ranks(groups: Ints) -> Ints:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from retinanet.data.dataset import NO_CLASS, Dataset
 from retinanet.detections import Detections
-from retinanet.evaluation.matching import iou
+from retinanet.overlaps import BoxIndex, pair_iou
 
 _IOU = 0.5
 
@@ -64,22 +64,25 @@ def area(tp: npt.NDArray[np.int64], fp: npt.NDArray[np.int64], objects: int) -> 
 
 
 def _best_objects(dataset: Dataset, predictions: Detections) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Find the highest IoU of each detection with a box of its class, and the row of this box; 0 and −1 if none."""
+    """Find the highest IoU of each detection with a box of its class, and the row of this box.
+
+    Without an IoU of at least ``_IOU``, they are 0 and −1.
+    """
     overlaps = np.zeros(len(predictions.labels))
     targets = np.full(len(predictions.labels), -1, dtype=np.int64)
-    order = np.argsort(predictions.images, kind="stable")
-    starts = np.searchsorted(predictions.images[order], np.arange(len(dataset) + 1))
-    for image in dataset:
-        mine, rows = order[starts[image] : starts[image + 1]], dataset.rows(image)
-        labels = dataset.labels[rows]
-        if not len(mine) or not len(labels):
-            continue
-        detected, boxes = (b.astype(np.float64) for b in (predictions.boxes[mine], dataset.boxes[rows]))
-        ious = iou(detected, boxes, np.zeros(len(boxes), dtype=np.bool_))  # (D, G)
-        ious[(labels != predictions.labels[mine][:, None]) & (labels != NO_CLASS)] = 0
-        best = ious.argmax(axis=1)
-        overlaps[mine] = ious[np.arange(len(mine)), best]
-        targets[mine] = np.where(overlaps[mine] > 0, rows.start + best, -1)
+    detected, boxes = predictions.boxes.astype(np.float64), dataset.boxes.astype(np.float64)
+    owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
+    for mine, row in BoxIndex(boxes, _IOU, owner).search(detected, predictions.images).chunks():
+        same = (dataset.labels[row] == predictions.labels[mine]) | (dataset.labels[row] == NO_CLASS)
+        mine, row = mine[same], row[same]
+        ious = pair_iou(detected[mine], boxes[row])
+        # the best pair of each detection comes last: the highest IoU, then the first box
+        order = np.lexsort((-row, ious))
+        mine, row, ious = mine[order], row[order], ious[order]
+        last = len(mine) - 1 - np.unique(mine[::-1], return_index=True)[1]
+        mine, row, ious = mine[last], row[last], ious[last]
+        better = (ious >= _IOU) & ((ious > overlaps[mine]) | ((ious == overlaps[mine]) & (row < targets[mine])))
+        overlaps[mine[better]], targets[mine[better]] = ious[better], row[better]
     return overlaps, targets
 
 

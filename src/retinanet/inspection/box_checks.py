@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torchvision.ops import box_iou
 
 from retinanet.config import DataConfig
 from retinanet.data.dataset import NO_CLASS, Dataset
 from retinanet.data.transforms import scaled_size
 from retinanet.inspection.findings import Finding, Sight
+from retinanet.overlaps import BoxIndex, Floats, Ints, pair_iou
 
 # IoU above which two boxes are in the same place.
 SAME_BOX = 0.95
@@ -66,20 +65,31 @@ def _box_pairs(split: str, dataset: Dataset, index: int, rows: npt.NDArray[np.in
         what = f"{_named(dataset, rows[b])} and {_named(dataset, rows[a])}"
         yield _at(code, split, dataset, index, [rows[b], rows[a]], what)
     if len(rows) > _CROWD:
-        inside = (
-            (boxes[:, None, :2] <= boxes[None, :, :2]).all(-1)
-            & (boxes[:, None, 2:] >= boxes[None, :, 2:]).all(-1)
-            & (labels[:, None] == labels[None])
-        )  # (n, n) whether the first box contains the second
-        for a in _where(inside.sum(axis=1) > _CROWD):  # > and not ≥, because every box contains itself
-            what = f"{_named(dataset, rows[a])} around {inside[a].sum() - 1} boxes of its class"
+        contained = _contained(boxes.astype(np.float64), labels)
+        for a in _where(contained > _CROWD):  # > and not ≥, because every box contains itself
+            what = f"{_named(dataset, rows[a])} around {contained[a] - 1} boxes of its class"
             yield _at("unflagged-crowd", split, dataset, index, [rows[a]], what)
 
 
 def same_boxes(boxes: npt.NDArray[np.float32]) -> list[tuple[int, int]]:
     """Pair each of the boxes ``(n, 4)`` with the first earlier box in the same place: ``(earlier, later)``."""
-    same = np.tril(box_iou(*[torch.from_numpy(np.ascontiguousarray(boxes))] * 2).numpy() > SAME_BOX, -1)
-    return [(int(same[b].argmax()), b) for b in _where(same.any(axis=1))]
+    distinct, first, kind = np.unique(boxes.astype(np.float64), axis=0, return_index=True, return_inverse=True)
+    earliest = np.full(len(distinct), len(boxes))
+    for one, other in BoxIndex(distinct, SAME_BOX).search(distinct).chunks():
+        same = pair_iou(distinct[one], distinct[other]) > SAME_BOX
+        np.minimum.at(earliest, one[same], first[other[same]])
+    earlier = earliest[kind.reshape(-1)]
+    return [(int(earlier[b]), b) for b in _where(earlier < np.arange(len(boxes)))]
+
+
+def _contained(boxes: Floats, labels: npt.NDArray[np.integer]) -> Ints:
+    """Count the boxes of its class that each box contains, ``(n,)``; a box with an area contains itself."""
+    counts = np.zeros(len(boxes), dtype=np.int64)
+    for inner, outer in BoxIndex(boxes, 1.0).search(boxes, covered=True).chunks():
+        a, b = boxes[outer], boxes[inner]
+        inside = (a[:, :2] <= b[:, :2]).all(axis=1) & (a[:, 2:] >= b[:, 2:]).all(axis=1)
+        counts += np.bincount(outer[inside & (labels[inner] == labels[outer])], minlength=len(boxes))
+    return counts
 
 
 def box_count_findings(split: str, dataset: Dataset, data: DataConfig) -> Iterator[Finding]:

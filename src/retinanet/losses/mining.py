@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import nms
 
 from retinanet.anchors.matches import IGNORE
+from retinanet.suppression import suppress_sorted
 
 
 def ohem_loss(
@@ -50,7 +50,7 @@ def ohem_loss(
         taken = min(len(order), 16 * batch)
         while True:
             part = order[:taken]
-            left = part[nms(anchors[part], hardness[part].to(anchors.dtype), nms_iou)]
+            left = part[suppress_sorted(anchors[part], nms_iou)]
             chosen, enough = _choose(
                 left, labels, batch, ratio, more_foreground=bool((labels[order[taken:]] >= 0).any())
             )
