@@ -117,7 +117,7 @@ def test_tensors_are_read_beside_harmless_objects(tmp_path: Path, name: str, zip
 
 def test_views_parameters_and_shared_storages_are_read(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
-    content = {
+    content: dict[str, Any] = {
         "transposed": base.T,
         "row": base[1],
         "expanded": torch.ones(1).expand(3, 2),
@@ -138,7 +138,8 @@ def test_views_parameters_and_shared_storages_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_whole_module_is_read_as_its_state_dict(tmp_path: Path, zipped: bool) -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ModuleDict({"head": nn.Linear(2, 2)}))
-    for content in (module, {"model": module, "epoch": 3}, {"ema": copy.deepcopy(module).half()}):
+    contents: list[Any] = [module, {"model": module, "epoch": 3}, {"ema": copy.deepcopy(module).half()}]
+    for content in contents:
         read = read_foreign(saved(tmp_path / "module.pth", content, zipped))
         state = read if content is module else next(iter(read.values()))
         wanted = (content if isinstance(content, nn.Module) else next(iter(content.values()))).state_dict()

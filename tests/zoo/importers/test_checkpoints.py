@@ -87,10 +87,11 @@ def test_buffers_that_the_average_lacks_come_from_the_model() -> None:
 
 
 def test_pytorchs_average_is_found_in_a_file(tmp_path: Path) -> None:
-    model = nn.ModuleDict({"head": nn.Linear(2, 1)})
+    head = nn.Linear(2, 1)
+    model = nn.ModuleDict({"head": head})
     average = AveragedModel(model)
     with torch.no_grad():
-        model["head"].weight.zero_()
+        head.weight.zero_()
     for content in (
         {"model": model.state_dict(), "model_ema": average.state_dict(), "args": argparse.Namespace(lr=0.1)},
         {"model": model, "model_ema": average},  # whole modules
@@ -99,7 +100,7 @@ def test_pytorchs_average_is_found_in_a_file(tmp_path: Path) -> None:
         network = find_network(read_foreign(tmp_path / "in.pth"), KEY)
         assert network is not None
         assert network.where == "model_ema.module"
-        assert torch.equal(network.state[KEY], average.module["head"].weight)
+        assert torch.equal(network.state[KEY], average.state_dict()["module.head.weight"])
 
 
 @pytest.mark.parametrize(
