@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class Candidates(NamedTuple):
     """Candidates of a batch for suppression, best first. Every image has the same number N of candidates.
 
     Attributes:
-        boxes: float32 ``(B, N, 4)``, clipped to each image.
+        boxes: float32 ``(B, N, 4)``, clipped to each image; with some area where the score is above 0.
         scores: float32 ``(B, N)``; 0 where an image has fewer candidates.
         labels: int64 ``(B, N)``.
     """
@@ -42,28 +43,47 @@ class Candidates(NamedTuple):
 
 @torch.no_grad()
 def postprocess(
-    outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]], config: DecodeConfig | None = None
+    outputs: Outputs,
+    grid: AnchorGrid,
+    image_sizes: list[tuple[int, int]],
+    config: DecodeConfig | None = None,
+    nonfinite: Callable[[int], object] = lambda images: None,
 ) -> list[Detections]:
     """Convert outputs to the detections of each image of a batch.
 
     On each level, the ``config.top_k`` highest scores above ``config.score`` are kept, and their boxes are decoded.
     Over all levels, a box is dropped if it overlaps a better box of its class by more than IoU ``config.nms``. The best
-    ``config.max_detections`` boxes are returned.
+    ``config.max_detections`` boxes are returned. Boxes that lie outside their image are left out, and so are
+    predictions that are NaN.
 
     Args:
         outputs: the network's predictions for B images.
         grid: the anchors they refer to.
         image_sizes: ``(height, width)`` of each image inside the padded batch.
         config: thresholds; the paper's by default.
+        nonfinite: called with the number of images with a prediction that is NaN or infinite, if there are any.
     """
     config = config or DecodeConfig()
     if not image_sizes:
         return []
-    return suppress(select(outputs, grid, image_sizes, config), config)
+    candidates, damaged = select(outputs, grid, image_sizes, config)
+    detections = suppress(candidates, config)
+    if bool(damaged.any()):  # a GPU has finished by now, so this does not wait
+        # NaN counts as the highest score, so it may have displaced others. This costs a pass over the logits.
+        logits = [torch.where(level.isnan(), -math.inf, level) for level in outputs.logits]
+        candidates, others = select(Outputs(logits, outputs.deltas), grid, image_sizes, config)
+        detections = suppress(candidates, config)
+        nonfinite(int((damaged | others).sum()))
+    return detections
 
 
-def select(outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]], config: DecodeConfig) -> Candidates:
-    """Select the best predictions of each level above the threshold, and decode them; see :func:`postprocess`."""
+def select(
+    outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]], config: DecodeConfig
+) -> tuple[Candidates, Tensor]:
+    """Select the best predictions of each level above the threshold, and decode them; see :func:`postprocess`.
+
+    Also mark the images with a score that is NaN or a selected box that is not finite, bool ``(B,)``.
+    """
     # Comparing logits avoids the sigmoid for the 99% of anchors that are below the threshold.
     lowest = math.log(config.score / (1 - config.score)) if config.score > 0 else -math.inf
     levels = []
@@ -75,14 +95,16 @@ def select(outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]
     logit, label, delta, anchor = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))  # (B, N, …)
     box = decode_boxes(delta.float(), anchor)
     finite = box.isfinite().all(dim=2, keepdim=True)
-    box = torch.where(finite, box, 0)
-    # compare in float32, because rounding to the precision of the logits would change the threshold
-    logit = torch.where((logit.float() > lowest) & finite[..., 0], logit.float(), -math.inf)
-    logit, order = logit.sort(dim=1, descending=True, stable=True)
     sizes = to_device(torch.tensor(image_sizes, dtype=torch.float32), box.device).flip(1).repeat(1, 2)  # (B, 4) w h w h
+    box = torch.minimum(torch.where(finite, box, 0).clamp(min=0), sizes[:, None])
+    inside = (box[..., 2:] > box[..., :2]).all(dim=2)  # some area is left
+    # compare in float32, because rounding to the precision of the logits would change the threshold
+    above = logit.float() > lowest
+    damaged = (logit.isnan() | (above & ~finite[..., 0])).any(dim=1)
+    logit = torch.where(above & inside, logit.float(), -math.inf)
+    logit, order = logit.sort(dim=1, descending=True, stable=True)
     box = box.gather(1, order[..., None].expand(-1, -1, 4))
-    box = torch.minimum(box.clamp(min=0), sizes[:, None])
-    return Candidates(box, logit.sigmoid(), label.gather(1, order))
+    return Candidates(box, logit.sigmoid(), label.gather(1, order)), damaged
 
 
 def highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

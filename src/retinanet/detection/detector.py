@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -67,6 +68,7 @@ class Detector:
         model: the network as it was given.
         network: a copy of it prepared by :func:`retinanet.model.inference.for_inference`, on ``device``.
         info: classes and settings.
+        nonfinite: number of images so far with predictions that were NaN or infinite, which are left out.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Detector:
         if compile:
             self.network.compile()
         self.info = info
+        self.nonfinite = 0
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -129,7 +132,10 @@ class Detector:
             raise DataError(f"cannot detect in a {type(source).__name__}; {_ACCEPTED}")
         images: Sequence[ImageLike] = [source] if single else source  # type: ignore[list-item, assignment]
         arrays = [_as_rgb(image) for image in images]
+        before = self.nonfinite
         found = [to_supervision(d, self.classes) for d in self.detect([_as_tensor(a) for a in arrays], score, batch)]
+        if self.nonfinite > before == 0:  # said once
+            warnings.warn(self.nonfinite_warning(len(images)), RuntimeWarning, stacklevel=2)
         return found[0] if single else found
 
     @torch.inference_mode()
@@ -156,7 +162,18 @@ class Detector:
             outputs = self._outputs(batch)
         settings = self._decode_config(score)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        return postprocess(outputs, grid, sizes, settings)
+        return postprocess(outputs, grid, sizes, settings, self._count_nonfinite)
+
+    def nonfinite_warning(self, images: int) -> str:
+        """Return a warning about the predictions that were not finite, of ``images`` images."""
+        return (
+            f"predictions of the network are NaN or infinite on {self.nonfinite} of {images} images and left out; "
+            "check that its training did not diverge, or use precision fp32"
+        )
+
+    def _count_nonfinite(self, images: int) -> None:
+        """Count ``images`` more images with predictions that are not finite."""
+        self.nonfinite += images
 
     def _outputs(self, batch: Tensor) -> Outputs:
         if not self.compiled:

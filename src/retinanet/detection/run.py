@@ -85,4 +85,6 @@ def detect(
             else:
                 writer.add(result)
             bar.advance(1)
+    if detector.nonfinite:
+        (console or plain_console()).print(f"warning: {detector.nonfinite_warning(len(files))}", highlight=False)
     return DetectionRun(len(files) - len(failed), writer.counts, writer.finish(), failed, Path(out))

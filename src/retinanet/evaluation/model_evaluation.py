@@ -98,5 +98,10 @@ def detections_on(dataset: Dataset, detector: Detector, what: str, console: Cons
     """Run a detector on a dataset with a progress bar named ``what``; labels are those of the detector."""
     from retinanet.evaluation.predict import predict  # torch
 
-    with progress_bar(console or Console(), what, len(dataset)) as bar:
-        return predict(detector, dataset, bar.advance)
+    console = console or Console()
+    before = detector.nonfinite
+    with progress_bar(console, what, len(dataset)) as bar:
+        found = predict(detector, dataset, bar.advance)
+    if detector.nonfinite > before:
+        console.print(f"warning: {detector.nonfinite_warning(len(dataset))}", highlight=False)
+    return found
