@@ -83,7 +83,7 @@ CHOSEN: dict[str, dict[str, object]] = {
     "assign": {"ignore_overlap": 0.5},
     "loss": {"beta": 0.11},
     "data": {"resize": "antialiased", "crowd": "ignore"},
-    "train": {"warmup": 8000, "clip": None, "precision": "auto"},
+    "train": {"warmup": 8000, "bias_lr": 1.0, "bias_decay": True, "clip": None, "precision": "auto"},
     "decode": {"max_detections": None, "top_k": None},  # 100 and 1000, more for dense training images
 }
 # Not read by the paper's losses and assignment, or without influence on the result.
@@ -240,6 +240,7 @@ def test_recipe_on_the_command_line(settings_of: Callable[..., Config], paper: C
         ("--loss.normalizer image", "loss", {"normalizer": "image"}),
         ("--loss.normalizer moving", "loss", {"normalizer": "moving"}),
         ("--loss.normalizer rank", "loss", {"normalizer": "rank"}),
+        ("--train.bias-lr 2 --train.no-bias-decay", "train", {"bias_lr": 2.0, "bias_decay": False}),
         ("--loss.box l1", "loss", {"box": "l1"}),
         ("--assign.force-best", "assign", {"force_best": True}),
         ("--data.crowd drop", "data", {"crowd": "drop"}),

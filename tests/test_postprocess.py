@@ -55,7 +55,9 @@ def slow(outputs: Outputs, grid: AnchorGrid, image: int, size: tuple[int, int], 
             x, y = x1 + w / 2 + dx * w, y1 + h / 2 + dy * h
             w, h = w * math.exp(dw), h * math.exp(dh)
             corners = [(x - w / 2, width), (y - h / 2, height), (x + w / 2, width), (y + h / 2, height)]
-            merged.append((label, score, [min(max(v, 0.0), float(limit)) for v, limit in corners]))
+            x1, y1, x2, y2 = (min(max(v, 0.0), float(limit)) for v, limit in corners)
+            if x1 < x2 and y1 < y2:
+                merged.append((label, score, [x1, y1, x2, y2]))
         start += logits.shape[1]
     result: Found = []
     for candidate in sorted(merged, key=lambda c: -c[1]):
@@ -249,6 +251,7 @@ def test_a_box_that_is_not_a_number_is_dropped_and_harms_no_other() -> None:
     outputs.deltas[0][0, int(outputs.logits[0][0].amax(dim=1).argmax())] = math.nan
     outputs.deltas[0][0, int(outputs.logits[0][0].amax(dim=1).argmin())] = math.inf
     found = postprocess(outputs, grid, [SIZE] * 2)
+    assert [each.nonfinite.tolist() for each in found] == [[0], []]
     assert np.isfinite(found[0].boxes).all()
     assert abs(len(found[0].scores) - len(expected[0].scores)) < 10
     assert equal(found[1], expected[1])
@@ -297,6 +300,39 @@ def test_with_a_high_limit_an_image_does_not_depend_on_its_batch(dtype: torch.dt
         one = slice(image, image + 1)
         alone = Outputs([each[one] for each in outputs.logits], [each[one] for each in outputs.deltas])
         assert equal(found, postprocess(alone, grid, [SIZE], config)[0])
+
+
+def test_boxes_outside_the_image_are_left_out() -> None:
+    """Clipped, they have no area, and their IoU with each other is 0/0."""
+    grid = make_grid(SPEC, SIZE)
+    outputs = predictions(grid, 2, images=2, seed=3, bias=0.0)
+    outputs.deltas[0][..., 0] += 1.5 * torch.randn(outputs.deltas[0].shape[:2])
+    sizes = [(64, 96), (40, 50)]
+    config = DecodeConfig(max_detections=10_000, nms=0.9)
+    found = postprocess(outputs, grid, sizes, config)
+    for image, each in enumerate(found):
+        sides = each.boxes[:, 2:] - each.boxes[:, :2]
+        assert (sides > 0).all()
+        agree(each, slow(outputs, grid, image, sizes[image], config))
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5])
+def test_scores_that_are_not_numbers_take_no_place_and_are_counted(share: float) -> None:
+    grid = make_grid(AnchorSpec(sizes=(16.0, 48.0), scales=(1.0,), strides=(4, 16)), (256, 256))
+    outputs = predictions(grid, 3, images=3, seed=2)
+    config = DecodeConfig(top_k=60)
+    damaged = Outputs([level.clone() for level in outputs.logits], outputs.deltas)
+    missing = torch.rand(damaged.logits[0][1].shape, generator=torch.Generator().manual_seed(0)) < share
+    assert missing.any()
+    damaged.logits[0][1][missing] = math.nan
+    cleaned = Outputs([level.nan_to_num(-math.inf) for level in damaged.logits], outputs.deltas)
+    found = postprocess(damaged, grid, [(256, 256)] * 3, config)
+    assert [each.nonfinite.tolist() for each in found] == [[], [0], []]
+    expected = postprocess(cleaned, grid, [(256, 256)] * 3, config)
+    assert all(len(each.nonfinite) == 0 for each in expected)
+    assert all(equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert len(found[1]) > 10
+    agree(found[1], slow(cleaned, grid, 1, (256, 256), config))
 
 
 def test_no_images() -> None:

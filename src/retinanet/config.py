@@ -240,6 +240,10 @@ class TrainConfig:
     """Momentum of SGD, or β₁ of AdamW."""
     weight_decay: float = 1e-4
     """Weight decay. AdamW exempts norm weights and biases."""
+    bias_lr: float = 1.0
+    """Factor on the learning rate of biases. 2 matches the authors' code, together with bias-decay off."""
+    bias_decay: bool = True
+    """Apply weight decay to biases, too (sgd). Off: only weights decay, as in the authors' code."""
     warmup: int = 8000
     """Number of images over which the learning rate rises linearly. It is limited to a tenth of the training."""
     schedule: Literal["step", "cosine"] = "step"
@@ -270,7 +274,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_finite(self, "train")
         require_at_least(1, self, "train", "epochs", "batch", "accumulate", "eval_every", "patience")
-        require_positive(self, "train", "lr", "backbone_lr", "checkpoint_minutes")
+        require_positive(self, "train", "lr", "backbone_lr", "bias_lr", "checkpoint_minutes")
         drawn = self.images_every >= 0
         require(drawn, f"train.images-every is {self.images_every}; use 0 (no drawings) or a number of epochs")
         require(self.clip is None or self.clip > 0, f"train.clip is {self.clip}; it must be positive")

@@ -90,6 +90,14 @@ def limit_note(limited: int, images: int, config: ResolvedDecodeConfig) -> str:
     )
 
 
+def nonfinite_note(nonfinite: int, images: int) -> str:
+    """Say that predictions of ``nonfinite`` of ``images`` images were left out because they are not finite."""
+    return (
+        f"predictions of the network are NaN or infinite on {nonfinite} of {images} images and left out; check that "
+        "its training did not diverge, or use precision fp32"
+    )
+
+
 def _rounded_up(number: int) -> int:
     """Round up to one significant digit."""
     unit: int = 10 ** (len(str(number)) - 1)

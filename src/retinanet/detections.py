@@ -21,6 +21,7 @@ class Detections:
         labels: int64 ``(D,)``, indices into the classes.
         limited: int64 ``(L,)``, positions of the images that reached a limit (``decode.max_detections`` or
             ``decode.top_k``), so that detections with lower scores may have been dropped; ascending.
+        nonfinite: int64 ``(N,)``, positions of the images with predictions that were NaN or infinite; ascending.
     """
 
     images: npt.NDArray[np.int64]
@@ -28,6 +29,7 @@ class Detections:
     scores: npt.NDArray[np.floating]
     labels: npt.NDArray[np.int64]
     limited: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    nonfinite: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @classmethod
     def of_one_image(
@@ -52,7 +54,7 @@ class Detections:
         if not parts:
             return cls.empty()
         columns = [np.concatenate([getattr(part, name) for part in parts]) for name in cls.__annotations__]
-        columns[-1] = np.unique(columns[-1])  # limited
+        columns[-2:] = [np.unique(positions) for positions in columns[-2:]]  # limited, nonfinite
         return cls(*columns).take(np.argsort(columns[0], kind="stable"))
 
     def __len__(self) -> int:
@@ -60,11 +62,13 @@ class Detections:
 
     def take(self, rows: npt.NDArray[Any] | slice) -> Detections:
         """Select detections by position, mask or slice."""
-        return Detections(self.images[rows], self.boxes[rows], self.scores[rows], self.labels[rows], self.limited)
+        columns = (column[rows] for column in (self.images, self.boxes, self.scores, self.labels))
+        return Detections(*columns, self.limited, self.nonfinite)
 
     def of_image(self, image: int) -> Detections:
         """Select the detections of the image at position ``image``."""
-        return replace(self.take(self.images == image), limited=self.limited[self.limited == image])
+        marked = {name: (own := getattr(self, name))[own == image] for name in ("limited", "nonfinite")}
+        return replace(self.take(self.images == image), **marked)
 
     def best(self, count: int | None) -> Detections:
         """Select the ``count`` detections with the highest scores of each image, in the order given; ``None``: all."""
@@ -80,7 +84,8 @@ class Detections:
 
     def moved(self, image: int) -> Detections:
         """Shift the positions of the images by ``image``."""
-        return replace(self, images=self.images + image, limited=self.limited + image)
+        positions = {name: getattr(self, name) + image for name in ("images", "limited", "nonfinite")}
+        return replace(self, **positions)
 
     def rescaled(self, size: Sequence[int], new_size: Sequence[int]) -> Detections:
         """Convert boxes from an image of ``(height, width)`` pixels to the same image at another size."""

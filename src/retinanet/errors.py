@@ -11,6 +11,10 @@ class ConfigError(RetinaNetError):
     """An invalid flag, recipe key or combination of settings."""
 
 
+class ArgumentError(ConfigError, ValueError):
+    """A value given to a function of the package that is out of range or of the wrong shape."""
+
+
 class DataError(RetinaNetError):
     """A dataset, an annotation file or an image that cannot be used."""
 

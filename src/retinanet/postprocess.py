@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class Candidates(NamedTuple):
     """Candidates of a batch for suppression, best first. Every image has the same number N of candidates.
 
     Attributes:
-        boxes: float32 ``(B, N, 4)``, clipped to each image.
+        boxes: float32 ``(B, N, 4)``, clipped to each image; with some area where the score is above 0.
         scores: float32 ``(B, N)``; 0 where an image has fewer candidates.
         labels: int64 ``(B, N)``.
     """
@@ -42,16 +43,35 @@ class Candidates(NamedTuple):
     labels: Tensor
 
 
+class Selection(NamedTuple):
+    """What :func:`select` finds.
+
+    Attributes:
+        candidates: the candidates.
+        cut: bool ``(B,)``, images with ``top_k`` predictions above the threshold on a level, so that others may have
+            been left out.
+        nonfinite: bool ``(B,)``, images with a score that is NaN, or with a selected box that is not finite.
+    """
+
+    candidates: Candidates
+    cut: Tensor
+    nonfinite: Tensor
+
+
 @torch.no_grad()
 def postprocess(
-    outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]], config: DecodeConfig | None = None
+    outputs: Outputs,
+    grid: AnchorGrid,
+    image_sizes: list[tuple[int, int]],
+    config: DecodeConfig | None = None,
 ) -> list[Detections]:
     """Convert outputs to the detections of each image of a batch.
 
     On each level, the ``config.top_k`` highest scores above ``config.score`` are kept, and their boxes are decoded.
     Over all levels, a box is dropped if it overlaps a better box of its class by more than IoU ``config.nms``. The best
     ``config.max_detections`` boxes are returned. Images that reach one of these two limits are marked as
-    :attr:`Detections.limited`.
+    :attr:`Detections.limited`. Boxes that lie outside their image are left out, and so are predictions that are NaN or
+    infinite; their images are marked as :attr:`Detections.nonfinite`.
 
     Args:
         outputs: the network's predictions for B images.
@@ -63,24 +83,32 @@ def postprocess(
     settings = (config or DecodeConfig()).resolved()
     if not image_sizes:
         return []
-    candidates, cut = select(outputs, grid, image_sizes, settings)
-    found = suppress(candidates, settings)
-    limited = [own or len(each) >= settings.max_detections for own, each in zip(cut.tolist(), found, strict=True)]
+    chosen = select(outputs, grid, image_sizes, settings)
+    found = suppress(chosen.candidates, settings)
+    nonfinite = chosen.nonfinite
+    if bool(nonfinite.any()):  # a GPU has finished by now, so this does not wait
+        # NaN counts as the highest score, so it may have displaced others. This costs a pass over the logits.
+        logits = [torch.where(level.isnan(), -math.inf, level) for level in outputs.logits]
+        chosen = select(Outputs(logits, outputs.deltas), grid, image_sizes, settings)
+        found = suppress(chosen.candidates, settings)
+        nonfinite = nonfinite | chosen.nonfinite
+    full = torch.tensor([len(each) >= settings.max_detections for each in found])
+    limited = (chosen.cut.cpu() | full).tolist()
     return [
-        replace(each, limited=np.zeros(int(reached), dtype=np.int64))
-        for each, reached in zip(found, limited, strict=True)
+        replace(each, limited=_position(reached), nonfinite=_position(damaged))
+        for each, reached, damaged in zip(found, limited, nonfinite.tolist(), strict=True)
     ]
+
+
+def _position(marked: bool) -> npt.NDArray[np.int64]:
+    """The position of a single image if it is marked, else nothing."""
+    return np.zeros(int(marked), dtype=np.int64)
 
 
 def select(
     outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]], config: ResolvedDecodeConfig
-) -> tuple[Candidates, Tensor]:
-    """Select the best predictions of each level above the threshold, and decode them; see :func:`postprocess`.
-
-    Returns:
-        The candidates; and bool ``(B,)``, whether an image has ``config.top_k`` predictions above the threshold on a
-        level, so that others may have been left out.
-    """
+) -> Selection:
+    """Select the best predictions of each level above the threshold, and decode them; see :func:`postprocess`."""
     # Comparing logits avoids the sigmoid for the 99% of anchors that are below the threshold.
     lowest = math.log(config.score / (1 - config.score)) if config.score > 0 else -math.inf
     levels = []
@@ -96,14 +124,16 @@ def select(
     logit, label, delta, anchor = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))  # (B, N, …)
     box = decode_boxes(delta.float(), anchor)
     finite = box.isfinite().all(dim=2, keepdim=True)
-    box = torch.where(finite, box, 0)
-    # compare in float32, because rounding to the precision of the logits would change the threshold
-    logit = torch.where((logit.float() > lowest) & finite[..., 0], logit.float(), -math.inf)
-    logit, order = logit.sort(dim=1, descending=True, stable=True)
     sizes = to_device(torch.tensor(image_sizes, dtype=torch.float32), box.device).flip(1).repeat(1, 2)  # (B, 4) w h w h
+    box = torch.minimum(torch.where(finite, box, 0).clamp(min=0), sizes[:, None])
+    inside = (box[..., 2:] > box[..., :2]).all(dim=2)  # some area is left
+    # compare in float32, because rounding to the precision of the logits would change the threshold
+    above = logit.float() > lowest
+    nonfinite = (logit.isnan() | (above & ~finite[..., 0])).any(dim=1)
+    logit = torch.where(above & inside, logit.float(), -math.inf)
+    logit, order = logit.sort(dim=1, descending=True, stable=True)
     box = box.gather(1, order[..., None].expand(-1, -1, 4))
-    box = torch.minimum(box.clamp(min=0), sizes[:, None])
-    return Candidates(box, logit.sigmoid(), label.gather(1, order)), cut
+    return Selection(Candidates(box, logit.sigmoid(), label.gather(1, order)), cut, nonfinite)
 
 
 def _above(scores: Tensor, lowest: float, top_k: int) -> tuple[Tensor, Tensor]:

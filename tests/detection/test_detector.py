@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,18 @@ def test_nothing_found(detector: Detector, photo: Path) -> None:
     assert found.confidence.shape == found.class_id.shape == (0,)
     assert len(found.data["class_name"]) == 0
     assert draw(read_image(photo), found, detector.classes).shape == (96, 96, 3)
+
+
+def test_predictions_that_are_not_numbers_are_left_out_and_told(detector: Detector, photo: Path) -> None:
+    model = copy.deepcopy(detector.model)
+    assert model.classification.predict.bias is not None
+    with torch.no_grad():
+        model.classification.predict.bias[0] = math.nan  # of the first anchor at each location
+    damaged = Detector(model, detector.info, "fp32", "cpu")
+    with pytest.warns(RuntimeWarning, match=r"NaN or infinite on 2 of 2 images and left out; check .* precision fp32"):
+        found = damaged([photo, photo], score=0.05)
+    assert all(np.isfinite(each.xyxy).all() for each in found)
+    assert len(found[0]) > 0
 
 
 def test_empty_list(detector: Detector) -> None:

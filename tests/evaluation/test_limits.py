@@ -77,11 +77,11 @@ def test_sentences_about_the_protocol_and_about_images_at_a_limit() -> None:
     found = perfect(dense)
     assert "150 objects, so all detections count. AP@100" in Limits.of(dense, found).protocol()
     assert "100 highest scores of each image and class" in Limits.of(sparse, found).protocol()
-    assert Limits.of(dense, found).note() is None
+    assert Limits.of(dense, found).notes() == []
     cut = Limits.of(dense, found.best(30), max_detections=30)
-    assert "1 of 2 images have more than 30 detections" in str(cut.note())
+    assert "1 of 2 images have more than 30 detections" in cut.notes()[0]
     limited = replace(found, limited=np.array([0]))
-    said = str(Limits.of(dense, limited, detector=DecodeConfig().resolved()).note())
+    said = Limits.of(dense, limited, detector=DecodeConfig().resolved()).notes()[0]
     assert "1 of 2 images reached a limit (100 detections per image, 1000 candidates" in said
     assert "--max-detections" in said
     assert cut.to_dict() == {
@@ -89,4 +89,5 @@ def test_sentences_about_the_protocol_and_about_images_at_a_limit() -> None:
         "most_objects": 150,
         "max_detections": 30,
         "images_at_limit": 1,
+        "images_not_finite": 0,
     }

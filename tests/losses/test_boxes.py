@@ -186,11 +186,21 @@ def test_gradient_by_finite_differences(kind: str) -> None:
         assert deltas.grad[0, i].item() == pytest.approx((values[0] - values[1]) / 2e-2, abs=2e-3)
 
 
-@pytest.mark.parametrize("kind", ["smooth_l1", "l1", "giou", "diou"])
+WILD = [0.0, 1.0, -1.0, 100.0, -100.0, 1e4, -1e4, 65504.0, -65504.0, 1e19, -1e19, 3.3e38, -3.3e38]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_finite_for_wild_predictions(kind: str) -> None:
-    deltas = torch.tensor([[1e4, -1e4, 1e4, 1e4], [0.0, 0.0, -1e4, -1e4]], requires_grad=True)
-    loss = box_loss(deltas, ANCHOR.expand(2, 4), BOX.expand(2, 4), LossConfig(box=kind))  # type: ignore[arg-type]
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert torch.isfinite(loss)
-    assert deltas.grad is not None
-    assert torch.isfinite(deltas.grad).all()
+    """Each delta at every size, and all at once; also for anchors far from the origin."""
+    rows = [[a if at == i else b for at in range(4)] for i in range(4) for a in WILD for b in (0.0, 0.3)]
+    rows += [[x, y, w, h] for x in (-1e4, 1e4) for y in (-1e4, 1e4) for w in (-1e4, 1e4) for h in (-1e4, 1e4)]
+    rows += [[value] * 4 for value in WILD]
+    for place in (0.0, 8000.0):
+        for row in rows:
+            deltas = torch.tensor([row], requires_grad=True)
+            loss = box_loss(deltas, ANCHOR + place, BOX + place, LossConfig(box=kind))  # type: ignore[arg-type]
+            (gradient,) = torch.autograd.grad(loss, deltas)
+            assert torch.isfinite(gradient).all(), row
+            assert torch.isfinite(loss) or (kind in ("smooth_l1", "l1") and row[0] == row[1] != 0), (
+                row
+            )  # a sum overflows

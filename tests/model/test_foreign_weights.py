@@ -72,12 +72,10 @@ def test_a_file_that_wants_to_run_code_is_refused(tmp_path: Path, kind: str, how
     assert proof.exists()
 
 
-def test_a_whole_module_is_refused_with_advice(tmp_path: Path) -> None:
-    path = tmp_path / "module.pth"
-    torch.save(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), path)
-    refused(path, "save its state_dict() alone")
-    torch.save({"model": nn.Linear(2, 2), "epoch": 3}, path)
-    refused(path, "save its state_dict() alone")
+def test_the_line_shows_the_code_that_saves_the_weights_alone(tmp_path: Path) -> None:
+    path = tmp_path / "hostile.pth"
+    torch.save({"x": Command(os.system, "true")}, path)
+    refused(path, "system", 'torch.save(model.state_dict(), "weights.pth")')
 
 
 @pytest.mark.parametrize(
@@ -158,6 +156,12 @@ def test_safetensors_are_read_as_such(tmp_path: Path, monkeypatch: pytest.Monkey
     refused(path, "not a complete safetensors file")
     path.unlink()
     refused(path, "no such weights file")
+
+
+def test_an_object_instead_of_weights_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "arguments.pth"
+    torch.save(argparse.Namespace(lr=0.1), path)
+    refused(path, "expected a state dict, found argparse.Namespace")
 
 
 def test_the_arguments_torchvisions_script_saves_are_no_obstacle(tmp_path: Path) -> None:

@@ -117,6 +117,36 @@ def test_the_backbone_has_its_own_factor(model: RetinaNet, kind: str) -> None:
             assert rates[id(parameter)] == pytest.approx(0.05 if name.startswith("backbone.") else 0.5), name
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_biases_have_their_own_rate_and_decay(model: RetinaNet, kind: str) -> None:
+    config = TrainConfig(optimizer=kind, backbone_lr=0.1, bias_lr=2.0, bias_decay=False, weight_decay=0.01)  # type: ignore[arg-type]
+    optimizer = make_optimizer(model, config)
+    set_learning_rate(optimizer, 0.5)
+    of = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    biases = 0
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            rate, decay = of[id(parameter)]
+            part = 0.05 if module_name.startswith("backbone.") else 0.5
+            assert rate == pytest.approx(part * (2 if name == "bias" else 1))
+            exempt = name == "bias" or (kind == "adamw" and isinstance(module, nn.GroupNorm))
+            assert decay == (0 if exempt else 0.01)
+            biases += name == "bias"
+    assert biases > 10
+
+
+def test_biases_are_decayed_like_weights_by_default(model: RetinaNet) -> None:
+    config = TrainConfig()
+    assert (config.bias_lr, config.bias_decay) == (1.0, True)
+    (group,) = make_optimizer(model, config).param_groups
+    assert {id(p) for name, p in model.named_parameters() if name.endswith("bias") and p.requires_grad} <= {
+        id(p) for p in group["params"]
+    }
+    assert (group["factor"], group["weight_decay"]) == (1.0, 1e-4)
+
+
 def test_sgd_step_by_hand() -> None:
     """v ← 0.9 v + (g + 1e-4 w); w ← w − lr·v, with the rate that was set."""
     network = RetinaNet("resnet18", num_classes=1, channels=32, subnet_depth=0)

@@ -20,7 +20,7 @@ from retinanet.config import AnchorSpec
 from retinanet.data.deep_pixels import PixelRange
 from retinanet.data.images import read_image, to_rgb
 from retinanet.data.transforms import batches_of_one_size, normalized_batch, resize_image, scaled_size
-from retinanet.decode_config import ResolvedDecodeConfig, limit_note
+from retinanet.decode_config import ResolvedDecodeConfig, limit_note, nonfinite_note
 from retinanet.detections import Detections
 from retinanet.errors import ConfigError, DataError
 from retinanet.hardware import Precision, autocast, resolve_device, resolve_precision
@@ -141,6 +141,8 @@ class Detector:
         results = self.detect([_as_tensor(a) for a in arrays], score, batch, max_detections)
         if limited := sum(len(each.limited) for each in results):
             warnings.warn(limit_note(limited, len(results), self.decode_config(score, max_detections)), stacklevel=2)
+        if nonfinite := sum(len(each.nonfinite) for each in results):
+            warnings.warn(nonfinite_note(nonfinite, len(results)), RuntimeWarning, stacklevel=2)
         found = [to_supervision(each, self.classes) for each in results]
         return found[0] if single else found
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from retinanet.decode_config import limit_note
+from retinanet.decode_config import limit_note, nonfinite_note
 from retinanet.detection.detector import Detector, load
 from retinanet.detection.sources import detect_in_files, files_left_out, find_images
 from retinanet.detection.write import OutputFormat, Writer
@@ -85,7 +85,7 @@ def detect(
     writer = Writer(Path(out), detector.classes, chosen, draw, files)
     make_folder(Path(out))
     failed: list[str] = []
-    limited = 0
+    limited = nonfinite = 0
     with progress_bar(console or plain_console(), "images", len(files)) as bar:
         for result in detect_in_files(detector, files, score, max_detections=max_detections):
             if result.found is None:
@@ -93,7 +93,9 @@ def detect(
             else:
                 writer.add(result)
                 limited += len(result.found.limited)
+                nonfinite += len(result.found.nonfinite)
             bar.advance(1)
     images = len(files) - len(failed)
     notes = files_left_out(places) + ([limit_note(limited, images, settings)] if limited else [])
+    notes += [nonfinite_note(nonfinite, images)] if nonfinite else []
     return DetectionRun(images, writer.counts, writer.finish(), failed, Path(out), notes)

@@ -9,7 +9,7 @@ import numpy as np
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.density import most_objects
-from retinanet.decode_config import ResolvedDecodeConfig, limit_note
+from retinanet.decode_config import ResolvedDecodeConfig, limit_note, nonfinite_note
 from retinanet.detections import Detections
 
 # COCO's protocol counts this many detections of each image and class.
@@ -38,6 +38,7 @@ class Limits:
         images: number of images.
         max_detections: largest number of detections per image; ``None`` without a limit.
         limited: number of images that reached a limit of the detector, or ``max_detections``.
+        nonfinite: number of images with predictions that were NaN or infinite.
         detector: the detector's settings; ``None`` for a file of detections.
     """
 
@@ -46,6 +47,7 @@ class Limits:
     images: int
     max_detections: int | None
     limited: int
+    nonfinite: int
     detector: ResolvedDecodeConfig | None
 
     @classmethod
@@ -64,6 +66,7 @@ class Limits:
             images=len(dataset),
             max_detections=detector.max_detections if detector else max_detections,
             limited=len(predictions.limited),
+            nonfinite=len(predictions.nonfinite),
             detector=detector,
         )
 
@@ -76,16 +79,19 @@ class Limits:
             "count the 100 highest scores of each image and class, as in COCO's protocol."
         )
 
-    def note(self) -> str | None:
-        """Say in a sentence how many images reached a limit; ``None`` if none did."""
-        if not self.limited:
-            return None
-        if self.detector is not None:
-            return limit_note(self.limited, self.images, self.detector)
-        return (
-            f"{self.limited} of {self.images} images have more than {self.max_detections} detections; only the highest "
-            "scores count; --max-detections (Python: max_detections) raises the limit"
-        )
+    def notes(self) -> list[str]:
+        """Say how many images reached a limit, and how many have predictions that were left out, in a sentence each."""
+        notes = []
+        if self.limited and self.detector is not None:
+            notes.append(limit_note(self.limited, self.images, self.detector))
+        elif self.limited:
+            notes.append(
+                f"{self.limited} of {self.images} images have more than {self.max_detections} detections; only the "
+                "highest scores count; --max-detections (Python: max_detections) raises the limit"
+            )
+        if self.nonfinite:
+            notes.append(nonfinite_note(self.nonfinite, self.images))
+        return notes
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to the form of ``metrics.json``; ``None`` means that there is no limit."""
@@ -94,4 +100,5 @@ class Limits:
             "most_objects": self.most_objects,
             "max_detections": self.max_detections,
             "images_at_limit": self.limited,
+            "images_not_finite": self.nonfinite,
         }

@@ -12,7 +12,6 @@ from rich.console import Console
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_eval, with_model_classes
 from retinanet.data.verify import verify_images
-from retinanet.data.formats.open_dataset import read_eval
 from retinanet.decode_config import DecodeConfig, ResolvedDecodeConfig
 from retinanet.detections import Detections
 from retinanet.evaluation.analysis import Analysis, analyze

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.loader import evaluation_loader

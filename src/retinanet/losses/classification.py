@@ -3,11 +3,14 @@
     FL(p_t) = −α_t (1 − p_t)^γ log p_t,    p_t = p for the true class and 1 − p otherwise, p = sigmoid(logit)
 
 γ = 0 is α-balanced cross entropy; γ = 0 with α = None is cross entropy. Everything is computed in at least float32,
-also under autocast. The use of log-sigmoids keeps value and gradient finite for every finite logit.
+also under autocast. Value and gradient of a logit are finite for every finite logit: log-sigmoids do not overflow, and
+factors such as (1 − p_t)^γ are constant beyond :data:`LARGE_LOGIT`. All functions can be differentiated any number of
+times, also by ``torch.func``.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from retinanet.losses.formula import Coefficients
+from retinanet.errors import ArgumentError
+from retinanet.losses.checks import checked_alpha, require_gamma, values_are_known
+from retinanet.losses.formula import LARGE_LOGIT, Coefficients
 from retinanet.losses.sum import summed_loss
 
 
@@ -25,14 +30,15 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float | None = 0.25, gamma
     Args:
         logits: ``(…, K)``, any floating dtype.
         labels: int64 ``(…,)``: class ``0..K-1``, ``BACKGROUND`` (−1, all classes negative) or ``IGNORE`` (−2, no loss).
-        alpha: weight of the positive class; negative classes have 1 − alpha. None: all classes have 1.
+        alpha: weight of the positive class, in [0, 1]; negative classes have 1 − alpha. None or −1: all classes have 1.
         gamma: focusing parameter, ≥ 0.
 
     Returns:
-        Scalar, float32 (float64 for float64 logits). Differentiable once.
+        Scalar, float32 (float64 for float64 logits). NaN if a label is out of range on a GPU, in ``torch.compile`` or
+        in ``torch.func``, where a check would wait or break the trace.
 
     Raises:
-        ValueError: the shapes do not fit, or (on the CPU) a label is not below K.
+        ArgumentError: the shapes do not fit, ``alpha`` or ``gamma`` is out of range, or (on the CPU) a label is.
     """
     return summed_loss(logits, labels, Focal(alpha, gamma))
 
@@ -43,8 +49,15 @@ def focal(x_t: Tensor, gamma: float) -> Tensor:
     if gamma == 0:
         return -log_p
     # exp(γ log(1 − p_t)) has a finite derivative for every γ ≥ 0. The derivative of (1 − p_t) ** γ is not finite if
-    # 1 − p_t underflows.
-    return -torch.exp(gamma * F.logsigmoid(-x_t)) * log_p
+    # 1 − p_t underflows. Below −LARGE_LOGIT the factor is 1, and clamp() also stops γ log p_t, which may overflow.
+    return -torch.exp(gamma * F.logsigmoid(-x_t.clamp(min=-LARGE_LOGIT))) * log_p
+
+
+def softplus_over(x: Tensor, gamma: float, beta: float) -> Tensor:
+    """``log(1 + exp(γ x − β)) / γ``, without overflow of γ x."""
+    z = gamma * x - beta
+    small = -F.logsigmoid(-z.clamp(-LARGE_LOGIT, LARGE_LOGIT)) / gamma
+    return torch.where(z > LARGE_LOGIT, x - beta / gamma, small)
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,10 @@ class Focal:
 
     alpha: float | None
     gamma: float
+
+    def __post_init__(self) -> None:
+        checked_alpha(self.alpha)
+        require_gamma(self.gamma)
 
     def background(self, x: Tensor) -> Tensor:
         """Loss of background logits: p_t = 1 − p and α_t = 1 − α."""
@@ -76,13 +93,19 @@ class FocalStar:
     gamma: float
     beta: float
 
+    def __post_init__(self) -> None:
+        checked_alpha(self.alpha)
+        require_gamma(self.gamma, positive=True)
+        if not math.isfinite(self.beta):
+            raise ArgumentError(f"beta is {self.beta}; it must be a finite number")
+
     def background(self, x: Tensor) -> Tensor:
         """Loss of background logits: x_t = −x."""
-        return self.coefficients.background * -F.logsigmoid(self.beta - self.gamma * x) / self.gamma
+        return self.coefficients.background * softplus_over(x, self.gamma, self.beta)
 
     def foreground(self, x: Tensor, quality: Tensor | None) -> Tensor:
         """Loss of foreground logits: x_t = x."""
-        return self.coefficients.foreground * -F.logsigmoid(self.gamma * x + self.beta) / self.gamma
+        return self.coefficients.foreground * softplus_over(-x, self.gamma, self.beta)
 
     @property
     def coefficients(self) -> Coefficients:
@@ -96,6 +119,9 @@ class QualityFocal:
 
     gamma: float
 
+    def __post_init__(self) -> None:
+        require_gamma(self.gamma)
+
     def background(self, x: Tensor) -> Tensor:
         """Loss of background logits, where q = 0."""
         return focal(-x, self.gamma)
@@ -103,7 +129,7 @@ class QualityFocal:
     def foreground(self, x: Tensor, quality: Tensor | None) -> Tensor:
         """Loss of foreground logits, where q is ``quality``."""
         assert quality is not None
-        distance = (quality - x.sigmoid()).abs()
+        distance = (quality - x.clamp(-LARGE_LOGIT, LARGE_LOGIT).sigmoid()).abs()
         # for γ < 1 the power's derivative at 0 is infinite; the loss there is 0 anyway
         power = distance.clamp(min=torch.finfo(x.dtype).tiny) ** self.gamma
         return power * _cross_entropy(x, quality)
@@ -121,6 +147,10 @@ class Varifocal:
     alpha: float | None
     gamma: float
 
+    def __post_init__(self) -> None:
+        checked_alpha(self.alpha)
+        require_gamma(self.gamma)
+
     def background(self, x: Tensor) -> Tensor:
         """Loss of background logits, where q = 0."""
         return self.coefficients.background * focal(-x, self.gamma)
@@ -133,7 +163,8 @@ class Varifocal:
     @property
     def coefficients(self) -> Coefficients:
         """The formula as numbers."""
-        return Coefficients("varifocal", 1.0 if self.alpha is None else self.alpha, 1.0, self.gamma)
+        alpha = checked_alpha(self.alpha)
+        return Coefficients("varifocal", 1.0 if alpha is None else alpha, 1.0, self.gamma)
 
 
 def focal_star_loss(
@@ -184,23 +215,33 @@ def sigmoid_focal_loss(
     Args:
         inputs: logits of any shape.
         targets: the same shape; 1 for the positive class, 0 for the negative, or a soft value between.
-        alpha: weight of the positive class; None or a negative number: all classes have weight 1.
+        alpha: weight of the positive class, in [0, 1]; None or −1: all classes have weight 1.
         gamma: focusing parameter, ≥ 0.
         reduction: ``"none"`` keeps the shape; ``"mean"`` and ``"sum"`` give a scalar.
 
     Raises:
-        ValueError: unknown ``reduction``.
+        ArgumentError: unknown ``reduction``, the shapes differ, ``alpha`` or ``gamma`` is out of range, or (on the CPU)
+            a target is. Elsewhere the loss of such a target is NaN.
     """
+    alpha = checked_alpha(alpha)
+    require_gamma(gamma)
+    if inputs.shape != targets.shape:
+        raise ArgumentError(f"targets {tuple(targets.shape)} and inputs {tuple(inputs.shape)} have different shapes")
+    known = values_are_known(inputs) and values_are_known(targets)
+    if known and bool(((targets < 0) | (targets > 1)).any()):
+        raise ArgumentError("targets hold values outside 0 to 1; give 1 for the positive class and 0 for the others")
     if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"reduction is {reduction!r}; choose 'none', 'mean' or 'sum'")
+        raise ArgumentError(f"reduction is {reduction!r}; choose 'none', 'mean' or 'sum'")
     with torch.autocast(inputs.device.type, enabled=False):
         x = inputs if inputs.dtype == torch.float64 else inputs.float()
         t = targets.to(x.dtype)
-        complement = torch.sigmoid(x) * (1 - t) + torch.sigmoid(-x) * t  # 1 − p_t without cancellation
+        bounded = x.clamp(-LARGE_LOGIT, LARGE_LOGIT)
+        complement = torch.sigmoid(bounded) * (1 - t) + torch.sigmoid(-bounded) * t  # 1 − p_t without cancellation
         # where 1 − p_t underflows to 0, the power's derivative is infinite for γ < 1; the loss there is 0 anyway
         loss = _cross_entropy(x, t) * complement.clamp(min=torch.finfo(x.dtype).tiny) ** gamma
-        if alpha is not None and alpha >= 0:
+        if alpha is not None:
             loss = (alpha * t + (1 - alpha) * (1 - t)) * loss
+        loss = loss if known else torch.where((t < 0) | (t > 1), math.nan, loss)
         loss = loss.to(inputs.dtype) if reduction == "none" else loss
     if reduction == "mean":
         return loss.mean()
@@ -212,5 +253,6 @@ def _cross_entropy(x: Tensor, target: Tensor) -> Tensor:
 
 
 def _balance(alpha: float | None) -> tuple[float, float]:
-    """Weights of background and foreground: 1 − α and α, or 1 and 1 if ``alpha`` is None."""
+    """Weights of background and foreground: 1 − α and α, or 1 and 1 if ``alpha`` is None or −1."""
+    alpha = checked_alpha(alpha)
     return (1.0, 1.0) if alpha is None else (1 - alpha, alpha)

@@ -7,6 +7,9 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+# At logits beyond this, sigmoid(x) is exactly 0 or 1 and softplus(x) exactly 0 or x, also in float64.
+LARGE_LOGIT = 1000.0
+
 
 @dataclass(frozen=True)
 class Coefficients:

@@ -5,11 +5,15 @@ The other baselines, cross entropy and α-balanced cross entropy, are :func:`ret
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from retinanet.anchors.matches import IGNORE
+from retinanet.errors import ArgumentError
+from retinanet.losses.checks import out_of_range, require_labels
 from retinanet.suppression import suppress_sorted
 
 
@@ -37,11 +41,20 @@ def ohem_loss(
 
     Returns:
         The summed loss, and the number of anchors in the sum, int64.
+
+    Raises:
+        ArgumentError: the shapes do not fit, or a value is out of range, as in :func:`retinanet.losses.focal_loss`.
     """
+    require_labels(logits, labels)
+    if batch < 1 or not 0 < nms_iou <= 1 or (ratio is not None and ratio < 1):
+        raise ArgumentError(
+            f"batch {batch}, nms_iou {nms_iou}, ratio {ratio}: give batch and ratio ≥ 1, 0 < nms_iou ≤ 1"
+        )
     with torch.autocast(logits.device.type, enabled=False):
         x = logits if logits.dtype == torch.float64 else logits.float()
         positive = labels[:, None] == torch.arange(x.shape[-1], device=x.device)
         loss = F.binary_cross_entropy_with_logits(x, positive.to(x.dtype), reduction="none").sum(dim=1)  # (A,)
+        loss = torch.where(out_of_range(labels, x.shape[-1]), math.nan, loss)
         hardness = loss.detach()
         considered = torch.nonzero(labels != IGNORE).squeeze(1)
         order = considered[hardness[considered].argsort(descending=True, stable=True)]

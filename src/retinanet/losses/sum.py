@@ -7,14 +7,16 @@ gradient in one pass over the logits; the tests compare them with the reference.
 from __future__ import annotations
 
 import importlib.util
+import math
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from retinanet.anchors.matches import IGNORE
+from retinanet.errors import ArgumentError
+from retinanet.losses.checks import out_of_range, require_labels, transforms_are_active
 from retinanet.losses.formula import Formula
 from retinanet.losses.kernels import cpu
 
@@ -26,6 +28,8 @@ def summed_loss(
 ) -> Tensor:
     """Sum the loss over all logits that are not ignored, in at least float32, also under autocast.
 
+    The sum can be differentiated any number of times. From the second time on, the readable formula is used.
+
     Args:
         logits: ``(…, K)``, any floating dtype.
         labels: int64 ``(…,)``: class ``0..K-1``, ``BACKGROUND`` (−1, all classes negative) or ``IGNORE`` (−2, no loss).
@@ -34,14 +38,12 @@ def summed_loss(
         divisor: number that divides the sum. A kernel needs it to write the final gradient in its only pass.
 
     Raises:
-        ValueError: the shapes do not fit, or (on the CPU) a label is not below K.
+        ArgumentError: the shapes do not fit, or (on the CPU) a label is out of range. Where a check would have to wait
+            for a GPU, such a label makes the sum NaN.
     """
-    if labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}: expected (…,) and (…, K)"
-        )
+    require_labels(logits, labels)
     if quality is not None and quality.shape != labels.shape:
-        raise ValueError(f"quality {tuple(quality.shape)} does not fit labels {tuple(labels.shape)}")
+        raise ArgumentError(f"quality {tuple(quality.shape)} does not fit labels {tuple(labels.shape)}")
     with torch.autocast(logits.device.type, enabled=False):
         kernel = _kernel(logits)
         if kernel is None:
@@ -60,7 +62,8 @@ def reference_loss(logits: Tensor, labels: Tensor, formula: Formula, quality: Te
     if quality is not None:
         quality = torch.where(labels >= 0, quality, 0).to(x.dtype).clamp(0, 1)[..., None].expand_as(x)
     loss = torch.where(positive, formula.foreground(x, quality), formula.background(x))
-    return torch.where((labels != IGNORE)[..., None], loss, 0.0).sum()
+    loss = torch.where((labels != IGNORE)[..., None], loss, 0.0)
+    return torch.where(out_of_range(labels, logits.shape[-1])[..., None], math.nan, loss).sum()
 
 
 class SumByKernel(torch.autograd.Function):
@@ -86,21 +89,27 @@ class SumByKernel(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient times ``grad_output``."""
         logits, labels, quality = ctx.saved_tensors
+        rest = (None,) * 6
+        batched = torch._C._functorch.is_legacy_batchedtensor(grad_output)  # is_grads_batched
+        if torch.is_grad_enabled() or transforms_are_active() or batched:  # enabled: create_graph
+            with torch.enable_grad():
+                total = reference_loss(logits, labels, ctx.formula, quality) / ctx.divisor
+            (slope,) = torch.autograd.grad(total, logits, create_graph=torch.is_grad_enabled())
+            return (slope * grad_output, *rest)
         # The gradient is scaled in place and returned. A second backward pass (retain_graph) computes it again.
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
             gradient = ctx.kernel.value_and_gradient(logits, labels, ctx.formula, quality, ctx.divisor, True)[1]
         scaled = ctx.kernel.scaled(gradient, grad_output)
-        return scaled.view(logits.shape).to(logits.dtype), None, None, None, None, None, None
+        return (scaled.view(logits.shape).to(logits.dtype), *rest)
 
 
 def _kernel(logits: Tensor) -> ModuleType | None:
     """Return the kernel module for the device of ``logits``; None: use the reference."""
-    if logits.numel() == 0 or torch.compiler.is_compiling():
+    if logits.numel() == 0 or torch.compiler.is_compiling() or transforms_are_active():
         return None
     if logits.device.type == "cpu":
         return cpu

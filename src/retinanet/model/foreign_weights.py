@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import pickle
 import warnings
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from retinanet.errors import CheckpointError
+from retinanet.model.inert_pickle import Skipped, read_inert
 
 # A pickle begins with its protocol: torch.save writes 2, other programs newer ones.
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
@@ -23,11 +23,10 @@ _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 def read_foreign(path: Path) -> Mapping[str, Any]:
     """Return the dictionary in a ``.safetensors`` or a pickled file (``.pth``, ``.pt``, ``.ckpt``, …), on the CPU.
 
-    A pickle may hold only tensors and plain values.
+    Tensors and plain values are read. No other object is created: see :class:`retinanet.model.inert_pickle.Skipped`.
 
     Raises:
-        CheckpointError: the file does not exist, is damaged, is not a dictionary, or holds objects whose loading would
-            run code.
+        CheckpointError: the file does not exist, is damaged, is not a dictionary, or asks to run code.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: {'a folder, not a weights file' if path.is_dir() else 'no such weights file'}")
@@ -44,25 +43,36 @@ def read_foreign(path: Path) -> Mapping[str, Any]:
 
 def _unpickled(path: Path) -> Mapping[str, Any]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about the pickle's protocol; errors are raised below
-            # torchvision's training script saves its arguments with the weights, as a Namespace that holds only values
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _loaded(path)
     except MemoryError:
         raise
     except Exception as error:  # torch raises many types for a damaged or hostile file
-        # torch's messages about code and damaged files are similar. The first bytes show whether the file is a pickle.
-        if isinstance(error, pickle.UnpicklingError) and _beginning(path) in (b"PK", *_PICKLES):
-            reason = "it holds objects that could run code; save its state_dict() alone and convert that"
+        if isinstance(error, pickle.UnpicklingError):
+            reason = (
+                f"it holds objects that could run code ({str(error)[:40]}); where it was made, save the state_dict() "
+                'alone, torch.save(model.state_dict(), "weights.pth"), and convert that'
+            )
         elif isinstance(error, PermissionError):
             reason = "permission denied"
         else:
             reason = "it is damaged or was not written by torch.save; export it again"
         raise CheckpointError(f"{path}: cannot be read: {reason}") from error
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: expected a state dict, found a {type(content).__name__}")
+        kind = content.name if isinstance(content, Skipped) else f"a {type(content).__name__}"
+        raise CheckpointError(f"{path}: expected a state dict, found {kind}")
     return content
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # warnings about the pickle's protocol; errors are raised below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # there are other objects beside the tensors
+        # torch's messages about code and damaged files are similar. The first bytes show whether the file is a pickle.
+        if _beginning(path) not in (b"PK", *_PICKLES):
+            raise ValueError("not a pickle") from None
+        return read_inert(path)
 
 
 def _beginning(path: Path) -> bytes:

@@ -96,7 +96,7 @@ def write_comparison(path: Path, comparison: Comparison, images: int = 6) -> str
         ],
         verdict=verdict(comparison.total["AP"]),
         protocol=comparison.limits[0].protocol(),
-        limit_notes=[(name, each.note()) for name, each in zip("AB", comparison.limits, strict=True) if each.limited],
+        limit_notes=[(name, note) for name, each in zip("AB", comparison.limits, strict=True) for note in each.notes()],
         resamples=RESAMPLES,
         not_compared=[pair for pair in zip(comparison.only, _NOT_COMPARED, strict=True) if pair[0]],
         classes=_class_rows(comparison, reach),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from retinanet.errors import CheckpointError, ConfigError, RetinaNetError
@@ -13,15 +13,22 @@ from retinanet.zoo.weights import ModelInfo, save_weights
 
 
 def convert_weights(
-    source: str | Path, target: str | Path, classes: Sequence[str] | None = None, norm_eps: float | None = None
+    source: str | Path,
+    target: str | Path,
+    classes: Sequence[str] | None = None,
+    norm_eps: float | None = None,
+    note: Callable[[str], object] = lambda line: None,
 ) -> ModelInfo:
     """Convert weights of a torchvision RetinaNet (v1 or v2), as the command ``retinanet convert`` does.
 
     Args:
-        source: a state dict, or a checkpoint that holds one, pickled or safetensors; no code in it is executed.
+        source: a state dict, a checkpoint that holds one, or a whole model, pickled or safetensors; no code in it is
+            executed.
         target: the file to write, ``*.safetensors``.
-        classes: names of the network's outputs; unset: COCO's for 91 outputs, else ``class 0``, ``class 1``, …
+        classes: names of the network's outputs; unset: those in the checkpoint, else COCO's for 91 outputs, else
+            ``class 0``, ``class 1``, …
         norm_eps: epsilon of the batch norm; unset: 0 if batch norm is frozen, else 1e-5.
+        note: called with each remark about a choice that was made.
 
     Returns:
         Classes and settings of the detector.
@@ -37,7 +44,7 @@ def convert_weights(
     if target.exists():
         raise RetinaNetError(f"{target} already exists; choose another name or remove it")
     try:
-        model, info = load_torchvision(read_foreign(source), classes or None, norm_eps)
+        model, info = load_torchvision(read_foreign(source), classes or None, norm_eps, note)
     except CheckpointError as error:
         message = str(error)
         raise CheckpointError(message if message.startswith(str(source)) else f"{source}: {message}") from error

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from retinanet.anchors.matches import BACKGROUND, IGNORE
-from retinanet.losses.formula import Coefficients, Formula
+from retinanet.losses.formula import LARGE_LOGIT, Coefficients, Formula
 
 # Logits per chunk: enough to be shared by several threads, and few enough that three chunks fit into a cache.
 PIECE_LOGITS = 1 << 18
@@ -55,8 +55,6 @@ def value_and_gradient(
     kinds = labels[special]
     foreground, ignored = special[kinds >= 0], special[kinds == IGNORE]  # (P,) and (I,)
     where = foreground * classes + labels[foreground]
-    if len(foreground) and int(kinds.max()) >= classes:
-        raise ValueError(f"there is a label {int(kinds.max())} and only {classes} classes")
 
     # float16 cannot hold the gradient before it is scaled
     dtype = exact if logits.dtype == torch.float16 else logits.dtype
@@ -109,6 +107,9 @@ def _background(
             x.mul_(gamma).sub_(coefficients.beta)
         torch.sigmoid(x, out=p)
         torch.ops.aten.softplus.out(x, 1, 40, out=s)  # above 40, softplus(x) is x, also in float64
+        if star:  # γ x may overflow; where it is large, the loss is x − β / γ
+            large = source.to(exact) - coefficients.beta / gamma
+            torch.where(x > LARGE_LOGIT, large, s.div_(gamma), out=s)
         if general:
             torch.sub(x, s, out=w).mul_(gamma).exp_()  # p^γ, because log p = x − s
         skipped = where[foreground_at[piece] : foreground_at[piece + 1]] - start * classes
@@ -121,7 +122,7 @@ def _background(
         target = None if gradient is None else gradient[start : start + step].view(-1)
         sums.append(_sum_of_piece(p, s, w, more, coefficients, target))
     total = torch.stack(sums).sum(dtype=torch.float64) if sums else torch.zeros((), dtype=torch.float64)
-    return coefficients.background * total / (gamma if star else 1)
+    return coefficients.background * total
 
 
 def _sum_of_piece(
@@ -133,7 +134,7 @@ def _sum_of_piece(
 
     Args:
         p: sigmoid(x), 0 where there is no background.
-        s: softplus(x), 0 where there is no background.
+        s: softplus(x), divided by γ for FL*; 0 where there is no background.
         w: p^γ if γ is neither 0 nor 2.
         more: a buffer if γ is neither 0 nor 2.
         coefficients: coefficients of the loss.

@@ -13,7 +13,7 @@ from torch import Tensor
 from triton.language.extra import libdevice
 
 from retinanet.anchors.matches import BACKGROUND, IGNORE
-from retinanet.losses.formula import Formula
+from retinanet.losses.formula import LARGE_LOGIT, Formula
 
 # Bytes of logits that a block reads: 8 float32 numbers per thread, or 16 in half precision, which needs fewer
 # instructions per number. The size was chosen on an H100, compared with half and twice this size.
@@ -21,6 +21,7 @@ BLOCK_BYTES, WARPS = 4096, 4
 _SCALING_PROGRAMS = 4096  # enough to fill any GPU; each idle block has a small cost
 _KINDS = ("focal", "focal_star", "quality_focal", "varifocal")
 _FOCAL, _STAR, _QUALITY, _VARIFOCAL = (tl.constexpr(kind) for kind in range(4))
+_LARGE = tl.constexpr(LARGE_LOGIT)
 _BACKGROUND, _IGNORE = tl.constexpr(BACKGROUND), tl.constexpr(IGNORE)
 
 
@@ -133,7 +134,8 @@ def _foreground(  # type: ignore[no-untyped-def]
     if kind == _STAR:
         z = -gamma * x - beta
         chance = _sigmoid(z, fast)
-        loss = alpha * _softplus(z, tl.minimum(chance, 1.0 - chance)) / gamma
+        loss = _softplus(z, tl.minimum(chance, 1.0 - chance)) / gamma
+        loss = alpha * tl.where(z > _LARGE, -x - beta / gamma, loss)
         slope = -alpha * chance
     elif kind == _FOCAL:
         power = q * q if square else tl.exp(-gamma * s)  # (1 − p)^γ
@@ -192,7 +194,7 @@ def loss_kernel(  # type: ignore[no-untyped-def]
     q = 1.0 - p
     s = _softplus(y, tl.minimum(p, q))
     if kind == _STAR:
-        loss, slope = weight / gamma * s, weight * p
+        loss, slope = weight * tl.where(y > _LARGE, x - beta / gamma, s / gamma), weight * p
     else:
         power = (weight * p) * p if square else weight * tl.exp(gamma * (x - s))
         loss, slope = power * s, power * ((gamma * q) * s + p)
@@ -210,6 +212,8 @@ def loss_kernel(  # type: ignore[no-untyped-def]
         right = label == local - within * classes
         loss = tl.where(label == _IGNORE, 0.0, tl.where(right, own_loss, loss))
         slope = tl.where(label == _IGNORE, 0.0, tl.where(right, own_slope, slope))
+        wrong = inside & ((label < _IGNORE) | (label >= classes))
+        loss, slope = tl.where(wrong, float("nan"), loss), tl.where(wrong, float("nan"), slope)
     tl.store(partial + tl.program_id(0), tl.sum(loss))
     if requires_grad:
         tl.store(gradient + offset, slope, mask=inside)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -19,6 +19,8 @@ from torch import Tensor
 from retinanet.config import AnchorSpec, AssignConfig, Config, DataConfig, DecodeConfig, LossConfig, ModelConfig
 from retinanet.errors import CheckpointError
 from retinanet.model import RetinaNet
+from retinanet.model.inert_pickle import Skipped
+from retinanet.zoo.importers.checkpoints import Network, find_class_names, find_network
 from retinanet.zoo.weights import ModelInfo
 
 # Mean and standard deviation of the input of torchvision's ImageNet ResNets, and so of all its detectors.
@@ -38,11 +40,15 @@ _BACKBONES = (
     "wide_resnet101_2",
 )
 
+_MARKER = "head.classification_head.cls_logits.weight"
 _EXPECTED = "expected the state dict of torchvision's retinanet_resnet50_fpn or retinanet_resnet50_fpn_v2"
 
 
 def load_torchvision(
-    state_dict: Mapping[str, Any], classes: Sequence[str] | None = None, norm_eps: float | None = None
+    state_dict: Mapping[str, Any],
+    classes: Sequence[str] | None = None,
+    norm_eps: float | None = None,
+    note: Callable[[str], object] = lambda line: None,
 ) -> tuple[RetinaNet, ModelInfo]:
     """Convert a torchvision RetinaNet; return a model of this package on the CPU, and its description.
 
@@ -53,17 +59,27 @@ def load_torchvision(
     are torchvision's defaults.
 
     Args:
-        state_dict: the model's state dict, or a checkpoint that holds it under ``model`` or ``state_dict``.
-        classes: names of the network's outputs, in order. Unset: COCO's for 91 outputs (with ``__background__`` and
-            ``N/A`` at the indices that COCO leaves empty), else ``class 0``, ``class 1``, …
+        state_dict: the model's state dict, or a checkpoint that holds it under any key. If it also holds a moving
+            average of the weights (``model_ema``, ``ema_state_dict``, …), the average is used.
+        classes: names of the network's outputs, in order. Unset: those in the checkpoint (``label_dict``,
+            ``classes``, …), else COCO's for 91 outputs (with ``__background__`` and ``N/A`` at the indices that COCO
+            leaves empty), else ``class 0``, ``class 1``, …
         norm_eps: epsilon of the batch norm. Set it if the rule above does not apply. A model with frozen batch norm
             that was trained from an ImageNet backbone, not from the published detector, needs 1e-5.
+        note: called with each remark about a choice that was made.
 
     Raises:
         CheckpointError: the state dict is not of a torchvision RetinaNet, or a tensor is missing or has a wrong shape.
     """
-    state = _canonical(_find_state(state_dict))
+    network = _find_network(state_dict)
+    state = _canonical(network.state)
     config, num_classes = _describe(state, norm_eps)
+    for line in network.notes:
+        note(line)
+    if classes is None:
+        classes, key = find_class_names(state_dict, num_classes)
+        if key:
+            note(f"the class names are those of {key!r} in the checkpoint" if classes else key)
     names = _class_names(num_classes, classes)
     model = RetinaNet.from_config(config.model, config.anchors, num_classes, pretrained=False)
     model.backbone.mean, model.backbone.std = _MEAN, _STD
@@ -71,23 +87,21 @@ def load_torchvision(
     return model.eval(), ModelInfo.of(model, names, config)
 
 
-def _find_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the network's tensors without the prefix that a wrapper added."""
+def _find_network(checkpoint: Mapping[str, Any]) -> Network:
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f"{_EXPECTED}, got a {type(checkpoint).__name__}")
-    for _ in range(2):  # a checkpoint can hold a checkpoint
+    network = find_network(checkpoint, _MARKER)
+    if network is None:
         inner = (checkpoint.get(key) for key in ("model", "state_dict", "model_state_dict"))
-        checkpoint = next((value for value in inner if isinstance(value, Mapping)), checkpoint)
-    marker = "head.classification_head.cls_logits.weight"
-    prefix = next((str(key)[: -len(marker)] for key in checkpoint if str(key).endswith(marker)), None)
-    if prefix is None:
-        found = ", ".join(map(str, list(checkpoint)[:2])) or "nothing"
-        raise CheckpointError(f"{_EXPECTED}; {marker!r} is missing (found {found}, …)")
-    state = {str(k)[len(prefix) :]: v for k, v in checkpoint.items() if str(k).startswith(prefix)}
-    odd = next((key for key, value in state.items() if not isinstance(value, Tensor)), None)
+        content = next((value for value in inner if isinstance(value, Mapping)), checkpoint)
+        found = ", ".join(map(str, list(content)[:2])) or "nothing"
+        raise CheckpointError(f"{_EXPECTED}; {_MARKER!r} is missing (found {found}, …)")
+    odd = next((key for key, value in network.state.items() if not isinstance(value, Tensor)), None)
     if odd is not None:
-        raise CheckpointError(f"{_EXPECTED}; {odd!r} is a {type(state[odd]).__name__} and not a tensor")
-    return state
+        value = network.state[odd]
+        kind = value.name if isinstance(value, Skipped) else type(value).__name__
+        raise CheckpointError(f"{_EXPECTED}; {odd!r} is a {kind} and not a tensor")
+    return network
 
 
 def _canonical(state: dict[str, Tensor]) -> dict[str, Tensor]:

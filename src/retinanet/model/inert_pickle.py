@@ -1,0 +1,236 @@
+"""Read a file of ``torch.save`` without creating the objects in it: nothing that the file names is imported or called.
+
+A pickle is a program that builds objects. Here every function and class that it names is replaced by a :class:`Node`,
+which only records how it was used. After the program has ended, :class:`_Values` looks through the records: those of
+dictionaries, tensors and modules become dictionaries and tensors, all others become :class:`Skipped`. Neither step can
+reach a function of the file's choice, so the result does not depend on knowing which ones are harmful.
+"""
+
+from __future__ import annotations
+
+import builtins
+import io
+import pickle
+import re
+import struct
+import sys
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+# First number in a file that torch.save wrote before it wrote zip archives.
+_MAGIC = 0x1950A86A20F9469CFC6C
+# A file that asks for these is refused, because weights never need them. The reader is safe without this list.
+_HOSTILE = re.compile(
+    r"(os|posix|nt|subprocess|commands|sys|shutil|socket|ctypes|importlib|runpy|pty|_?pickle|marshal|webbrowser)\."
+    r"|_?io\.(open|FileIO)|(torch|numpy)\.(\w+\.)*load$"
+)
+_DICTIONARIES = ("collections.OrderedDict", "collections.defaultdict", "builtins.dict", "__builtin__.dict")
+_TYPES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An object of the file that was not created.
+
+    Attributes:
+        name: its class or function.
+        attributes: those that were stored with it.
+    """
+
+    name: str
+    attributes: dict[Any, Any] = field(default_factory=dict)
+
+
+class Node:
+    """The record of an object: the name of its class or function, the arguments, and what was put into the object."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    state: Any
+    pairs: list[tuple[Any, Any]]
+
+    def __new__(cls, *arguments: Any, **settings: Any) -> Node:
+        """Record a call of ``cls``, which stands for a class or a function."""
+        node = super().__new__(cls)
+        node.arguments, node.state, node.pairs = arguments, None, []
+        return node
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.pairs.append((key, value))
+
+    def extend(self, items: Iterable[Any]) -> None:
+        """Ignore the items of a list or set of another class."""
+
+    append = add = extend
+
+    def __call__(self, *arguments: Any) -> None:
+        """Refuse to call an object."""
+        raise pickle.UnpicklingError(f"a call of the result of {self.name}")
+
+
+class _Unpickler(pickle._Unpickler):
+    """Build a tree of plain values and nodes.
+
+    This is Python's own implementation, not its faster one in C, because a damaged file cannot make it allocate much
+    memory. The opcodes left out allocate memory in advance or look up registered classes; torch.save never writes them.
+    """
+
+    dispatch = {  # noqa: RUF012  # as in the base class
+        code: action
+        for code, action in pickle._Unpickler.dispatch.items()
+        if bytes([code]) not in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8, pickle.NEXT_BUFFER)
+    }
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file, encoding="latin1")
+        self.classes: dict[str, type[Node]] = {}
+        self.references: list[Any] = []
+
+    def find_class(self, module: str, name: str) -> type[Node]:
+        """Return a class of nodes of this file, never the class or function of that name."""
+        full = f"{module}.{name}"
+        function = module in ("builtins", "__builtin__") and not isinstance(getattr(builtins, name, type), type)
+        method = "." in name and name.rpartition(".")[2][:1].islower()
+        if _HOSTILE.match(full) or method or (function and name != "getattr"):
+            raise pickle.UnpicklingError(full)
+        return self.classes.setdefault(full, type("Node", (Node,), {"name": full}))
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Record a reference to a storage: a tuple of the word, its type, key, device and number of elements."""
+        if pid[0] == "module":  # old files: a class and its source code
+            return pid[1]
+        self.references.append(pid)
+        return self.find_class("", "storage")(pid)
+
+
+class _Values:
+    """Convert nodes to dictionaries and tensors; an object that occurs twice is converted once."""
+
+    def __init__(self, read_storage: Callable[[str], bytearray]) -> None:
+        self.read_storage = read_storage
+        self.storages: dict[str, Tensor] = {}
+        self.done: dict[int, Any] = {}
+
+    def __call__(self, value: Any) -> Any:
+        """Return the value that ``value`` stands for."""
+        if type(value) not in (dict, list, tuple) and not isinstance(value, Node):
+            return value
+        if id(value) not in self.done:
+            self.done[id(value)] = Skipped("a value that contains itself")
+            self.done[id(value)] = self._converted(value)
+        return self.done[id(value)]
+
+    def _converted(self, value: Any) -> Any:
+        if type(value) is dict:
+            return self._dictionary(value.items())
+        if not isinstance(value, Node):
+            return type(value)(map(self, value))
+        if value.name in _DICTIONARIES:
+            first = value.arguments[0] if value.arguments else ()
+            return self._dictionary([*(first if type(first) is list else ()), *value.pairs])
+        if value.name == "torch._tensor._rebuild_from_type_v2":  # a tensor with attributes, or of a subclass
+            function, _, arguments = value.arguments[:3]
+            return self(function(*arguments))
+        if value.name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
+            return self(value.arguments[0])
+        if value.name in ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"):
+            return self._tensor(*value.arguments[:4])
+        state = value.state[0] if type(value.state) is tuple and value.state else value.state
+        attributes = self._dictionary(state.items()) if type(state) is dict else {}
+        if {"_parameters", "_buffers", "_modules"} <= attributes.keys():
+            return _state_dict(attributes)
+        return Skipped(value.name, attributes)
+
+    def _dictionary(self, pairs: Iterable[Any]) -> dict[Any, Any]:
+        return {key: self(value) for key, value in pairs if not isinstance(key, Node)}
+
+    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any) -> Tensor | Skipped:
+        _, kind, key, _, count = storage.arguments[0][:5]
+        dtype = _TYPES.get(kind.name.split(".")[-1])
+        if dtype is None:
+            return Skipped(kind.name)
+        if key not in self.storages:
+            content = self.read_storage(key)
+            if len(content) != count * dtype.itemsize:
+                raise ValueError(f"storage {key!r} has {len(content)} bytes")
+            self.storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        return self.storages[key].as_strided(self._numbers(size), self._numbers(stride), offset)
+
+    @staticmethod
+    def _numbers(size: Any) -> tuple[int, ...]:
+        return tuple(size.arguments[0] if isinstance(size, Node) else size)  # a torch.Size or a tuple
+
+
+def _state_dict(module: dict[Any, Any]) -> dict[str, Any]:
+    """Return the state dict of a module, given its attributes; submodules are already converted."""
+    own = {**module["_parameters"], **module["_buffers"]}
+    state = {name: value for name, value in own.items() if isinstance(value, Tensor)}
+    for name, child in module["_modules"].items():
+        state |= {f"{name}.{key}": value for key, value in child.items()} if isinstance(child, dict) else {}
+    return state
+
+
+def read_inert(path: Path) -> Any:
+    """Return the content of a file that ``torch.save`` wrote; objects that are no data are :class:`Skipped`.
+
+    Raises:
+        pickle.UnpicklingError: the file asks for a function that weights never need.
+        Exception: the file is damaged or was written otherwise.
+    """
+    if not zipfile.is_zipfile(path):
+        return _read_legacy(path)
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        pickled = next(name for name in names if name.endswith("/data.pkl"))
+        folder = pickled.removesuffix("data.pkl")
+        order = archive.read(folder + "byteorder") if folder + "byteorder" in names else b"little"
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("torch.save does not compress")  # so no entry is larger than the file
+        _require_same_order(order.decode())
+        content = _Unpickler(io.BytesIO(archive.read(pickled))).load()
+        return _Values(lambda key: bytearray(archive.read(f"{folder}data/{key}")))(content)
+
+
+def _read_legacy(path: Path) -> Any:
+    """Read the format before zip archives: five pickles, then each storage, after its number of elements."""
+    with path.open("rb") as file:
+        magic, _, system = (_Unpickler(file).load() for _ in range(3))
+        if magic != _MAGIC:
+            raise ValueError("not written by torch.save")
+        _require_same_order("little" if system["little_endian"] else "big")
+        unpickler = _Unpickler(file)
+        content, keys = unpickler.load(), _Unpickler(file).load()
+        types = {key: _TYPES[kind.name.split(".")[-1]] for _, kind, key, *_ in unpickler.references}
+        storages = {}
+        for key in keys:
+            (count,) = struct.unpack("<q", file.read(8))
+            storages[key] = bytearray(file.read(count * types[key].itemsize))
+    return _Values(storages.__getitem__)(content)
+
+
+def _require_same_order(order: str) -> None:
+    if order != sys.byteorder:
+        raise ValueError("written on a machine with another byte order")
