@@ -53,7 +53,9 @@ def test_a_higher_limit_raises_the_candidates_and_a_lower_one_keeps_them() -> No
 
 @pytest.mark.parametrize("number", [0, -1, 2.5, "7", True])
 def test_other_values_are_refused_in_one_line(number: Any) -> None:
-    with pytest.raises(ConfigError, match=f"max-detections is {number}; it must be a whole number of at least 1") as error:
+    with pytest.raises(
+        ConfigError, match=f"max-detections is {number}; it must be a whole number of at least 1"
+    ) as error:
         DecodeConfig().at_most(number)
     assert "\n" not in str(error.value)
 
