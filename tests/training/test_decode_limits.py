@@ -16,9 +16,9 @@ from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.detection.detector import Detector
 from retinanet.errors import CheckpointError
 from retinanet.model import RetinaNet
+from retinanet.training.decode_limits import with_limits
 from retinanet.training.distributed import Processes
 from retinanet.training.job import Job
-from retinanet.training.limits import with_limits
 from retinanet.training.loop import train_on
 from retinanet.training.resume import open_run
 from retinanet.training.tracking import grouped
