@@ -43,12 +43,17 @@ def test_planted_defects(planted: Path, tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().out.splitlines()
     assert said[-1] == f"next: retinanet train {fixed} --data.size 256"
     assert len(said) <= 45
+    [densest] = [line for line in said if line.startswith("densest image of train: ")]
+    assert densest.endswith("; a training would allow 100 detections per image (--decode.max-detections)")
     first = next(line for line in said if line.startswith(("error", "warning", "note")))
     assert first.startswith("error: 1 × image that cannot be read. Effect: training stops")
     assert digests(planted) == before
 
     content = json.loads((out / "findings.json").read_text())
     assert list(content["splits"]) == ["train", "val"]
+    most = content["splits"]["train"]["boxes_per_image"]["max"]
+    assert f": {most} objects (" in densest
+    assert content["max_detections"] == 100
     assert {"severity", "code", "split", "where", "what", "effect"} == set(content["findings"][0])
     assert all(finding["effect"] for finding in content["findings"])
     text = (out / "inspect.html").read_text()

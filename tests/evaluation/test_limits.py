@@ -54,8 +54,8 @@ def test_every_part_counts_the_same(objects: int) -> None:
     assert sum(each.objects for each in analysis.slices if each.group == "size") == objects
     assert (max(each.AP for each in analysis.slices if each.group == "size") > 0) == found
     assert analysis.confusion.sum() == (analysis.classes[0].detections if found else 100 + objects)
-    sides = [Contestant(name, predictions, dataset.classes) for name in "ab"]
-    comparison = compare_predictions(dataset, *sides)
+    first, second = (Contestant(name, predictions, dataset.classes) for name in "ab")
+    comparison = compare_predictions(dataset, first, second)
     assert comparison.total["AP"].a == pytest.approx(metrics.summary["AP"], abs=1e-9)
     assert comparison.to_dict()["limits"]["a"]["counted_per_class"] == (None if found else 100)
 

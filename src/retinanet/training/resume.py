@@ -22,10 +22,10 @@ from retinanet.training.checkpoint import (
     describe_data,
     restore_training,
 )
+from retinanet.training.decode_limits import with_limits
 from retinanet.training.distributed import require_agreement
 from retinanet.training.find_lr import find_learning_rate
 from retinanet.training.job import Job
-from retinanet.training.limits import with_limits
 from retinanet.training.log import Log
 from retinanet.training.state import TrainingState
 
