@@ -3,8 +3,8 @@
     python experiments/bundled.py NAME WEIGHTS DATA
 
 DATA contains the folders of ``runs.SETS``. The shipped float16 weights are loaded by name and evaluated on held-out
-images. The card lists the settings of the training that differ from the ``modern`` recipe. ``results/bundled.json`` gets
-the same measurements, and ``tests/test_readme_results.py`` compares the README and the card with it.
+images. The card lists the settings of the training that differ from the ``modern`` recipe. ``results/bundled.json``
+gets the same measurements, and ``tests/test_readme_results.py`` compares the README and the card with it.
 """
 
 from __future__ import annotations
