@@ -14,7 +14,7 @@ from torchvision.ops import nms
 
 from retinanet.anchors.matches import IGNORE
 from retinanet.errors import ArgumentError
-from retinanet.losses.checks import out_of_range, require_labels
+from retinanet.losses.arguments import out_of_range, require_labels
 
 
 def ohem_loss(
