@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench mutants clean
 
 # Install again only after a change of the dependencies.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -31,6 +31,9 @@ check: $(VENV)/.installed
 
 bench: $(VENV)/.installed  ## compare the speed with torchvision (about six minutes)
 	$(BIN)/retinanet bench --out benchmarks/results
+
+mutants: $(VENV)/.installed  ## make each fact of docs/paper-to-code.md wrong; its test must fail (some minutes)
+	$(BIN)/python tests/run_mutants.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) runs dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -3,12 +3,14 @@
     python experiments/bundled.py NAME WEIGHTS DATA
 
 DATA contains the folders of ``runs.SETS``. The shipped float16 weights are loaded by name and evaluated on held-out
-images. The card lists the settings of the training that differ from the ``modern`` recipe.
+images. The card lists the settings of the training that differ from the ``modern`` recipe. ``results/bundled.json``
+gets the same measurements, and ``tests/test_readme_results.py`` compares the README and the card with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -28,6 +30,8 @@ from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.predict import predict
 from retinanet.recipes import load_recipe
 from retinanet.zoo.weights import BUNDLED, load_weights, read_info, save_weights
+
+RESULTS = Path(__file__).parent / "results" / "bundled.json"
 
 
 @dataclass(frozen=True)
@@ -107,13 +111,26 @@ def main() -> None:
 
     detector = retinanet.load(arguments.name)
     rows = []
+    splits: dict[str, Any] = {}
     for split in card.held_out:
         dataset = read_split(arguments.data / card.folder, split).with_classes(detector.classes)
         metrics = coco_metrics(dataset, predict(detector, dataset))
+        splits[split] = {"images": len(dataset)} | {
+            key: round(metrics.summary[key], 4) for key in ("AP", "AP50", "AP75")
+        }
+        splits[split]["per_class"] = {
+            name: {key: round(value, 4) for key, value in row.items()} for name, row in metrics.per_class.items()
+        }
         numbers = " | ".join(f"{metrics.summary[key]:.3f}" for key in ("AP", "AP50", "AP75"))
         rows.append(f"| {split}, {len(dataset)} images | {numbers} |")
         if len(metrics.per_class) > 1:
             rows += [f"| – {name} | {row['AP']:.3f} | {row['AP50']:.3f} | |" for name, row in metrics.per_class.items()]
+    stored = json.loads(RESULTS.read_text(encoding="utf-8"))
+    stored[arguments.name] = {
+        "command": f"retinanet eval {arguments.name} {card.folder} --split SPLIT",
+        "splits": splits,
+    }
+    RESULTS.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (BUNDLED / f"{arguments.name}.md").write_text(
         TEXT.format(
             name=arguments.name,

@@ -20,6 +20,7 @@ import pytest
 import tyro
 import yaml
 
+from paper_mutants import MUTANTS
 from retinanet.cli.train import Arguments as TrainArguments
 from retinanet.recipes import load_recipe
 
@@ -153,6 +154,30 @@ def test_every_row_is_complete_and_its_links_lead_to_their_symbols() -> None:
     assert len(table) > 50
     wrong = [problem for row in table if row.cells != COLUMNS for problem in problems(row)]
     assert not wrong, "\n".join([*wrong, "'python tests/test_paper_map.py' mends links to symbols that moved"])
+
+
+def first_tests() -> dict[str, str]:
+    """For each mutant's row, the first test that the row links, as pytest's node id."""
+    table = [row for row in rows(PAGE.read_text(encoding="utf-8")) if row.cells != COLUMNS]
+    found = {}
+    for mutant in MUTANTS:
+        (row,) = (row for row in table if row.cells[0].startswith(mutant.row))
+        match = LINK.search(row.cells[3])
+        assert match is not None, mutant.row
+        found[mutant.row] = f"{ROOT / match['path']}::{match['symbol']}"
+    return found
+
+
+def test_every_row_with_a_test_has_a_mutant_that_fits_the_source() -> None:
+    """``make mutants`` runs them."""
+    first_tests()
+    table = [row for row in rows(PAGE.read_text(encoding="utf-8")) if row.cells != COLUMNS]
+    tested = [row for row in table if LINK.search(row.cells[3])]
+    without = [str(row) for row in tested if not any(row.cells[0].startswith(mutant.row) for mutant in MUTANTS)]
+    assert not without
+    for mutant in MUTANTS:
+        text = (ROOT / "src" / "retinanet" / mutant.file).read_text(encoding="utf-8")
+        assert text.count(mutant.old) == 1, mutant
 
 
 def test_values_are_those_of_the_recipe() -> None:

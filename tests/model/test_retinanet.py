@@ -150,11 +150,14 @@ def _upsampled(coarse: Tensor, like: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 9), (5, 6)])
+@pytest.mark.parametrize("channels", [5, 8])  # 8: as many as C5 has, so that P6 could be made of P5 unnoticed
 @pytest.mark.parametrize("p6_from", ["c5", "p5"])
 @pytest.mark.parametrize("relu_before_p7", [True, False])
-def test_pyramid_by_hand(size: tuple[int, int], p6_from: Literal["c5", "p5"], relu_before_p7: bool) -> None:
+def test_pyramid_by_hand(
+    size: tuple[int, int], channels: int, p6_from: Literal["c5", "p5"], relu_before_p7: bool
+) -> None:
     torch.manual_seed(0)
-    fpn = FeaturePyramid((4, 6, 8), 5, p6_from, relu_before_p7)
+    fpn = FeaturePyramid((4, 6, 8), channels, p6_from, relu_before_p7)
     for parameter in fpn.parameters():
         nn.init.normal_(parameter)
     h, w = size

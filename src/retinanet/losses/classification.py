@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from retinanet.errors import ArgumentError
-from retinanet.losses.checks import checked_alpha, require_gamma, values_are_known
+from retinanet.losses.arguments import checked_alpha, require_gamma, values_are_known
 from retinanet.losses.formula import LARGE_LOGIT, Coefficients
 from retinanet.losses.sum import summed_loss
 

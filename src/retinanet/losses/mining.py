@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from retinanet.anchors.matches import IGNORE
 from retinanet.errors import ArgumentError
-from retinanet.losses.checks import out_of_range, require_labels
+from retinanet.losses.arguments import out_of_range, require_labels
 from retinanet.suppression import suppress_sorted
 
 

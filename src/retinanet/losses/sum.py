@@ -16,7 +16,7 @@ from torch import Tensor
 
 from retinanet.anchors.matches import IGNORE
 from retinanet.errors import ArgumentError
-from retinanet.losses.checks import out_of_range, require_labels, transforms_are_active
+from retinanet.losses.arguments import out_of_range, require_labels, transforms_are_active
 from retinanet.losses.formula import Formula
 from retinanet.losses.kernels import cpu
 

@@ -53,14 +53,25 @@ for terms in TERMS:
             (gradient,) = torch.autograd.grad(divided, x)
             torch.testing.assert_close(0.37 * gradient.double(), slope / 7, rtol=tolerance, atol=1e-6)
             checked += 1
-for value in (1e4, -1e4, 2.0**100, -(2.0**100), 0.0):
+for value in (1e4, -1e4, 1.8e38, -1.8e38, 3.4e38, -3.4e38, 0.0):
     for label in (0, -1, -2):
-        x = torch.tensor([[value]], requires_grad=True)
-        for terms in TERMS[:5]:
-            loss = summed(x, torch.tensor([label]), terms, None)
+        for terms in TERMS:
+            x = torch.tensor([[value]], requires_grad=True)
+            loss = summed(x, torch.tensor([label]), terms, torch.tensor([0.4]))
             (gradient,) = torch.autograd.grad(loss, x)
-            assert loss >= 0 and torch.isfinite(loss) and torch.isfinite(gradient).all()
+            assert loss >= 0 and torch.isfinite(loss) and torch.isfinite(gradient).all(), (value, label, terms)
+            exact = x.detach().double().requires_grad_()
+            expected = reference_loss(exact, torch.tensor([label]), terms, torch.tensor([0.4]))
+            torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(gradient.double(), torch.autograd.grad(expected, exact)[0], rtol=1e-5, atol=1e-6)
             checked += 1
+for label in (-100, -3, 2):  # the GPU cannot refuse them without waiting
+    x = torch.zeros(600, 2, requires_grad=True)
+    labels = torch.full((600,), -1)
+    labels[300] = label
+    loss = summed(x, labels, TERMS[0], None)
+    (gradient,) = torch.autograd.grad(loss, x)
+    assert loss.isnan() and gradient[300].isnan().all() and gradient[:300].isfinite().all()
 half = torch.zeros(1, 1, requires_grad=True)  # p = q: no loss, and a gradient of 0 although γ < 1
 loss = summed(half, torch.zeros(1, dtype=torch.int64), QualityFocal(0.5), torch.tensor([0.5]))
 assert torch.autograd.grad(loss, half)[0] == 0
@@ -73,4 +84,4 @@ def test_value_and_gradient_are_the_definitions() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}  # must be set before the kernel is read
     result = subprocess.run([sys.executable, "-c", CHECK], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert int(result.stdout.split()[-1]) == 11 * 12 + 75
+    assert int(result.stdout.split()[-1]) == 11 * 12 + 7 * 3 * 11
