@@ -12,7 +12,7 @@ from retinanet.anchors.coding import decode_boxes
 from retinanet.anchors.grid import AnchorGrid
 from retinanet.config import DecodeConfig
 from retinanet.detections import Detections
-from retinanet.hardware import to_device
+from retinanet.hardware import one_thread, to_device
 from retinanet.model import Outputs
 from retinanet.suppression import suppress_sorted
 
@@ -41,6 +41,7 @@ class Candidates(NamedTuple):
 
 
 @torch.no_grad()
+@one_thread()
 def postprocess(
     outputs: Outputs, grid: AnchorGrid, image_sizes: list[tuple[int, int]], config: DecodeConfig | None = None
 ) -> list[Detections]:
