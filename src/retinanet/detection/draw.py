@@ -22,8 +22,8 @@ COLORS = ["#56B4E9", "#E69F00", "#33C59A", "#F0E442", "#D98BB8", "#E8743B", "#8F
 # With more detections than this, labels would hide each other, so scores are left out.
 _CROWDED = 40
 
-# Labels are left out if they would cover more than this fraction of the image. A character of a label is about 12 pixels
-# wide and 22 pixels high at a text scale of 1.
+# Labels are left out if they would cover more than this fraction of the image. A character of a label is about 12
+# pixels wide and 22 pixels high at a text scale of 1.
 _COVERED, _CHARACTER = 0.2, (12, 22)
 
 # Lines are at most this fraction of the median of the boxes' shorter sides.
