@@ -15,7 +15,7 @@ from retinanet.anchors.coding import decode_boxes
 from retinanet.anchors.grid import AnchorGrid
 from retinanet.decode_config import LEAST_CANDIDATES, DecodeConfig, ResolvedDecodeConfig
 from retinanet.detections import Detections
-from retinanet.hardware import to_device
+from retinanet.hardware import one_thread, to_device
 from retinanet.model import Outputs
 from retinanet.suppression import suppress_sorted
 
@@ -59,6 +59,7 @@ class Selection(NamedTuple):
 
 
 @torch.no_grad()
+@one_thread()
 def postprocess(
     outputs: Outputs,
     grid: AnchorGrid,

@@ -182,3 +182,41 @@ def test_an_interrupted_run_leaves_no_annotations(tmp_path: Path, monkeypatch: p
 def test_quiet_when_not_on_a_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_sample(tmp_path, images=130, size=64)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_dense_scene_holds_exactly_the_given_number_of_small_objects(tmp_path: Path) -> None:
+    write_sample(tmp_path / "dense", images=2, objects=700)
+    for split in ("train", "val"):
+        content = json.loads((tmp_path / "dense" / f"instances_{split}.json").read_text(encoding="utf-8"))
+        sides = np.array([row["bbox"][2:] for row in content["annotations"]])
+        assert len(sides) == 700
+        assert not any(row["iscrowd"] for row in content["annotations"])
+        assert {row["category_id"] for row in content["annotations"]} == {1, 2, 3, 4}
+        assert sides.min() >= 4
+        assert sides.max() < 60
+        size = content["images"][0]["width"]
+        assert size == 1106  # 41 pixels for each of 27 columns
+        boxes = np.array([row["bbox"] for row in content["annotations"]])
+        assert (boxes[:, :2] >= 0).all()
+        assert (boxes[:, :2] + boxes[:, 2:] <= size).all()
+
+
+def test_dense_scenes_fit_every_size(tmp_path: Path) -> None:
+    for objects, size in ((1, 64), (28, 64), (100, 120), (1000, 400)):
+        image, parts, crowd = draw_scene(0, 0, size, objects)
+        assert image.size == (size, size)
+        assert len(parts) == objects
+        assert crowd is None
+
+
+@pytest.mark.parametrize(
+    ("objects", "size", "message"),
+    [
+        (0, None, "objects is 0; give 1 to 40000"),
+        (50_000, None, "objects is 50000; give 1 to 40000"),
+        (10_000, 320, "10000 objects do not fit into 320×320 pixels; give a size of at least 1200"),
+    ],
+)
+def test_too_many_objects_are_refused(tmp_path: Path, objects: int, size: int | None, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        write_sample(tmp_path / "dense", images=2, size=size, objects=objects)

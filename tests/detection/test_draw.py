@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
-from retinanet.detection.draw import closeup
+from retinanet.detection.draw import closeup, draw, draw_boxes, to_supervision
+from retinanet.detections import Detections
 
 
 def test_a_closeup_shows_the_boxes_with_what_is_around_them() -> None:
@@ -26,3 +29,36 @@ def test_a_closeup_of_boxes_beside_the_image_is_the_whole_image() -> None:
     image = np.zeros((50, 100, 3), dtype=np.uint8)
     assert closeup(image, [(500, 500, 540, 520)], ["red"], longest=50).shape == (25, 50, 3)
     assert closeup(image, [(10, 10, 20, 20)], ["red"], longest=200, closely=False).shape == (100, 200, 3)
+
+
+def crowd(count: int, side: int, box: int) -> Detections:
+    """Boxes of ``box`` pixels in a square grid that fills an image of ``side`` pixels."""
+    across = int(np.ceil(count**0.5))
+    corner = (np.stack(np.divmod(np.arange(count), across), axis=1) + 0.5) * side / across - box / 2
+    boxes = np.concatenate([corner, corner + box], axis=1).astype(np.float32)
+    return Detections.of_one_image(boxes, np.full(count, 0.9, np.float32), np.zeros(count, np.int64))
+
+
+def drawn_fraction(count: int, side: int, box: int) -> float:
+    image = np.zeros((side, side, 3), np.uint8)
+    shown = draw(image, to_supervision(crowd(count, side, box), ["washer"]), ["washer"])
+    return float((shown != image).any(axis=2).mean())
+
+
+def test_lines_are_thin_and_labels_are_left_out_where_they_would_cover_everything() -> None:
+    assert drawn_fraction(1600, 1600, 20) < 0.2  # lines of three pixels cover 15%
+    few = drawn_fraction(4, 1600, 20)
+    assert few > 3 * 4 * (20**2 - 16**2) / 1600**2  # with labels
+
+
+def test_ground_truth_of_small_objects_has_thin_lines() -> None:
+    image = np.zeros((1500, 1500, 3), np.uint8)
+    shown = draw_boxes(image, crowd(900, 1500, 12).boxes)
+    assert (shown > 0).any(axis=2).sum() <= 900 * (14**2 - 10**2)
+    assert (draw_boxes(image, [(100, 100, 900, 900)]) > 0).any(axis=2).sum() > 5 * 4 * 800
+
+
+def test_ten_thousand_boxes_are_drawn_in_seconds() -> None:
+    began = time.perf_counter()
+    drawn_fraction(10_000, 2000, 10)
+    assert time.perf_counter() - began < 60

@@ -20,6 +20,7 @@ from retinanet.anchors.grid import AnchorGrid
 from retinanet.anchors.matches import BACKGROUND, IGNORE, Matches
 from retinanet.anchors.nearby import pairs_by_best, pairs_by_cover, pairs_by_iou
 from retinanet.config import AssignConfig
+from retinanet.hardware import one_thread
 from retinanet.overlaps import BoxIndex
 
 # Largest number of boxes that are compared with all anchors at once, and of the pairs if there are many anchors.
@@ -66,6 +67,7 @@ def assign_batch(
     return _assign_densely(grid, boxes, ignore, config)
 
 
+@one_thread()
 def match_batch(
     grid: AnchorGrid, boxes: Sequence[Tensor], ignore: Sequence[Tensor], config: AssignConfig | None = None
 ) -> Matches:

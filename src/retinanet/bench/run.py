@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from retinanet.bench import cases
+from retinanet.bench import cases, dense_image, density
 from retinanet.bench.measure import Case, Timing, measure
 from retinanet.errors import ConfigError
 from retinanet.files import write_atomically, write_json
@@ -27,19 +27,26 @@ GROUPS: dict[str, tuple[Callable[[], Iterable[Case]], int]] = {
     "evaluation": (lambda: [cases.evaluation()], 1),
 }
 
+# Benchmarks that write their own files; they run only if they are named.
+ALONE: dict[str, Callable[[Path, Console], list[str]]] = {"density": density.run, "dense-image": dense_image.run}
+
 
 def run(names: Sequence[str], out: Path, console: Console, scaling: bool = True, threads: int | None = None) -> None:
-    """Measure the groups of cases in ``names`` (all groups if empty); write ``bench.json`` and ``scaling.png``.
+    """Measure the benchmarks in ``names`` (all ``GROUPS`` if empty); write ``bench.json`` and ``scaling.png``.
 
     Raises:
         ConfigError: there is no group of that name.
     """
-    unknown = [name for name in names if name not in GROUPS]
+    unknown = [name for name in names if name not in GROUPS and name not in ALONE]
     if unknown:
-        raise ConfigError(f"there is no benchmark {unknown[0]!r}; choose from {', '.join(GROUPS)}")
+        raise ConfigError(f"there is no benchmark {unknown[0]!r}; choose from {', '.join([*GROUPS, *ALONE])}")
     if threads:
         torch.set_num_threads(threads)
-    chosen = list(names) or list(GROUPS)
+    for name in (name for name in names if name in ALONE):
+        console.print(f"wrote {', '.join(ALONE[name](out, console))} in {out}")
+    chosen = [name for name in names if name in GROUPS] if names else list(GROUPS)
+    if not chosen:
+        return
     results: list[Timing] = []
     curves = SCALING if scaling and not names else {}
     with progress_bar(console, "measuring", len(chosen) + len(curves)) as bar:

@@ -18,9 +18,9 @@ class Arguments:
 
     names: Annotated[Positional[tuple[str, ...]], arg(metavar="[NAME...]")] = ()
     """Benchmarks to run: loss, assignment, post-processing, detector, training-step, files, photograph, evaluation.
-    Unset: all."""
+    Unset: all of these. Only by name: density (1 to 10,000 objects in an image), dense-image (10,000 objects)."""
     out: Path = Path("bench")
-    """Folder for bench.json and scaling.png."""
+    """Folder for the results: bench.json and scaling.png, density.json and density.svg, dense_image.json."""
     scaling: bool = True
     """Also plot the times against the number of boxes, classes and pixels (only without NAME)."""
     threads: int | None = None

@@ -19,14 +19,17 @@ from PIL import Image, ImageDraw, ImageFilter
 from rich.console import Console
 from rich.progress import track
 
+from retinanet.data.workbench import Array, ngon, workbench
 from retinanet.errors import DataError
 
-Array = NDArray[np.float32]
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in half-open pixels
 Layer = tuple[NDArray[np.float64], int | None, int]  # outline in the unit disc; mask (None: keep); tone (128: neutral)
 
 CLASSES = ("washer", "nut", "screw", "gear")
 CLASS_ODDS = (0.35, 0.27, 0.26, 0.12)  # gears are three times as rare as washers
+# Images with a given number of objects: distance of neighboring objects in pixels, unless the size is given; smallest
+# distance; largest number, for 8192×8192 pixels; parts that are drawn for an image, and placed repeatedly.
+PITCH, LEAST_PITCH, MOST_OBJECTS, STOCK = 40.96, 12, 40_000, 160
 LOOKALIKES = ("disc", "plate", "arc", "rod", "shard")  # drawn with the same metal and light, but not objects
 EDGE = 0.3  # a pixel belongs to a part if the part covers at least this fraction of the pixel
 SUPERSAMPLE = 3
@@ -34,7 +37,6 @@ CROWD_IMAGES = (3, 11)  # an image of each split
 TINTS = ((186, 190, 196), (150, 158, 172), (205, 170, 88), (192, 122, 84), (70, 70, 76), (168, 62, 54), (62, 104, 150))
 # Usual colors of each class, as rows of TINTS. One part in four has another color, so color does not give the class.
 USUAL_TINTS = {"washer": (0, 1), "nut": (2,), "screw": (4, 6), "gear": (3, 5)}
-BENCHES = ((138, 104, 74), (96, 98, 102), (64, 92, 78), (70, 82, 110), (168, 160, 146), (58, 54, 52), (128, 132, 120))
 
 
 class Part(NamedTuple):
@@ -51,13 +53,8 @@ def extent(mask: NDArray[np.bool_]) -> Box | None:
     return (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1) if len(xs) else None
 
 
-def _ngon(count: int, radius: float = 1.0, turns: float = 1.0) -> NDArray[np.float64]:
-    turn = np.arange(count) * (2 * math.pi * turns / count)
-    return radius * np.stack([np.cos(turn), np.sin(turn)], axis=1)
-
-
 def _rings(*rings: tuple[float, int | None, int]) -> list[Layer]:
-    return [(_ngon(40, radius), mask, tone) for radius, mask, tone in rings]
+    return [(ngon(40, radius), mask, tone) for radius, mask, tone in rings]
 
 
 def _rect(x0: float, x1: float, half: float) -> NDArray[np.float64]:
@@ -72,7 +69,7 @@ def _shape(kind: str, rng: np.random.Generator) -> list[Layer]:
             return _rings((1, 255, 128), (hole + 0.09, None, 108), (hole, 0, 128))
         case "nut":
             hole = rng.uniform(0.3, 0.4)
-            return [(_ngon(6), 255, 116), *_rings((0.82, None, 142), (hole + 0.1, None, 84), (hole, 0, 0))]
+            return [(ngon(6), 255, 116), *_rings((0.82, None, 142), (hole + 0.1, None, 84), (hole, 0, 0))]
         case "gear":
             teeth, root = int(rng.integers(8, 13)), rng.uniform(0.7, 0.78)
             turn = (np.arange(teeth)[:, None] + (-0.3, -0.16, 0.16, 0.3)).ravel() * (2 * math.pi / teeth)
@@ -88,10 +85,10 @@ def _shape(kind: str, rng: np.random.Generator) -> list[Layer]:
         case "disc":
             return _rings((1, 255, 128), (rng.uniform(0.6, 0.85), None, tone))
         case "arc":
-            arc = _ngon(24, turns=rng.uniform(0.24, 0.45))
+            arc = ngon(24, turns=rng.uniform(0.24, 0.45))
             return [(np.concatenate([arc, rng.uniform(0.55, 0.75) * arc[::-1]]), 255, 128)]
         case "shard":
-            return [(_ngon(7) * rng.uniform(0.35, 1.0, (7, 1)), 255, 128)]
+            return [(ngon(7) * rng.uniform(0.35, 1.0, (7, 1)), 255, 128)]
         case _:  # a rod or a plate
             half = rng.uniform(0.05, 0.14) if kind == "rod" else rng.uniform(0.25, 0.6)
             return [(_rect(-0.9, 0.9, half), 255, 128), (_rect(-0.8, 0.8, half / 2), None, tone)]
@@ -162,52 +159,6 @@ class Scene:
         return tint
 
 
-def _noise(rng: np.random.Generator, cells: tuple[int, int], size: int) -> Array:
-    """Smooth noise of about -1 to 1: a small random grid (columns, rows) stretched over the image."""
-    grid = Image.fromarray(rng.uniform(-1, 1, (cells[1], cells[0])).astype(np.float32))
-    return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC))
-
-
-def _marks(rng: np.random.Generator, size: int) -> Array:
-    """Clutter on the workbench as changes of brightness: scratches, faint rings, stains and dust."""
-    wide = size * 2
-    sheet = Image.new("L", (wide, wide), 128)
-    draw = ImageDraw.Draw(sheet)
-    for _ in range(int(rng.integers(10, 30))):
-        kind, shade = int(rng.integers(4)), 128 + int(rng.choice((-1, 1)) * rng.integers(14, 60))
-        x, y = rng.uniform(0, wide, 2)
-        reach, turn = wide * rng.uniform(0.02, 0.12), rng.uniform(0, 2 * math.pi)
-        around = (x - reach / 2, y - reach / 2, x + reach / 2, y + reach / 2)
-        if kind == 0:
-            end = (x + 4 * reach * math.cos(turn), y + 4 * reach * math.sin(turn))
-            draw.line((x, y, *end), fill=shade, width=int(rng.integers(1, 5)))
-        elif kind == 1:  # a ring left by a cup or washer, too faint and thin to be taken for a washer
-            start = math.degrees(turn)
-            draw.arc(around, start, start + rng.uniform(120, 360), (shade + 128) // 2, int(rng.integers(2, 6)))
-        elif kind == 2:
-            draw.polygon((_ngon(9) * rng.uniform(0.3, 0.6, (9, 1)) * reach + (x, y)).ravel().tolist(), fill=shade)
-        else:
-            for px, py in rng.normal((x, y), reach, (12, 2)):
-                draw.ellipse((px - 2, py - 2, px + 2, py + 2), fill=shade)
-    return np.asarray(sheet.reduce(2).filter(ImageFilter.BoxBlur(0.6)), np.float32) - 128
-
-
-def _background(rng: np.random.Generator, size: int) -> Array:
-    base = np.array(BENCHES[rng.integers(len(BENCHES))], np.float32) * np.float32(rng.uniform(0.75, 1.25))
-    base *= rng.uniform(0.93, 1.07, 3).astype(np.float32)
-    cells = [max(2, size // step) for step in (64, 16, 5, 2)]
-    value = sum(np.float32(rng.uniform(3, 13)) * _noise(rng, (cell, cell), size) for cell in cells)
-    if rng.random() < 0.4:  # wood grain or brushed metal is noise stretched along one axis
-        grain = np.float32(rng.uniform(8, 22)) * _noise(rng, (3, size // 3), size)
-        value = value + (grain if rng.random() < 0.5 else grain.T)
-    ramp = np.linspace(-1, 1, size, dtype=np.float32)
-    slope = rng.uniform(-22, 22, 2).astype(np.float32)
-    value = value + slope[0] * ramp + slope[1] * ramp[:, None] + _marks(rng, size)
-    shift = (rng.uniform(-26, 26) + rng.uniform(-12, 12, 3)).astype(np.float32)
-    stain = np.clip(_noise(rng, (6, 6), size) * 2 - 0.6, 0, 1)[..., None] * shift
-    return np.asarray(base + value[..., None] + stain, np.float32)
-
-
 def _side(rng: np.random.Generator, kind: str, size: int) -> float:
     least, stretch = (32, 1.35) if kind in ("screw", "rod") else (18, 1.0)  # thin parts must be long to be visible
     return max(float(np.clip(stretch * rng.lognormal(math.log(44), 0.42), least, 110)) * size / 320, 9.0)
@@ -241,17 +192,52 @@ def _scatter(rng: np.random.Generator, scene: Scene, kinds: list[str]) -> list[t
     return placed
 
 
-def draw_scene(seed: int, index: int, size: int) -> tuple[Image.Image, list[tuple[str, Box]], Box | None]:
-    """Draw image `index` of the set `seed`. Returns the image, its parts as (class, box), and the box of any crowd."""
+def _fill(rng: np.random.Generator, scene: Scene, objects: int) -> list[tuple[str, Box]]:
+    """Place exactly ``objects`` small parts, each in another cell of a square grid. Returns them with their boxes."""
+    across = math.ceil(math.sqrt(objects))
+    pitch = scene.size / across
+    stock = []
+    for kind in rng.choice(CLASSES, STOCK, p=CLASS_ODDS).tolist():
+        side = max(pitch * rng.uniform(0.5, 0.8), 9.0)
+        stock.append((kind, render_part(kind, side, rng, scene.light), scene.tint(rng, kind)))
+    spare = "washer", render_part("washer", max(0.6 * pitch, 9.0), rng, scene.light), scene.tint(rng, "washer")
+    placed: list[tuple[str, Box]] = []
+    for cell in rng.permutation(across**2)[:objects].tolist():
+        middle = (np.array([cell % across, cell // across]) + 0.5) * pitch
+        for reach in (0.15, 0.1, 0.0):
+            kind, part, tint = stock[rng.integers(STOCK)] if reach else spare
+            x, y = (int(v) for v in middle + reach * pitch * rng.uniform(-1, 1, 2))
+            if box := scene.place(part, x, y, tint, min_visible=0.5 if reach else 0.0):
+                placed.append((kind, box))
+                break
+    return placed
+
+
+def _bench(rng: np.random.Generator, size: int, objects: int | None) -> Array:
+    """Draw the background. Behind many objects it is drawn at up to 1024 pixels and enlarged, which is faster."""
+    if objects is None or size <= 1024:
+        return workbench(rng, size)
+    small = workbench(rng, 1024)
+    channels = [Image.fromarray(small[..., k]).resize((size, size), Image.Resampling.BILINEAR) for k in range(3)]
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+
+
+def draw_scene(
+    seed: int, index: int, size: int, objects: int | None = None
+) -> tuple[Image.Image, list[tuple[str, Box]], Box | None]:
+    """Draw image `index` of the set `seed`. Returns the image, its parts as (class, box), and the box of any crowd.
+
+    With `objects`, the image holds exactly that many small parts, no crowd and nothing that only looks like a part.
+    """
     rng = np.random.default_rng([seed, index])
-    scene = Scene(_background(rng, size), rng.uniform(0, 2 * math.pi))
-    crowd = _pile(rng, scene) if index in CROWD_IMAGES else None
+    scene = Scene(_bench(rng, size, objects), rng.uniform(0, 2 * math.pi))
+    crowd = _pile(rng, scene) if index in CROWD_IMAGES and objects is None else None
     # Every 19th image has no parts. The step must not be a multiple of 5: val is every fifth image, so all empty images
     # would be in the same split.
     wanted = 0 if index % 19 == 8 else int(rng.integers(2, 13))
     kinds = rng.choice(CLASSES, wanted, p=CLASS_ODDS).tolist() + rng.choice(LOOKALIKES, rng.integers(2, 8)).tolist()
     rng.shuffle(kinds)
-    placed = _scatter(rng, scene, kinds)
+    placed = _scatter(rng, scene, kinds) if objects is None else _fill(rng, scene, objects)
     pixels = scene.colour + scene.through[..., None] * scene.background
     pixels = pixels * np.float32(rng.uniform(0.8, 1.15)) + np.float32(rng.uniform(-12, 12))
     pixels += np.float32(rng.uniform(1, 6)) * rng.standard_normal((size, size, 1), np.float32)
@@ -259,33 +245,50 @@ def draw_scene(seed: int, index: int, size: int) -> tuple[Image.Image, list[tupl
     return image, [(kind, box) for kind, box in placed if kind in CLASSES], crowd
 
 
-def write_sample(out: Path, images: int = 300, seed: int = 0, size: int = 320) -> None:
+def fitting_size(objects: int | None) -> int:
+    """Side in pixels of an image in which `objects` parts are about 25 pixels wide; 320 if their number is random."""
+    return 320 if objects is None else max(320, math.ceil(PITCH * math.ceil(math.sqrt(objects))))
+
+
+def write_sample(
+    out: Path, images: int = 300, seed: int = 0, size: int | None = None, objects: int | None = None
+) -> None:
     """Write the sample dataset as COCO JSON: `instances_train.json`, `instances_val.json` and `images/*.jpg`.
 
     Every fifth image belongs to val. The same arguments give the same bytes, and each image depends only on its index,
-    `seed` and `size`.
+    `seed`, `size` and `objects`.
 
     Args:
         out: folder to make.
         images: number of images, at least 2.
         seed: seed of all random choices.
-        size: side of the images in pixels, at least 64.
+        size: side of the images in pixels, at least 64; default: see :func:`fitting_size`.
+        objects: number of objects in each image; default: a random number from 0 to 12.
 
     Raises:
         DataError: an argument is out of range, or `out` is not empty or cannot be written.
     """
+    if objects is not None and not 1 <= objects <= MOST_OBJECTS:
+        raise DataError(f"sample data: objects is {objects}; give 1 to {MOST_OBJECTS}")
+    size = fitting_size(objects) if size is None else size
     for name, value, least in (("images", images, 2), ("seed", seed, 0), ("size", size, 64)):
         if value < least:
             raise DataError(f"sample data: {name} is {value}; give at least {least}")
+    needed = 0 if objects is None else LEAST_PITCH * math.ceil(math.sqrt(objects))
+    if size < needed:
+        raise DataError(
+            f"sample data: {objects} objects do not fit into {size}×{size} pixels; give a size of at least {needed}, "
+            "or fewer objects"
+        )
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise DataError(f"{out}: exists and is not an empty folder; give another folder or remove it first")
-        _write(out, images, seed, size)
+        _write(out, images, seed, size, objects)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror or error}); give another folder") from error
 
 
-def _write(out: Path, images: int, seed: int, size: int) -> None:
+def _write(out: Path, images: int, seed: int, size: int, objects: int | None) -> None:
     (out / "images").mkdir(parents=True)
     head = {
         "info": {"description": "retinanet sample data", "version": "1.0", "seed": seed},
@@ -293,9 +296,9 @@ def _write(out: Path, images: int, seed: int, size: int) -> None:
     }
     splits: dict[str, dict[str, Any]] = {name: {**head, "images": [], "annotations": []} for name in ("train", "val")}
     console, annotation = Console(stderr=True), 0
-    quiet = images < 120 or not console.is_terminal  # a short run ends before the bar can be read
+    quiet = (images < 120 and objects is None) or not console.is_terminal  # a short run ends before the bar can be read
     for index in track(range(images), "Drawing", console=console, transient=True, disable=quiet):
-        image, parts, crowd = draw_scene(seed, index, size)
+        image, parts, crowd = draw_scene(seed, index, size, objects)
         name, content = f"{index:06d}.jpg", splits["val" if index % 5 == 1 else "train"]
         image.save(out / "images" / name, quality=90)
         content["images"].append({"id": index + 1, "file_name": name, "width": size, "height": size})

@@ -22,6 +22,13 @@ COLORS = ["#56B4E9", "#E69F00", "#33C59A", "#F0E442", "#D98BB8", "#E8743B", "#8F
 # With more detections than this, labels would hide each other, so scores are left out.
 _CROWDED = 40
 
+# Labels are left out if they would cover more than this fraction of the image. A character of a label is about 12
+# pixels wide and 22 pixels high at a text scale of 1.
+_COVERED, _CHARACTER = 0.2, (12, 22)
+
+# Lines are at most this fraction of the median of the boxes' shorter sides.
+_LINE = 0.1
+
 Box = Sequence[float]
 
 
@@ -48,25 +55,28 @@ def draw(
 ) -> npt.NDArray[np.uint8]:
     """Draw boxes, class names and scores on a copy of ``image``, uint8 RGB ``(H, W, 3)``.
 
-    Line width and text size follow the image size. With more than 40 detections the scores are left out, so that the
-    labels do not hide the objects.
+    Line width and text size follow the image size, and lines are thinner on small boxes. With more than 40 detections
+    the scores are left out. Labels are left out altogether if they would cover a fifth of the image.
     """
     supervision = import_supervision()
     height, width = image.shape[:2]
     palette = supervision.ColorPalette.from_hex(COLORS)
-    thickness = max(1, round(min(height, width) / 300))
+    thickness = line_width(min(height, width) / 300, detections.xyxy)
     scene = np.ascontiguousarray(image[:, :, ::-1]).copy()  # supervision draws on BGR images
     scene = supervision.BoxAnnotator(color=palette, thickness=thickness).annotate(scene, detections)
-    if len(detections):
-        crowded = len(detections) > _CROWDED
+    crowded = len(detections) > _CROWDED
+    labels = _label_texts(detections, classes, crowded)
+    scale = float(np.clip(min(height, width) / 1400, 0.3, 1.2))
+    covered = scale**2 * _CHARACTER[0] * _CHARACTER[1] * sum(map(len, labels))
+    if labels and covered <= _COVERED * height * width:
         text = supervision.LabelAnnotator(
             color=palette,
             text_color=supervision.Color.BLACK,
-            text_scale=float(np.clip(min(height, width) / 1400, 0.3, 1.2)),
+            text_scale=scale,
             text_padding=max(1, thickness),
             smart_position=not crowded,  # moves labels into the image and apart; too slow for hundreds
         )
-        scene = text.annotate(scene, detections, labels=_label_texts(detections, classes, crowded))
+        scene = text.annotate(scene, detections, labels=labels)
     return np.ascontiguousarray(scene[:, :, ::-1])
 
 
@@ -78,14 +88,23 @@ def draw_boxes(
 ) -> npt.NDArray[np.uint8]:
     """Draw outlines of ``boxes`` (``xyxy`` pixels) on a copy of ``image``.
 
-    ``width`` is the line width in pixels; by default it follows the image size.
+    ``width`` is the line width in pixels; by default it follows the image size, and lines are thinner on small boxes.
     """
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
+    width = width or line_width(min(canvas.size) // 250, np.asarray(boxes, dtype=np.float64).reshape(-1, 4))
     for x1, y1, x2, y2 in boxes:
         corners = (float(x1), float(y1), float(max(x1, x2 - 1)), float(max(y1, y2 - 1)))
-        pen.rectangle(corners, outline=color, width=width or max(1, min(canvas.size) // 250))
+        pen.rectangle(corners, outline=color, width=width)
     return np.array(canvas)
+
+
+def line_width(usual: float, boxes: npt.NDArray[np.floating]) -> int:
+    """Line width in pixels for ``boxes`` ``(n, 4)``: ``usual``, or less if most boxes are small; at least 1."""
+    if len(boxes) == 0:
+        return max(1, round(usual))
+    sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
+    return max(1, round(min(usual, _LINE * float(np.sort(sides)[len(sides) // 2]))))
 
 
 def closeup(

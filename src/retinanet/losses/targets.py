@@ -10,7 +10,7 @@ from torch import Tensor
 
 from retinanet.anchors.grid import AnchorGrid
 from retinanet.anchors.matches import BACKGROUND, IGNORE, Matches
-from retinanet.hardware import to_device
+from retinanet.hardware import one_thread, to_device
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Targets:
         return levels
 
 
+@one_thread()
 def make_targets(matches: Matches, grid: AnchorGrid, boxes: Tensor, labels: Tensor, device: torch.device) -> Targets:
     """Arrange ``matches`` for the losses, with two copies to the device and without waiting for it.
 

@@ -148,6 +148,39 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, caption: str, 
     )
 
 
+def log_chart(
+    lines: Sequence[Line], x_label: str, y_label: str, caption: str, label: str, unit: bool = False
+) -> Drawing:
+    """Draw curves with their points on logarithmic axes, from a power of ten to another.
+
+    With ``unit``, the y axis is linear, from 0 to 1. Values must be positive on logarithmic axes; zeros are drawn at
+    the lower end.
+    """
+    left, right = _decades(np.concatenate([line.x for line in lines]))
+    low, high = (0, 1) if unit else _decades(np.concatenate([line.y for line in lines]))
+
+    def x_of(value: float) -> float:
+        return _x((math.log10(value) - left) / (right - left))
+
+    def y_of(value: float) -> float:
+        return _y(value if unit else (math.log10(max(value, 10.0**low)) - low) / (high - low), 1)
+
+    x_ticks = [10.0**k for k in range(left, right + 1)]
+    y_ticks = [0, 0.2, 0.4, 0.6, 0.8, 1] if unit else [10.0**k for k in range(low, high + 1)]
+    grid = [(f"{x_of(v):.1f}", f"{_y(0, 1):g}", f"{x_of(v):.1f}", f"{_y(1, 1):g}") for v in x_ticks]
+    grid += [(f"{_LEFT}", f"{y_of(v):.1f}", f"{_WIDTH - _RIGHT}", f"{y_of(v):.1f}") for v in y_ticks]
+    texts = [Text(f"{x_of(v):.1f}", f"{_HEIGHT - _BOTTOM + 16}", "middle", f"{v:,g}") for v in x_ticks]
+    texts += [Text(f"{_LEFT - 6}", f"{y_of(v) + 4:.1f}", "end", f"{v:,g}") for v in y_ticks]
+    texts += _names(x_label, y_label)
+    curves, dots = [], []
+    for line in lines:
+        places = [(f"{x_of(x):.2f}", f"{y_of(y):.2f}") for x, y in zip(line.x, line.y, strict=True)]
+        curves.append(Curve(" ".join(map(",".join, places)), line.color, 1.6, line.dashes, line.name))
+        dots.extend(Dot(x, y, line.color, filled=not line.dashes) for x, y in places)
+    legend = [LegendEntry(line.name, line.color, False, line.dashes) for line in lines]
+    return Drawing(label=label, caption=caption, grid=grid, texts=texts, curves=curves, dots=dots, legend=legend)
+
+
 def stacked_bars(
     edges: Floats, parts: Sequence[tuple[str, Sequence[int], str]], x_label: str, y_label: str, caption: str, label: str
 ) -> Drawing:
@@ -207,8 +240,22 @@ def _axes(top: float, x_label: str, y_label: str) -> Iterator[Text]:
     for tick in _ticks(top):
         content = f"{tick:.1f}" if top <= 1 else f"{tick:,.0f}"
         yield Text(f"{_LEFT - 6}", f"{_y(tick, top) + 4:.1f}", "end", content)
+    yield from _names(x_label, y_label)
+
+
+def _names(x_label: str, y_label: str) -> Iterator[Text]:
+    """Names of the axes."""
     yield Text(f"{(_LEFT + _WIDTH - _RIGHT) / 2:g}", f"{_HEIGHT - 8}", "middle", x_label)
     yield Text("4", "14", "start", y_label)
+
+
+def _decades(values: Floats) -> tuple[int, int]:
+    """The powers of ten around the positive values, at least one decade apart."""
+    positive = values[values > 0]
+    if not len(positive):
+        return 0, 1
+    low, high = math.floor(math.log10(positive.min())), math.ceil(math.log10(positive.max()))
+    return low, max(high, low + 1)
 
 
 def _ticks(top: float) -> list[float]:
