@@ -2,8 +2,8 @@
 
 A single box cannot tell: ``[38, 10, 60, 26]`` may be corners or a position with width and height. All boxes of a
 dataset together can. The meaning that the format defines is kept, unless more than a fifth of the boxes do not fit into
-their images with it, or unless all boxes lie in the outermost corner of their images, as fractions read as pixels do.
-Another meaning is accepted only if (nearly) all boxes fit with it. Ordinary annotation errors, such as a few boxes
+their images with it (less, if all fit with another), or unless all boxes lie in the outermost corner of their images, as fractions
+read as pixels do. Another meaning is accepted only if (nearly) all boxes fit with it. Ordinary annotation errors, such as a few boxes
 beyond the edge or with swapped corners, change nothing.
 """
 
@@ -32,6 +32,10 @@ _FEWEST, _FEWEST_MISFITS = 6, 3
 # The format's meaning is wrong if more than the first fraction of the boxes does not fit. Another meaning is right if
 # at most the second fraction does not fit.
 _BROKEN, _FITS = 0.2, 0.02
+
+# With so many boxes, a smaller fraction and number of misfits is enough if every box fits with another form. A box near
+# the right edge, given by its center, reaches beyond the image as x, y, width, height; most others do not.
+_MANY, _SOME, _SOME_MISFITS = 40, 0.04, 4
 
 # A box may reach beyond its image by this fraction of the image's side, and by at least one pixel.
 _SLACK = 0.02
@@ -163,6 +167,11 @@ def recognize(declared: Meaning, numbers: Numbers, options: ReadOptions, reporte
         _report(reporter, given, small, numbers)
         return small
     bad = numbers.misfits(given)
+    if len(bad) >= _MANY and bad.sum() >= _SOME_MISFITS and _SOME <= bad.mean() <= _BROKEN:
+        perfect = [m for m in search.in_frame(frame) if not numbers.misfits(m).any()]
+        if len(perfect) == 1:
+            _report(reporter, given, perfect[0], numbers)
+            return perfect[0]
     if len(bad) < _FEWEST or bad.sum() < _FEWEST_MISFITS or bad.mean() <= _BROKEN:
         if frame == PIXELS and options.box_frame == "auto":
             _report_corner(reporter, given, numbers)

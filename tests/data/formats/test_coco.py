@@ -203,9 +203,9 @@ def test_not_utf8(tmp_path: Path) -> None:
 
 
 def test_many_annotations_in_mixed_order(tmp_path: Path) -> None:
-    images = [{"id": i, "file_name": "a.jpg", "width": 1000, "height": 1000} for i in range(100)]
+    images = [{"id": i, "file_name": "a.jpg", "width": 40, "height": 30} for i in range(100)]
     annotations = [
-        {"id": i, "image_id": i * 37 % 100, "category_id": 2, "bbox": [i % 900, 0, 1, 1]} for i in range(20_000)
+        {"id": i, "image_id": i * 37 % 100, "category_id": 2, "bbox": [i % 39, 0, 1, 1]} for i in range(20_000)
     ]
     data = coco.read(write(tmp_path, content(images=images, annotations=annotations)), "toy")
     assert np.diff(data.offsets).tolist() == [200] * 100

@@ -158,7 +158,7 @@ def _is_label(file: Path) -> bool:
 
 
 def _boxes(file: str, builder: DatasetBuilder, pose: bool) -> Iterator[tuple[int, Box, float | None, bool, str]]:
-    """Yield class number, normalized corners, score (``None``: none), whether it is a polygon, and place of each line."""
+    """Yield class number, normalized corners, score (``None``: none), whether they are of a polygon, and place."""
     for number, line in enumerate(read_text(file).splitlines(), 1):
         where = f"{file}:{number}"
         try:
