@@ -33,7 +33,7 @@ def class_findings(splits: Splits, own_classes: Mapping[str, Sequence[str]]) -> 
 
 
 def _similar_classes(splits: Splits, counts: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
-    """Findings about class names that differ only by case, space, hyphen or underscore."""
+    """Findings about class names that differ only by a hyphen or underscore; readers merge case and spaces."""
     first = next(iter(splits))
     groups: dict[str, list[str]] = {}
     for name in splits[first].classes:

@@ -84,7 +84,7 @@ _KINDS = (
     Kind(
         "similar-classes",
         "warning",
-        "class names that differ only by case, space, hyphen or underscore",
+        "class names that differ only by a hyphen or underscore",
         "they are trained as different classes that compete for the same objects",
     ),
     Kind(

@@ -166,10 +166,11 @@ def test_backslashes_in_file_names(tmp_path: Path) -> None:
 def test_hostile_file_names_reach_no_file_outside(tmp_path: Path, name: str) -> None:
     images = [{"id": 7, "file_name": name, "width": 40, "height": 30}]
     source = write(tmp_path, content(images=images, annotations=[]))
-    try:  # a.jpg below the data folder is found by its name
+    if name.endswith("a.jpg") and "\0" not in name:  # found below the data folder by its name
         assert coco.read(source, "toy").path(0) == tmp_path / "images" / "a.jpg"
-    except DataError as error:
-        assert any(text in str(error) for text in ("not found", "possible file name", "no 'file_name'"))
+    else:
+        with pytest.raises(DataError, match=r"not found|possible file name|no 'file_name'"):
+            coco.read(source, "toy")
 
 
 @pytest.mark.parametrize(
