@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from pathlib import Path
 
 import pytest
@@ -42,11 +41,7 @@ def finder(root: Path, options: ReadOptions | None = None) -> tuple[ImageFinder,
         ("cb0618f0-a.jpg", "images/a.jpg", "by its name without the prefix of an upload"),
         ("a", "images/a.jpg", "by its name without a suffix"),
         ("a.png", "images/a.jpg", "by its name with another suffix"),
-        (
-            unicodedata.normalize("NFD", "käfer.jpg"),
-            unicodedata.normalize("NFC", "käfer.jpg"),
-            "by its name in another",
-        ),
+        ("a\u0308.jpg", "\u00e4.jpg", "by its name in another case"),  # as macOS writes an umlaut
     ],
 )
 def test_rules(tmp_path: Path, written: str, stored: str, rule: str | None) -> None:
