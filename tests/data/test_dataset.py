@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder, FileList
 from retinanet.errors import DataError
+from retinanet.read_options import ReadOptions
 
 Box = tuple[float, float, float, float]
 
 
 def build(*boxes: Box, size: tuple[int, int] = (100, 50), area: float | None = None) -> Dataset:
-    builder = DatasetBuilder("toy", Path("/data"), ("cat", "dog"))
+    as_written = ReadOptions(box_form="format", box_frame="format")  # signs have their own tests
+    builder = DatasetBuilder("toy", Path("/data"), ("cat", "dog"), options=as_written)
     builder.add_image("a.jpg", *size)
     for i, box in enumerate(boxes):
         builder.add_box(box, 0, f"file:{i}", area=area)

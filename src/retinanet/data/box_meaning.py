@@ -303,7 +303,7 @@ def _refuse_oversized(reporter: Reporter, given: Meaning, numbers: Numbers) -> N
     limits = np.ones((1, 2)) if given.frame.size else numbers.limits
     sound = np.asarray((corners[:, 2:] > corners[:, :2]).all(axis=1))
     far = np.asarray(sound & (corners[:, 2:] > (1 + _FAR) * limits).any(axis=1))
-    if far.mean() <= _OVERSIZED:
+    if far.sum() < _FEWEST or far.mean() <= _OVERSIZED:
         return
     x, y = (corners[sound, 2:] / (limits if len(limits) == 1 else limits[sound])).max(axis=0)
     width, height = numbers.values[sound, 2:].max(axis=0)
