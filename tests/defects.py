@@ -21,7 +21,7 @@ NEARLY_DUPLICATED, NEAR_DUPLICATE = "000009.jpg", "000010.jpg"
 UNLISTED = "zzz.jpg"
 
 # Classes.
-GEAR, BOLT, PIN, CAPITAL_GEAR, SPRING = 4, 5, 6, 7, 8
+GEAR, BOLT, PIN, DASHED_GEAR, SPRING = 4, 5, 6, 7, 8
 
 # Annotations. Those of the sample dataset have smaller numbers.
 FIRST_PLANTED = 9000
@@ -32,7 +32,7 @@ HUGE = 9012
 GROUP, IN_GROUP = 9020, range(9021, 9026)
 UNKNOWN_IMAGE, UNKNOWN_CLASS = 9030, 9031
 BOLTS = range(9040, 9043)
-CAPITAL_GEARS = range(9050, 9062)
+DASHED_GEARS = range(9050, 9062)
 UNTRAINED_PIN, UNTRAINED_SPRING = 9001, 9002  # in val
 
 # Image and coordinates xyxy of TWICE.
@@ -65,7 +65,7 @@ def _plant_images(images: Path) -> None:
 
 def _plant_annotations(train: dict[str, Any], val: dict[str, Any]) -> None:
     train["categories"] += [{"id": BOLT, "name": "bolt"}, {"id": PIN, "name": "pin"}]
-    train["categories"] += [{"id": CAPITAL_GEAR, "name": "Gear"}]
+    train["categories"] += [{"id": DASHED_GEAR, "name": "ge-ar"}]
     val["categories"] += [{"id": PIN, "name": "pin"}, {"id": SPRING, "name": "spring"}]
     boxes: dict[int, list[float] | None] = {
         ZERO_WIDTH: [9, 9, 0, 9],
@@ -91,8 +91,8 @@ def _plant_annotations(train: dict[str, Any], val: dict[str, Any]) -> None:
     _add(train, UNKNOWN_CLASS, 20, 55, [9, 9, 9, 9])
     for k, number in enumerate(BOLTS):
         _add(train, number, 23, BOLT, [3 + 30 * k, 3, 20, 20])
-    for k, number in enumerate(CAPITAL_GEARS):
-        _add(train, number, 24 + k // 6 * 5, CAPITAL_GEAR, [3 + 15 * (k % 6), 80, 12, 12])
+    for k, number in enumerate(DASHED_GEARS):
+        _add(train, number, 24 + k // 6 * 5, DASHED_GEAR, [3 + 15 * (k % 6), 80, 12, 12])
     _add(val, UNTRAINED_PIN, 27, PIN, [9, 9, 30, 30])
     _add(val, UNTRAINED_SPRING, 27, SPRING, [50, 9, 30, 30])
 

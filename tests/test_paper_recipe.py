@@ -86,12 +86,14 @@ CHOSEN: dict[str, dict[str, object]] = {
     "train": {"warmup": 8000, "bias_lr": 1.0, "bias_decay": True, "clip": None, "precision": "auto"},
     "decode": {"max_detections": None, "top_k": None},  # 100 and 1000, more for dense training images
 }
+# Where the images are, and which images and boxes are left out.
+READING: dict[str, object] = {"images": None, "skip_broken": False, "voc_origin": "auto", "min_score": 0.0}
 # Not read by the paper's losses and assignment, or without influence on the result.
 UNUSED: dict[str, dict[str, object]] = {
     "model": {"weights": None},
     "assign": {"candidates": 9},
     "loss": {"star_beta": 1.0, "ohem_batch": 128, "ohem_nms": 0.5},
-    "data": {"train": None, "val": None, "val_fraction": 0.1, "workers": None, "verify": True, "skip_broken": False},
+    "data": {"train": None, "val": None, "val_fraction": 0.1, "workers": None, "verify": True} | READING,
     "train": {
         "device": "auto",
         "seed": 0,

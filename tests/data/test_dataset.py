@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder, FileList
 from retinanet.errors import DataError
+from retinanet.read_options import ReadOptions
 
 Box = tuple[float, float, float, float]
 
 
 def build(*boxes: Box, size: tuple[int, int] = (100, 50), area: float | None = None) -> Dataset:
-    builder = DatasetBuilder("toy", Path("/data"), ("cat", "dog"))
+    as_written = ReadOptions(box_form="format", box_frame="format")  # signs have their own tests
+    builder = DatasetBuilder("toy", Path("/data"), ("cat", "dog"), options=as_written)
     builder.add_image("a.jpg", *size)
     for i, box in enumerate(boxes):
         builder.add_box(box, 0, f"file:{i}", area=area)
@@ -111,8 +113,6 @@ def test_arrays() -> None:
 def test_builder_refuses() -> None:
     with pytest.raises(DataError, match="no images"):
         DatasetBuilder("toy", Path(), ("a",)).build()
-    with pytest.raises(DataError, match="'a' appears twice"):
-        DatasetBuilder("toy", Path(), ("a", "a"))
     builder = DatasetBuilder("toy", Path(), ("a",))
     builder.add_image("a", 1, 1, image_id=5)
     builder.add_image("b", 1, 1, image_id=5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest import MonkeyPatch
+import pytest
 
 from retinanet.data import problems
 from retinanet.data.dataset import DatasetBuilder
@@ -12,7 +12,7 @@ from retinanet.data.problems import ProblemKind
 from retinanet.data.summary import summary
 
 
-def test_counted_problems_with_one_message_are_one_line_with_the_first_place(monkeypatch: MonkeyPatch) -> None:
+def test_counted_problems_with_one_message_are_one_line_with_the_first_place(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = ProblemKind("turned", "note", "turned image", "turned back", counted=True)
     monkeypatch.setitem(problems.PROBLEM_KINDS, "turned", kind)
     builder = DatasetBuilder("data [train]", Path("data"), ["box"])

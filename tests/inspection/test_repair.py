@@ -67,20 +67,6 @@ def test_boxes(planted: Path, repaired: tuple[dict[str, Dataset], list[str]]) ->
     assert (data.boxes[:, 2:] <= data.sizes[np.repeat(np.arange(len(data)), np.diff(data.offsets))]).all()
 
 
-def test_classes_that_differ_by_case_become_the_commonest(
-    planted: Path, repaired: tuple[dict[str, Dataset], list[str]]
-) -> None:
-    before, (after, changes) = read(planted), repaired
-    assert "class 'Gear' (12 boxes): renamed to 'gear'" in changes
-    assert [c for c in before["train"].classes if c not in after["train"].classes] == ["Gear"]
-    counts = after["train"].class_counts()
-    gone = names(before["train"]) - names(after["train"])
-    kept = before["train"].subset([i for i in before["train"] if before["train"].files[i] not in gone]).class_counts()
-    assert counts["gear"] == kept["gear"] + kept["Gear"] - 1  # one was there twice
-    assert counts["washer"] == kept["washer"]
-    assert after["train"].classes == after["val"].classes
-
-
 @pytest.mark.parametrize(("splits", "stays"), [(("train", "val"), "val"), (("val2017", "test"), "test")])
 def test_shared_images_stay_where_they_are_measured(sound: Path, splits: tuple[str, str], stays: str) -> None:
     data = read(sound)["train"]

@@ -2,9 +2,9 @@
 
 A single box cannot tell: ``[38, 10, 60, 26]`` may be corners or a position with width and height. All boxes of a
 dataset together can. The meaning that the format defines is kept, unless more than a fifth of the boxes do not fit into
-their images with it, or unless all boxes lie in the outermost corner of their images, as fractions read as pixels do.
-Another meaning is accepted only if (nearly) all boxes fit with it. Ordinary annotation errors, such as a few boxes
-beyond the edge or with swapped corners, change nothing.
+their images with it (less, if all fit with another), or unless all boxes lie in the outermost corner of their images,
+as fractions read as pixels do. Another meaning is accepted only if (nearly) all boxes fit with it. Ordinary annotation
+errors, such as a few boxes beyond the edge or with swapped corners, change nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ _FEWEST, _FEWEST_MISFITS = 6, 3
 # The format's meaning is wrong if more than the first fraction of the boxes does not fit. Another meaning is right if
 # at most the second fraction does not fit.
 _BROKEN, _FITS = 0.2, 0.02
+
+# With so many boxes, a smaller fraction and number of misfits is enough if every box fits with another form. A box near
+# the right edge, given by its center, reaches beyond the image as x, y, width, height; most others do not.
+_MANY, _SOME, _SOME_MISFITS = 40, 0.04, 4
 
 # A box may reach beyond its image by this fraction of the image's side, and by at least one pixel.
 _SLACK = 0.02
@@ -158,58 +162,86 @@ def recognize(declared: Meaning, numbers: Numbers, options: ReadOptions, reporte
     if len(numbers.values) == 0 or (options.box_form != "auto" and options.box_frame != "auto"):
         return given
     forms = [form, *(f for f in _FORMS if f != form)] if options.box_form == "auto" else [form]
-    search = _Search(given, forms, numbers)
-    if options.box_frame == "auto" and (small := search.small_frame()):
-        _report(reporter, given, small, numbers)
-        return small
-    bad = numbers.misfits(given)
-    if len(bad) < _FEWEST or bad.sum() < _FEWEST_MISFITS or bad.mean() <= _BROKEN:
-        if frame == PIXELS and options.box_frame == "auto":
+    search = _Search(given, forms, numbers, options.box_frame == "auto")
+    found = search.small_frame()
+    if not found and search.fits():
+        if search.any_frame and frame == PIXELS:
             _report_corner(reporter, given, numbers)
         return given
-    found = search.in_frame(PIXELS if options.box_frame == "auto" else frame)
-    if not found and options.box_frame == "auto":
-        found = [m for side in (1.0, *_PARTS) for m in search.in_frame(Frame((side, side))) if search.fills(m)]
+    found = found or search.other_meanings()
     if len(found) > 1 and found[0].form != form and _share(numbers, found[0]) == _share(numbers, found[1]):
         _refuse_unclear(reporter, given, found, numbers)
     elif found:
         _report(reporter, given, found[0], numbers)
         return found[0]
-    elif options.box_frame == "auto":
+    elif search.any_frame:
         _refuse_oversized(reporter, given, numbers)
     return given
 
 
 @dataclass(frozen=True)
 class _Search:
+    """A search for the meaning of numbers that may not be ``given``.
+
+    Attributes:
+        given: the meaning that the format or the options say.
+        forms: forms that are possible, the given one first.
+        numbers: of the boxes.
+        any_frame: whether another frame is possible.
+    """
+
     given: Meaning
     forms: list[Form]
     numbers: Numbers
+    any_frame: bool
 
-    def in_frame(self, frame: Frame) -> list[Meaning]:
+    def fits(self) -> bool:
+        """Whether the given meaning is kept."""
+        bad = self.numbers.misfits(self.given)
+        if len(bad) >= _MANY and bad.sum() >= _SOME_MISFITS and _SOME <= bad.mean() <= _BROKEN:
+            return not self._perfect()
+        return len(bad) < _FEWEST or bad.sum() < _FEWEST_MISFITS or bool(bad.mean() <= _BROKEN)
+
+    def small_frame(self) -> list[Meaning]:
+        """Meanings with which the boxes fill a frame that is much smaller than the images."""
+        given, limits = self.given, self.numbers.limits
+        if not self.any_frame or (given.frame != PIXELS and _share(self.numbers, given) <= _BROKEN):
+            return []
+        if given.frame == PIXELS and self._are_fractions():
+            return self._in_frame(FRACTIONS) or [Meaning(given.form, FRACTIONS)]
+        if len(limits) < _PARTS_BOXES or len(np.unique(self.numbers.image)) < _PARTS_IMAGES:
+            return []
+        frames = [Frame((side, side)) for side in _PARTS if (limits >= 2 * side).all()]
+        return next((found for frame in frames if (found := self._filling(frame))), [])
+
+    def other_meanings(self) -> list[Meaning]:
+        """Meanings with which (nearly) all boxes fit into their images, the best first."""
+        if not self.any_frame:
+            return self._in_frame(self.given.frame)
+        if self._are_fractions():
+            return self._in_frame(FRACTIONS)
+        others = [Frame((side, side)) for side in _PARTS]
+        return self._perfect() or self._in_frame(PIXELS) or next(filter(None, map(self._filling, others)), [])
+
+    def _are_fractions(self) -> bool:
+        """Whether the numbers are at most 1. Boxes of whole pixels are larger; fractions are not whole numbers."""
+        values = self.numbers.values
+        broken = (values != np.rint(values)).any(axis=1)
+        largest = float(np.quantile(values.max(axis=1), 1 - _FITS))
+        return len(values) >= _FEWEST_MISFITS and largest <= 1 + _SLACK and bool(broken.mean() > 0.5)
+
+    def _perfect(self) -> list[Meaning]:
+        """The only meaning in the given frame with which every box fits."""
+        found = [m for m in self._in_frame(self.given.frame) if not self.numbers.misfits(m).any()]
+        return found if len(found) == 1 else []
+
+    def _filling(self, frame: Frame) -> list[Meaning]:
+        return [m for m in self._in_frame(frame) if (self.numbers.extent(m) >= _FILLED).all()]
+
+    def _in_frame(self, frame: Frame) -> list[Meaning]:
         """Meanings with which the boxes fit into a frame: the given form first, then the best."""
         found = [m for form in self.forms if _share(self.numbers, m := Meaning(form, frame)) <= _FITS]
         return sorted(found, key=lambda m: (m.form != self.given.form, _share(self.numbers, m)))
-
-    def fills(self, meaning: Meaning) -> bool:
-        return bool((self.numbers.extent(meaning) >= _FILLED).all())
-
-    def small_frame(self) -> Meaning | None:
-        """Meaning with which the boxes fill a frame that is much smaller than the images; ``None`` if there is none."""
-        values, limits = self.numbers.values, self.numbers.limits
-        if self.given.frame == PIXELS and len(values) >= _FEWEST_MISFITS and (limits > 2).all():
-            # Boxes of whole pixels are at least one pixel large; fractions are not whole numbers.
-            broken = (values != np.rint(values)).any(axis=1)
-            if values.max() <= 1 + _SLACK and broken.mean() > 0.5:
-                return next(iter(self.in_frame(FRACTIONS)), Meaning(self.given.form, FRACTIONS))
-        enough = len(values) >= _PARTS_BOXES and len(np.unique(self.numbers.image)) >= _PARTS_IMAGES
-        if enough and (self.given.frame == PIXELS or _share(self.numbers, self.given) > _BROKEN):
-            for side in _PARTS:
-                if (limits >= 2 * side).all():
-                    for meaning in self.in_frame(Frame((side, side))):
-                        if self.fills(meaning):
-                            return meaning
-        return None
 
 
 def _share(numbers: Numbers, meaning: Meaning) -> float:
@@ -271,7 +303,7 @@ def _refuse_oversized(reporter: Reporter, given: Meaning, numbers: Numbers) -> N
     limits = np.ones((1, 2)) if given.frame.size else numbers.limits
     sound = np.asarray((corners[:, 2:] > corners[:, :2]).all(axis=1))
     far = np.asarray(sound & (corners[:, 2:] > (1 + _FAR) * limits).any(axis=1))
-    if far.mean() <= _OVERSIZED:
+    if far.sum() < _FEWEST or far.mean() <= _OVERSIZED:
         return
     x, y = (corners[sound, 2:] / (limits if len(limits) == 1 else limits[sound])).max(axis=0)
     width, height = numbers.values[sound, 2:].max(axis=0)

@@ -143,7 +143,7 @@ class Dataset:
         return result
 
     def classes_missing_in(self, classes: Sequence[str]) -> list[str]:
-        """Classes with boxes that have no class of the same name in ``classes``, but for case and spaces."""
+        """Classes with boxes whose name, but for case and spaces, is not in ``classes``."""
         position, _ = class_positions(self.classes, classes)
         return [name for name, count in self.class_counts().items() if count and position[name] == NO_CLASS]
 
@@ -172,7 +172,7 @@ class Dataset:
         )
 
     def with_problem(self, code: str, where: str, message: str, count: int = 1) -> Dataset:
-        """Add a problem that was found after the reading, such as one of all boxes together."""
+        """Add a problem that was found after the reading."""
         return replace(self, problems=(*self.problems, Problem(code, where, message, count)))
 
     def class_counts(self) -> dict[str, int]:
@@ -217,10 +217,9 @@ class DatasetBuilder:
         self._files: list[str] = []
         self._ids, self._sizes, self._measured = array("q"), array("i"), array("b")
         self._raw, self._labels, self._ignore = RawBoxes(meaning), array("i"), array("b")
-        for number, variant in enumerate(classes):
-            if number not in firsts:
-                kept = self.classes[self.labels[variant]]
-                self.report("merged-class", str(root), f"{variant!r} and {kept!r} are one class")
+        for number in sorted({*range(len(classes))} - {*firsts}):
+            kept = self.classes[self.labels[classes[number]]]
+            self.report("merged-class", str(root), f"{classes[number]!r} and {kept!r} are one class")
 
     def __len__(self) -> int:
         return len(self._files)

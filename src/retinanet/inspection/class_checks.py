@@ -33,7 +33,7 @@ def class_findings(splits: Splits, own_classes: Mapping[str, Sequence[str]]) -> 
 
 
 def _similar_classes(splits: Splits, counts: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
-    """Findings about class names that differ only by case, space, hyphen or underscore."""
+    """Findings about class names that differ only by a hyphen or underscore; readers merge case and spaces."""
     first = next(iter(splits))
     groups: dict[str, list[str]] = {}
     for name in splits[first].classes:
@@ -61,6 +61,4 @@ def _not_in_train(name: str, splits: Splits, train: str, others: Mapping[str, in
     first, what = next(iter(others)), f"{name!r}: no box in {train}, {places}"
     if listed:
         return Finding("never-learnt", first, splits[first].name, what)
-    # Training reads only train and val. An unknown class in another split stops only evaluations on that split.
-    effect = "" if "val" in map(role, others) else "evaluation on this split stops"
-    return Finding("unknown-class", first, splits[first].name, what, effect=effect)
+    return Finding("unknown-class", first, splits[first].name, what)

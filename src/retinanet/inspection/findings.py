@@ -44,12 +44,6 @@ _KINDS = (
         "training stops before its first step",
     ),
     Kind(
-        "unknown-class",
-        "error",
-        "class that train does not list",
-        "training stops, because the model has no output for this class",
-    ),
-    Kind(
         "leak",
         "error",
         "same image in two splits",
@@ -97,8 +91,14 @@ _KINDS = (
     Kind(
         "similar-classes",
         "warning",
-        "class names that differ only by case, space, hyphen or underscore",
+        "class names that differ only by a hyphen or underscore",
         "they are trained as different classes that compete for the same objects",
+    ),
+    Kind(
+        "unknown-class",
+        "warning",
+        "class that train does not list",
+        "the model never detects it: its AP is 0 and lowers the mean",
     ),
     Kind("never-learnt", "warning", "class without a box in train", "the model never detects it: its AP is 0"),
     Kind("rare-class", "warning", "class with fewer than 10 boxes in train", "too few examples to learn the class"),

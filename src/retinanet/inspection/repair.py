@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from retinanet.data.dataset import NO_CLASS, Dataset
+from retinanet.data.dataset import Dataset
 from retinanet.inspection.box_checks import same_boxes
 from retinanet.inspection.checks import CheckResult
 from retinanet.inspection.duplicates import Pair
@@ -21,8 +20,7 @@ def repair(splits: Mapping[str, Dataset], checked: CheckResult) -> tuple[dict[st
     """Repair the defects that need no decision of the user.
 
     Boxes that the readers dropped or clipped stay dropped or clipped. Broken images are removed. Of equal images, one
-    is kept: preferably in test, then in val, then in train. Duplicate boxes are kept once. Classes whose names differ
-    only by case or space are merged.
+    is kept: preferably in test, then in val, then in train. Duplicate boxes are kept once.
 
     Args:
         splits: the dataset.
@@ -42,10 +40,8 @@ def repair(splits: Mapping[str, Dataset], checked: CheckResult) -> tuple[dict[st
         if found.error is not None:
             removed[number] = number
             changes.append(f"{places[number][0]}: {found.error}; removed")
-    merged, class_changes = _merged_classes(splits)
-    changes += class_changes
     result, first = {}, 0
-    for split, dataset in merged.items():
+    for split, dataset in splits.items():
         kept = [index for index in dataset if first + index not in removed]
         first += len(dataset)
         if kept:
@@ -82,28 +78,6 @@ def _extra_copies(
         same.setdefault(root(number), []).append(number)
     keepers = {member: min(members, key=rank) for members in same.values() for member in members}
     return {number: keeper for number, keeper in sorted(keepers.items()) if number != keeper}
-
-
-def _merged_classes(splits: Mapping[str, Dataset]) -> tuple[dict[str, Dataset], list[str]]:
-    """Merge classes whose names differ only by case or space, under the name with the most boxes."""
-    first = next(iter(splits.values()))
-    totals = {name: sum(d.class_counts()[name] for d in splits.values()) for name in first.classes}
-    groups: dict[str, list[str]] = {}
-    for name in first.classes:
-        groups.setdefault("".join(name.casefold().split()), []).append(name)
-    chosen = {name: max(names, key=totals.__getitem__) for names in groups.values() for name in names}
-    changes = [
-        f"class {name!r} ({totals[name]} boxes): renamed to {new!r}" for name, new in chosen.items() if name != new
-    ]
-    if not changes:
-        return dict(splits), []
-    kept = [name for name in first.classes if chosen[name] == name]
-    ids = tuple(i for name, i in zip(first.classes, first.category_ids, strict=True) if chosen[name] == name)
-    table = np.array([*(kept.index(chosen[name]) for name in first.classes), NO_CLASS], dtype=np.int32)
-    return {
-        split: replace(dataset, classes=tuple(kept), category_ids=ids, labels=table[dataset.labels])
-        for split, dataset in splits.items()
-    }, changes
 
 
 def _without_duplicate_boxes(split: str, dataset: Dataset) -> tuple[Dataset, list[str]]:

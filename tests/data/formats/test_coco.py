@@ -114,7 +114,7 @@ def test_unusable_annotations_are_dropped_and_reported(tmp_path: Path) -> None:
     bad: list[dict[str, Any]] = [
         {"id": 12, "image_id": 7, "category_id": 2},
         {"id": 13, "image_id": 7, "category_id": 2, "bbox": [0, 0, 1]},
-        {"id": 14, "image_id": 7, "category_id": 2, "bbox": [0, 0, "1", 1]},
+        {"id": 14, "image_id": 7, "category_id": 2, "bbox": [0, 0, "wide", 1]},
         {"id": 15, "image_id": 7, "category_id": 2, "bbox": [0, 0, float("nan"), 1]},
         {"id": 16, "image_id": 7, "category_id": 2, "bbox": [0, 0, 0, 5]},
         {"id": 17, "image_id": 7, "category_id": 2, "bbox": [10**400, 0, 5, 5]},
@@ -163,10 +163,14 @@ def test_backslashes_in_file_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../../etc/a.jpg", "/etc/passwd", "C:\\a.jpg", "x/../../a.jpg", "a\0.jpg", "\ud800.jpg", ""]
 )
-def test_hostile_file_names_are_refused(tmp_path: Path, name: str) -> None:
+def test_hostile_file_names_reach_no_file_outside(tmp_path: Path, name: str) -> None:
     images = [{"id": 7, "file_name": name, "width": 40, "height": 30}]
-    with pytest.raises(DataError, match=r"leads out of|possible file name"):
-        coco.read(write(tmp_path, content(images=images, annotations=[])), "toy")
+    source = write(tmp_path, content(images=images, annotations=[]))
+    if name.endswith("a.jpg") and "\0" not in name:  # found below the data folder by its name
+        assert coco.read(source, "toy").path(0) == tmp_path / "images" / "a.jpg"
+    else:
+        with pytest.raises(DataError, match=r"not found|possible file name|no 'file_name'"):
+            coco.read(source, "toy")
 
 
 @pytest.mark.parametrize(
@@ -181,14 +185,13 @@ def test_hostile_file_names_are_refused(tmp_path: Path, name: str) -> None:
         (content(annotations={}), "no list 'annotations'"),
         (content(categories=[{"id": "x", "name": "cat"}]), "whole-number 'id'"),
         (content(categories=[{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]), "category id 1 is used twice"),
-        (content(categories=[{"id": 2, "name": "cat"}, {"id": 9, "name": "cat"}]), "'cat' appears twice"),
         (content(categories=[{"id": 2, "name": "cat"}]), r"annotation 1 \(image b.jpg\): category_id 9"),
         (content(images=[]), "no images"),
         (content(images=[{"id": 1}]), "no 'file_name'"),
         (content(images=[{"file_name": "a.jpg"}]), "missing or used twice"),
         (content(images=[{"id": 1, "file_name": "a.jpg"}] * 2), "missing or used twice"),
         (content(annotations=[3]), "annotation number 0"),
-        (content(images=[{"id": 1, "file_name": "zzz.jpg"}]), "in none of"),
+        (content(images=[{"id": 1, "file_name": "zzz.jpg"}], annotations=[]), "1 of 1 images not found.*--data.images"),
     ],
 )
 def test_unusable_files(tmp_path: Path, data: Any, message: str) -> None:
@@ -203,9 +206,9 @@ def test_not_utf8(tmp_path: Path) -> None:
 
 
 def test_many_annotations_in_mixed_order(tmp_path: Path) -> None:
-    images = [{"id": i, "file_name": "a.jpg", "width": 1000, "height": 1000} for i in range(100)]
+    images = [{"id": i, "file_name": "a.jpg", "width": 40, "height": 30} for i in range(100)]
     annotations = [
-        {"id": i, "image_id": i * 37 % 100, "category_id": 2, "bbox": [i % 900, 0, 1, 1]} for i in range(20_000)
+        {"id": i, "image_id": i * 37 % 100, "category_id": 2, "bbox": [i % 39, 0, 1, 1]} for i in range(20_000)
     ]
     data = coco.read(write(tmp_path, content(images=images, annotations=annotations)), "toy")
     assert np.diff(data.offsets).tolist() == [200] * 100
@@ -252,7 +255,7 @@ def test_a_val_file_cut_short_is_refused_and_not_forgotten(tmp_path: Path) -> No
         read_split(tmp_path, "val")
 
 
-@pytest.mark.parametrize("name", ["", "n" * 300 + ".jpg", "d/" * 3000 + "a.jpg", "a\0.jpg"])
+@pytest.mark.parametrize("name", ["n" * 300 + ".jpg", "d/" * 3000 + "a.jpg", "a\0.jpg"])
 def test_impossible_file_names_are_refused_in_a_short_line(tmp_path: Path, name: str) -> None:
     images = [content()["images"][0] | {"file_name": name}, content()["images"][1]]
     source = write(tmp_path, content(images=images))

@@ -128,8 +128,16 @@ def test_nothing_there(tmp_path: Path) -> None:
         read_split(tmp_path, "train")
     with pytest.raises(DataError, match="not an annotation file"):
         read_split(tmp_path / "notes.md", "train")
+
+
+def test_the_only_dataset_one_folder_below_is_used_and_told(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
     coco(tmp_path / "inner", {"train": ["a.png"]})
-    with pytest.raises(DataError, match=r"did you mean .*inner\?"):
+    data = read_split(tmp_path, "train")
+    assert len(data) == 1
+    assert [(p.code, p.where) for p in data.problems] == [("inner-folder", str(tmp_path / "inner"))]
+    coco(tmp_path / "second", {"train": ["a.png"]})
+    with pytest.raises(DataError, match=r"did you mean .*inner or .*second\?"):
         read_split(tmp_path, "train")
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from retinanet.data.formats import voc
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.errors import DataError
+from retinanet.read_options import ReadOptions
 
 BOX = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>10.5</xmax><ymax>20</ymax></bndbox>"
 SIZE = "<size><width>40</width><height>30</height><depth>3</depth></size>"
@@ -130,10 +131,14 @@ def test_image_by_filename_or_stem(tmp_path: Path, filename: str, found: str) ->
     assert read_split(root, "train").files[1] == found
 
 
-def test_missing_image_keeps_its_path_for_the_check_of_files(tmp_path: Path) -> None:
-    root = write(tmp_path, {"a": xml(filename="gone.jpg")})
+def test_missing_image_is_refused_or_left_out(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a": xml(filename="gone.jpg"), "b": xml()})
     (root / "JPEGImages" / "a.jpg").unlink()
-    assert read_split(root, "train").files[0] == "gone.jpg"
+    with pytest.raises(DataError, match=r"1 of 2 images not found, first 'gone\.jpg'.*--data\.skip-broken"):
+        read_split(root, "train")
+    data = read_split(root, "train", ReadOptions(skip_broken=True))
+    assert list(data.files) == ["b.jpg"]
+    assert [problem.code for problem in data.problems] == ["skipped-image"]
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,8 @@ def read(source: VocSplit, name: str, options: ReadOptions = _DEFAULT_OPTIONS, t
             builder.report("encoding", str(xml), "no encoding is declared")
         file = finder.find(_names(content, images.get(xml.stem, ""), xml), str(xml), content.database == DETECTIONS)
         unread.discard(file or images.get(xml.stem, ""))
+        if content.database == DETECTIONS:
+            unread.discard(images.get(xml.stem, ""))  # a drawing
         if file is None:
             continue
         size = (content.width, content.height)

@@ -82,8 +82,8 @@ def read(source: YoloSplit, name: str, options: ReadOptions = _DEFAULT_OPTIONS, 
     classes = [layout.class_names[number] for number in sorted(layout.class_names)]
     kept = [class_name for class_name in classes if not is_ignore(class_name)]
     builder = DatasetBuilder(name, layout.root, kept, None, tolerant, options, Meaning("cxcywh", FRACTIONS))
-    for where, moved in layout.moved:
-        builder.report("folder-found", where, moved)
+    for moved in layout.moved:
+        builder.report("folder-found", moved, "the end of the path is found")
     beside = [entry.parent for entry in entries if not os.path.isdir(entry)]
     finder = ImageFinder(builder, layout.file or entries[0], [*beside, layout.root], [layout.root.absolute().parent])
     unlabeled: list[str] = []
@@ -158,7 +158,7 @@ def _is_label(file: Path) -> bool:
 
 
 def _boxes(file: str, builder: DatasetBuilder, pose: bool) -> Iterator[tuple[int, Box, float | None, bool, str]]:
-    """Yield class number, normalized corners, score (``None``: none), whether it is a polygon, and place of each line."""
+    """Yield class number, normalized corners, score (``None``: none), whether they are of a polygon, and place."""
     for number, line in enumerate(read_text(file).splitlines(), 1):
         where = f"{file}:{number}"
         try:

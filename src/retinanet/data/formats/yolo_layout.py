@@ -36,7 +36,7 @@ class Layout:
         pose: lines have keypoints after the box.
         unnamed: ``names`` are numbers, because the YAML file gives only the number of classes.
         file: the YAML or data file, if there is one.
-        moved: paths of another computer, each as a file and a sentence that says what replaces it.
+        moved: sentences about paths of another computer, and what replaces each.
     """
 
     root: Path
@@ -45,7 +45,7 @@ class Layout:
     pose: bool = False
     unnamed: bool = False
     file: Path | None = None
-    moved: tuple[tuple[str, str], ...] = ()
+    moved: tuple[str, ...] = ()
 
     @property
     def naming_file(self) -> Path | None:
@@ -231,7 +231,7 @@ def layout_of_yaml(file: Path, strict: bool = True) -> Layout | None:
     if not isinstance(content, dict) or not ("names" in content or "nc" in content):
         return None
     keys = [key for key, value in content.items() if isinstance(key, str) and value and _is_split(key, value, file)]
-    moved: list[tuple[str, str]] = []
+    moved: list[str] = []
     splits = {key: _entries(file, content.get("path"), content[key], moved) for key in keys}
     unnamed = content.get("names") is None
     if not splits:
@@ -277,7 +277,7 @@ def _names(content: dict[str, Any], file: Path) -> dict[int, str]:
     return result
 
 
-def _entries(file: Path, base: Any, value: Any, moved: list[tuple[str, str]]) -> tuple[Path, ...]:
+def _entries(file: Path, base: Any, value: Any, moved: list[str]) -> tuple[Path, ...]:
     """Resolve the paths of one split. A path that does not exist is kept; reading it raises the error."""
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(v, str) for v in values):
@@ -293,6 +293,6 @@ def _entries(file: Path, base: Any, value: Any, moved: list[tuple[str, str]]) ->
         options = [place / name for name in names for place in places]
         path = next((option for option in options if os.path.exists(option)), None)
         if path is None and (path := existing_path(entry, [file.parent])):
-            moved.append((str(file), f"{entry} is {path}"))
+            moved.append(f"{file}: {entry} is {path}")
         found.append(path or places[0] / entry)
     return tuple(found)

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, TiffImagePlugin
+
+from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.data.images import read_image, read_thumbnail
+from retinanet.data.pixel_range import with_one_pixel_range
+
+SIZE = (40, 30)
+
+
+def ramp(low: float, high: float, dtype: str) -> npt.NDArray[np.generic]:
+    return np.linspace(low, high, SIZE[0] * SIZE[1]).reshape(SIZE[1], SIZE[0]).astype(dtype)
+
+
+def save(file: Path, values: npt.NDArray[np.generic], tags: dict[int, object] | None = None) -> Path:
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in (tags or {}).items():
+        info[tag] = value
+    Image.fromarray(values).save(file, **({"tiffinfo": info} if tags else {}))
+    return file
+
+
+def write_color_png(file: Path, values: npt.NDArray[np.uint16], extra: bytes = b"") -> Path:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    body = header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return file
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_whole_numbers_are_scaled_by_the_smallest_number_of_bits(tmp_path: Path, suffix: str, bits: int) -> None:
+    values = ramp(0, 2**bits - 1, "uint16")
+    pixels = read_image(save(tmp_path / f"a.{suffix}", values))
+    expected = np.rint(values.astype(np.float64) * 255 / (2**bits - 1))
+    assert np.abs(pixels[:, :, 0] - expected).max() <= 1
+    assert pixels.min() == 0
+    assert pixels.max() == 255
+
+
+def test_color_images_with_16_bits_keep_all_bits(tmp_path: Path) -> None:
+    """Pillow reads only the upper 8 bits, which are empty in images with 8 to 12 bits."""
+    values = np.random.default_rng(0).integers(0, 4096, (30, 40, 3), dtype=np.uint16)
+    pixels = read_image(write_color_png(tmp_path / "a.png", values))
+    assert np.abs(pixels - values * (255 / 4095)).max() <= 0.51
+    full = np.random.default_rng(0).integers(0, 65536, (30, 40, 3), dtype=np.uint16)
+    assert np.abs(read_image(write_color_png(tmp_path / "b.png", full)) - full / 257.0).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [(3061, 3148, "float32"), (-40.5, 80.25, "float32"), (7000, 7900, "uint16"), (-5000, 90_000, "int32")],
+)
+def test_a_narrow_or_unusual_range_is_stretched(tmp_path: Path, low: float, high: float, dtype: str) -> None:
+    pixels = read_image(save(tmp_path / "a.tif", ramp(low, high, dtype)))
+    assert pixels.min() == 0
+    assert pixels.max() == 255
+    assert np.abs(pixels[:, :, 0] - ramp(0, 255, "float64")).max() < 2
+
+
+@pytest.mark.parametrize("missing", [np.nan, np.inf, -3.4e38, -9999])
+def test_missing_values_do_not_change_the_range(tmp_path: Path, missing: float) -> None:
+    values = ramp(3000, 3100, "float32")
+    values[:10] = missing
+    tags: dict[int, object] = {42113: "-9999"} if missing == -9999 else {}
+    pixels = read_image(save(tmp_path / "a.tif", values, tags))
+    assert (pixels[:10] == 0).all()
+    assert pixels[10:].min() == 0
+    assert pixels[10:].max() == 255
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_zero_is_white_where_the_file_says_so(tmp_path: Path, dtype: str) -> None:
+    values = ramp(0, 1 if dtype == "float32" else np.iinfo(dtype).max, dtype)
+    pixels = read_image(save(tmp_path / "a.tif", values, {262: 0}))
+    assert pixels[0, 0, 0] > pixels[-1, -1, 0]
+
+
+def test_a_broken_sensor_pixel_does_not_darken_the_image(tmp_path: Path) -> None:
+    values = ramp(0, 4000, "uint16")
+    values[3, 3] = 65535
+    assert read_image(save(tmp_path / "a.png", values)).mean() > 100
+
+
+def test_deep_color_images_are_turned(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (30, 40, 3), dtype=np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = exif.tobytes().removeprefix(b"Exif\0\0")
+    extra = struct.pack(">I", len(data)) + b"eXIf" + data + struct.pack(">I", zlib.crc32(b"eXIf" + data))
+    turned = read_image(write_color_png(tmp_path / "a.png", values, extra))
+    np.testing.assert_array_equal(turned, np.rot90(read_image(write_color_png(tmp_path / "b.png", values)), -1))
+
+
+def dataset(folder: Path, ranges: list[tuple[float, float]], dtype: str = "uint16") -> Dataset:
+    builder = DatasetBuilder("deep", folder, ("cat",))
+    for i, (low, high) in enumerate(ranges):
+        save(folder / f"{i}.tif", ramp(low, high, dtype))
+        builder.add_image(f"{i}.tif", *SIZE)
+    return builder.build()
+
+
+def test_one_range_holds_for_all_images_of_a_dataset(tmp_path: Path) -> None:
+    """A dark image stays dark."""
+    data = dataset(tmp_path, [(0, 3900), (0, 900), (100, 500)])
+    ranged = with_one_pixel_range({"train": data, "val": data})
+    assert ranged["train"].pixel_range == ranged["val"].pixel_range == (0, 4095)
+    assert read_image(data.path(2), (0, 4095)).max() == round(500 * 255 / 4095)
+    [problem] = ranged["train"].problems
+    assert problem.code == "pixel-range"
+    assert "0 to 3900" in problem.message
+    assert "4095 (white)" in problem.message
+    assert not ranged["val"].problems
+
+
+def test_a_given_range_is_used(tmp_path: Path) -> None:
+    data = dataset(tmp_path, [(0, 3900)])
+    assert with_one_pixel_range({"train": data}, (0, 1000))["train"].pixel_range == (0, 1000)
+
+
+def test_images_with_8_bits_have_no_range(tmp_path: Path) -> None:
+    data = dataset(tmp_path, [(0, 255)], "uint8")
+    assert with_one_pixel_range({"train": data})["train"] is data
+
+
+def test_a_range_changes_no_image_with_8_bits(tmp_path: Path) -> None:
+    file = save(tmp_path / "a.png", ramp(0, 255, "uint8"))
+    np.testing.assert_array_equal(read_image(file, (0, 4095)), read_image(file))
+
+
+@pytest.mark.parametrize(("value", "contrast"), [(0, 0), (255, 0)])
+def test_images_without_contrast_are_recognized(tmp_path: Path, value: int, contrast: int) -> None:
+    file = save(tmp_path / "a.png", np.full((30, 40), value, np.uint8))
+    assert read_thumbnail(file, 8).contrast == contrast
+    assert read_thumbnail(save(tmp_path / "b.png", ramp(0, 255, "uint8")), 8).contrast > 200
