@@ -91,7 +91,7 @@ UNUSED: dict[str, dict[str, object]] = {
     "model": {"weights": None},
     "assign": {"candidates": 9},
     "loss": {"star_beta": 1.0, "ohem_batch": 128, "ohem_nms": 0.5},
-    "data": {"train": None, "val": None, "val_fraction": 0.1, "workers": None, "verify": True, "skip_broken": False},
+    "data": {"train": None, "val": None, "val_fraction": 0.1, "workers": None, "verify": "auto", "skip_broken": False},
     "train": {
         "device": "auto",
         "seed": 0,

@@ -185,8 +185,11 @@ class DataConfig:
     epochs. Unset: no limit."""
     workers: int | None = None
     """Processes that decode images. Unset: half of the cores, at most 8. Raise it if the training waits for images."""
-    verify: bool = True
-    """Decode every image once before training, so that a broken file is reported at once and not after hours."""
+    verify: Literal["auto", "always", "never"] = field(
+        default="auto", metadata={"former_values": {True: "auto", False: "never"}}
+    )
+    """Decode every image before training, so that a broken file is reported at once and not after hours. auto: without
+    files that are unchanged since an earlier check. always: also those. never: check nothing."""
     skip_broken: bool = False
     """Leave out images that cannot be read, and list them. If off, the training stops at such an image."""
 

@@ -24,9 +24,23 @@ errors = plain_console(stderr=True)
 
 def parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Arguments | None = None) -> Arguments:
     """Return the arguments of a command. Flags override ``default``. tyro ends the program if a flag is invalid."""
+    words = _with_words_for_verify(argv)
     if default is None:
-        return tyro.cli(kind, args=list(argv), prog=prog)
-    return tyro.cli(kind, args=list(argv), prog=prog, default=default)
+        return tyro.cli(kind, args=words, prog=prog)
+    return tyro.cli(kind, args=words, prog=prog, default=default)
+
+
+def _with_words_for_verify(argv: Sequence[str]) -> list[str]:
+    """Complete ``--data.verify`` without a value to ``always``. ``--data.no-verify`` stands for ``never``."""
+    words: list[str] = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--data.no-verify":
+            words += ["--data.verify", "never"]
+        elif word == "--data.verify" and following not in ("auto", "always", "never"):
+            words += ["--data.verify", "always"]
+        else:
+            words.append(word)
+    return words
 
 
 def option(argv: Sequence[str], name: str) -> str | None:

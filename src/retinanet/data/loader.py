@@ -84,7 +84,7 @@ class _TrainingImages:
         for _ in range(_TRIES):
             try:
                 sample = load_sample(self.dataset, index)
-                if not self.config.verify:  # otherwise the check before training has printed the note
+                if self.config.verify == "never":  # otherwise the check before training has printed the note
                     sample.remark = other_size(self.dataset, index, sample.size) or ""
                 sample = training_view(sample, self.config, rng, scale)
             except DataError as error:

@@ -13,6 +13,7 @@ from rich.console import Console
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_train_val
+from retinanet.data.image_memory import ImageMemory
 from retinanet.data.summary import note_lines, summary
 from retinanet.data.verify import verify_images
 from retinanet.files import claimed, make_folder
@@ -21,6 +22,7 @@ from retinanet.progress import plain_console, progress_bar
 from retinanet.training.distributed import Processes, joined_processes
 from retinanet.training.job import Job, Result
 from retinanet.training.loop import train_job
+from retinanet.training.outlook import outlook
 from retinanet.training.resume import open_run
 from retinanet.training.tracking import require_trackers
 
@@ -88,15 +90,17 @@ def _read_data(data: str | Path, config: Config, console: Console, processes: Pr
     """Read and verify the data; print its contents."""
     settings = config.data
     train_set, val_set, notes = read_train_val(data, settings.train, settings.val, settings.val_fraction)
-    if settings.verify:
-        together = (processes.share, processes.gather)
+    if settings.verify != "never":
+        memory = ImageMemory(trusted=settings.verify == "auto")
+        together = (processes.share, processes.gather, memory)
         images = (len(train_set) + len(val_set)) // processes.world_size
         with progress_bar(console, "checking images", images) as bar:
             train_set, train_notes = verify_images(train_set, settings.skip_broken, bar.advance, *together)
             val_set, val_notes = verify_images(val_set, settings.skip_broken, bar.advance, *together)
-        notes = [*notes, *train_notes, *val_notes]
+        notes = [*notes, *train_notes, *val_notes, *memory.notes(images)]
     for line in [*summary(train_set), *summary(val_set), *note_lines(notes)]:
         console.print(line)
+    console.print(outlook(train_set, val_set, config))
     return train_set, val_set
 
 
