@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from retinanet.read_options import ReadOptions
 from retinanet.schema import require, require_at_least, require_finite, require_positive, updated
 
 # Strides of the pyramid levels P3–P7.
@@ -153,7 +154,7 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(ReadOptions):
     """The images, their size and their augmentation."""
 
     train: str | None = None
@@ -185,20 +186,24 @@ class DataConfig:
     epochs. Unset: no limit."""
     workers: int | None = None
     """Processes that decode images. Unset: half of the cores, at most 8. Raise it if the training waits for images."""
+    pixel_range: tuple[float, float] | None = None
+    """Values that become black and white in images with more than 8 bits. Unset: from the training images. It is stored
+    with the weights."""
     verify: Literal["auto", "always", "never"] = field(
         default="auto", metadata={"former_values": {True: "auto", False: "never"}}
     )
     """Decode every image before training, so that a broken file is reported at once and not after hours. auto: without
     files that are unchanged since an earlier check. always: also those. never: check nothing."""
-    skip_broken: bool = False
-    """Leave out images that cannot be read, and list them. If off, the training stops at such an image."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_finite(self, "data")
         require(32 <= self.size <= 8192, f"data.size is {self.size}; use 32 to 8192 pixels")
         long_enough = self.max_size is None or self.max_size >= self.size
         require(long_enough, f"data.max-size ({self.max_size}) is smaller than data.size ({self.size})")
         require(0 < self.val_fraction < 1, f"data.val-fraction is {self.val_fraction}; it must lie between 0 and 1")
+        limits = self.pixel_range
+        require(limits is None or limits[0] < limits[1], f"data.pixel-range is {limits}; give low < high")
         require(0 < self.scale[0] <= self.scale[1], f"data.scale is {self.scale}; give 0 < low ≤ high")
         for name in ("flip", "crop"):
             value = getattr(self, name)

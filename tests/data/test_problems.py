@@ -16,7 +16,7 @@ def reported_codes() -> set[str]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
                 first = node.args[0]
-                if node.func.attr in ("report", "refuse") and isinstance(first, ast.Constant):
+                if node.func.attr in ("report", "refuse", "with_problem") and isinstance(first, ast.Constant):
                     codes.add(str(first.value))
     return codes
 

@@ -12,9 +12,19 @@ if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset
     from retinanet.evaluation.model_evaluation import Source
     from retinanet.hardware import Precision
+    from retinanet.read_options import ReadOptions
 
 
-def run(a: Source, b: Source, data: str, out: Path | None, split: str, precision: Precision, device: str) -> int:
+def run(
+    a: Source,
+    b: Source,
+    data: str,
+    out: Path | None,
+    split: str,
+    precision: Precision,
+    device: str,
+    options: ReadOptions,
+) -> int:
     """Compare ``a`` and ``b`` on ``data``, write the results to ``out``, and print a summary."""
     from retinanet.evaluation.detections import DetectionFile
     from retinanet.evaluation.model_comparison import compare
@@ -29,7 +39,7 @@ def run(a: Source, b: Source, data: str, out: Path | None, split: str, precision
         print_notes(notes)
         make_folder(folder)
 
-    comparison = compare(a, b, data, split, precision, device, console, opened)
+    comparison = compare(a, b, data, split, precision, device, console, opened, options)
     write_json(folder / "compare.json", comparison.to_dict(), indent=2)
     remark = write_comparison(folder / "compare.html", comparison)
     for line in comparison_lines(comparison):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import console, describe, parse, print_next, print_notes
 from retinanet.flags import quoted
+from retinanet.read_options import ReadOptions
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Arguments:
     images: Literal["copy", "link", "none"] = "copy"
     """copy: copy the images. link: link to each image, which takes no space. none: make one link to each source
     folder of images; do not move the source folders afterwards."""
+    voc_origin: Literal[0, 1] = 1
+    """Number of the first pixel in the Pascal VOC files to write. 1: as in the VOC challenge. 0: as labelImg, CVAT and
+    Datumaro read the files."""
+    data: ReadOptions = field(default_factory=ReadOptions)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -37,7 +42,9 @@ def run(argv: Sequence[str]) -> int:
 
     from retinanet.data.convert import convert_dataset
 
-    conversion = convert_dataset(arguments.source, arguments.out, arguments.to, arguments.images, console)
+    conversion = convert_dataset(
+        arguments.source, arguments.out, arguments.to, arguments.images, console, arguments.data, arguments.voc_origin
+    )
     for dataset in conversion.splits.values():
         describe(dataset)
     print_notes(conversion.remarks)

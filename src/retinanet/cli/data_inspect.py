@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     from retinanet.inspection.inspection_text import inspection_lines
     from retinanet.report.inspection_page import write_inspection
 
-    open_dataset(given.dataset)  # fail on a wrong path before the output folder is created
+    open_dataset(given.dataset, given.config.data)  # fail on a wrong path before the output folder is created
     check_fix_folder(given.fix, given.out)
     make_folder(given.out)
     found = inspect(given.dataset, recipe=given.config, console=console)

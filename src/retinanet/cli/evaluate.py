@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +12,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from retinanet.cli import compare, evaluate_one
 from retinanet.cli.terminal import parse
 from retinanet.errors import ConfigError
+from retinanet.read_options import ReadOptions
 
 if TYPE_CHECKING:
     from retinanet.evaluation.model_evaluation import Source
@@ -37,6 +38,7 @@ class Arguments:
     """Arithmetic of the network. auto: bf16 if the hardware supports it, else fp32."""
     device: str = "auto"
     """Device that the network runs on, such as cpu or cuda. auto: a GPU if there is one."""
+    data: ReadOptions = field(default_factory=ReadOptions)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -51,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
     from retinanet.evaluation.detections import DetectionFile
 
     sources: list[Source] = [*weights, *map(DetectionFile, given.detections)]
-    settings = (given.split, given.precision, given.device)
+    settings = (given.split, given.precision, given.device, given.data)
     if len(sources) == 2:
         return compare.run(sources[0], sources[1], data, given.out, *settings)
     if len(sources) != 1:

@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset
     from retinanet.evaluation.model_evaluation import Source
     from retinanet.hardware import Precision
+    from retinanet.read_options import ReadOptions
 
 
-def run(source: Source, data: str, out: Path | None, split: str, precision: Precision, device: str) -> int:
+def run(
+    source: Source, data: str, out: Path | None, split: str, precision: Precision, device: str, options: ReadOptions
+) -> int:
     """Evaluate ``source`` on ``data``, write the results to ``out``, and print a summary."""
     from retinanet.evaluation.coco_ap import coco_results
     from retinanet.evaluation.detections import DetectionFile
@@ -30,7 +33,7 @@ def run(source: Source, data: str, out: Path | None, split: str, precision: Prec
         print_notes(notes)
         make_folder(folder)
 
-    evaluation = evaluate(source, data, split, precision, device, console, opened)
+    evaluation = evaluate(source, data, split, precision, device, console, opened, options)
     from_file = isinstance(source, DetectionFile)
     write_json(folder / "metrics.json", evaluation.to_dict(), indent=2)
     if not from_file:

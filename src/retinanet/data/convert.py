@@ -15,14 +15,17 @@ from retinanet.data.formats import write_coco, write_csv, write_voc, write_yolo
 from retinanet.data.formats.open_dataset import read_all
 from retinanet.data.formats.writing import ImageMode, ProgressCallback, SplitImages
 from retinanet.data.images import image_size
+from retinanet.data.verify import verify_images
 from retinanet.errors import ConfigError, DataError
 from retinanet.files import refuse_filled
 from retinanet.progress import progress_bar
+from retinanet.read_options import ReadOptions
 
 Format = Literal["coco", "voc", "yolo", "csv"]
 
 TITLES: dict[Format, str] = {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO", "csv": "CSV"}
-_WRITERS = {"coco": write_coco.write, "voc": write_voc.write, "yolo": write_yolo.write, "csv": write_csv.write}
+_WRITERS = {"coco": write_coco.write, "yolo": write_yolo.write, "csv": write_csv.write}
+_DEFAULT_OPTIONS = ReadOptions()
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +55,13 @@ class Conversion:
 
 
 def convert_dataset(
-    source: str | Path, out: str | Path, to: Format, images: ImageMode = "copy", console: Console | None = None
+    source: str | Path,
+    out: str | Path,
+    to: Format,
+    images: ImageMode = "copy",
+    console: Console | None = None,
+    options: ReadOptions = _DEFAULT_OPTIONS,
+    voc_origin: int = 1,
 ) -> Conversion:
     """Convert every split of a dataset to another format.
 
@@ -62,6 +71,8 @@ def convert_dataset(
         to: format to write: ``coco``, ``voc``, ``yolo`` or ``csv``.
         images: ``copy`` them, ``link`` to each file, or ``none``: make one link to each folder of images.
         console: where progress is shown; unset: on the standard output.
+        options: how the dataset is read.
+        voc_origin: number of the first pixel in the Pascal VOC files to write, 0 or 1.
 
     Raises:
         RetinaNetError: there is no such dataset, ``out`` is not empty or cannot be written, images are missing, or the
@@ -71,10 +82,18 @@ def convert_dataset(
         raise ConfigError(f"unknown format {to!r}; choose from {', '.join(TITLES)}")
     if images not in get_args(ImageMode):
         raise ConfigError(f"images is {images!r}; choose from {', '.join(get_args(ImageMode))}")
+    if voc_origin not in (0, 1):
+        raise ConfigError(f"voc_origin is {voc_origin!r}; the first pixel has the number 0 or 1")
     refuse_filled(Path(out))
-    splits = read_all(source)
-    with progress_bar(console or Console(), "writing images", sum(map(len, splits.values()))) as bar:
-        remarks = write(splits, Path(out), to, images, bar.advance)
+    console = console or Console()
+    splits, remarks = read_all(source, options), []
+    if options.skip_broken:
+        with progress_bar(console, "checking images", sum(map(len, splits.values()))) as bar:
+            checked = {split: verify_images(data, True, bar.advance) for split, data in splits.items()}
+        splits = {split: data for split, (data, _) in checked.items()}
+        remarks += [remark for _, found in checked.values() for remark in found]
+    with progress_bar(console, "writing images", sum(map(len, splits.values()))) as bar:
+        remarks += write(splits, Path(out), to, images, bar.advance, voc_origin)
     return Conversion(splits, Path(out), to, remarks)
 
 
@@ -84,6 +103,7 @@ def write(
     to: Format,
     images: ImageMode = "copy",
     progress: ProgressCallback = lambda images: None,
+    voc_origin: int = 1,
 ) -> list[str]:
     """Write a dataset in another format.
 
@@ -94,6 +114,7 @@ def write(
         images: ``copy`` them, ``link`` to each file (hard links if the disk supports them), or ``none``: make links to
             the folders of the images.
         progress: called with the number of images just written.
+        voc_origin: number of the first pixel in Pascal VOC files: 1 as in the VOC challenge, or 0.
 
     Returns:
         Notes for the user: information that the format cannot store, and changes that were made.
@@ -102,14 +123,17 @@ def write(
         RetinaNetError: ``out`` is not empty or cannot be written, images are missing, or the format cannot store a name
             or the size of an image.
     """
-    remarks = [*_lost_information(splits, to), *_renamed(splits, to)]
+    remarks = [*_lost_information(splits, to, voc_origin), *_renamed(splits, to)]
     if to in ("yolo", "csv"):
         remarks += _sizes(splits, TITLES[to])
-    _WRITERS[to](splits, out, images, progress)
+    if to == "voc":
+        write_voc.write(splits, out, images, progress, voc_origin)
+    else:
+        _WRITERS[to](splits, out, images, progress)
     return remarks
 
 
-def _lost_information(splits: Mapping[str, Dataset], to: Format) -> Iterator[str]:
+def _lost_information(splits: Mapping[str, Dataset], to: Format, voc_origin: int) -> Iterator[str]:
     data, title = splits.values(), TITLES[to]
     classes = next(iter(data))
     if to == "coco":
@@ -124,7 +148,7 @@ def _lost_information(splits: Mapping[str, Dataset], to: Format) -> Iterator[str
     if count := sum(_own_areas(d) for d in data):
         boxes = "the area of 1 box, which differs" if count == 1 else f"the areas of {count} boxes, which differ"
         yield f"{title} cannot store {boxes} from width × height"
-    if to == "voc" and (count := sum(map(_thin, data))):
+    if to == "voc" and voc_origin == 1 and (count := sum(map(_thin, data))):
         thin = f"{_are(count, 'box', 'boxes')} thinner than a pixel"
         yield f"{thin}: xmin, which counts from 1, exceeds xmax, and some tools swap the two"
     if to != "voc" and (count := sum(int((d.ignore & (d.labels != NO_CLASS)).sum()) for d in data)):

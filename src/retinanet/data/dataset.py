@@ -7,10 +7,10 @@ share or copy only a few megabytes. The readers in ``formats/`` fill a :class:`D
 
 from __future__ import annotations
 
-import math
+import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -18,38 +18,23 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from retinanet.data.problems import Problem
+from retinanet.data.box_meaning import Meaning
+from retinanet.data.class_names import NO_CLASS as NO_CLASS
+from retinanet.data.class_names import class_positions, merged_classes, unknown_classes
+from retinanet.data.deep_pixels import PixelRange
+from retinanet.data.exif import map_files
+from retinanet.data.file_list import FileList as FileList
+from retinanet.data.image_frames import Images
+from retinanet.data.images import header_or_none
+from retinanet.data.problems import PROBLEM_KINDS, Problem
+from retinanet.data.raw_boxes import RawBoxes
 from retinanet.errors import DataError
+from retinanet.read_options import ReadOptions
+
+_DEFAULT_OPTIONS, _CORNERS = ReadOptions(), Meaning()
 
 # Formats without a flag for ignore regions (YOLO, CSV) mark them with this class name.
 IGNORE_CLASS = "ignore"
-
-# Label of an ignore region without a class.
-NO_CLASS = -1
-
-# Corners that lie outside the image by at most this many pixels are rounding errors of an xywh file. They are clipped
-# but not reported.
-_EDGE_TOLERANCE = 0.05
-
-# An ``area`` above this cannot be the area of an object; width × height is used instead.
-_LARGEST_AREA = 1e18
-
-
-class FileList(Sequence[str]):
-    """Immutable list of paths, stored as one block of bytes and an array of offsets."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self._bytes = b"".join(encoded)
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self._bytes[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +57,8 @@ class Dataset:
         problems: problems in the annotations.
         places: file and line (or annotation id) of each of the M boxes. Only a tolerant reader records the places.
             Datasets derived from this one have no places.
+        pixel_range: values that become black and white in images with more than 8 bits. ``None``: chosen for each
+            image.
     """
 
     name: str
@@ -88,6 +75,7 @@ class Dataset:
     areas: npt.NDArray[np.float32]
     problems: tuple[Problem, ...] = field(default=(), repr=False)
     places: FileList | None = field(default=None, repr=False)
+    pixel_range: PixelRange | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -140,24 +128,24 @@ class Dataset:
         """
         if tuple(classes) == self.classes:
             return self
-        position = {name: i for i, name in enumerate(classes)}
-        used = Counter(self.labels[~self.ignore].tolist())
-        unknown = [self.classes[k] for k in sorted(used) if self.classes[k] not in position]
-        if unknown:
-            missing = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
-            known = ", ".join(list(classes)[:8]) + (" …" if len(classes) > 8 else "")
-            raise DataError(
-                f"{self.name}: class {missing} is not one of the model's {len(classes)} classes ({known}); "
-                "use data with the same class names, train a model on these, or name a converted model's outputs "
-                "('retinanet convert --classes')"
-            )
+        position, matched = class_positions(self.classes, classes)
+        if unknown := self.classes_missing_in(classes):
+            raise DataError(f"{self.name}: {unknown_classes(unknown, classes)}")
         # A class that only ignore regions use may be missing from `classes`; it becomes NO_CLASS. The last entry maps
         # label NO_CLASS (index −1) to itself.
-        table = np.array([*(position.get(name, NO_CLASS) for name in self.classes), NO_CLASS], dtype=np.int32)
-        own = dict(zip(self.classes, self.category_ids, strict=True))
+        table = np.array([*(position[name] for name in self.classes), NO_CLASS], dtype=np.int32)
+        own = {position[name]: number for name, number in zip(self.classes, self.category_ids, strict=True)}
         fresh = iter(range(max((0, *self.category_ids)) + 1, 1 << 31))
-        ids = tuple(own[name] if name in own else next(fresh) for name in classes)
-        return replace(self, classes=tuple(classes), category_ids=ids, labels=table[self.labels])
+        ids = tuple(own[label] if label in own else next(fresh) for label in range(len(classes)))
+        result = replace(self, classes=tuple(classes), category_ids=ids, labels=table[self.labels])
+        for name, other in matched:
+            result = result.with_problem("matched-class", self.name, f"{name!r} is taken for {other!r}")
+        return result
+
+    def classes_missing_in(self, classes: Sequence[str]) -> list[str]:
+        """Classes with boxes that have no class of the same name in ``classes``, but for case and spaces."""
+        position, _ = class_positions(self.classes, classes)
+        return [name for name, count in self.class_counts().items() if count and position[name] == NO_CLASS]
 
     def with_crowds(self, policy: Literal["ignore", "drop", "object"]) -> Dataset:
         """Keep crowd and difficult boxes as ignore regions, drop them, or turn them into ordinary objects.
@@ -183,6 +171,10 @@ class Dataset:
             places=None,
         )
 
+    def with_problem(self, code: str, where: str, message: str, count: int = 1) -> Dataset:
+        """Add a problem that was found after the reading, such as one of all boxes together."""
+        return replace(self, problems=(*self.problems, Problem(code, where, message, count)))
+
     def class_counts(self) -> dict[str, int]:
         """Count the boxes of each class, without ignore regions."""
         counts = np.bincount(self.labels[~self.ignore], minlength=len(self.classes))
@@ -196,6 +188,7 @@ class DatasetBuilder:
     """Collect images and boxes, check every box, and build a :class:`Dataset`.
 
     For each image, call :meth:`add_image`, then :meth:`add_box` for each of its boxes. Call :meth:`build` at the end.
+    Class names that differ only by case or spaces become one class; ``labels`` maps every given name to its label.
 
     A ``tolerant`` builder handles a problem that would otherwise abort the reading: it records the problem and leaves
     out the annotation. It also records the place of each box.
@@ -208,20 +201,26 @@ class DatasetBuilder:
         classes: Sequence[str],
         category_ids: Sequence[int] | None = None,
         tolerant: bool = False,
+        options: ReadOptions = _DEFAULT_OPTIONS,
+        meaning: Meaning = _CORNERS,
     ) -> None:
-        duplicates = [c for c, n in Counter(classes).items() if n > 1]
-        if duplicates:
-            raise DataError(f"{name}: class name {duplicates[0]!r} appears twice; class names must differ")
         self.name = name
         self.root = root
-        self.classes = tuple(classes)
-        self.category_ids = tuple(category_ids) if category_ids is not None else tuple(range(1, len(classes) + 1))
+        self.classes, self.labels, firsts = merged_classes(classes)
+        numbers = range(1, len(self.classes) + 1)
+        self.category_ids = tuple(numbers if category_ids is None else (category_ids[i] for i in firsts))
         self.tolerant = tolerant
-        self.problems: list[Problem] = []
-        self._places: list[str] = []
+        self.options = options
+        self._problems: list[Problem] = []
+        self._counts_of: Counter[tuple[str, str]] = Counter()  # of the problems that are counted, by code and message
+        self.size_is_measured = False  # whether the size of the next image was read from its file
         self._files: list[str] = []
-        self._ids, self._sizes, self._counts = array("q"), array("i"), array("q")
-        self._boxes, self._labels, self._ignore, self._areas = array("f"), array("i"), array("b"), array("f")
+        self._ids, self._sizes, self._measured = array("q"), array("i"), array("b")
+        self._raw, self._labels, self._ignore = RawBoxes(meaning), array("i"), array("b")
+        for number, variant in enumerate(classes):
+            if number not in firsts:
+                kept = self.classes[self.labels[variant]]
+                self.report("merged-class", str(root), f"{variant!r} and {kept!r} are one class")
 
     def __len__(self) -> int:
         return len(self._files)
@@ -231,7 +230,8 @@ class DatasetBuilder:
         self._files.append(file)
         self._ids.append(len(self._files) if image_id is None else image_id)
         self._sizes.extend((width, height))
-        self._counts.append(0)
+        self._measured.append(self.size_is_measured)
+        self.size_is_measured = False
 
     def add_box(
         self,
@@ -241,60 +241,50 @@ class DatasetBuilder:
         *,
         ignore: bool = False,
         area: float | None = None,
+        derived: bool = False,
+        score: float | None = None,
     ) -> None:
-        """Add a box to the latest image, clipped to it. A degenerate box is dropped and recorded as a problem.
+        """Add a box to the latest image.
+
+        :meth:`build` interprets and checks the boxes: it clips them to their images, and drops and reports degenerate
+        boxes.
 
         Args:
-            xyxy: corners in pixels, half-open.
-            label: index into ``classes``.
+            xyxy: corners in pixels, half-open, as the format defines them.
+            label: from ``labels``.
             where: file and line (or annotation id).
             ignore: the box is an ignore region.
             area: COCO's ``area``; if unset, width × height.
+            derived: the corners were computed from an outline, such as a polygon.
+            score: confidence of a detection. The box is left out if ``options.min_score`` is higher.
         """
-        width, height = self._sizes[-2], self._sizes[-1]
-        if not all(map(math.isfinite, xyxy)):
-            self.report("non-finite-box", where, "coordinate is not a number")
-            return
-        x1, y1, x2, y2 = xyxy
-        if x2 == x1 or y2 == y1:
-            self.report("zero-area-box", where, f"zero-area box {_corners(xyxy)}")
-            return
-        if x2 < x1 or y2 < y1:
-            self.report("inverted-box", where, f"corners in the wrong order {_corners(xyxy)}")
-            return
-        clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-        if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-            self.report("outside-box", where, f"box {_corners(xyxy)} outside the {width}×{height} image")
-            return
-        stored = array("f", clipped)
-        if stored[2] <= stored[0] or stored[3] <= stored[1]:  # thinner than float32 resolves
-            self.report("zero-area-box", where, f"zero-area box {_corners(xyxy)}")
-            return
-        moved = max(abs(a - b) for a, b in zip(xyxy, clipped, strict=True)) > _EDGE_TOLERANCE
-        if moved:
-            self.report("clipped-box", where, f"box {_corners(xyxy)} reaches over the {width}×{height} image")
-        inside = (clipped[2] - clipped[0]) * (clipped[3] - clipped[1])
-        if area is None or not 0 < area < _LARGEST_AREA:
-            area = inside
-        elif moved:  # the area of a mask shrinks in proportion to its box
-            area *= inside / ((x2 - x1) * (y2 - y1))
-        self._boxes.extend(stored)
+        if score is not None:
+            if score < self.options.min_score:
+                self.report("low-score", where, f"scores are below {self.options.min_score:g}")
+                return
+            self.report("scored-box", where, "boxes of a detector; leave out low scores with --data.min-score")
+        self._raw.add(xyxy, len(self._files) - 1, where, area, derived)
         self._labels.append(label)
         self._ignore.append(ignore)
-        self._areas.append(area)
-        self._counts[-1] += 1
-        if self.tolerant:
-            self._places.append(where)
 
     def report(self, code: str, where: str, message: str) -> None:
-        """Record a problem that the reader dealt with.
+        """Record a problem that the reader dealt with, or a decision that the user should know of.
 
         Args:
             code: of a :class:`retinanet.data.problems.ProblemKind`.
             where: file and line, or file and annotation id.
-            message: description of this case.
+            message: description of this case. If the kind is counted, only the first case of each message is kept.
         """
-        self.problems.append(Problem(code, where, message))
+        if PROBLEM_KINDS[code].counted:
+            self._counts_of[code, message] += 1
+            if self._counts_of[code, message] > 1:
+                return
+        self._problems.append(Problem(code, where, message))
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The problems recorded so far."""
+        return [replace(p, count=self._counts_of.get((p.code, p.message), 1)) for p in self._problems]
 
     def refuse(self, code: str, where: str, message: str, error: str) -> None:
         """Abort with ``error``; a tolerant builder records the problem instead.
@@ -318,6 +308,8 @@ class DatasetBuilder:
         if len(np.unique(ids)) != len(ids):
             values, counts = np.unique(ids, return_counts=True)
             raise DataError(f"{self.name}: image id {values[counts > 1][0]} is used by two images; ids must differ")
+        checked = self._raw.checked(self._images(), self.options, self)
+        owners = self._raw.images[checked.rows]
         return Dataset(
             name=self.name,
             root=self.root,
@@ -325,16 +317,23 @@ class DatasetBuilder:
             category_ids=self.category_ids,
             files=FileList(self._files),
             image_ids=ids,
-            sizes=np.array(self._sizes, dtype=np.int32).reshape(-1, 2),
-            offsets=np.cumsum([0, *self._counts], dtype=np.int64),
-            boxes=np.array(self._boxes, dtype=np.float32).reshape(-1, 4),
-            labels=np.array(self._labels, dtype=np.int32),
-            ignore=np.array(self._ignore, dtype=np.bool_),
-            areas=np.array(self._areas, dtype=np.float32),
+            sizes=checked.sizes,
+            offsets=np.searchsorted(owners, np.arange(len(ids) + 1)).astype(np.int64),
+            boxes=checked.boxes,
+            labels=np.array(self._labels, dtype=np.int32)[checked.rows],
+            ignore=np.array(self._ignore, dtype=np.bool_)[checked.rows],
+            areas=checked.areas,
             problems=tuple(self.problems),
-            places=FileList(self._places) if self.tolerant else None,
+            places=FileList(self._raw.places[row] for row in checked.rows.tolist()) if self.tolerant else None,
         )
 
-
-def _corners(xyxy: tuple[float, float, float, float]) -> str:
-    return "(" + ", ".join(f"{v:g}" for v in xyxy) + ")"
+    def _images(self) -> Images:
+        """Sizes of the images in the annotations and in the image files."""
+        root = os.path.join(self.root, "")
+        headers = map_files(header_or_none, [os.path.join(root, file) for file in self._files])
+        return Images(
+            np.array(self._sizes, dtype=np.int64).reshape(-1, 2),
+            np.array(self._measured, dtype=np.bool_),
+            np.array([(0, 0) if header is None else header.stored for header in headers], dtype=np.int64),
+            np.array([1 if header is None else header.orientation for header in headers], dtype=np.int64),
+        )

@@ -117,8 +117,7 @@ def load_sample(dataset: Dataset, index: int) -> Sample:
     Raises:
         DataError: the image cannot be read.
     """
-    width, height = (int(v) for v in dataset.sizes[index])
-    pixels = read_image(dataset.path(index), expected_size=(width, height))
+    pixels = read_image(dataset.path(index), dataset.pixel_range)
     rows = dataset.rows(index)
     ignored = dataset.ignore[rows]
     boxes = torch.from_numpy(dataset.boxes[rows])

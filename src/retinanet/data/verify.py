@@ -80,11 +80,10 @@ def _known(dataset: Dataset, indices: Sequence[int], memory: ImageMemory) -> set
 
 def _check(dataset: Dataset, index: int) -> tuple[str | None, str | None, Decoded | None]:
     """Return the error of an unreadable image, a note about an unexpected size, and what can be remembered."""
-    width, height = (int(v) for v in dataset.sizes[index])
     path = dataset.path(index)
     stamp = Stamp.of(path)
     try:
-        pixels = read_image(path, expected_size=(width, height))
+        pixels = read_image(path)
     except DataError as error:
         return str(error), None, None
     size = (pixels.shape[1], pixels.shape[0])

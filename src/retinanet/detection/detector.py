@@ -16,6 +16,7 @@ from torch import Tensor
 
 from retinanet.anchors import AnchorGrid, make_grid
 from retinanet.config import AnchorSpec, DecodeConfig
+from retinanet.data.deep_pixels import PixelRange
 from retinanet.data.images import read_image, to_rgb
 from retinanet.data.transforms import batches_of_one_size, normalized_batch, resize_image, scaled_size
 from retinanet.detections import Detections
@@ -128,7 +129,7 @@ class Detector:
         if not single and not isinstance(source, list | tuple):
             raise DataError(f"cannot detect in a {type(source).__name__}; {_ACCEPTED}")
         images: Sequence[ImageLike] = [source] if single else source  # type: ignore[list-item, assignment]
-        arrays = [_as_rgb(image) for image in images]
+        arrays = [_as_rgb(image, self.info.config.data.pixel_range) for image in images]
         found = [to_supervision(d, self.classes) for d in self.detect([_as_tensor(a) for a in arrays], score, batch)]
         return found[0] if single else found
 
@@ -181,11 +182,11 @@ def _grid_on(device: torch.device, anchors: AnchorSpec, size: tuple[int, int]) -
     return make_grid(anchors, size).to(device)
 
 
-def _as_rgb(image: ImageLike) -> npt.NDArray[np.uint8]:
+def _as_rgb(image: ImageLike, pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]:
     if isinstance(image, str | Path):
-        return read_image(Path(image))
+        return read_image(Path(image), pixel_range)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return to_rgb(image, pixel_range)
     if not isinstance(image, np.ndarray):
         raise DataError(f"cannot detect in a {type(image).__name__}; {_ACCEPTED}")
     if image.dtype != np.uint8:

@@ -39,8 +39,7 @@ def read_example(dataset: Dataset, index: int) -> npt.NDArray[np.uint8]:
     Raises:
         DataError: the file cannot be read.
     """
-    width, height = (int(v) for v in dataset.sizes[index])
-    return read_image(dataset.path(index), expected_size=(width, height))
+    return read_image(dataset.path(index), dataset.pixel_range)
 
 
 class Album:

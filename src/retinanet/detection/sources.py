@@ -74,13 +74,14 @@ def detect_in_files(
     detector: Detector, files: Sequence[ImageFile], score: float, batch: int = 8
 ) -> Iterator[ImageResult]:
     """Detect objects in every file, in order; threads decode the next files while the network works."""
+    pixel_range = detector.info.config.data.pixel_range
     with ThreadPoolExecutor(max_workers=2) as pool:
         ahead = iter(files)
-        queue = [(file, pool.submit(read_image, file.path)) for file in islice(ahead, 2 * batch)]
+        queue = [(file, pool.submit(read_image, file.path, pixel_range)) for file in islice(ahead, 2 * batch)]
         while queue:
             chunk, queue = queue[:batch], queue[batch:]
             decoded = [(file, *_image_or_error(future)) for file, future in chunk]
-            queue += [(file, pool.submit(read_image, file.path)) for file in islice(ahead, len(chunk))]
+            queue += [(file, pool.submit(read_image, file.path, pixel_range)) for file in islice(ahead, len(chunk))]
             images = [torch.from_numpy(image).permute(2, 0, 1) for _, image, _ in decoded if image is not None]
             found = iter(detector.detect(images, score, batch))
             for file, image, error in decoded:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from retinanet.data.formats.voc_xml import DETECTIONS
 from retinanet.detection.sources import ImageFile, ImageResult
 from retinanet.detections import Detections
 from retinanet.errors import DataError
@@ -134,7 +135,8 @@ class Writer:
         )
         size = f"<width>{width}</width><height>{height}</height><depth>3</depth>"
         name, path = escape(file.path.name), escape(str(file.path))
-        head = f"  <filename>{name}</filename>\n  <path>{path}</path>\n  <size>{size}</size>\n"
+        source = f"<source><database>{DETECTIONS}</database></source>"
+        head = f"  <filename>{name}</filename>\n  <path>{path}</path>\n  {source}\n  <size>{size}</size>\n"
         return f"<annotation>\n{head}{objects}</annotation>\n"
 
 

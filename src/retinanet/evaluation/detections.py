@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.formats.reading import read_json, short
 from retinanet.detections import Detections
 from retinanet.errors import DataError
+from retinanet.evaluation.result_ids import category_numbering, image_numbering
 
 # A probability computed in float32 may be slightly above 1.
 _ROUNDING = 1e-6
@@ -43,9 +44,11 @@ def read_detections(path: Path, dataset: Dataset) -> tuple[Detections, list[str]
     The file holds a list of objects with ``image_id``, ``category_id``, ``bbox`` (``[x, y, width, height]`` in pixels)
     and ``score``. This list may also be the ``annotations`` of a JSON object.
 
-    Ids are those of ``dataset``. An image may be given by name instead, as ``file_name`` or as a string ``image_id``,
-    with or without folder and suffix. A class may be given as ``category_name``. If the file has its own lists
-    ``images`` or ``categories``, ids refer to those lists, and images and classes are matched with ``dataset`` by name.
+    Ids are those of ``dataset``, unless more detections lie on objects with other numbers
+    (:mod:`retinanet.evaluation.result_ids`). An image may be given by name instead, as ``file_name`` or as a string
+    ``image_id``, with or without folder and suffix. A class may be given as ``category_name``. If the file has its own
+    lists ``images`` or ``categories``, ids refer to those lists, and images and classes are matched with ``dataset`` by
+    name.
 
     Args:
         path: the JSON file.
@@ -61,6 +64,7 @@ def read_detections(path: Path, dataset: Dataset) -> tuple[Detections, list[str]
     """
     entries, listed = _sections(path, read_json(path, _EXPECTED))
     images, classes = _Images(dataset, listed, path), _Classes(dataset, listed, path)
+    renumbered = [*_renumber(dataset, entries, images, classes)]
     owners, labels, numbers = array("q"), array("q"), array("d")
     for number, entry in enumerate(entries, 1):
         where = f"{path}: detection {number}"
@@ -83,7 +87,7 @@ def read_detections(path: Path, dataset: Dataset) -> tuple[Detections, list[str]
         columns[:, 4],
         np.array(labels, dtype=np.int64)[order],
     )
-    return predictions, [*classes.notes(), *_notes(path, dataset, predictions)]
+    return predictions, [*renumbered, *classes.notes(), *_notes(path, dataset, predictions)]
 
 
 def _sections(path: Path, content: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -98,19 +102,41 @@ def _sections(path: Path, content: Any) -> tuple[list[Any], dict[str, Any]]:
     return content["annotations"], content
 
 
+def _renumber(dataset: Dataset, entries: list[Any], images: _Images, classes: _Classes) -> Iterator[str]:
+    """Find out what plain numbers of images and classes mean, and yield notes for the user."""
+    plain = [e for e in entries if isinstance(e, dict) and _is_box(e.get("bbox"))]
+    if images.listed:
+        return
+    rows = [e for e in plain if type(_key(e.get("image_id"))) is int and e.get("file_name") is None]
+    boxes = np.array([e["bbox"] for e in rows], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    numbers = [_key(e["image_id"]) for e in rows]
+    found = image_numbering(dataset, numbers, boxes)
+    images.ids = found.positions
+    if found.note:
+        yield found.note
+    if classes.listed or not all(type(_key(e.get("category_id"))) is int and "category_name" not in e for e in rows):
+        return
+    places = np.array([images.ids.get(number, -1) for number in numbers], dtype=np.int64)
+    meaning = category_numbering(dataset, [_key(e["category_id"]) for e in rows], places, boxes)
+    classes.ids = meaning.positions
+    if meaning.note:
+        yield meaning.note
+
+
 class _Images:
     """Finds the position of a detection's image in the dataset."""
 
     def __init__(self, dataset: Dataset, listed: dict[str, Any], path: Path) -> None:
         self._dataset, self._path = dataset, path
-        self._ids = {int(image): i for i, image in enumerate(dataset.image_ids)}
+        self.ids: Mapping[int, int] = {int(image): i for i, image in enumerate(dataset.image_ids)}
         self._names: dict[str, int] = {}
         files = [file.replace("\\", "/") for file in dataset.files]
         for i, file in enumerate(files):
             for name in (os.path.splitext(file)[0], *_without_folder(file)):
                 self._names[name] = i if self._names.get(name, i) == i else _AMBIGUOUS
         self._names.update((file, i) for i, file in enumerate(files))
-        self._listed = {
+        self.listed = {
             _key(image["id"]): image["file_name"]
             for image in _objects(listed.get("images"), f"{path}: 'images'")
             if "id" in image and isinstance(image.get("file_name"), str)
@@ -125,15 +151,15 @@ class _Images:
             what = f"image_id {short(entry['image_id'])}" if "image_id" in entry else "no 'image_id'"
             raise DataError(f"{where} has {what}; give the image's id as a whole number, or its file name")
         if name is None:
-            name = self._listed.get(image, image if isinstance(image, str) else None)
+            name = self.listed.get(image, image if isinstance(image, str) else None)
         if name is not None and not isinstance(name, str):
             raise DataError(f"{where} has file_name {short(name)}; write it as text")
         if name is None:
-            found = self._ids.get(image)
+            found = self.ids.get(image)
         else:
             found = self._by_name(name, where)
             if found is None and name == image and name.isdecimal() and len(name) < 20:
-                found = self._ids.get(int(name))
+                found = self.ids.get(int(name))
         if found is None:
             self._unknown.append((number, image if name is None else name))
         return found
@@ -164,9 +190,9 @@ class _Classes:
 
     def __init__(self, dataset: Dataset, listed: dict[str, Any], path: Path) -> None:
         self._dataset, self._path = dataset, path
-        self._ids = {number: label for label, number in enumerate(dataset.category_ids)}
+        self.ids: Mapping[int, int] = {number: label for label, number in enumerate(dataset.category_ids)}
         self._labels = {name: label for label, name in enumerate(dataset.classes)}
-        self._listed = {
+        self.listed = {
             _key(category["id"]): category["name"].strip()
             for category in _objects(listed.get("categories"), f"{path}: 'categories'")
             if "id" in category and isinstance(category.get("name"), str)
@@ -183,12 +209,12 @@ class _Classes:
         if name is None and type(category) is not int:
             what = f"category_id {short(entry['category_id'])}" if "category_id" in entry else "no 'category_id'"
             raise DataError(f"{where} has {what}; give the category's id as a whole number, or its 'category_name'")
-        name = self._listed.get(category) if name is None else name.strip()
+        name = self.listed.get(category) if name is None else name.strip()
         if name is not None:
             found = self._labels.get(name)
             self._left_out[name] += found is None
         else:
-            found = self._ids.get(category) if not self._listed else None
+            found = self.ids.get(category) if not self.listed else None
             if found is None:
                 self._unknown.append((number, category))
         return found
@@ -200,7 +226,7 @@ class _Classes:
         known += " …" if len(names) > 8 else ""
         if self._unknown:
             number, category = self._unknown[0]
-            place = "the file's 'categories'" if self._listed else f"{self._dataset.name} ({known})"
+            place = "the file's 'categories'" if self.listed else f"{self._dataset.name} ({known})"
             raise DataError(
                 f"{self._path}: {len(self._unknown)} of {total} detections have a category_id that is not in {place}, "
                 f"first detection {number} with {short(category)}; use those ids, add 'category_name' to the "
@@ -233,6 +259,14 @@ def _box(entry: dict[str, Any], where: str) -> list[float]:
     if bbox[2] < 0 or bbox[3] < 0:
         raise DataError(f"{where} has bbox {bbox} with a negative side; write [x, y, width, height], not corners")
     return [float(value) for value in bbox]
+
+
+def _is_box(bbox: Any) -> bool:
+    return (
+        isinstance(bbox, list)
+        and len(bbox) == 4
+        and all(type(value) in (int, float) and -_FAR < value < _FAR for value in bbox)
+    )
 
 
 def _score(entry: dict[str, Any], where: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,15 @@ from rich.console import Console
 from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_eval
+from retinanet.data.verify import verify_images
 from retinanet.errors import ConfigError
 from retinanet.evaluation.compare import Comparison, Contestant, compare_predictions, shared_classes
 from retinanet.evaluation.detections import DetectionFile, read_detections
 from retinanet.evaluation.model_evaluation import Opened, Source, detections_on
 from retinanet.progress import progress_bar
+from retinanet.read_options import ReadOptions
+
+_DEFAULT_OPTIONS = ReadOptions()
 
 if TYPE_CHECKING:
     from retinanet.detection.detector import Detector
@@ -30,6 +35,7 @@ def compare(
     device: str = "auto",
     console: Console | None = None,
     opened: Opened = lambda dataset, notes: None,
+    options: ReadOptions = _DEFAULT_OPTIONS,
 ) -> Comparison:
     """Compare two detectors on a dataset, and test whether the choice of images could explain the difference.
 
@@ -42,6 +48,7 @@ def compare(
         device: ``cpu``, ``cuda`` …; ``auto`` takes a GPU if there is one.
         console: where progress is shown; unset: on the standard output.
         opened: called with the dataset and notes for the user before the detectors run.
+        options: how the dataset is read.
 
     Raises:
         RetinaNetError: the weights, the dataset or the detections cannot be read, the detectors share no class of the
@@ -49,7 +56,7 @@ def compare(
     """
     sources = (a, b)
     detectors = [_load(source, precision, device) for source in sources]
-    dataset, notes = _read_eval(data, split, detectors)
+    dataset, notes = _read_eval(data, split, detectors, options)
     classes = [dataset.classes if detector is None else detector.classes for detector in detectors]
     shared = shared_classes(dataset, (str(a), str(b)), (classes[0], classes[1]))
     # Read files of detections before the detectors run, so that an error in a file is reported at once.
@@ -77,11 +84,18 @@ def _load(source: Source, precision: Precision, device: str) -> Detector | None:
     return load(source, precision, device)
 
 
-def _read_eval(data: str | Path, split: str, detectors: list[Detector | None]) -> tuple[Dataset, list[str]]:
+def _read_eval(
+    data: str | Path, split: str, detectors: list[Detector | None], options: ReadOptions
+) -> tuple[Dataset, list[str]]:
     """Read the dataset. If it has no val split, read the images of train that both models set aside for validation."""
     known = {detector.info.config.data.val_fraction for detector in detectors if detector is not None}
     fractions = sorted(known or {DataConfig().val_fraction})
-    dataset, notes = read_eval(data, split, fractions[0])
+    trained = [detector.info.config.data for detector in detectors if detector is not None]
+    options = replace(options, skip_broken=options.skip_broken or any(each.skip_broken for each in trained))
+    dataset, notes = read_eval(data, split, fractions[0], options=options)
+    if options.skip_broken:
+        dataset, left_out = verify_images(dataset, True)
+        notes = [*notes, *left_out]
     if notes and len(fractions) > 1:  # the notes report that images of train were set aside
         raise ConfigError(
             f"{data}: there is no val split, and the two models set different fractions of train aside for validation "

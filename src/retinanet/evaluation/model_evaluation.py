@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.open_dataset import read_eval
+from retinanet.data.formats.open_dataset import read_eval, with_model_classes
+from retinanet.data.verify import verify_images
 from retinanet.detections import Detections
 from retinanet.evaluation.analysis import Analysis, analyze
 from retinanet.evaluation.coco_ap import Metrics, coco_metrics
 from retinanet.evaluation.detections import DetectionFile, read_detections
 from retinanet.evaluation.voc_ap import voc_metrics
 from retinanet.progress import progress_bar
+from retinanet.read_options import ReadOptions
 
 if TYPE_CHECKING:
     from retinanet.detection.detector import Detector
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 # A weights file, the name of a bundled model, or a file of detections from any program.
 Source = str | Path | DetectionFile
+
+_DEFAULT_OPTIONS = ReadOptions()
 
 # A function that is called with the dataset and notes for the user as soon as both are known.
 Opened = Callable[[Dataset, Sequence[str]], object]
@@ -62,6 +66,7 @@ def evaluate(
     device: str = "auto",
     console: Console | None = None,
     opened: Opened = lambda dataset, notes: None,
+    options: ReadOptions = _DEFAULT_OPTIONS,
 ) -> Evaluation:
     """Evaluate a detector on a dataset.
 
@@ -73,12 +78,13 @@ def evaluate(
         device: ``cpu``, ``cuda`` …; ``auto`` takes a GPU if there is one.
         console: where progress is shown; unset: on the standard output.
         opened: called with the dataset and notes for the user before the detector runs.
+        options: how the dataset is read. Images that cannot be read are also left out if the training left them out.
 
     Raises:
         RetinaNetError: the weights, the dataset or the detections cannot be read, or the device cannot be used.
     """
     if isinstance(weights, DetectionFile):
-        dataset, notes = read_eval(data, split)
+        dataset, notes = read_eval(data, split, options=options)
         predictions, remarks = read_detections(weights.path, dataset)
         notes = [*notes, *remarks]
         opened(dataset, notes)
@@ -86,8 +92,14 @@ def evaluate(
         from retinanet.detection.detector import load  # torch
 
         detector = load(weights, precision, device)
-        dataset, notes = read_eval(data, split, detector.info.config.data.val_fraction)
-        dataset = dataset.with_classes(detector.classes)
+        trained = detector.info.config.data
+        options = replace(options, skip_broken=options.skip_broken or trained.skip_broken)
+        dataset, notes = read_eval(data, split, trained.val_fraction, options=options)
+        dataset = with_model_classes(dataset, detector.classes)
+        if options.skip_broken:
+            with progress_bar(console or Console(), "checking images", len(dataset)) as bar:
+                dataset, left_out = verify_images(dataset, True, bar.advance)
+            notes = [*notes, *left_out]
         opened(dataset, notes)
         predictions = detections_on(dataset, detector, "images", console)
     metrics = replace(coco_metrics(dataset, predictions), voc=voc_metrics(dataset, predictions))

@@ -28,6 +28,8 @@ def predict(
     Raises:
         DataError: an image cannot be read and ``unreadable`` is not given.
     """
+    # Deep images are scaled as in the training, and as the detector scales files.
+    dataset = replace(dataset, pixel_range=detector.info.config.data.pixel_range)
     parts = []
     for samples in evaluation_loader(dataset, detector.info.config.data, unreadable=unreadable):
         found = detector.detect_scaled([sample.image for sample in samples])

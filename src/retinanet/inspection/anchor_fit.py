@@ -150,7 +150,8 @@ def fit_anchors(
     _check(scales, ratios, seed, out, recipe)
     config = resolve(recipe, settings)
     console = console or Console()
-    train, val, notes = read_train_val(dataset, config.data.train, config.data.val, config.data.val_fraction)
+    data = config.data
+    train, val, notes = read_train_val(dataset, data.train, data.val, data.val_fraction, options=data)
     train = train.with_crowds(config.data.crowd)
     if train.ignore.all():
         raise DataError(_no_boxes(train))

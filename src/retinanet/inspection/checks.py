@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.reading import is_image
 from retinanet.data.image_memory import ImageMemory
-from retinanet.data.problems import Problem
+from retinanet.data.images import is_image
+from retinanet.data.problems import PROBLEM_KINDS, Problem
 from retinanet.inspection.box_checks import box_count_findings, box_findings, corners_of
 from retinanet.inspection.class_checks import class_findings
 from retinanet.inspection.duplicates import Pair, Scan, find_pairs, scan
@@ -43,7 +43,26 @@ FINDING_OF_PROBLEM = {
     "unlabelled-split": "remark",
     "unnamed-classes": "remark",
     "unlisted-class": "remark",
+    "skipped-image": "broken-image",
+    "unread-files": "unread-files",
+    "image-found": "remark",
+    "inner-folder": "remark",
+    "folder-found": "remark",
+    "shape-box": "remark",
+    "text-box": "remark",
+    "scored-box": "remark",
+    "low-score": "remark",
+    "merged-class": "remark",
+    "matched-class": "remark",
+    "unlearnt-class": "remark",
+    "single-class": "remark",
+    "encoding": "remark",
+    **{kind.code: kind.code for kind in PROBLEM_KINDS.values() if kind.sign},
 }
+
+
+# An image whose brightest and darkest pixels differ by fewer gray levels (of 255) has no contrast.
+_LEAST_CONTRAST = 16
 
 
 @dataclass(frozen=True)
@@ -102,7 +121,8 @@ def finding_of(split: str, problem: Problem) -> Finding:
     """Turn a problem that the reader found into a finding."""
     code = FINDING_OF_PROBLEM[problem.code]
     effect = problem.action if code == "remark" or problem.code == "label-without-image" else ""
-    return Finding(code, split, problem.where, problem.message, effect=effect)
+    cases = f" ({problem.count} cases)" if problem.count > 1 else ""
+    return Finding(code, split, problem.where, f"{problem.message}{cases}", effect=effect)
 
 
 def _image_files(split: str, dataset: Dataset, scans: Sequence[Scan]) -> Iterator[Finding]:
@@ -111,7 +131,11 @@ def _image_files(split: str, dataset: Dataset, scans: Sequence[Scan]) -> Iterato
         path, size = str(dataset.path(index)), tuple(dataset.sizes[index].tolist())
         if found.error is not None:
             yield Finding("broken-image", split, path, found.error.removeprefix(f"{path}: "))
-        elif found.size != size:
+            continue
+        if found.contrast < _LEAST_CONTRAST:
+            what = f"its pixels differ by {found.contrast} of 255 gray levels"
+            yield Finding("flat-image", split, path, what, (Sight(split, index),))
+        if found.size != size:
             yield Finding(
                 "image-size",
                 split,

@@ -14,6 +14,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.formats import write_coco
 from retinanet.data.formats.open_dataset import read_tolerantly, with_shared_classes
 from retinanet.data.image_memory import ImageMemory
+from retinanet.data.pixel_range import with_one_pixel_range
 from retinanet.errors import ConfigError, DataError
 from retinanet.files import refuse_filled, write_text
 from retinanet.inspection.checks import CheckResult, run_checks
@@ -102,9 +103,9 @@ def inspect(
     config = resolve(recipe, settings)
     check_fix_folder(fix)
     console = console or Console()
-    read, failures = read_tolerantly(dataset, config.data.train, config.data.val)
+    read, failures = read_tolerantly(dataset, config.data.train, config.data.val, config.data)
     read, unions = without_unions(read)
-    splits = with_shared_classes(read)
+    splits = with_one_pixel_range(with_shared_classes(read), config.data.pixel_range)
     own_classes = {split: data.classes for split, data in read.items()}
     whole = Path(dataset).is_dir() and not (config.data.train or config.data.val)
     images = sum(map(len, splits.values()))

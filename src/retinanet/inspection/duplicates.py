@@ -50,12 +50,14 @@ class Scan:
         size: ``(width, height)`` of the image as training reads it.
         digest: hash of the file's bytes.
         thumbnail: uint8 ``(32, 32)``, gray.
+        contrast: difference between the brightest and the darkest pixel, 0 to 255.
     """
 
     error: str | None
     size: tuple[int, int]
     digest: bytes
     thumbnail: npt.NDArray[np.uint8]
+    contrast: int = 255
 
 
 class Pair(NamedTuple):
@@ -100,26 +102,32 @@ def scan(
 
 def _usable(decoded: Decoded, dataset: Dataset, index: int) -> bool:
     """Whether a remembered result has everything that a scan needs, in the size of the annotations."""
+    if dataset.pixel_range is not None:  # it changes the thumbnails
+        return False
     size = tuple(dataset.sizes[index].tolist())
-    return len(decoded.digest) == _DIGEST and len(decoded.thumbnail) == _SIDE**2 and decoded.size == size
+    return len(decoded.digest) == _DIGEST and len(decoded.thumbnail) == _SIDE**2 + 1 and decoded.size == size
 
 
 def _scan(known: Decoded | None, dataset: Dataset, index: int) -> tuple[Scan, Decoded | None]:
     """Return the scan of an image, and what can be remembered if the image was decoded now."""
     if known is not None:
-        thumbnail = np.frombuffer(known.thumbnail, dtype=np.uint8).reshape(_SIDE, _SIDE)
-        return Scan(None, known.size, known.digest, thumbnail), None
-    path, (width, height) = dataset.path(index), dataset.sizes[index].tolist()
+        *pixels, contrast = known.thumbnail
+        thumbnail = np.array(pixels, dtype=np.uint8).reshape(_SIDE, _SIDE)
+        return Scan(None, known.size, known.digest, thumbnail, contrast), None
+    path = dataset.path(index)
     stamp, empty = Stamp.of(path), np.zeros((_SIDE, _SIDE), np.uint8)
     try:
-        thumbnail, size = read_thumbnail(path, (width, height), _SIDE)
+        small = read_thumbnail(path, _SIDE, dataset.pixel_range)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()[:_DIGEST]
     except DataError as error:
         return Scan(str(error), (0, 0), b"", empty), None
     except OSError as error:
         return Scan(f"{path}: cannot be read ({error.strerror})", (0, 0), b"", empty), None
-    return Scan(None, size, digest, thumbnail), Decoded(stamp, size, digest, thumbnail.tobytes()) if stamp else None
+    found = Scan(None, small.size, digest, small.pixels, small.contrast)
+    if stamp is None or dataset.pixel_range is not None:
+        return found, None
+    return found, Decoded(stamp, small.size, digest, small.pixels.tobytes() + bytes([small.contrast]))
 
 
 def find_pairs(datasets: Sequence[Dataset], scans: Sequence[Scan]) -> list[Pair]:
@@ -141,7 +149,7 @@ def find_pairs(datasets: Sequence[Dataset], scans: Sequence[Scan]) -> list[Pair]
         if scans[pair.first].size != scans[pair.second].size:
             return False
         first, second = (
-            read_image(datasets[owner[i]].path(int(i - starts[owner[i]])), scans[i].size)
+            read_image(datasets[owner[i]].path(int(i - starts[owner[i]])), datasets[owner[i]].pixel_range)
             for i in (pair.first, pair.second)
         )
         return bool(np.array_equal(first, second))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from retinanet.data.problems import Severity
+from retinanet.data.problems import PROBLEM_KINDS, Severity
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,18 @@ _KINDS = (
         "image whose size differs from its annotations",
         "the boxes are used as they are and lie in the wrong place",
     ),
+    *(Kind(kind.code, kind.severity, kind.title, kind.action) for kind in PROBLEM_KINDS.values() if kind.sign),
     Kind(
         "near-leak",
         "warning",
         "nearly the same image in two splits",
         "the model is evaluated on an image close to one that it was trained on, so scores are too high",
+    ),
+    Kind(
+        "flat-image",
+        "warning",
+        "image without contrast, such as an entirely black or white one",
+        "nothing can be seen in it; if its values have another range, set --data.pixel-range",
     ),
     Kind("bad-box", "warning", "degenerate box", "the box is dropped"),
     Kind("bad-line", "warning", "annotation with an invalid format", "the annotation is dropped"),
@@ -147,6 +154,7 @@ _KINDS = (
     ),
     Kind("no-boxes", "note", "split with images without objects", "these images are used as background"),
     Kind("crowd", "note", "split with crowd, difficult or ignore regions", "the effect depends on --data.crowd"),
+    Kind("unread-files", "note", "kind of files that are not read", "the images in these files are not used"),
     Kind("unlisted-image", "note", "image that no annotation file lists", "the image is not used"),
     Kind("remark", "note", "other problem in the annotations", "see the description"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.reading import SPLIT_ALIASES
+from retinanet.data.formats.reading import SPLIT_ALIASES, split_role
 
 Splits = Mapping[str, Dataset]
 
@@ -33,4 +33,4 @@ def _in_order(splits: Splits) -> dict[str, Dataset]:
 
 def role(split: str) -> str:
     """Return ``train``, ``val`` or ``test`` for any usual name of these splits, otherwise the name itself."""
-    return next((name for name, aliases in SPLIT_ALIASES.items() if split.lower() in aliases), split)
+    return split_role(split) or split

@@ -134,7 +134,7 @@ def _finding_group(kind: Kind, findings: Sequence[Finding], splits: Mapping[str,
 def _sight_figure(sight: Sight, dataset: Dataset) -> Figure | None:
     """The image of a finding; ``None`` if it cannot be read. Unreadable images are reported as separate findings."""
     try:
-        image = read_image(dataset.path(sight.image), tuple(dataset.sizes[sight.image].tolist()))
+        image = read_image(dataset.path(sight.image), dataset.pixel_range)
     except DataError:
         return None
     boxes = np.array(sight.boxes, dtype=np.float32).reshape(-1, 4)
@@ -183,7 +183,7 @@ def _unreached_figures(survey: Survey, config: Config, rows: Sequence[int]) -> I
         index = int(np.searchsorted(dataset.offsets, row, side="right")) - 1
         width, height = dataset.sizes[index].tolist()
         try:
-            image = read_image(dataset.path(index), (width, height))
+            image = read_image(dataset.path(index), dataset.pixel_range)
         except DataError:
             continue
         scaled = scaled_size(height, width, config.data)

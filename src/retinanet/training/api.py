@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_train_val
 from retinanet.data.image_memory import ImageMemory
+from retinanet.data.pixel_range import with_one_pixel_range
 from retinanet.data.summary import note_lines, summary
 from retinanet.data.verify import verify_images
 from retinanet.files import claimed, make_folder
@@ -65,6 +67,8 @@ def train(
             require_backbone(config.model.backbone)
             require_trackers(config.train.track)
             train_set, val_set = _read_data(data, config, console, processes)
+            if train_set.pixel_range is not None:  # stored with the weights
+                config = replace(config, data=replace(config.data, pixel_range=train_set.pixel_range))
             result = train_job(Job(config, train_set, val_set, out, console, processes), checkpoint)
             _print_result(result, out, val_set, console)
     return result
@@ -89,7 +93,11 @@ def _own_folder(out: Path) -> Iterator[None]:
 def _read_data(data: str | Path, config: Config, console: Console, processes: Processes) -> tuple[Dataset, Dataset]:
     """Read and verify the data; print its contents."""
     settings = config.data
-    train_set, val_set, notes = read_train_val(data, settings.train, settings.val, settings.val_fraction)
+    train_set, val_set, notes = read_train_val(
+        data, settings.train, settings.val, settings.val_fraction, options=settings
+    )
+    ranged = with_one_pixel_range({"train": train_set, "val": val_set}, settings.pixel_range)
+    train_set, val_set = ranged["train"], ranged["val"]
     if settings.verify != "never":
         memory = ImageMemory(trusted=settings.verify == "auto")
         together = (processes.share, processes.gather, memory)

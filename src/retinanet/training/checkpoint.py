@@ -206,8 +206,9 @@ def check_same_settings(path: Path, stored: Config, config: Config) -> None:
         CheckpointError: the settings differ; the message names the first differences.
     """
     before, now = _flat(stored.to_dict()), _flat(config.to_dict())
-    # An unset model.channels agrees with any stored number, because the checkpoint stores the number that was used.
-    before["model.channels"] = now["model.channels"] if now["model.channels"] is None else before["model.channels"]
+    # An unset value of these agrees with any stored value, because the checkpoint stores the value that was used.
+    for name in ("model.channels", "data.pixel_range"):
+        before[name] = None if now[name] is None else before[name]
     different = [f"{k} {before[k]} → {now[k]}" for k in now if before[k] != now[k] and k not in _FREE]
     if different:
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from retinanet.data.box_meaning import Meaning
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
-from retinanet.data.formats.reading import (
-    SPLIT_ALIASES,
-    SizeReader,
-    by_split,
-    inside_path,
-    is_ignore,
-    is_split_name,
-    listing,
-    read_json,
-    short,
-    split_of,
+from retinanet.data.formats.image_finder import ImageFinder, image_folders
+from retinanet.data.formats.reading import by_split, is_ignore, is_split_name, listing, read_json, short, split_of
+from retinanet.data.formats.shapes import (
+    Box,
+    box_around,
+    box_of_rotated,
+    box_of_segmentation,
+    to_integer,
+    to_number,
+    to_numbers,
 )
 from retinanet.errors import DataError
+from retinanet.read_options import ReadOptions
 
+_DEFAULT_OPTIONS = ReadOptions()
 _ROBOFLOW_FILE = "_annotations.coco.json"
+DETECTIONS = "detections.json"  # the output of retinanet detect
 _OTHER_TASKS = ("captions_", "panoptic_", "stuff_", "image_info_")
 _LARGEST_SIDE = 2**31 - 1
-_PROBED_IMAGES = 8
 
 
 def find(root: Path) -> dict[str, Path]:
@@ -60,34 +61,34 @@ def find(root: Path) -> dict[str, Path]:
     return found
 
 
-def read(source: Path, name: str, tolerant: bool = False) -> Dataset:
+def read(source: Path, name: str, options: ReadOptions = _DEFAULT_OPTIONS, tolerant: bool = False) -> Dataset:
     """Read one COCO annotation file.
 
     Args:
         source: the JSON file.
         name: name of the dataset in messages.
+        options: where the images are, and which boxes and images are left out.
         tolerant: see :class:`DatasetBuilder`.
 
     Raises:
-        DataError: the file does not hold COCO instances, or its images are in none of the usual folders.
+        DataError: the file does not hold COCO instances, or images are missing.
     """
     content = _load(source)
     images, annotations = _section(content, "images", source), _section(content, "annotations", source)
     files = [_file_name(image, f"{source}: image {i}") for i, image in enumerate(images)]
-    position: dict[str, int] = {}
+    position: dict[Any, int] = {}
     for i, image in enumerate(images):
-        if position.setdefault(str(image.get("id")), i) != i or image.get("id") is None:
+        if position.setdefault(_key(image.get("id")), i) != i or image.get("id") is None:
             raise DataError(
                 f"{source}: image {files[i]} has id {short(image.get('id'))}, which is missing or used twice; "
                 "give each image its own id"
             )
 
     classes = _Classes.of(_section(content, "categories", source), annotations, source)
-    folder = _image_folder(source, files) if files else source.parent
-    builder = DatasetBuilder(name, folder, classes.names, classes.ids, tolerant)
+    builder = DatasetBuilder(name, source.parent, classes.names, classes.ids, tolerant, options, Meaning("xywh"))
     for note in classes.notes:
         builder.report("heading-category", str(source), note)
-    numbered = all(type(image["id"]) is int and abs(image["id"]) < 2**63 for image in images)
+    numbered = all(type(_key(image["id"])) is int and abs(_key(image["id"])) < 2**63 for image in images)
     if not numbered:
         builder.report("image-ids", str(source), "image ids are not whole numbers")
 
@@ -99,50 +100,54 @@ def read(source: Path, name: str, tolerant: bool = False) -> Dataset:
     order = np.argsort(owner, kind="stable")
     starts = np.searchsorted(owner[order], np.arange(len(images) + 1)).tolist()
 
-    sizes = SizeReader(builder)
+    finder = ImageFinder(builder, source, image_folders(source, split_of(source)))
+    finder.prefer_common_folder(files)
     for i, image in enumerate(images):
-        width, height = _side(image.get("width")), _side(image.get("height"))
-        if not (width and height):
-            if (found := sizes.read(builder.root / files[i], f"{source}: image {i}")) is None:
-                continue
-            width, height = found
-        builder.add_image(files[i], width, height, image["id"] if numbered else None)
+        if (file := finder.find(files[i], f"{source}: image {i}", source.name == DETECTIONS)) is None:
+            continue
+        listed = _side(image.get("width")), _side(image.get("height"))
+        size = listed if all(listed) else finder.size(file, f"{source}: image {i}")
+        if size is None:
+            continue
+        builder.add_image(file, *size, _key(image["id"]) if numbered else None)
         for row in order[starts[i] : starts[i + 1]].tolist():
             annotation = annotations[row]
             where = f"{source}: annotation {_id(annotation, row)} (image {files[i]})"
             _add(builder, annotation, classes, where)
-    sizes.check()
+    finder.check()
     return builder.build()
 
 
 @dataclass(frozen=True)
 class _Classes:
-    """Categories in the order of their ids. ``labels`` maps each id to its label, or to ``None`` for ignore regions."""
+    """Categories in the order of their ids. ``class_of`` maps an id to its name, or to ``None`` for ignore regions."""
 
     names: list[str]
     ids: list[int]
-    labels: dict[str, int | None]
+    class_of: dict[int, str | None]
     notes: list[str]
 
     @classmethod
     def of(cls, categories: list[dict[str, Any]], annotations: list[dict[str, Any]], source: Path) -> _Classes:
         for category in categories:
             name = category.get("name")
-            if not (isinstance(name, str) and name.strip()) or type(category.get("id")) is not int:
-                raise DataError(f"{source}: category {short(category)}; it needs a text 'name' and a whole-number 'id'")
-        categories = sorted(categories, key=lambda c: int(c["id"]))
-        used = {str(a.get("category_id")) for a in annotations if isinstance(a, dict)}
+            named = type(name) in (int, float) or (isinstance(name, str) and name.strip())
+            if not named or to_integer(category.get("id")) is None:
+                raise DataError(f"{source}: category {short(category)}; it needs a 'name' and a whole-number 'id'")
+        categories = [{**c, "id": to_integer(c["id"]), "name": str(c["name"]).strip()} for c in categories]
+        categories.sort(key=lambda c: int(c["id"]))
+        used = {_key(a.get("category_id")) for a in annotations if isinstance(a, dict)}
         result = cls([], [], {}, [])
         for category in categories:
-            if str(category["id"]) in result.labels:
+            if category["id"] in result.class_of:
                 raise DataError(f"{source}: category id {short(category['id'])} is used twice; ids must differ")
-            name = category["name"].strip()
+            name = category["name"]
             if is_ignore(name):
-                result.labels[str(category["id"])] = None
-            elif str(category["id"]) not in used and _is_heading(category, categories):
+                result.class_of[category["id"]] = None
+            elif category["id"] not in used and _is_heading(category, categories):
                 result.notes.append(f"category {name!r} is only the heading of the others")
             else:
-                result.labels[str(category["id"])] = len(result.names)
+                result.class_of[category["id"]] = name
                 result.names.append(name)
                 result.ids.append(category["id"])
         return result
@@ -155,40 +160,61 @@ def _is_heading(category: dict[str, Any], categories: list[dict[str, Any]]) -> b
 
 
 def _add(builder: DatasetBuilder, annotation: dict[str, Any], classes: _Classes, where: str) -> None:
-    category = str(annotation.get("category_id"))
-    if category not in classes.labels:
+    category = _key(annotation.get("category_id"))
+    if category not in classes.class_of:
         problem = f"category_id {short(annotation.get('category_id'))} is not among the categories"
         error = f'{where}: {problem}; add it to "categories" or remove the annotation'
         builder.refuse("unknown-class-id", where, problem, error)
         return
-    bbox = annotation.get("bbox")
-    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))):
-        builder.report("malformed-box", where, "bbox is missing" if bbox is None else "bbox is not 4 numbers")
+    if (box := _box(builder, annotation, where)) is None:
         return
-    x, y, width, height = (_to_float(v) for v in bbox)
-    area = annotation.get("area")
-    label = classes.labels[category]
     for flag in ("iscrowd", "ignore"):
         if annotation.get(flag, 0) not in (0, 1, "0", "1", None):
             builder.report("invalid-flag", where, f"{flag} is {short(annotation[flag])}, neither 0 nor 1")
+    class_name = classes.class_of[category]
     builder.add_box(
-        (x, y, x + width, y + height),
-        NO_CLASS if label is None else label,
+        box,
+        NO_CLASS if class_name is None else builder.labels[class_name],
         where,
-        ignore=label is None or annotation.get("iscrowd") in (1, "1") or annotation.get("ignore") in (1, "1"),
-        area=_to_float(area) if area is not None and _is_number(area) else None,
+        ignore=class_name is None or annotation.get("iscrowd") in (1, "1") or annotation.get("ignore") in (1, "1"),
+        area=to_number(annotation.get("area")),
+        score=to_number(annotation.get("score")),
+        derived=not annotation.get("bbox"),
     )
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+def _box(builder: DatasetBuilder, annotation: dict[str, Any], where: str) -> Box | None:
+    """Corners of an object, from its bbox or else from its segmentation; ``None`` if it has neither."""
+    bbox = annotation.get("bbox")
+    numbers = to_numbers(bbox)
+    if numbers is not None and isinstance(bbox, str):
+        builder.report("text-box", where, "bbox is a text")
+    if numbers is not None and len(numbers) == 4:
+        x, y, width, height = numbers
+        attributes = annotation.get("attributes")
+        if rotation := to_number(attributes.get("rotation")) if isinstance(attributes, dict) else None:  # CVAT
+            builder.report("shape-box", where, "bbox has a rotation")
+            return box_of_rotated(x + width / 2, y + height / 2, width, height, math.radians(rotation))
+        return x, y, x + width, y + height
+    if numbers is not None and len(numbers) == 5:  # center, sides and an angle in degrees, as detectron2 has it
+        builder.report("shape-box", where, "bbox has an angle")
+        x, y, width, height, angle = numbers
+        return box_of_rotated(x, y, width, height, math.radians(angle))
+    if numbers is not None and len(numbers) == 8:
+        builder.report("shape-box", where, "bbox has four corners")
+        return box_around(numbers)
+    if not bbox and (box := box_of_segmentation(annotation.get("segmentation"))) is not None:
+        mask = isinstance(annotation["segmentation"], dict)
+        builder.report("shape-box", where, "a mask without a bbox" if mask else "a polygon without a bbox")
+        return box
+    builder.report("malformed-box", where, "bbox is missing" if bbox is None else "bbox is not 4 numbers")
+    return None
 
 
-def _to_float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # an integer with hundreds of digits
-        return math.inf
+def _key(value: Any) -> Any:
+    """Key of an id: a whole number, also if it is written as ``1.0`` or as text, else the text."""
+    number = to_integer(value)
+    return str(value) if number is None else number
 
 
 def _id(annotation: dict[str, Any], row: int) -> str:
@@ -211,37 +237,20 @@ def _refuse_orphans(
 
 
 def _side(value: Any) -> int:
-    return int(value) if _is_number(value) and 1 <= value <= _LARGEST_SIDE else 0
+    number = to_number(value)
+    return int(number) if number is not None and 1 <= number <= _LARGEST_SIDE else 0
 
 
-def _owner(annotation: Any, position: dict[str, int], source: Path, index: int) -> int:
+def _owner(annotation: Any, position: dict[Any, int], source: Path, index: int) -> int:
     if not isinstance(annotation, dict):
         raise DataError(f"{source}: annotation number {index} is not an object {{…}}; export the file again")
-    return position.get(str(annotation.get("image_id")), -1)
+    return position.get(_key(annotation.get("image_id")), -1)
 
 
 def _file_name(image: Any, where: str) -> str:
-    if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
+    if not isinstance(image, dict) or not isinstance(image.get("file_name"), str) or not image["file_name"].strip():
         raise DataError(f"{where}: has no 'file_name'; add the image's path")
-    return inside_path(image["file_name"], where)
-
-
-def _image_folder(source: Path, files: list[str]) -> Path:
-    """Folder that contains most of a sample of the images."""
-    here = source.parent
-    bases = [here, here.parent] if here.name.lower().startswith("annotation") else [here]
-    split = split_of(source)
-    splits = [split, *next((group for group in SPLIT_ALIASES.values() if split.lower() in group), ())] if split else []
-    names = [*(f"images/{s}" for s in splits), "images", *splits, "data", "JPEGImages", ""]
-    folders = [folder for base in bases for name in names if os.path.isdir(folder := base / name)]
-    probes = [files[i * len(files) // _PROBED_IMAGES] for i in range(_PROBED_IMAGES)]
-    hits = [sum(os.path.isfile(folder / probe) for probe in probes) for folder in folders]
-    if not any(hits):
-        tried = ", ".join(dict.fromkeys(map(str, folders)))
-        raise DataError(
-            f"{source}: images such as {short(files[0])} are in none of {tried}; put them in {here / 'images'}"
-        )
-    return folders[hits.index(max(hits))]
+    return str(image["file_name"])
 
 
 def _looks_like_coco(file: Path) -> bool:

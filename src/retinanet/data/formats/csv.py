@@ -1,46 +1,42 @@
-"""CSV: a row ``path,x1,y1,x2,y2,class`` per box; an image without objects has a row with only its path."""
+"""CSV: a row ``path,x1,y1,x2,y2,class`` per box; an image without objects has a row with only its path.
+
+Columns of other tools are recognized by :mod:`retinanet.data.formats.csv_columns`.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
+from retinanet.data.formats.class_files import class_list
+from retinanet.data.formats.csv_columns import DEFAULT, Columns, columns_of_content, columns_of_header
+from retinanet.data.formats.image_finder import ANNOTATION_FOLDERS, ImageFinder, image_folders
 from retinanet.data.formats.reading import (
-    SizeReader,
     UnlistedClasses,
     by_split,
-    class_list,
     clean_path,
     is_ignore,
-    is_image,
     is_split_name,
     listing,
     read_text,
     short,
     split_of,
 )
+from retinanet.data.formats.shapes import Box, to_number
 from retinanet.errors import DataError
+from retinanet.read_options import ReadOptions
 
+DETECTIONS = "detections.csv"  # the output of retinanet detect
 _SUFFIXES = (".csv", ".tsv")
 _ROBOFLOW_FILE = "_annotations.csv"
 _EXPECTED = "expected path,x1,y1,x2,y2,class"
-
-# Names that common tools give each column. If there is no header row, the columns have this order.
-_HEADERS = (
-    {"path", "image", "file", "filename", "file_name", "image_path", "img"},
-    {"x1", "xmin", "x_min"},
-    {"y1", "ymin", "y_min"},
-    {"x2", "xmax", "x_max"},
-    {"y2", "ymax", "y_max"},
-    {"class", "class_name", "label", "name", "category"},
-)
-_Box = tuple[float, float, float, float]
+_PROBED_ROWS = 50
+_DEFAULT_OPTIONS = ReadOptions()
 
 
 @dataclass(frozen=True)
@@ -69,9 +65,13 @@ class CsvSplit:
 class _Row:
     line: int
     path: str
-    box: _Box | None = None
+    box: Box | None = None
     name: str = ""
     problem: str = ""
+    score: float | None = None
+    shape: str = ""  # how the box is described, if not by corners or sides
+    shares: bool = False  # of the image's sides, not pixels
+    classless: bool = False  # no column holds the class
 
 
 def find(root: Path) -> dict[str, CsvSplit]:
@@ -81,37 +81,52 @@ def find(root: Path) -> dict[str, CsvSplit]:
         root: the dataset's folder, or one CSV file.
     """
     if not root.is_dir():
-        shared = Tables((root,), tuple(class_list(root.parent)))
-        return {split_of(root): CsvSplit(root, shared)} if root.suffix.lower() in _SUFFIXES else {}
+        if root.suffix.lower() not in _SUFFIXES:
+            return {}
+        shared = Tables((root,), _listed([root.parent, root.absolute().parent.parent]))
+        return {split_of(root): CsvSplit(root, shared)}
     folders, files = listing(root)
+    inner = [folder for folder in folders if folder.name.lower() in ANNOTATION_FOLDERS]
     files = [file for file in files if file.suffix.lower() in _SUFFIXES]
+    files = files or [file for folder in inner for file in listing(folder)[1] if file.suffix.lower() in _SUFFIXES]
     tables = [file for file in files if _has_expected_columns(file)]
     # A val.csv beside a train.csv belongs to the dataset even if it is broken; reading it raises the error.
     found = by_split(file for file in files if tables and (file in tables or is_split_name(file.stem)))
-    if not found:
-        found = {folder.name: folder / _ROBOFLOW_FILE for folder in folders if (folder / _ROBOFLOW_FILE).is_file()}
-    shared = Tables(tuple(found.values()), tuple(class_list(root)))
+    for folder in folders if not found else []:
+        own = [file for file in listing(folder)[1] if file.suffix.lower() in _SUFFIXES]
+        own = [file for file in own if file.name == _ROBOFLOW_FILE] or own
+        sure = len(own) == 1 and own[0].name == _ROBOFLOW_FILE
+        if sure or (len(own) == 1 and is_split_name(folder.name) and _has_expected_columns(own[0])):
+            found[folder.name] = own[0]
+    shared = Tables(tuple(found.values()), _listed([root, *inner]))
     return {split: CsvSplit(file, shared) for split, file in found.items()}
 
 
-def read(source: CsvSplit, name: str, tolerant: bool = False) -> Dataset:
+def _listed(folders: list[Path]) -> tuple[str, ...]:
+    """Class names that a file in the first of these folders lists."""
+    return tuple(next((names for folder in folders if (names := class_list(folder))), ()))
+
+
+def read(source: CsvSplit, name: str, options: ReadOptions = _DEFAULT_OPTIONS, tolerant: bool = False) -> Dataset:
     """Read one split.
 
     Args:
         source: the split, from :func:`find`.
         name: name of the dataset in messages.
+        options: where the images are, and which boxes and images are left out.
         tolerant: see :class:`DatasetBuilder`.
 
     Raises:
         DataError: no row of the file can be used, or images cannot be read.
     """
-    builder = DatasetBuilder(name, source.file.parent, source.shared.classes, tolerant=tolerant)
+    file = source.file
+    builder = DatasetBuilder(name, file.parent, source.shared.classes, None, tolerant, options)
     images: dict[str, list[_Row]] = {}  # the rows of an image need not be adjacent
     lines: dict[str, int] = {}  # first line of each image
-    for row in _rows(source.file):
+    for row in _rows(file):
         if row.problem:
             image = f" (image {row.path})" if row.path else ""
-            builder.report("malformed-line", f"{source.file}:{row.line}{image}", row.problem)
+            builder.report("malformed-line", f"{file}:{row.line}{image}", row.problem)
         else:
             rows = images.setdefault(row.path, [])
             lines.setdefault(row.path, row.line)
@@ -119,95 +134,101 @@ def read(source: CsvSplit, name: str, tolerant: bool = False) -> Dataset:
                 rows.append(row)
     if not images:
         problem = f"no row can be used ({builder.problems[0]})" if builder.problems else "no rows"
-        raise DataError(f"{source.file}: {problem}; {_EXPECTED}")
-    labels = {class_name: i for i, class_name in enumerate(builder.classes)}
+        raise DataError(f"{file}: {problem}; {_EXPECTED}")
     unlisted = UnlistedClasses(builder, source.shared.listed)
-    sizes = SizeReader(builder)
+    folders = [file.parent, *image_folders(file, split_of(file))]
+    finder = ImageFinder(builder, file, folders)
     for path, rows in images.items():
-        if (size := sizes.read(builder.root / path, f"{source.file}:{lines[path]}")) is None:
+        where = f"{file}:{lines[path]}"
+        if (found := finder.find(path, where, file.name == DETECTIONS)) is None or (
+            size := finder.size(found, where)
+        ) is None:
             continue
-        builder.add_image(path, *size)
+        builder.add_image(found, *size)
         for row in rows:
-            assert row.box is not None
-            where = f"{source.file}:{row.line} (image {path})"
-            unlisted.check(row.name, where)
-            builder.add_box(row.box, labels.get(row.name, NO_CLASS), where, ignore=is_ignore(row.name))
-    sizes.check()
+            _add(builder, row, size, f"{file}:{row.line} (image {path})", unlisted)
+    finder.check()
     return builder.build()
+
+
+def _add(builder: DatasetBuilder, row: _Row, size: tuple[int, int], where: str, unlisted: UnlistedClasses) -> None:
+    assert row.box is not None
+    unlisted.check(row.name, where)
+    if row.classless:
+        builder.report("single-class", where, "no column holds classes")
+    if row.shape:
+        builder.report("shape-box", where, row.shape)
+    (x1, y1, x2, y2), (width, height) = row.box, size if row.shares else (1, 1)
+    label = builder.labels.get(row.name, NO_CLASS)
+    box = (x1 * width, y1 * height, x2 * width, y2 * height)
+    derived = bool(row.shape)
+    builder.add_box(box, label, where, ignore=is_ignore(row.name), score=row.score, derived=derived)
 
 
 def _rows(file: Path) -> Iterator[_Row]:
     text = read_text(file)
-    delimiter = _delimiter(text[: 1 << 16].splitlines())
+    head = text[: 1 << 16].splitlines()[:_PROBED_ROWS]
+    delimiter = _delimiter(head)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-    columns: Sequence[int] = range(len(_HEADERS))
+    columns = columns_of_content(_cells(head, delimiter)) or DEFAULT
     first = True
     try:
         for raw in reader:
             cells = [cell.strip() for cell in raw]
             if not any(cells):
                 continue
-            if first and (header := _header(cells)):
+            if first and (header := columns_of_header(cells)):
                 columns = header
             else:
-                picked = [cells[c] if c < len(cells) else "" for c in columns]
-                yield _row(picked, reader.line_num, f"{file}:{reader.line_num}", decimal_comma=delimiter == ";")
+                yield _row(cells, columns, file, reader.line_num, decimal_comma=delimiter == ";")
             first = False
     except csv.Error as error:  # a cell of hundreds of kilobytes, or an unclosed quote
         raise DataError(f"{file}:{reader.line_num}: not a CSV row ({error}); correct its quotes and commas") from error
 
 
-def _row(cells: list[str], line: int, where: str, decimal_comma: bool) -> _Row:
-    path, *corners, name = cells
+def _row(cells: list[str], columns: Columns, file: Path, line: int, decimal_comma: bool) -> _Row:
+    path, texts = columns.cell(cells, "path"), columns.texts(cells)
     if not path:
         return _Row(line, "", problem="row without a path")
-    path = clean_path(path, where)
-    if not any(corners) and not name:
-        return _Row(line, path)
-    try:
-        x1, y1, x2, y2 = (float(c.replace(",", ".") if decimal_comma else c) for c in corners)
-    except ValueError:
-        return _Row(line, path, problem=f"corners are not four numbers: {short(', '.join(corners))}")
+    path = clean_path(path, f"{file}:{line}")
+    if not any(text not in ("", "{}", "[]") for text in texts):
+        named = "class" in columns.at and columns.name(cells)
+        return _Row(line, path, problem=f"class {short(named)} without a box") if named else _Row(line, path)
+    if decimal_comma:
+        texts = [text.replace(",", ".") for text in texts]
+    box, shape = columns.box(texts, columns.cell(cells, "angle"))
+    if box is None:
+        problem = "corners are not four numbers" if len(texts) == 4 else f"no box in the column {columns.form[0]!r}"
+        return _Row(line, path, problem=f"{problem}: {short(', '.join(texts))}")
+    name = columns.name(cells)
     if not name:
         return _Row(line, path, problem="box without a class")
-    return _Row(line, path, (x1, y1, x2, y2), name)
+    score = to_number(columns.cell(cells, "score"))
+    return _Row(line, path, box, name, "", score, shape, columns.shares, columns.classless)
 
 
-def _header(cells: list[str]) -> list[int] | None:
-    """Index of each column, if this is a header row."""
-    names = [cell.lower() for cell in cells]
-    columns = [next((i for i, name in enumerate(names) if name in options), -1) for options in _HEADERS]
-    return columns if min(columns) >= 0 else None
+def _cells(lines: list[str], delimiter: str) -> list[list[str]]:
+    try:
+        return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)]
+    except csv.Error:
+        return []
 
 
 def _delimiter(lines: list[str]) -> str:
-    for delimiter in ",;\t":
-        if lines and _header([cell.strip() for cell in lines[0].split(delimiter)]):
-            return delimiter
-    separators = len(_HEADERS) - 1
-    return next((d for d in ";\t" if any(line.count(d) >= separators for line in lines[:50])), ",")
+    for recognize in (lambda rows: columns_of_header(rows[0]), columns_of_content):
+        for delimiter in ",;\t":
+            rows = [row for row in _cells(lines, delimiter) if any(row)]
+            if rows and recognize(rows) and (len(rows[0]) > 1 or delimiter == "\t"):
+                return delimiter
+    return next((d for d in ";\t" if any(line.count(d) >= 5 for line in lines)), ",")
 
 
 def _has_expected_columns(file: Path) -> bool:
-    """Whether the first rows have the expected columns; a folder may also hold unrelated tables."""
+    """Whether the first rows have columns of a table of boxes; a folder may also hold unrelated tables."""
     try:
         with file.open("rb") as handle:
-            lines = handle.read(1 << 16).decode("utf-8-sig", "replace").splitlines()[:20]
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=_delimiter(lines))]
-    except (OSError, csv.Error):
+            lines = handle.read(1 << 16).decode("utf-8-sig", "replace").splitlines()[:_PROBED_ROWS]
+    except OSError:
         return False
-    return any(_header(row) for row in rows[:1]) or any(_is_row(row) for row in rows)
-
-
-def _is_row(cells: list[str]) -> bool:
-    if not cells or not is_image(os.path.basename(cells[0])):
-        return False
-    return len(cells) == 1 or (len(cells) == len(_HEADERS) and all(_is_number(c) for c in cells[1:5] if c))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text.replace(",", "."))
-    except ValueError:
-        return False
-    return True
+    rows = _cells(lines, _delimiter(lines))
+    return bool(rows) and (columns_of_header(rows[0]) is not None or columns_of_content(rows) is not None)

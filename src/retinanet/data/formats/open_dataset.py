@@ -3,60 +3,59 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
+from retinanet.data.class_names import class_key
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats import coco, csv, voc, yolo
-from retinanet.data.formats.reading import SPLIT_ALIASES
+from retinanet.data.formats.reading import SPLIT_ALIASES, split_role
+from retinanet.data.formats.recognize import place_of_dataset, recognize
+from retinanet.data.problems import Problem
 from retinanet.errors import ConfigError, DataError
+from retinanet.read_options import ReadOptions
 
-_FORMATS = """\
-  COCO        instances_train.json, instances_val.json and images/; or train/_annotations.coco.json (Roboflow)
-  Pascal VOC  Annotations/*.xml, JPEGImages/ and ImageSets/Main/train.txt, val.txt; or train/*.xml, val/*.xml
-  YOLO        data.yaml; or images/train, labels/train, images/val, labels/val and classes.txt
-  CSV         train.csv, val.csv with rows path,x1,y1,x2,y2,class"""
-
-_Split = TypeVar("_Split")
+_DEFAULT_OPTIONS = ReadOptions()
 
 
 class _Reader(Protocol):
     def __call__(self, *, tolerant: bool = False) -> Dataset: ...
 
 
-def read_split(path: str | Path, split: str) -> Dataset:
+def read_split(path: str | Path, split: str, options: ReadOptions = _DEFAULT_OPTIONS) -> Dataset:
     """Read one split of a dataset in any supported format.
 
     Args:
         path: the dataset's folder, or its JSON, CSV or YAML file.
         split: name of the split. ``val`` also finds ``valid``, ``val2017`` and similar; ``train`` also finds a split
             without a name if it is the only split.
+        options: how the dataset is read.
 
     Raises:
         DataError: there is no such dataset or split, or it cannot be used.
     """
-    return open_dataset(path).read(split)
+    return open_dataset(path, options).read(split)
 
 
-def read_all(path: str | Path) -> dict[str, Dataset]:
+def read_all(path: str | Path, options: ReadOptions = _DEFAULT_OPTIONS) -> dict[str, Dataset]:
     """Read every split of a dataset, by name; an unnamed split is ``train``.
 
     The splits share one list of classes. If they list different classes, their lists are merged by category id.
 
     Args:
         path: the dataset's folder, or its JSON, CSV or YAML file.
+        options: how the dataset is read.
 
     Raises:
         DataError: there is no such dataset, or it cannot be used.
     """
-    return with_shared_classes({split or "train": read() for split, read in open_dataset(path).readers.items()})
+    readers = open_dataset(path, options).readers
+    return _told_once(with_shared_classes({split or "train": read() for split, read in readers.items()}))
 
 
 def read_tolerantly(
-    path: str | Path, train: str | None = None, val: str | None = None
+    path: str | Path, train: str | None = None, val: str | None = None, options: ReadOptions = _DEFAULT_OPTIONS
 ) -> tuple[dict[str, Dataset], dict[str, str]]:
     """Read every split as far as possible, each with its own classes and with the place of each box.
 
@@ -64,6 +63,7 @@ def read_tolerantly(
         path: the dataset's folder, or its JSON, CSV or YAML file.
         train: another split, file or folder to train on. Only ``train`` and ``val`` are read then.
         val: another split, file or folder to validate on.
+        options: how the dataset is read.
 
     Returns:
         The splits by name (an unnamed split is ``train``), and the reason for each split that cannot be read.
@@ -71,7 +71,7 @@ def read_tolerantly(
     Raises:
         DataError: there is no such dataset, none of its splits can be read, or a requested split cannot be read.
     """
-    data = open_dataset(path)
+    data = open_dataset(path, options)
     if train or val:
         wanted = {role: name or role for role, name in (("train", train), ("val", val)) if name or data.resolve(role)}
         return {role: data.read_override(name, role, tolerant=True) for role, name in wanted.items()}, {}
@@ -89,16 +89,23 @@ def read_tolerantly(
 def with_shared_classes(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
     """Give all splits one list of classes, in the order of the category ids."""
     ids: dict[str, int] = {}
+    names: dict[str, str] = {}  # the first name of each class, by its key
     for dataset in splits.values():
         for name, number in zip(dataset.classes, dataset.category_ids, strict=True):
-            ids.setdefault(name, number if number not in ids.values() else max(ids.values()) + 1)
+            first = names.setdefault(class_key(name), name)
+            ids.setdefault(first, number if number not in ids.values() else max(ids.values()) + 1)
     classes = sorted(ids, key=ids.__getitem__)
     numbers = tuple(ids[name] for name in classes)
     return {split: replace(data.with_classes(classes), category_ids=numbers) for split, data in splits.items()}
 
 
 def read_train_val(
-    path: str | Path, train: str | None = None, val: str | None = None, val_fraction: float = 0.1, seed: int = 0
+    path: str | Path,
+    train: str | None = None,
+    val: str | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    options: ReadOptions = _DEFAULT_OPTIONS,
 ) -> tuple[Dataset, Dataset, list[str]]:
     """Read the datasets for training and validation.
 
@@ -110,18 +117,21 @@ def read_train_val(
         val: another split, file or folder to validate on.
         val_fraction: fraction of train to hold out if there is no val split.
         seed: selects the images to hold out.
+        options: how the dataset is read.
 
     Returns:
-        Train, val with the classes of train, and notes for the user.
+        Train and val with one list of classes, and notes for the user. A class that only val has comes last.
 
     Raises:
         DataError: there is no such dataset or split, or it cannot be used.
     """
-    data = open_dataset(path)
+    data = open_dataset(path, options)
     train_data = data.read_override(train, "train") if train else data.read("train")
     notes: list[str] = []
     if val or data.resolve("val") is not None:
-        val_data = (data.read_override(val, "val") if val else data.read("val")).with_classes(train_data.classes)
+        val_data = with_model_classes(data.read_override(val, "val") if val else data.read("val"), train_data.classes)
+        train_data = train_data.with_classes(val_data.classes)
+        train_data, val_data = _told_once({"train": train_data, "val": val_data}).values()
         shared = len(_paths(train_data) & _paths(val_data))
         if shared:
             notes.append(
@@ -134,7 +144,27 @@ def read_train_val(
     return train_data, val_data, notes
 
 
-def read_eval(path: str | Path, split: str, val_fraction: float = 0.1, seed: int = 0) -> tuple[Dataset, list[str]]:
+def with_model_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
+    """Re-index the labels into ``classes``; a class that only the dataset has is added at the end, with a note.
+
+    Objects of an added class count as missed, because no model finds them.
+
+    Raises:
+        DataError: the dataset has boxes, but of none of ``classes``.
+    """
+    unknown = dataset.classes_missing_in(classes)
+    counts = dataset.class_counts()
+    if len(unknown) == sum(count > 0 for count in counts.values()):
+        return dataset.with_classes(classes)
+    result = dataset.with_classes([*classes, *unknown])
+    for name in unknown:
+        result = result.with_problem("unlearnt-class", dataset.name, f"{name!r} has {counts[name]} boxes here")
+    return result
+
+
+def read_eval(
+    path: str | Path, split: str, val_fraction: float = 0.1, seed: int = 0, options: ReadOptions = _DEFAULT_OPTIONS
+) -> tuple[Dataset, list[str]]:
     """Read the dataset to evaluate on.
 
     For ``val``, these are the images that :func:`read_train_val` holds out with the same fraction and seed.
@@ -144,6 +174,7 @@ def read_eval(path: str | Path, split: str, val_fraction: float = 0.1, seed: int
         split: name of a split, or a file or folder.
         val_fraction: fraction of train that is used as val if there is no val split.
         seed: selects the images of that fraction.
+        options: how the dataset is read.
 
     Returns:
         The dataset, with its own classes, and notes for the user.
@@ -151,8 +182,8 @@ def read_eval(path: str | Path, split: str, val_fraction: float = 0.1, seed: int
     Raises:
         DataError: there is no such dataset or split, or it cannot be used.
     """
-    data = open_dataset(path)
-    if split.lower() not in SPLIT_ALIASES["val"] or data.resolve(split) is not None:
+    data = open_dataset(path, options)
+    if split_role(split) != "val" or data.resolve(split) is not None:
         return data.read_override(split, split), []
     _, val, note = _held_out(data, data.read("train"), val_fraction, seed)
     return val, [note]
@@ -164,6 +195,7 @@ class OpenedDataset:
 
     path: Path
     readers: dict[str, _Reader]
+    options: ReadOptions = _DEFAULT_OPTIONS
 
     def resolve(self, wanted: str) -> str | None:
         """Return the split that the name ``wanted`` stands for; ``None`` if there is no such split."""
@@ -171,14 +203,15 @@ class OpenedDataset:
         wanted = wanted if wanted in self.readers else wanted.lower()
         if wanted in self.readers or wanted in by_lower:
             return wanted if wanted in self.readers else by_lower[wanted]
-        aliases = next((group for group in SPLIT_ALIASES.values() if wanted in group), ())
-        for alias in aliases:
+        role = split_role(wanted)
+        for alias in SPLIT_ALIASES.get(role, ()):
             if alias in by_lower:
                 return by_lower[alias]
+        if same := [split for split in self.readers if role and split_role(split) == role]:
+            return same[0]
         only = next(iter(self.readers))
-        held_out = (*SPLIT_ALIASES["val"], *SPLIT_ALIASES["test"])
         # A single split is used for training, unless it has the name of a held-out split.
-        if wanted in SPLIT_ALIASES["train"] and len(self.readers) == 1 and only.lower() not in held_out:
+        if role == "train" and len(self.readers) == 1 and split_role(only) not in ("val", "test"):
             return only
         return None
 
@@ -195,17 +228,20 @@ class OpenedDataset:
         if self.resolve(wanted) is None:
             for path in (Path(wanted).expanduser(), self.path / wanted):
                 if os.path.exists(path):
-                    other = open_dataset(path)
+                    other = open_dataset(path, self.options)
                     only = next(iter(other.readers.values())) if len(other.readers) == 1 else None
                     return only(tolerant=tolerant) if only else other.read(role, tolerant)
         return self.read(wanted, tolerant)
 
 
-def open_dataset(path: str | Path) -> OpenedDataset:
+def open_dataset(path: str | Path, options: ReadOptions = _DEFAULT_OPTIONS) -> OpenedDataset:
     """Recognize the format of a dataset and list its splits.
+
+    If the folder holds no dataset, but exactly one of its sub-folders does, that sub-folder is used.
 
     Args:
         path: the dataset's folder, or its JSON, CSV or YAML file.
+        options: how the dataset is read.
 
     Raises:
         DataError: there is no such file or folder, or its format is not recognized.
@@ -213,46 +249,37 @@ def open_dataset(path: str | Path) -> OpenedDataset:
     root = Path(path).expanduser()
     if not os.path.exists(root):
         raise DataError(f"{root}: no such file or folder; correct the path")
-    if readers := recognize(root):
-        return OpenedDataset(root, readers)
-    if not root.is_dir():
-        raise DataError(f"{root}: not an annotation file; give a COCO .json, a .csv, a YOLO .yaml or a folder")
-    found = sorted(entry for entry in os.listdir(root) if not entry.startswith("."))
-    listed = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-    inner = next((entry for entry in found[:20] if os.path.isdir(root / entry) and _is_dataset(root / entry)), None)
-    advice = f"\ndid you mean {root / inner}?" if inner else ""
-    problem = f"no dataset recognized here (found {listed})" if found else "the folder is empty"
-    raise DataError(f"{root}: {problem}; supported layouts:\n{_FORMATS}{advice}")
+    place, depth = place_of_dataset(root)
+    readers: dict[str, _Reader] = {
+        split: _Read(read, options, place, depth) for split, read in recognize(place).items()
+    }
+    return OpenedDataset(root, readers, options)
 
 
-def recognize(root: Path) -> dict[str, _Reader]:
-    """Return a reader for each split, from the first format that matches. Empty if no format matches."""
-    return (
-        _split_readers(coco.find, coco.read, root)
-        or _split_readers(voc.find, voc.read, root)
-        or _split_readers(yolo.find, yolo.read, root)
-        or _split_readers(csv.find, csv.read, root)
-    )
+@dataclass(frozen=True)
+class _Read:
+    """Reads one split. ``place`` is the folder of the dataset, ``depth`` levels below the given one."""
+
+    read: Callable[..., Dataset]
+    options: ReadOptions
+    place: Path
+    depth: int
+
+    def __call__(self, *, tolerant: bool = False) -> Dataset:
+        dataset = self.read(options=self.options, tolerant=tolerant)
+        if not self.depth:
+            return dataset
+        return dataset.with_problem("inner-folder", str(self.place), "the given folder itself holds no dataset")
 
 
-def _split_readers(
-    find: Callable[[Path], dict[str, _Split]], read: Callable[..., Dataset], root: Path
-) -> dict[str, _Reader]:
-    return {split: partial(read, source, _title(root, split)) for split, source in find(root).items()}
-
-
-def _is_dataset(folder: Path) -> bool:
-    try:
-        return bool(recognize(folder))
-    except DataError:
-        return False
-
-
-def _title(root: Path, split: str) -> str:
-    full = root.resolve()
-    if not split:
-        return full.stem if root.is_file() else full.name
-    return f"{full.parent.name if root.is_file() else full.name} [{split}]"
+def _told_once(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """Drop the problems of a split that an earlier split has too, such as those of a common list of classes."""
+    told: set[Problem] = set()
+    result = {}
+    for split, dataset in splits.items():
+        result[split] = replace(dataset, problems=tuple(p for p in dataset.problems if p not in told))
+        told.update(dataset.problems)
+    return result
 
 
 def _held_out(data: OpenedDataset, train: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset, str]:

@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from retinanet.data.dataset import IGNORE_CLASS, DatasetBuilder
-from retinanet.data.images import IMAGE_SUFFIXES, image_size
 from retinanet.errors import DataError
 from retinanet.files import special_file
 
 # All names of a split, the usual name first.
 SPLIT_ALIASES = {
-    "train": ("train", "train2017"),
-    "val": ("val", "valid", "validation", "dev", "val2017"),
-    "test": ("test", "test2017"),
+    "train": ("train", "training", "train2017"),
+    "val": ("val", "valid", "validation", "dev", "eval", "val2017"),
+    "test": ("test", "testing", "test2017"),
 }
-_KNOWN_SPLITS = frozenset(alias for group in SPLIT_ALIASES.values() for alias in group) | {"trainval"}
+_ROLES = {alias: role for role, group in SPLIT_ALIASES.items() for alias in group} | {"trainval": "trainval"}
+
+# What follows the name of a split in the names of folders and lists: train_set, val-images, Test2007.
+_AFTER_SPLIT = re.compile(r"[\W_]*(set|data|images|imgs|split|list|\d{4})$")
 
 # File beside the annotations with one class name per line.
 CLASS_LIST = "classes.txt"
-
-_MOST_BROKEN_IMAGES = 5
 
 # Largest number of bytes of a path, and of one component of a path, on common file systems.
 _LONGEST_PATH, _LONGEST_COMPONENT = 4095, 255
@@ -37,7 +37,13 @@ _LONGEST_PATH, _LONGEST_COMPONENT = 4095, 255
 
 def is_split_name(name: str) -> bool:
     """Whether a folder or file with this name is a split of a dataset."""
-    return name.lower() in _KNOWN_SPLITS
+    return bool(split_role(name))
+
+
+def split_role(name: str) -> str:
+    """Return ``train``, ``val``, ``test`` or ``trainval`` for a split's name in any spelling; ``""`` for others."""
+    lower = name.lower()
+    return _ROLES.get(lower) or _ROLES.get(_AFTER_SPLIT.sub("", lower), "")
 
 
 def is_ignore(class_name: str) -> bool:
@@ -66,13 +72,6 @@ def by_split(files: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
-def class_list(folder: Path) -> list[str]:
-    """Class names in the folder's ``classes.txt``, in order, without ``ignore``; ``[]`` if there is no such file."""
-    file = folder / CLASS_LIST
-    lines = read_text(file).split("\n") if file.is_file() else []
-    return [name for line in lines if (name := line.strip()) and not is_ignore(name)]
-
-
 def listing(folder: Path) -> tuple[list[Path], list[Path]]:
     """Sub-folders and files of a folder, sorted by name, without hidden ones."""
     try:
@@ -84,15 +83,24 @@ def listing(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def walk(folder: Path) -> Iterable[str]:
-    """Yield every file below ``folder``, sorted. Links to folders are not followed, so a loop of links ends."""
-    for parent, folders, files in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    """Yield every file below ``folder``, sorted. Links are followed, and each folder is visited once."""
+    visited: set[tuple[int, int]] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(parent)
+        if (place := (status.st_dev, status.st_ino)) in visited:
+            folders.clear()
+            continue
+        visited.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _loops(folder, parent, name))
         yield from (os.path.join(parent, name) for name in sorted(files) if not name.startswith("."))
 
 
-def is_image(name: str) -> bool:
-    """Whether a file name has the suffix of an image."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+def _loops(start: Path, parent: str, name: str) -> bool:
+    """Whether a folder is a link to the start of the walk or to a folder above it."""
+    path = os.path.join(parent, name)
+    return os.path.islink(path) and f"{os.path.realpath(start)}{os.sep}".startswith(
+        os.path.join(os.path.realpath(path), "")
+    )
 
 
 def read_text(file: Path | str) -> str:
@@ -198,39 +206,3 @@ class UnlistedClasses:
         if name not in self._known and not is_ignore(name):
             self._known.add(name)
             self._builder.report("unlisted-class", where, f"class {name!r} is not in {CLASS_LIST}")
-
-
-class SizeReader:
-    """Reads image sizes from file headers and collects broken files, so that one error names several of them."""
-
-    def __init__(self, builder: DatasetBuilder) -> None:
-        self._builder = builder
-        self._broken: list[str] = []
-
-    def read(self, path: Path | str, where: str = "") -> tuple[int, int] | None:
-        """Return ``(width, height)``, or ``None`` for a broken file, which the caller skips.
-
-        Args:
-            path: the image.
-            where: file and line that name the image; unset if the image was found in a folder.
-        """
-        try:
-            return image_size(Path(path))
-        except DataError as error:
-            if self._builder.tolerant:
-                reason = str(error).removeprefix(f"{path}: ")
-                self._builder.report("unreadable-image", str(path), reason)
-            self._broken.append(f"{where}: {error}" if where else str(error))
-            if len(self._broken) == _MOST_BROKEN_IMAGES and not self._builder.tolerant:
-                self.check()
-            return None
-
-    def check(self) -> None:
-        """Raise DataError if any image was broken; with a tolerant builder, only if all images were broken."""
-        if self._builder.tolerant and len(self._builder):
-            return
-        if len(self._broken) == 1:
-            raise DataError(self._broken[0])
-        if self._broken:
-            more = " or more" if len(self._broken) == _MOST_BROKEN_IMAGES else ""
-            raise DataError(f"{len(self._broken)}{more} images cannot be read:\n  " + "\n  ".join(self._broken))

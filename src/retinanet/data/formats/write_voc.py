@@ -1,4 +1,4 @@
-"""Write Pascal VOC: ``Annotations/*.xml``, ``JPEGImages/``, ``ImageSets/Main/{split}.txt`` and ``classes.txt``."""
+"""Write Pascal VOC: ``Annotations/*.xml``, ``JPEGImages/``, ``ImageSets/Main/{split}.txt`` and lists of the classes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from retinanet.data.dataset import IGNORE_CLASS, NO_CLASS, Dataset
+from retinanet.data.formats.class_files import LABEL_MAP
 from retinanet.data.formats.writing import (
     ImageMode,
     ProgressCallback,
@@ -22,8 +23,11 @@ from retinanet.data.formats.writing import (
 )
 from retinanet.files import new_folder
 
-# These words tell readers that pixels are counted from 1, as in the VOC challenge.
-_DATABASE = "The VOC convention: pixels count from 1"
+# These words tell our reader from which number pixels are counted.
+_DATABASES = ("Pixels count from 0", "The VOC convention: pixels count from 1")
+
+# First lines of labelmap.txt, without which CVAT and Datumaro accept only the 20 classes of the VOC challenge.
+_LABEL_MAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\n"
 
 
 def write(
@@ -31,10 +35,12 @@ def write(
     out: Path,
     images: ImageMode = "copy",
     progress: ProgressCallback = lambda images: None,
+    origin: int = 1,
 ) -> None:
     """Write a Pascal VOC dataset.
 
-    As in the VOC challenge, pixels are counted from 1 and the last pixel belongs to the box. Ignore regions are
+    With ``origin`` 1, pixels are counted from 1 and the last pixel belongs to the box, as in the VOC challenge. With 0,
+    corners are half-open coordinates, as labelImg, CVAT and Datumaro read them. Ignore regions are
     ``difficult``; ignore regions without a class get the name ``ignore``. If two splits have different images of the
     same name, each split gets its own folder below ``Annotations`` and ``JPEGImages``.
 
@@ -44,6 +50,7 @@ def write(
         images: ``copy`` them, ``link`` to each file (hard links if the disk supports them), or ``none``: make each
             ``JPEGImages/{split}`` a link to the folder of the images.
         progress: called with the number of images just written.
+        origin: number of the first pixel, 1 or 0.
 
     Raises:
         RetinaNetError: ``out`` is not empty or cannot be written, images are missing, or a name cannot be written.
@@ -56,6 +63,7 @@ def write(
     with new_folder(out) as folder:
         (folder / "ImageSets" / "Main").mkdir(parents=True)
         write_class_list(folder, splits)
+        _write_label_map(folder, splits)
         if not apart:
             SplitImages.together(files.values()).place(folder / "JPEGImages", images, progress)
         for split, dataset in splits.items():
@@ -66,9 +74,24 @@ def write(
             for index, (name, stem) in enumerate(zip(names, stems, strict=True)):
                 file = folder / "Annotations" / f"{stem}.xml"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(_annotation(dataset, index, name), encoding="utf-8")
+                file.write_text(_annotation(dataset, index, name, origin), encoding="utf-8")
             lines = "".join(f"{stem}\n" for stem in stems)
             (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(lines, encoding="utf-8")
+
+
+def _write_label_map(folder: Path, splits: Mapping[str, Dataset]) -> None:
+    regions = any((dataset.labels == NO_CLASS).any() for dataset in splits.values())
+    names = [*next(iter(splits.values())).classes, *([IGNORE_CLASS] if regions else [])]
+    lines = [f"{name}:{','.join(map(str, _color(number)))}::\n" for number, name in enumerate(names, 1)]
+    (folder / LABEL_MAP).write_text(_LABEL_MAP + "".join(lines), encoding="utf-8")
+
+
+def _color(number: int) -> tuple[int, int, int]:
+    """Color of a class in the VOC challenge: the bits of its number, spread over red, green and blue."""
+    channels = [0, 0, 0]
+    for bit in range(24):
+        channels[bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
+    return channels[0], channels[1], channels[2]
 
 
 def _one_pool(splits: Mapping[str, Dataset], files: Mapping[str, SplitImages]) -> bool:
@@ -78,7 +101,7 @@ def _one_pool(splits: Mapping[str, Dataset], files: Mapping[str, SplitImages]) -
         for index, (name, source) in enumerate(zip(files[split].names, files[split].sources, strict=True)):
             other, at, place = seen.setdefault(name, (dataset, index, source))
             if other is not dataset and (
-                place != source or _annotation(other, at, name) != _annotation(dataset, index, name)
+                place != source or _annotation(other, at, name, 1) != _annotation(dataset, index, name, 1)
             ):
                 return False
     return True
@@ -96,13 +119,13 @@ def _stem(name: str, taken: dict[str, str]) -> str:
     return stem
 
 
-def _annotation(dataset: Dataset, index: int, name: str) -> str:
+def _annotation(dataset: Dataset, index: int, name: str, origin: int) -> str:
     """XML text of an image."""
     width, height = dataset.sizes[index].tolist()
     root = Element("annotation")
     _add(root, "folder", "JPEGImages")
     _add(root, "filename", name)
-    _add(SubElement(root, "source"), "database", _DATABASE)
+    _add(SubElement(root, "source"), "database", _DATABASES[origin])
     size = SubElement(root, "size")
     for tag, value in (("width", width), ("height", height), ("depth", 3)):
         _add(size, tag, str(value))
@@ -117,7 +140,7 @@ def _annotation(dataset: Dataset, index: int, name: str) -> str:
         _add(found, "difficult", str(int(dataset.ignore[row])))
         box = SubElement(found, "bndbox")
         for tag, text in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True):
-            _add(box, tag, str(Decimal(text) + 1) if tag.endswith("min") else text)
+            _add(box, tag, str(Decimal(text) + origin) if tag.endswith("min") else text)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 

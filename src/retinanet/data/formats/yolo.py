@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from retinanet.data.box_meaning import FRACTIONS, Meaning
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
-from retinanet.data.formats.reading import (
-    SizeReader,
-    is_ignore,
-    is_split_name,
-    listing,
-    read_text,
-    short,
-)
+from retinanet.data.formats.image_finder import ImageFinder
+from retinanet.data.formats.reading import is_ignore, is_split_name, listing, read_text, short, walk
+from retinanet.data.formats.shapes import Box, box_around
 from retinanet.data.formats.yolo_layout import (
+    DETECTIONS,
     Layout,
+    detected_labels,
     images_of,
     label_file,
+    layout_of_data_file,
     layout_of_folder,
     layout_of_yaml,
     names_near,
 )
+from retinanet.data.images import unread_files
 from retinanet.errors import DataError
+from retinanet.read_options import ReadOptions
+
+_DEFAULT_OPTIONS = ReadOptions()
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,21 @@ def find(root: Path) -> dict[str, YoloSplit]:
     """Find the splits of a YOLO dataset. Empty if ``root`` has another format.
 
     Args:
-        root: the dataset's folder, its YAML file, or a text file that lists images.
+        root: the dataset's folder, its YAML file, darknet's data file, or a text file that lists images.
     """
     layout: Layout | None
-    if root.suffix.lower() in (".yaml", ".yml") and not root.is_dir():
+    suffix = root.suffix.lower()
+    if root.is_dir():
+        layout = layout_of_folder(root)
+    elif suffix in (".yaml", ".yml"):
         layout = layout_of_yaml(root)
         if layout is None:
             raise DataError(f"{root}: not a YOLO dataset; expected 'names' and paths under 'train' and 'val'")
-    elif root.is_dir():
-        layout = layout_of_folder(root)
-    elif root.suffix.lower() == ".txt":
+    elif suffix == ".data":
+        layout = layout_of_data_file(root)
+        if layout is None:
+            raise DataError(f"{root}: not a darknet data file; expected lines such as 'train = train.txt'")
+    elif suffix == ".txt":
         split = root.stem if is_split_name(root.stem) else ""
         layout = Layout(root.parent, {split: (root,)}, names_near(root.parent))
     else:
@@ -57,12 +65,13 @@ def find(root: Path) -> dict[str, YoloSplit]:
     return {split: YoloSplit(split, layout) for split in layout.splits} if layout else {}
 
 
-def read(source: YoloSplit, name: str, tolerant: bool = False) -> Dataset:
+def read(source: YoloSplit, name: str, options: ReadOptions = _DEFAULT_OPTIONS, tolerant: bool = False) -> Dataset:
     """Read one split.
 
     Args:
         source: the split, from :func:`find`.
         name: name of the dataset in messages.
+        options: where the images are, and which boxes and images are left out.
         tolerant: see :class:`DatasetBuilder`.
 
     Raises:
@@ -72,39 +81,59 @@ def read(source: YoloSplit, name: str, tolerant: bool = False) -> Dataset:
     entries = layout.splits[source.split]
     classes = [layout.class_names[number] for number in sorted(layout.class_names)]
     kept = [class_name for class_name in classes if not is_ignore(class_name)]
-    builder = DatasetBuilder(name, layout.root, kept, tolerant=tolerant)
-    labels = {class_name: i for i, class_name in enumerate(kept)}
-    sizes = SizeReader(builder)
-    prefix = os.path.join(str(layout.root), "")
+    builder = DatasetBuilder(name, layout.root, kept, None, tolerant, options, Meaning("cxcywh", FRACTIONS))
+    for where, moved in layout.moved:
+        builder.report("folder-found", where, moved)
+    beside = [entry.parent for entry in entries if not os.path.isdir(entry)]
+    finder = ImageFinder(builder, layout.file or entries[0], [*beside, layout.root], [layout.root.absolute().parent])
     unlabeled: list[str] = []
     used: set[str] = set()
-    images = list(dict.fromkeys(image for entry in entries for image in images_of(entry, layout)))
+    images = dict(pair for entry in entries for pair in _images(entry, layout, finder, builder))
+    for file, label in images.items():
+        if (size := finder.size(file)) is None:
+            continue
+        builder.add_image(file, *size)
+        if label is None:
+            unlabeled.append(str(builder.root / file))
+            continue
+        used.add(label)
+        for number, box, score, derived, where in _boxes(label, builder, layout.pose):
+            class_name = layout.class_names.get(number)
+            if class_name is None:
+                problem = f"class number {short(number)} has no name, there are {len(classes)} classes"
+                remedy = f"correct the line, or name the class in {layout.naming_file or 'a data.yaml'}"
+                builder.refuse("unknown-class-id", where, problem, f"{where}: {problem}; {remedy}")
+                continue
+            scaled = (box[0] * size[0], box[1] * size[1], box[2] * size[0], box[3] * size[1])
+            label_number, ignore = builder.labels.get(class_name, NO_CLASS), is_ignore(class_name)
+            builder.add_box(scaled, label_number, where, ignore=ignore, score=score, derived=derived)
+    finder.check()
     if not images:
         raise DataError(f"{name}: no images in {', '.join(map(str, entries))}")
-    for image in images:
-        if (size := sizes.read(image)) is None:
-            continue
-        width, height = size
-        file = image[len(prefix) :] if image.startswith(prefix) else os.path.abspath(image)
-        builder.add_image(file, width, height)
-        if labels_of_image := label_file(image):
-            used.add(labels_of_image)
-            for number, box, where in _boxes(labels_of_image, builder, layout.pose):
-                class_name = layout.class_names.get(number)
-                if class_name is None:
-                    problem = f"class number {short(number)} has no name, there are {len(classes)} classes"
-                    remedy = f"correct the line, or name the class in {layout.naming_file or 'a data.yaml'}"
-                    builder.refuse("unknown-class-id", where, problem, f"{where}: {problem}; {remedy}")
-                    continue
-                scaled = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
-                builder.add_box(scaled, labels.get(class_name, NO_CLASS), where, ignore=is_ignore(class_name))
-        else:
-            unlabeled.append(image)
-    sizes.check()
     _report_missing(builder, entries, unlabeled, used)
     if layout.names is None or layout.unnamed:
         builder.report("unnamed-classes", str(layout.naming_file or layout.root), "no file names the classes")
     return builder.build()
+
+
+def _images(
+    entry: Path, layout: Layout, finder: ImageFinder, builder: DatasetBuilder
+) -> Iterator[tuple[str, str | None]]:
+    """Yield each image of a folder or list, relative to the builder's root, with its label file (``None``: none)."""
+    prefix = os.path.join(str(layout.root), "")
+    if os.path.isdir(entry):
+        for left_out in unread_files(walk(entry)):
+            builder.report("unread-files", str(entry), left_out)
+        for image in images_of(entry, layout):
+            file = image[len(prefix) :] if image.startswith(prefix) else os.path.abspath(image)
+            yield file, label_file(image)
+        return
+    labels = detected_labels(entry) if entry.name == DETECTIONS else {}
+    for image in labels or images_of(entry, layout):
+        # The user wrote the list, so absolute paths are allowed. Relative ones start from the list's folder.
+        found = finder.find(image, str(entry), detections=bool(labels))
+        if found is not None:
+            yield found, labels.get(image) or label_file(str(builder.root / found))
 
 
 def _report_missing(builder: DatasetBuilder, entries: tuple[Path, ...], unlabeled: list[str], used: set[str]) -> None:
@@ -128,10 +157,8 @@ def _is_label(file: Path) -> bool:
     return not words or (len(words) >= 5 and all(word.replace(".", "", 1).isdecimal() for word in words[:5]))
 
 
-def _boxes(
-    file: str, builder: DatasetBuilder, pose: bool
-) -> Iterator[tuple[int, tuple[float, float, float, float], str]]:
-    """Yield class number, normalized corners and place of each valid line."""
+def _boxes(file: str, builder: DatasetBuilder, pose: bool) -> Iterator[tuple[int, Box, float | None, bool, str]]:
+    """Yield class number, normalized corners, score (``None``: none), whether it is a polygon, and place of each line."""
     for number, line in enumerate(read_text(file).splitlines(), 1):
         where = f"{file}:{number}"
         try:
@@ -146,13 +173,24 @@ def _boxes(
             continue
         if pose:
             values = values[:5]
+        if len(values) in (6, 7) and values[-1] > 1 and values[-1].is_integer() and max(values[1:5]) <= 1:
+            values.pop()  # number of a track
+        score = None
+        if len(values) >= 6 and len(values) % 2 == 0 and 0 <= values[-1] <= 1:  # a detector wrote the file
+            *values, score = values
         coordinates = values[1:]
         if not values[0].is_integer() or len(coordinates) < 4 or len(coordinates) % 2:
             message = f"expected 'class x y width height', found {short(line.strip())}"
             builder.report("malformed-line", where, message)
-        elif len(coordinates) == 4:
-            x, y, width, height = coordinates
-            yield int(values[0]), (x - width / 2, y - height / 2, x + width / 2, y + height / 2), where
-        else:  # a polygon
-            xs, ys = coordinates[::2], coordinates[1::2]
-            yield int(values[0]), (min(xs), min(ys), max(xs), max(ys)), where
+        elif (box := _box(coordinates)) is not None:
+            if len(coordinates) > 4:
+                builder.report("shape-box", where, "a polygon or four corners")
+            yield int(values[0]), box, score, len(coordinates) > 4, where
+
+
+def _box(coordinates: Sequence[float]) -> Box | None:
+    """Corners of a box given by its center and sides, or by the points of a polygon."""
+    if len(coordinates) > 4:
+        return box_around(coordinates)
+    x, y, width, height = coordinates
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2

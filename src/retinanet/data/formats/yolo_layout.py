@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,18 +13,14 @@ from typing import Any
 
 import yaml
 
-from retinanet.data.formats.reading import (
-    clean_path,
-    is_image,
-    is_split_name,
-    listing,
-    read_text,
-    short,
-    walk,
-)
+from retinanet.data.formats.class_files import class_file, read_class_file
+from retinanet.data.formats.reading import clean_path, is_split_name, listing, read_text, short, walk
+from retinanet.data.images import is_image
 from retinanet.errors import DataError
 
-_NAME_LISTS = ("classes.txt", "obj.names")
+# Table of label files and their images, in the output of retinanet detect.
+DETECTIONS = "labels.csv"
+
 _PROBED_IMAGES = 50
 _MOST_CLASSES = 10_000
 
@@ -38,7 +35,8 @@ class Layout:
         names: class name of each class number; ``None`` if no file defines them.
         pose: lines have keypoints after the box.
         unnamed: ``names`` are numbers, because the YAML file gives only the number of classes.
-        file: the YAML file, if there is one.
+        file: the YAML or data file, if there is one.
+        moved: paths of another computer, each as a file and a sentence that says what replaces it.
     """
 
     root: Path
@@ -47,34 +45,37 @@ class Layout:
     pose: bool = False
     unnamed: bool = False
     file: Path | None = None
+    moved: tuple[tuple[str, str], ...] = ()
 
     @property
     def naming_file(self) -> Path | None:
         """The file that is expected to name the classes; it may be broken."""
         if self.file:
             return self.file
-        places = (self.root / name for name in ("data.yaml", *_NAME_LISTS))
-        return next((place for place in places if os.path.lexists(place)), None)
+        yaml_file = self.root / "data.yaml"
+        return yaml_file if os.path.lexists(yaml_file) else class_file(self.root)
 
     @cached_property
     def class_names(self) -> dict[int, str]:
         """``names``; without them, the class numbers found in all splits."""
         if self.names is not None:
             return self.names
-        images = (image for entries in self.splits.values() for entry in entries for image in images_of(entry, self))
+        pairs = (
+            (entry, image) for entries in self.splits.values() for entry in entries for image in images_of(entry, self)
+        )
+        images = (image if os.path.isdir(entry) else os.path.join(entry.parent, image) for entry, image in pairs)
         largest = max((_largest_class(label) for image in images if (label := label_file(image))), default=-1)
         return {number: str(number) for number in range(largest + 1)}
 
 
 def images_of(entry: Path, layout: Layout) -> Iterator[str]:
-    """Yield the image files of a folder, or of a text file with one path per line."""
+    """Yield the image files of a folder, or the paths in a text file with one path per line."""
     if os.path.isdir(entry):
         yield from filter(is_image, walk(entry))
     elif entry.suffix.lower() == ".txt" and os.path.isfile(entry):
         for number, line in enumerate(read_text(entry).splitlines(), 1):
             if line.strip():
-                # The user wrote the list, so absolute paths are allowed. Relative ones start from the list's folder.
-                yield os.path.join(entry.parent, clean_path(line.strip(), f"{entry}:{number}"))
+                yield clean_path(line.strip(), f"{entry}:{number}")
     else:
         raise DataError(
             f"{entry}: no such folder or .txt list of images; correct the path in {layout.file or layout.root}"
@@ -107,18 +108,30 @@ def _largest_class(file: str) -> int:
     return max((int(number) for number in numbers if number.isdecimal() and len(number) <= 4), default=-1)
 
 
+def detected_labels(entry: Path) -> dict[str, str]:
+    """Label file of each image, in the table that ``retinanet detect`` writes beside its labels."""
+    rows = list(csv.reader(read_text(entry).splitlines()))
+    return {row[1]: str(entry.parent / row[0]) for row in rows[1:] if len(row) == 2}
+
+
 def layout_of_folder(root: Path) -> Layout | None:
-    """Layout of a dataset folder, from its YAML file or its folder names; ``None`` if it is not a YOLO dataset."""
+    """Layout of a dataset folder, from its YAML or data file or its folder names; ``None`` if it is of no YOLO kind."""
     folders, files = listing(root)
     yamls = [file for file in files if file.suffix.lower() in (".yaml", ".yml")]
     for file in sorted(yamls, key=lambda f: f.stem.lower() not in ("data", "dataset")):
         if layout := layout_of_yaml(file, strict=file.stem.lower() == "data"):
             return layout
+    for file in files:
+        if file.suffix.lower() == ".data" and (layout := layout_of_data_file(file)):
+            return layout
     splits: dict[str, Path] = {}
     if _has_both(root):
         inner = [folder for folder in listing(root / "images")[0] if os.path.isdir(root / "labels" / folder.name)]
         mixed = any(is_image(file.name) for file in listing(root / "images")[1])
-        splits = {folder.name: folder for folder in inner} if inner and not mixed else {"": root / "images"}
+        divided = inner and not mixed and any(is_split_name(folder.name) for folder in inner)
+        splits = {folder.name: folder for folder in inner} if divided else {"": root / "images"}
+    elif _is_detection_output(root):
+        splits = {"": root / DETECTIONS}
     if not splits:
         splits = {folder.name: folder / "images" for folder in folders if _has_both(folder)}
     if not splits and _has_labeled_images(files):
@@ -126,7 +139,25 @@ def layout_of_folder(root: Path) -> Layout | None:
     if not splits:
         named = (folder for folder in folders if is_split_name(folder.name))
         splits = {folder.name: folder for folder in named if _has_labeled_images(listing(folder)[1])}
-    return Layout(root, {split: (path,) for split, path in splits.items()}, names_near(root)) if splits else None
+    if not splits:
+        splits = {file.stem: file for file in files if is_split_name(file.stem) and _lists_images(file)}
+    if not splits:
+        return None
+    # Labelling tools put the list of classes into the folders of labels.
+    places = [root, *(Path(label_path(str(path / "x"))).parent for path in splits.values() if os.path.isdir(path))]
+    return Layout(root, {split: (path,) for split, path in splits.items()}, names_near(*places))
+
+
+def _is_detection_output(root: Path) -> bool:
+    table = root / DETECTIONS
+    return os.path.isfile(table) and read_text(table).startswith("labels,path")
+
+
+def _lists_images(file: Path) -> bool:
+    if file.suffix.lower() != ".txt":
+        return False
+    lines = [line.strip() for line in read_text(file).splitlines()[:_PROBED_IMAGES]]
+    return any(map(is_image, lines))
 
 
 def _has_both(folder: Path) -> bool:
@@ -139,15 +170,48 @@ def _has_labeled_images(files: list[Path]) -> bool:
     return any(label_file(image) for image in images)
 
 
-def names_near(folder: Path) -> dict[int, str] | None:
-    """Class names from a list or YAML file in the folder, its ``labels`` folder, its parent or its grandparent."""
-    for place in (folder, folder / "labels", folder.absolute().parent, folder.absolute().parent.parent):
-        for name in _NAME_LISTS:
-            if os.path.isfile(place / name):
-                lines = [line.strip() for line in read_text(place / name).rstrip().splitlines()]
-                return {i: line or str(i) for i, line in enumerate(lines)}
+def names_near(folder: Path, *others: Path) -> dict[int, str] | None:
+    """Class names from a list or YAML file in one of the folders, their ``labels``, the parent or the grandparent."""
+    above = folder.absolute().parent
+    for place in (folder, *others, *(each / "labels" for each in (folder, *others)), above, above.parent):
+        if file := class_file(place):
+            return _numbered(read_class_file(file))
         if os.path.isfile(place / "data.yaml") and (layout := layout_of_yaml(place / "data.yaml")):
             return layout.names
+    return None
+
+
+def _numbered(names: dict[int, str]) -> dict[int, str]:
+    """Name the classes without a name by their numbers."""
+    return {number: name or str(number) for number, name in names.items()}
+
+
+def layout_of_data_file(file: Path) -> Layout | None:
+    """Layout that a data file of darknet describes, as CVAT writes it; ``None`` if the file is something else."""
+    pairs = [line.partition("=") for line in read_text(file).splitlines() if not line.lstrip().startswith("#")]
+    content = {key.strip().lower(): value.strip() for key, _, value in pairs if value.strip()}
+    # Darknet starts relative paths from its own folder, for example data/ or cfg/ above the file's folder.
+    places = (file.parent, file.absolute().parent.parent)
+    splits: dict[str, tuple[Path, ...]] = {}
+    for key, value in content.items():
+        if is_split_name(key):
+            found = existing_path(value, places)
+            if found or key != "eval":  # "eval = coco" names the way of evaluation
+                splits[key] = (found or file.parent / value,)
+    if not splits:
+        return None
+    named = existing_path(content["names"], places) if "names" in content else None
+    names = _numbered(read_class_file(named)) if named else names_near(file.parent)
+    return Layout(file.parent, splits, names, file=file)
+
+
+def existing_path(path: str, places: Sequence[Path]) -> Path | None:
+    """The longest end of ``path`` that exists in one of the folders ``places``; ``None`` if there is none."""
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for start in range(len(parts)):
+        for place in places:
+            if os.path.exists(found := place.joinpath(*parts[start:])):
+                return found
     return None
 
 
@@ -167,9 +231,12 @@ def layout_of_yaml(file: Path, strict: bool = True) -> Layout | None:
     if not isinstance(content, dict) or not ("names" in content or "nc" in content):
         return None
     keys = [key for key, value in content.items() if isinstance(key, str) and value and _is_split(key, value, file)]
-    splits = {key: _entries(file, content.get("path"), content[key]) for key in keys}
+    moved: list[tuple[str, str]] = []
+    splits = {key: _entries(file, content.get("path"), content[key], moved) for key in keys}
     unnamed = content.get("names") is None
-    return Layout(file.parent, splits, _names(content, file), "kpt_shape" in content, unnamed, file) if splits else None
+    if not splits:
+        return None
+    return Layout(file.parent, splits, _names(content, file), "kpt_shape" in content, unnamed, file, tuple(moved))
 
 
 class _Loader(yaml.SafeLoader):
@@ -210,7 +277,7 @@ def _names(content: dict[str, Any], file: Path) -> dict[int, str]:
     return result
 
 
-def _entries(file: Path, base: Any, value: Any) -> tuple[Path, ...]:
+def _entries(file: Path, base: Any, value: Any, moved: list[tuple[str, str]]) -> tuple[Path, ...]:
     """Resolve the paths of one split. A path that does not exist is kept; reading it raises the error."""
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(v, str) for v in values):
@@ -224,5 +291,8 @@ def _entries(file: Path, base: Any, value: Any) -> tuple[Path, ...]:
         # Roboflow writes ../train/images for a folder beside the YAML file.
         names = (inner, entry) if base is None else (entry, inner)
         options = [place / name for name in names for place in places]
-        found.append(next((option for option in options if os.path.exists(option)), places[0] / entry))
+        path = next((option for option in options if os.path.exists(option)), None)
+        if path is None and (path := existing_path(entry, [file.parent])):
+            moved.append((str(file), f"{entry} is {path}"))
+        found.append(path or places[0] / entry)
     return tuple(found)

@@ -1,0 +1,183 @@
+"""EXIF orientation: how an image file is turned for display, read quickly from its header, and applied to boxes."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+ORIENTATION_TAG = 0x0112
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+
+# Orientations whose images lie on their side: width and height are swapped for display.
+SIDEWAYS = (5, 6, 7, 8)
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Bytes of a file that are read first; they hold the header of most JPEG files.
+_HEAD = 4096
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
+_PNG_EXIF_TEXT = (b"Raw profile type", b"XML:com.adobe.xmp")
+_BASELINE_OR_PROGRESSIVE = (0xC0, 0xC1, 0xC2)
+_APP1 = 0xE1  # holds EXIF or XMP
+
+_T = TypeVar("_T")
+
+# Files whose headers are read by one task of a thread.
+_FILES_PER_TASK = 256
+
+
+class Header(NamedTuple):
+    """Size of an image file, and how it is turned.
+
+    Attributes:
+        stored: ``(width, height)`` of the stored pixels.
+        orientation: EXIF orientation, 1 (upright) to 8.
+    """
+
+    stored: tuple[int, int]
+    orientation: int
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """``(width, height)`` of the turned image."""
+        width, height = self.stored
+        return (height, width) if self.orientation in SIDEWAYS else (width, height)
+
+
+def header_of_image(image: Image.Image) -> Header:
+    """Header of an image that Pillow has opened."""
+    orientation = orientation_of(image)
+    if image.format == "TIFF":  # Pillow may give the size of the turned image
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        return Header((int(tags[_TIFF_WIDTH]), int(tags[_TIFF_HEIGHT])), orientation)
+    return Header(image.size, orientation)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation of a Pillow image; 1 if it has none or an invalid one."""
+    try:
+        value = int(image.getexif().get(ORIENTATION_TAG, 1))
+    except Exception:  # a broken EXIF block raises many kinds of errors; the pixels may be fine
+        return 1
+    return value if value in TURNS else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF orientation says."""
+    orientation = orientation_of(image)
+    if image.format == "TIFF":
+        image.load()  # Pillow turns TIFF images while it loads them, and removes the tag
+        orientation = int(image.tag_v2.get(ORIENTATION_TAG, 1))  # type: ignore[attr-defined]
+    turn = TURNS.get(orientation)  # ImageOps.exif_transpose fails if another tag is broken
+    return image if turn is None else image.transpose(turn)
+
+
+def turned_pixels(pixels: npt.NDArray[np.float32], orientation: int) -> npt.NDArray[np.float32]:
+    """Turn an array ``(H, W, …)`` as an image with this orientation is turned."""
+    if orientation in (2, 3, 7, 8):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 6, 7):
+        pixels = pixels[::-1]
+    return pixels.swapaxes(0, 1) if orientation in SIDEWAYS else pixels
+
+
+def turned_boxes(
+    boxes: npt.NDArray[np.float64], orientation: int, stored: tuple[float, float]
+) -> npt.NDArray[np.float64]:
+    """Turn boxes as an image with this orientation is turned.
+
+    Args:
+        boxes: ``(n, 4)`` ``xyxy`` in pixels of the stored image.
+        orientation: EXIF orientation.
+        stored: ``(width, height)`` of the stored image.
+
+    Returns:
+        ``(n, 4)`` ``xyxy`` in pixels of the upright image.
+    """
+    x1, y1, x2, y2 = boxes.T
+    if orientation in (2, 3, 7, 8):  # mirrored in x (before the sides are swapped)
+        x1, x2 = stored[0] - x2, stored[0] - x1
+    if orientation in (3, 4, 6, 7):
+        y1, y2 = stored[1] - y2, stored[1] - y1
+    return np.column_stack((y1, x1, y2, x2) if orientation in SIDEWAYS else (x1, y1, x2, y2))
+
+
+def quick_header(path: str | os.PathLike[str]) -> Header | None:
+    """Read the header of a JPEG or PNG file without EXIF data; ``None`` for every other file.
+
+    It takes a tenth of Pillow's time. For PNG, Pillow would even decode the pixels, because EXIF data may follow them.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+            if head.startswith(b"\xff\xd8\xff"):
+                return _jpeg_header(file, head)
+            return _png_header(file) if head.startswith(_PNG_SIGNATURE) else None
+    except (OSError, struct.error, IndexError):  # missing, or cut short
+        return None
+
+
+def map_files(function: Callable[[str], _T], paths: Sequence[str]) -> list[_T]:
+    """Apply ``function`` to all paths, in threads: on a network disk, most of the time is waiting."""
+    chunks = [paths[i : i + _FILES_PER_TASK] for i in range(0, len(paths), _FILES_PER_TASK)]
+
+    def apply(chunk: Sequence[str]) -> list[_T]:
+        return [function(path) for path in chunk]
+
+    if len(chunks) < 2:
+        return apply(paths)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return [result for results in pool.map(apply, chunks) for result in results]
+
+
+def _jpeg_header(file: BinaryIO, head: bytes) -> Header | None:
+    start, position = 0, 2  # of ``head``, and of the next marker, in the file
+    while True:
+        if position + 9 > start + len(head):
+            file.seek(position)
+            start, head = position, file.read(_HEAD)
+        mark, marker, length = struct.unpack_from(">BBH", head, position - start)
+        if mark != 0xFF or marker == _APP1 or not 0xC0 <= marker <= 0xFE:
+            return None
+        if marker in _BASELINE_OR_PROGRESSIVE:
+            height, width = struct.unpack_from(">HH", head, position - start + 5)
+            return Header((width, height), 1) if width and height else None
+        position += 2 + length
+
+
+def _png_header(file: BinaryIO) -> Header | None:
+    file.seek(len(_PNG_SIGNATURE))
+    size = None
+    while True:
+        length, kind = struct.unpack(">I4s", file.read(8))
+        if kind == b"IHDR":
+            width, height = struct.unpack(">II", file.read(8))
+            size = (width, height) if width and height else None
+            length -= 8
+        elif kind == b"eXIf":
+            return None
+        elif kind in _PNG_TEXT:
+            text = file.read(min(length, 40))
+            if text.startswith(_PNG_EXIF_TEXT):
+                return None
+            length -= len(text)
+        elif kind == b"IEND":
+            return Header(size, 1) if size else None
+        file.seek(length + 4, os.SEEK_CUR)  # the data and its checksum
