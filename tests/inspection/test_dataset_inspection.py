@@ -26,7 +26,7 @@ def test_result_is_that_of_the_command(planted: Path, tmp_path: Path, capsys: py
     said = capsys.readouterr().out
     found = retinanet.inspect(planted, **settings)
     assert json.loads((tmp_path / "findings.json").read_text()) == json.loads(json.dumps(found.to_dict()))
-    lines = list(inspection_lines(replace(found, notes=[])))  # the command has decoded the images, so they are known now
+    lines = list(inspection_lines(replace(found, notes=[])))  # the command has decoded the images
     assert said.startswith("\n".join(lines))
     assert lines[0].startswith("planted: ")
     assert "Image that cannot be read (1 ×): training stops" in lines[0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retinanet.cli.terminal import console, describe, make_folder, print_next, print_notes, quoted
+from retinanet.cli.terminal import console, describe, make_folder, print_next, print_notes, quoted, reading_flags
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset
@@ -49,5 +49,6 @@ def run(
     better = b if comparison.total["AP"].delta >= 0 else a
     flag = "--detections " if isinstance(better, DetectionFile) else ""
     chosen = f" --split {quoted(split)}" if split != "val" else ""
-    print_next(f"retinanet eval {flag}{quoted(str(better))} {quoted(data)}{chosen}")
+    command = f"retinanet eval {flag}{quoted(str(better))} {quoted(data)}{chosen}"
+    print_next(" ".join([command, *reading_flags(options)]))
     return 0

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, parse, print_next
+from retinanet.cli.terminal import console, parse, print_next, unused
 from retinanet.flags import quoted
 
 
@@ -35,5 +35,6 @@ def run(argv: Sequence[str]) -> int:
 
     write_sample(arguments.out, arguments.images, arguments.seed, arguments.size)
     console.print(f"wrote {arguments.images} images with their annotations to {arguments.out}")
-    print_next(f"retinanet train {quoted(arguments.out)} --out runs/sample --data.size 320 --train.epochs 6")
+    out = quoted(unused(Path("runs/sample")))
+    print_next(f"retinanet train {quoted(arguments.out)} --out {out} --data.size 320 --train.epochs 6")
     return 0

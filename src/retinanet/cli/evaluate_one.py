@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retinanet.cli.terminal import console, describe, make_folder, print_next, print_notes, quoted
+from retinanet.cli.terminal import (
+    console,
+    describe,
+    make_folder,
+    new_run,
+    print_next,
+    print_notes,
+    quoted,
+    reading_flags,
+)
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset
@@ -44,7 +53,8 @@ def run(
     print_notes([remark] if remark else [])
     console.print(f"wrote {folder}/metrics.json{' and' if from_file else ', detections.json and'} report.html")
     if from_file:
-        print_next(f"retinanet train {quoted(data)} --out runs/{quoted(Path(data).stem)}")
+        flags = [*reading_flags(options), *new_run(Path(data).resolve().stem)]
+        print_next(" ".join([f"retinanet train {quoted(data)}", *flags]))
     else:
         print_next(f"retinanet detect {quoted(str(source))} {quoted(evaluation.dataset.path(0))} --out detections")
     return 0

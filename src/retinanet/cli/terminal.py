@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import tyro
@@ -11,6 +12,8 @@ import tyro
 from retinanet.files import make_folder as make_folder
 from retinanet.flags import changed_flags as changed_flags
 from retinanet.flags import quoted as quoted
+from retinanet.flags import reading_flags as reading_flags
+from retinanet.flags import unused as unused
 from retinanet.progress import plain_console
 
 if TYPE_CHECKING:
@@ -67,5 +70,11 @@ def print_notes(notes: Sequence[str]) -> None:
 
 
 def print_next(command: str) -> None:
-    """Print a suggested next command, as the last line of the output."""
+    """Print a suggested next command, as the last line of the output. It works as printed."""
     console.print(f"next: {command}")
+
+
+def new_run(name: str = "retinanet") -> list[str]:
+    """Return the flags for a folder of a training that does not exist yet; none if the default does not."""
+    folder = unused(Path("runs") / name)
+    return [] if str(folder) == str(Path("runs/retinanet")) else [f"--out {quoted(folder)}"]

@@ -1,6 +1,6 @@
 """Run a function in worker processes, and keep going when a worker dies.
 
-Each worker has a socket of its own. No shared memory (``/dev/shm``), semaphore or common queue is involved, which a dying
+Each worker has a socket of its own. There is no shared memory (``/dev/shm``), semaphore or common queue, which a dying
 process could leave full or locked. The end of a worker closes its socket, so it is noticed at once, and its tasks are
 given to the other workers. If no worker is left, the main process runs the tasks itself. A task must give the same
 result wherever it runs; then neither the number of workers nor their death changes the results.
@@ -186,7 +186,7 @@ class Workers(Generic[Task, Result]):
             self._arrived.put((worker, None, Failure(error)))
 
     def _wait(self) -> dict[int, Any] | None:
-        """Wait for a result and return it by its number; empty if a worker has died, None if ``stop`` ended the wait."""
+        """Wait for a result. The answer is empty if a worker has died, and None if ``stop`` ended the wait."""
         began, said = time.monotonic(), False
         while True:
             try:

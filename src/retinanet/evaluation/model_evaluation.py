@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_eval, with_model_classes
 from retinanet.data.verify import verify_images
@@ -44,6 +45,7 @@ class Evaluation:
         metrics: COCO's and Pascal VOC's metrics.
         analysis: error analysis, thresholds, calibration and example images.
         notes: notes on the data and the detections for the user.
+        config: the settings of the detector's training; ``None`` for a file of detections.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Evaluation:
     metrics: Metrics
     analysis: Analysis
     notes: tuple[str, ...] = ()
+    config: Config | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to the content of ``metrics.json``."""
@@ -83,6 +86,7 @@ def evaluate(
     Raises:
         RetinaNetError: the weights, the dataset or the detections cannot be read, or the device cannot be used.
     """
+    config = None
     if isinstance(weights, DetectionFile):
         dataset, notes = read_eval(data, split, options=options)
         predictions, remarks = read_detections(weights.path, dataset)
@@ -92,7 +96,8 @@ def evaluate(
         from retinanet.detection.detector import load  # torch
 
         detector = load(weights, precision, device)
-        trained = detector.info.config.data
+        config = detector.info.config
+        trained = config.data
         options = replace(options, skip_broken=options.skip_broken or trained.skip_broken)
         dataset, notes = read_eval(data, split, trained.val_fraction, options=options)
         dataset = with_model_classes(dataset, detector.classes)
@@ -103,7 +108,8 @@ def evaluate(
         opened(dataset, notes)
         predictions = detections_on(dataset, detector, "images", console)
     metrics = replace(coco_metrics(dataset, predictions), voc=voc_metrics(dataset, predictions))
-    return Evaluation(str(weights), dataset, predictions, metrics, analyze(dataset, predictions), tuple(notes))
+    analysis = analyze(dataset, predictions)
+    return Evaluation(str(weights), dataset, predictions, metrics, analysis, tuple(notes), config)
 
 
 def detections_on(dataset: Dataset, detector: Detector, what: str, console: Console | None) -> Detections:

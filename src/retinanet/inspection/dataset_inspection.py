@@ -87,7 +87,8 @@ def inspect(
 ) -> Inspection:
     """Inspect a dataset: find defects, and measure how well the anchors cover its boxes.
 
-    Every image of every split is decoded once, unless an earlier run has decoded the same file. Defects never raise an error; they are findings.
+    Every image of every split is decoded once, unless an earlier run has decoded it. Defects never raise an error;
+    they are findings.
 
     Args:
         dataset: folder or annotation file of a COCO, Pascal VOC, YOLO or CSV dataset.

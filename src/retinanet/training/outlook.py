@@ -28,8 +28,7 @@ def outlook(train_set: Dataset, val_set: Dataset, config: Config) -> str:
     epochs = "1 epoch" if settings.epochs == 1 else f"{settings.epochs} epochs"
     return (
         f"This training uses {contents(splits)} {problems(found)} It trains {config.model.backbone} at {data.size} px "
-        f"for {epochs} with {settings.batch} images per step, evaluates every "
-        f"{'epoch' if settings.eval_every == 1 else f'{settings.eval_every} epochs'} on val, and keeps the best weights."
+        f"for {epochs} with {settings.batch} images per step, and keeps the weights with the best AP on val."
     )
 
 
@@ -57,7 +56,7 @@ class Clock:
         left = seconds / done * (steps - step)
         if left < _WORTH:
             return None
-        return f"about {duration(left)} left: {steps - step:,} steps of {seconds / done:.2g} s each, and the evaluations"
+        return f"about {duration(left)} left: {steps - step:,} steps of {seconds / done:.2g} s, and the evaluations"
 
 
 def duration(seconds: float) -> str:

@@ -106,7 +106,7 @@ def epoch_line(
     precision = "  ".join(f"{name} {metrics[name]:.3f}" for name in ("AP", "AP50", "AP75"))
     line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {loss:.3f}  {precision}"
     if waited > _MUCH_WAITING:
-        remedy = "try more --data.workers" if more_workers_help else "smaller or locally stored files are faster to read"
+        remedy = "try more --data.workers" if more_workers_help else "smaller or local files load faster"
         line += f"  ({waited:.0%} of the time waiting for images; {remedy})"
     return line
 
