@@ -50,6 +50,15 @@ def test_objects_without_anchor_are_counted(settings: AssignConfig, left_out: in
         assert "\n" not in warning
 
 
+def test_the_assignment_in_use_is_not_advised() -> None:
+    data = DataConfig(size=512)
+    assert "--assign.method atss" in str(objects_left_out(images([15.0] * 5), Config(data=data)))
+    warning = objects_left_out(images([2.0] * 5), Config(data=data, assign=AssignConfig(method="atss")))
+    assert warning is not None
+    assert "atss" not in warning
+    assert warning.endswith("or try a larger --data.size")
+
+
 def test_few_objects_without_anchor_are_no_news() -> None:
     config = Config(data=DataConfig(size=512))
     assert objects_left_out(images([15.0] * 10 + [64.0] * 90), config) is None

@@ -156,7 +156,7 @@ def training_loader(
         worker_count(config),
         warn=lambda message: remarks.append(f"{message}. Fewer --data.workers need less memory"),
         describe=lambda keys: _named(dataset, [index for _, _, index in keys]),
-        receive=_pinned if pin_memory else _unchanged,
+        on_arrival=_pinned if pin_memory else _unchanged,
         stop=stop,
     )
     for samples in workers.run(order):

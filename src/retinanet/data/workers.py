@@ -9,13 +9,11 @@ result wherever it runs; then neither the number of workers nor their death chan
 from __future__ import annotations
 
 import atexit
-import io
 import multiprocessing
 import pickle
 import queue
 import signal
 import socket
-import struct
 import threading
 import time
 import traceback
@@ -25,11 +23,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
+from retinanet.data.transport import receive, send
 from retinanet.errors import DataError
 
 Task = TypeVar("Task")
@@ -43,9 +39,6 @@ _PATIENCE = 60
 
 # Seconds without a result after which a request to stop ends the wait, and after which a line is printed.
 _STOP_SECONDS, _SLOW_SECONDS = 5.0, 120.0
-
-# Arrays from this number of bytes on are sent without a copy.
-_LARGE = 1 << 14
 
 # Signals that a fault of the program raises, in contrast to a signal from outside. A task that ends two workers in this
 # way would end the main process, too.
@@ -77,7 +70,7 @@ class Workers(Generic[Task, Result]):
         workers: int,
         warn: Callable[[str], object],
         describe: Callable[[Task], str] = str,
-        receive: Callable[[Result], Result] = lambda result: result,
+        on_arrival: Callable[[Result], Result] = lambda result: result,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Describe the work; the processes start with :meth:`run`.
@@ -87,10 +80,10 @@ class Workers(Generic[Task, Result]):
             workers: number of processes. 0: the main process runs the tasks.
             warn: called with a message when a worker dies.
             describe: names a task in an error message.
-            receive: called in a thread of the main process with each result.
+            on_arrival: called in a thread of the main process with each result.
             stop: while nothing arrives, whether to stop waiting.
         """
-        self._function, self._count, self._receive, self._stop = function, workers, receive, stop
+        self._function, self._count, self._on_arrival, self._stop = function, workers, on_arrival, stop
         self._warn, self._describe = warn, describe
         self._workers: list[_Worker] = []
         self._arrived: queue.SimpleQueue[tuple[_Worker, int | None, Any]] = queue.SimpleQueue()
@@ -105,7 +98,7 @@ class Workers(Generic[Task, Result]):
             Exception: an exception of ``function``.
         """
         if self._count == 0:
-            yield from (self._receive(self._function(task)) for task in tasks)
+            yield from (self._on_arrival(self._function(task)) for task in tasks)
             return
         results: dict[int, Any] = {}
         numbered, handed_out, number = enumerate(tasks), 0, 0
@@ -170,15 +163,15 @@ class Workers(Generic[Task, Result]):
         worker = min(self._workers, key=lambda each: len(each.tasks))
         worker.tasks.append(number)
         with suppress(OSError):  # the worker has died; its thread reports that
-            _send(worker.connection, (number, self._tasks[number]))
+            send(worker.connection, (number, self._tasks[number]))
 
     def _read(self, worker: _Worker) -> None:
         """Receive the results of a worker. A thread runs this, so that the worker need not wait for the main thread."""
         number = None
         try:
             while True:
-                number, result = _receive(worker.connection)
-                received = result if isinstance(result, Failure) else self._receive(result)
+                number, result = receive(worker.connection)
+                received = result if isinstance(result, Failure) else self._on_arrival(result)
                 self._arrived.put((worker, number, received))
         except (OSError, EOFError):
             self._arrived.put((worker, None, None))
@@ -209,7 +202,7 @@ class Workers(Generic[Task, Result]):
             return {number: result}
 
     def _run_here(self, number: int) -> Result:
-        return self._receive(self._function(self._tasks.pop(number)))
+        return self._on_arrival(self._function(self._tasks.pop(number)))
 
     def _remove(self, worker: _Worker) -> None:
         """Give the tasks of a dead worker to the others."""
@@ -251,12 +244,12 @@ def _serve(function: Callable[[Any], Any], connection: socket.socket, inherited:
     torch.set_num_threads(1)
     with suppress(OSError, EOFError):
         while True:
-            number, task = _receive(connection)
+            number, task = receive(connection)
             try:
                 result = function(task)
             except Exception as error:
                 result = _as_failure(error)
-            _send(connection, (number, result))
+            send(connection, (number, result))
 
 
 def _as_failure(error: Exception) -> Failure:
@@ -297,62 +290,6 @@ def _signals_blocked() -> Iterator[None]:
 
 def _signal_name(code: int | None) -> str:
     try:
-        return signal.Signals(-(code or 0)).name
+        return signal.Signals(abs(code or 0)).name if (code or 0) < 0 else ""
     except ValueError:
         return ""
-
-
-class _Pickler(pickle.Pickler):
-    """Pickles CPU tensors as arrays, whose memory need not be copied. Strides of permuted tensors are kept."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return NotImplemented
-        order = sorted(range(value.ndim), key=lambda axis: -value.stride(axis))
-        array = value.detach().permute(order).contiguous().numpy()
-        return _tensor, (array, [order.index(axis) for axis in range(value.ndim)])
-
-
-def _tensor(array: npt.NDArray[Any], order: list[int]) -> Tensor:
-    return torch.from_numpy(array).permute(order)
-
-
-def _send(connection: socket.socket, value: Any) -> None:
-    """Send a value: the number of its parts, their lengths, its pickle, and the memory of its large arrays."""
-    large: list[memoryview] = []
-
-    def keep_inside(buffer: pickle.PickleBuffer) -> bool:
-        view = buffer.raw()
-        if view.nbytes >= _LARGE:
-            large.append(view)
-        return view.nbytes < _LARGE
-
-    pickled = io.BytesIO()
-    _Pickler(pickled, protocol=5, buffer_callback=keep_inside).dump(value)
-    parts = [pickled.getbuffer(), *large]
-    connection.sendall(struct.pack(f"<{len(parts) + 1}Q", len(parts), *(part.nbytes for part in parts)))
-    for part in parts:
-        connection.sendall(part)
-
-
-def _receive(connection: socket.socket) -> Any:
-    """Receive a value.
-
-    Raises:
-        EOFError: the other process has closed the connection or has ended.
-    """
-    (parts,) = struct.unpack("<Q", _bytes(connection, 8))
-    sizes = struct.unpack(f"<{parts}Q", _bytes(connection, 8 * parts))
-    pickled, *large = [_bytes(connection, size) for size in sizes]
-    return pickle.loads(pickled, buffers=large)
-
-
-def _bytes(connection: socket.socket, size: int) -> memoryview:
-    view = memoryview(np.empty(size, dtype=np.uint8))
-    received = 0
-    while received < size:
-        count = connection.recv_into(view[received:], 0, getattr(socket, "MSG_WAITALL", 0))
-        if count == 0:
-            raise EOFError
-        received += count
-    return view

@@ -62,9 +62,7 @@ def _errors(analysis: Analysis, config: Config | None) -> Iterator[str]:
 
 def _settings(helps: Sequence[str], config: Config) -> str:
     """Propose changes of the settings of a training, without those that it had."""
-    fitted = config.anchors != AnchorSpec() and config.anchors not in [
-        load_recipe(r).anchors for r in bundled_recipes()
-    ]
+    fitted = config.anchors not in [AnchorSpec(), *(load_recipe(name).anchors for name in bundled_recipes())]
     changes = {
         "size": f"larger images (--data.size, now {config.data.size})",
         "anchors": "" if fitted else "anchors fitted to your boxes (retinanet data anchors)",
