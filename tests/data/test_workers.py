@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import shutil
@@ -53,6 +54,7 @@ class Dies:
         if task == self.at and os.getpid() != self.main and not (self.note and self.note.exists()):
             if self.note:
                 self.note.touch()
+            faulthandler.disable()  # pytest enabled it; it prints a long text
             os.kill(os.getpid(), self.number)
             time.sleep(30)
         return 10 * task

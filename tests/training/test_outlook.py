@@ -18,7 +18,8 @@ def cats_and_dogs(cats: int, dogs: int, dropped: int = 0) -> Dataset:
     builder = DatasetBuilder("pets", Path("/data"), ("cat", "dog"))
     for number in range(cats + dogs):
         builder.add_image(f"{number}.png", 100, 100)
-        builder.add_box((10, 10, 60, 60), int(number >= cats), "")
+        left, top = 7 * number % 40, 11 * number % 40
+        builder.add_box((left, top, left + 50 + number % 10, top + 50 + number % 7), int(number >= cats), "")
         if number < dropped:
             builder.add_box((20, 20, 20, 40), 0, f"line {number}")
     return builder.build()
@@ -29,14 +30,14 @@ def test_a_sound_dataset_takes_three_sentences() -> None:
     said = outlook(cats_and_dogs(20, 1200), cats_and_dogs(3, 4), replace(config, train=replace(config.train, epochs=1)))
     assert said == (
         "This training uses 1,220 images in train and 7 images in val, with 1,227 boxes of 2 classes. No problem was "
-        "found that would harm a training. It trains resnet50 at 800 px for 1 epoch with 16 images per step, and keeps "
-        "the weights with the best AP on val."
+        "found that would harm a training. It trains resnet50.tv_in1k at 800 px for 1 epoch with 16 images per step, "
+        "and keeps the weights with the best AP on val."
     )
 
 
 def test_the_most_serious_problems_come_first_with_effect_and_remedy() -> None:
     said = outlook(cats_and_dogs(20, 2, dropped=5), cats_and_dogs(3, 4), load_recipe("paper"))
-    assert "There are 6 warnings, the most serious first. Degenerate box (5 ×): the box is dropped; correct the" in said
+    assert "Found 6 warnings, the most serious first. Degenerate box (5 ×): the box is dropped; correct the" in said
     assert "Class with fewer than 10 boxes in train (1 ×): too few examples to learn the class; annotate more" in said
     assert said.index("Degenerate") < said.index("Class with fewer")
     assert "\n" not in said

@@ -52,7 +52,8 @@ def problems(findings: Iterable[Finding]) -> str:
         for severity in ("error", "warning")
         if any(kind.severity == severity for kind in serious)
     ]
-    sentences = [f"There are {' and '.join(counts)}, the most serious first."]
+    first = ", the most serious first" if len(serious) > 1 else ""
+    sentences = [f"Found {' and '.join(counts)}{first}."]
     for kind, group in list(serious.items())[:_KINDS]:
         effects = {finding.effect or kind.effect for finding in group}
         effect = effects.pop() if len(effects) == 1 else kind.effect
