@@ -36,7 +36,7 @@ RATES = (0.0025, 0.005, 0.01, 0.02)
 # whose features are larger than a ResNet's (paper_fitted, bccd, step 249).
 COMMON = {
     "model": {"backbone": "tf_efficientnet_lite0"},
-    "data": {"size": SIZE, "max_size": MAX_SIZE, "workers": 0, "verify": False},
+    "data": {"size": SIZE, "max_size": MAX_SIZE, "workers": 0, "verify": "never"},
 }
 PAPER = {"train": {"batch": 8, "clip": 10.0}}
 

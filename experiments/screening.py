@@ -30,7 +30,7 @@ START: dict[str, dict[str, Any]] = {
     "model": {"backbone": "tf_efficientnet_lite0", "freeze_stages": 2, "subnet_norm": "group"},
     "assign": {"method": "atss"},
     "loss": {"box": "giou", "box_weight": 2.0},
-    "data": {"size": SIZE, "max_size": MAX_SIZE, "scale": [0.8, 1.25], "color": 0.2, "workers": 0, "verify": False},
+    "data": {"size": SIZE, "max_size": MAX_SIZE, "scale": [0.8, 1.25], "color": 0.2, "workers": 0, "verify": "never"},
     "train": {
         "batch": 4,
         "optimizer": "adamw",

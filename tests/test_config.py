@@ -159,6 +159,19 @@ def test_the_pyramid_has_the_strides_it_has() -> None:
         Config(anchors=AnchorSpec(sizes=(32.0, 64.0), strides=(8, 16)))
 
 
+def test_a_setting_accepts_its_former_values() -> None:
+    """Recipes and weights of earlier versions hold ``verify: true`` and ``verify: false``."""
+    for former, now in ((True, "auto"), (False, "never")):
+        config = Config.from_dict({"data": {"verify": former}})
+        assert config.data.verify == now
+        assert with_former_names(config)["data"]["verify"] is former
+    assert Config.from_dict({"data": {"verify": "always"}}).data.verify == "always"
+    with pytest.raises(ConfigError, match="auto, always, never"):
+        Config.from_dict({"data": {"verify": "perhaps"}})
+    with pytest.raises(ConfigError):
+        Config.from_dict({"model": {"backbone": True}})
+
+
 def test_a_setting_is_found_by_its_former_name() -> None:
     """Recipes and checkpoints of earlier versions have it."""
     assert Config.from_dict({"train": {"pictures_every": 3}}).train.images_every == 3

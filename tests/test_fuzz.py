@@ -88,7 +88,7 @@ def _read_and_train(case: Case, root: Path, out: Path) -> tuple[Content, list[st
 def _load_and_lose(dataset: Dataset, reports: list[str], verified: bool) -> None:
     """Pass everything through the loader, the assignment and the loss on random outputs of a network."""
     config = _config()
-    config = replace(config, data=replace(config.data, verify=verified))
+    config = replace(config, data=replace(config.data, verify="auto" if verified else "never"))
     seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for batch in training_loader(dataset, TrainingOrder(dataset, 4, 1, seed=0), config.data, seed=0):
         images = normalized_batch(batch.images, (0.5,) * 3, (0.25,) * 3)

@@ -93,7 +93,7 @@ UNUSED: dict[str, dict[str, object]] = {
     "model": {"weights": None},
     "assign": {"candidates": 9},
     "loss": {"star_beta": 1.0, "ohem_batch": 128, "ohem_nms": 0.5},
-    "data": {"train": None, "val": None, "val_fraction": 0.1, "workers": None, "verify": True} | READING,
+    "data": {"train": None, "val": None, "val_fraction": 0.1, "workers": None, "verify": "auto"} | READING,
     "train": {
         "device": "auto",
         "seed": 0,

@@ -190,8 +190,11 @@ class DataConfig(ReadOptions):
     pixel_range: tuple[float, float] | None = None
     """Values that become black and white in images with more than 8 bits. Unset: from the training images. It is stored
     with the weights."""
-    verify: bool = True
-    """Decode every image once before training, so that a broken file is reported at once and not after hours."""
+    verify: Literal["auto", "always", "never"] = field(
+        default="auto", metadata={"former_values": {True: "auto", False: "never"}}
+    )
+    """Decode every image before training, so that a broken file is reported at once and not after hours. auto: without
+    files that are unchanged since an earlier check. always: also those. never: check nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

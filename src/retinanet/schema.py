@@ -23,8 +23,8 @@ def updated(settings: Settings, values: Mapping[str, Any], where: str) -> Settin
 
     Args:
         settings: an instance of a dataclass.
-        values: new values by name, as YAML or JSON hold them. Names that settings had in earlier versions (``formerly``
-            in the metadata of a field) are understood.
+        values: new values by name, as YAML or JSON hold them. Names and values that settings had in earlier versions
+            (``formerly`` and ``former_values`` in the metadata of a field) are understood.
         where: the file or the recipe that the values come from, for messages.
 
     Raises:
@@ -33,6 +33,7 @@ def updated(settings: Settings, values: Mapping[str, Any], where: str) -> Settin
     hints = typing.get_type_hints(type(settings))
     fields = dataclasses.fields(settings)  # type: ignore[arg-type]
     renamed = {field.metadata["formerly"]: field.name for field in fields if "formerly" in field.metadata}
+    replaced = {field.name: field.metadata.get("former_values", {}) for field in fields}
     changes: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
@@ -43,6 +44,7 @@ def updated(settings: Settings, values: Mapping[str, Any], where: str) -> Settin
             raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
         current = getattr(settings, name)
         if not dataclasses.is_dataclass(current):
+            value = replaced[name].get(value, value) if isinstance(value, bool) else value
             changes[name] = _coerced(value, hints[name], f"{where}: {key}")
         elif isinstance(value, Mapping):
             changes[name] = updated(current, value, f"{where}: {key}")
@@ -54,15 +56,19 @@ def updated(settings: Settings, values: Mapping[str, Any], where: str) -> Settin
 def with_former_names(settings: Any) -> dict[str, Any]:
     """Return all settings as earlier versions had them, for hashes that must not change.
 
-    They have their original names, and those that may be unset since a later version have their former default
-    (``unset_was`` in the metadata of a field).
+    They have their original names and values, and those that may be unset since a later version have their former
+    default (``unset_was`` in the metadata of a field).
     """
     values: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         value = field.metadata.get("unset_was") if value is None else value
         name = field.metadata.get("formerly", field.name)
-        values[name] = with_former_names(value) if dataclasses.is_dataclass(value) else value
+        former = {new: old for old, new in field.metadata.get("former_values", {}).items()}
+        if dataclasses.is_dataclass(value):
+            values[name] = with_former_names(value)
+        else:
+            values[name] = former.get(value, value) if former else value  # some values are lists, which have no hash
     return values
 
 

@@ -184,7 +184,6 @@ def fail_with(error: BaseException) -> Callable[..., None]:
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nmore"), "--train.batch"),
         (MemoryError(), "--data.size"),
-        (RuntimeError("DataLoader worker (pid(s) 4711) exited unexpectedly"), "--data.workers 0"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x/metrics.jsonl"), "x/metrics.jsonl: No space left"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ def test_result_is_that_of_the_command(planted: Path, tmp_path: Path, capsys: py
     said = capsys.readouterr().out
     found = retinanet.inspect(planted, **settings)
     assert json.loads((tmp_path / "findings.json").read_text()) == json.loads(json.dumps(found.to_dict()))
-    assert said.startswith("\n".join(inspection_lines(found)))
+    lines = list(inspection_lines(replace(found, notes=[])))  # the command has decoded the images
+    assert said.startswith("\n".join(lines))
+    assert lines[0].startswith("planted: ")
+    assert "Image that cannot be read (1 ×): training stops" in lines[0]
     assert found.name == planted.name
     assert found.train is found.surveys["train"]
     assert list(found.surveys) == list(found.splits) == ["train", "val"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.detections import Detections
 from retinanet.evaluation.analysis import analyze
+from retinanet.recipes import load_recipe
 from retinanet.report.advice import costliest, next_steps
 from scenes import one_cat, random_detections, random_truth
 
@@ -25,6 +27,36 @@ def test_advice_names_the_costliest_error() -> None:
     assert f"threshold of {analysis.threshold:.2f}" in steps[1]
     assert 2 <= len(steps) <= 4
     assert costliest(analyze(*one_cat(), resamples=5)) is None
+
+
+def test_nothing_is_advised_after_a_perfect_result() -> None:
+    dataset = one_cat()[0]
+    found = Detections(
+        np.zeros(1, np.int64), dataset.boxes.copy(), np.full(1, 0.6, np.float32), dataset.labels.astype(np.int64)
+    )
+    analysis = analyze(dataset, found, resamples=5)
+    assert pytest.approx(1) == analysis.AP
+    steps = next_steps(analysis, load_recipe("paper"))
+    assert steps[0].startswith("Every object is found with a precise box")
+    assert all("retinanet" not in step and "--" not in step and "Do not" not in step for step in steps)
+
+
+def test_advice_is_not_what_the_training_did() -> None:
+    """Fitted anchors are not advised to a detector that has them, and no setting to another program's."""
+    dataset = random_truth(1)
+    miss = Detections(
+        np.zeros(1, np.int64),
+        dataset.boxes[:1].copy(),
+        np.full(1, 0.9, np.float32),
+        dataset.labels[:1].astype(np.int64),
+    )
+    analysis = analyze(dataset, miss, resamples=5)
+    assert costliest(analysis) == "Miss"
+    paper = load_recipe("paper")
+    fitted = replace(paper, anchors=replace(paper.anchors, scales=(1.0, 1.1)))
+    assert "or anchors fitted to your boxes (retinanet data anchors)" in next_steps(analysis, paper)[0]
+    assert next_steps(analysis, fitted)[0].endswith("In a new training, try larger images (--data.size, now 800).")
+    assert "--data.size" not in next_steps(analysis)[0]
 
 
 def two_sizes(small_found: bool) -> tuple[Dataset, Detections]:

@@ -212,7 +212,7 @@ def test_the_same_training_is_accepted() -> None:
     check_same_training(PATH, info_of(BASE, dataset()), BASE, dataset())
     free = dataclasses.replace(
         BASE,
-        data=DataConfig(workers=3, verify=False),
+        data=DataConfig(workers=3, verify="never"),
         train=TrainConfig(device="cpu", eval_every=2, checkpoint_minutes=1.0, track=("tensorboard",), images_every=3),
     )
     check_same_training(PATH, info_of(BASE, dataset()), free, dataset())

@@ -160,6 +160,49 @@ def test_a_signal_to_the_whole_group_saves_the_exact_step_first(
     assert read_info(out / "last.safetensors").progress["step"] == logged
 
 
+def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
+    """The processes that load images."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    return [int(word) for word in listed.stdout.split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ps of Linux")
+def test_killed_workers_do_not_change_the_result(parts: Path, tmp_path: Path) -> None:
+    """As the kernel does when memory runs out."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start(parts, whole))
+    process = start(parts, killed, "--data.workers", "2")
+    while len(workers := workers_of(process)) < 2:
+        assert process.poll() is None, process.communicate()[0].decode()
+        time.sleep(0.01)
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    text = finish(process)
+    assert "an image-loading process ended unexpectedly (killed, usually because memory ran out)" in text
+    assert "Fewer --data.workers need less memory" in text
+    expected, found = load_file(whole / "last.safetensors"), load_file(killed / "last.safetensors")
+    assert not [key for key in expected if not torch.equal(expected[key], found[key])]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ps of Linux")
+def test_sigterm_ends_a_training_whose_workers_hang(parts: Path, tmp_path: Path) -> None:
+    """As they do when a network drive no longer answers."""
+    out = tmp_path / "run"
+    process = start(parts, out, "--train.epochs", "1000", "--data.workers", "2")
+    wait_for_steps(out, 4, process)
+    while not (workers := workers_of(process)):
+        time.sleep(0.01)
+    for worker in workers:
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, output.decode()
+    assert "--resume" in output.decode()
+    logged = max(line["step"] for line in log_lines(out / "metrics.jsonl"))
+    assert read_info(out / "last.safetensors").progress["step"] == logged
+
+
 def test_killed_between_the_best_weights_and_the_first_checkpoint(
     sets: tuple[Dataset, Dataset], tmp_path: Path
 ) -> None:

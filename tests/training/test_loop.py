@@ -265,3 +265,4 @@ def test_waiting_for_images_is_logged_and_printed_if_it_is_much() -> None:
     loss, metrics = 1.0, {"AP": 0.5, "AP50": 0.7, "AP75": 0.4}
     assert epoch_line(3, 10, loss, metrics, 0.05) == "epoch  3/10  loss 1.000  AP 0.500  AP50 0.700  AP75 0.400"
     assert "35% of the time waiting for images; try more --data.workers" in epoch_line(3, 10, loss, metrics, 0.35)
+    assert "--data.workers" not in epoch_line(3, 10, loss, metrics, 0.35, more_workers_help=False)  # all cores load

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from retinanet.config import AssignConfig, Config, DataConfig
 from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.training import watch
 from retinanet.training.watch import objects_left_out, why_nothing_is_learnt
 
 
@@ -48,6 +50,16 @@ def test_objects_without_anchor_are_counted(settings: AssignConfig, left_out: in
         assert warning.startswith("3 of 7 objects (43%, in 7 images) are matched with no anchor")
         assert "data anchors" in warning
         assert "\n" not in warning
+
+
+def test_the_assignment_in_use_is_not_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DataConfig(size=512)
+    assert "--assign.method atss" in str(objects_left_out(images([15.0] * 5), Config(data=data)))
+    monkeypatch.setattr(watch, "positives", lambda dataset, config: np.zeros(len(dataset.boxes), np.int64))
+    warning = objects_left_out(images([2.0] * 5), Config(data=data, assign=AssignConfig(method="atss")))
+    assert warning is not None
+    assert "atss" not in warning
+    assert warning.endswith("or try a larger --data.size")
 
 
 def test_few_objects_without_anchor_are_no_news() -> None:

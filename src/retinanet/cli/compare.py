@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retinanet.cli.terminal import console, describe, limit_flag, make_folder, print_next, print_notes, quoted
+from retinanet.cli.terminal import (
+    console,
+    describe,
+    limit_flag,
+    make_folder,
+    print_next,
+    print_notes,
+    quoted,
+    reading_flags,
+)
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset
@@ -49,5 +58,6 @@ def run(
     flag = "--detections " if isinstance(better, DetectionFile) else ""
     chosen = f" --split {quoted(split)}" if split != "val" else ""
     chosen += limit_flag(settings["max_detections"])
-    print_next(f"retinanet eval {flag}{quoted(str(better))} {quoted(data)}{chosen}")
+    command = f"retinanet eval {flag}{quoted(str(better))} {quoted(data)}{chosen}"
+    print_next(" ".join([command, *reading_flags(settings["options"])]))
     return 0

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, parse, print_next
+from retinanet.cli.terminal import console, parse
 from retinanet.flags import quoted
 
 
@@ -52,5 +52,5 @@ def run(argv: Sequence[str]) -> int:
         )
     if not arguments.classes and names[0] == "class 0":
         console.print("note: the file holds no class names; add --classes NAME NAME … to give them")
-    print_next(f"retinanet detect {quoted(target)} PHOTO.jpg")
+    console.print(f"'retinanet detect {quoted(target)} IMAGE' detects objects in an image")
     return 0

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import changed_flags, console, describe, option, parse, print_next, quoted
+from retinanet.cli.terminal import changed_flags, console, describe, new_run, option, parse, print_next, quoted
 from retinanet.config import AnchorSpec, AssignConfig, DataConfig
 from retinanet.recipes import load_recipe, settings_of
 
@@ -56,5 +56,5 @@ def run(argv: Sequence[str]) -> int:
     console.print(f"wrote {given.out}; plot in {plot}")
     recipe = given.out if fit.worthwhile else given.recipe
     flags = changed_flags(config, base, ("data", "assign") if fit.worthwhile else ("data", "assign", "anchors"))
-    print_next(" ".join([f"retinanet train {quoted(given.dataset)} --recipe {quoted(recipe)}", *flags]))
+    print_next(" ".join([f"retinanet train {quoted(given.dataset)} --recipe {quoted(recipe)}", *flags, *new_run()]))
     return 0

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import changed_flags, console, make_folder, option, parse, print_next, quoted
+from retinanet.cli.terminal import (
+    changed_flags,
+    console,
+    make_folder,
+    new_run,
+    option,
+    parse,
+    print_next,
+    quoted,
+    unused,
+)
 from retinanet.config import Config
 from retinanet.recipes import load_recipe
+
+if TYPE_CHECKING:
+    from retinanet.inspection.dataset_inspection import Inspection
+
+# Codes of findings with which a training stops: those that a repaired copy does not have, and those that it has.
+REPAIRED = {"broken-image", "broken-annotation"}
+UNUSABLE = {"unreadable-split", "no-objects"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +70,28 @@ def run(argv: Sequence[str]) -> int:
         console.print(
             f"wrote a repaired copy to {given.fix}; {len(changes)} changes, listed in {given.fix / 'changes.txt'}"
         )
-    flags = [] if given.recipe == "modern" else [f"--recipe {quoted(given.recipe)}"]
-    verb = "data anchors" if found.needs_anchors else "train"
-    flags += changed_flags(given.config, base, ("data", "anchors", "assign"))
-    print_next(" ".join([f"retinanet {verb}", quoted(given.fix or given.dataset), *flags]))
+    if command := _next(given, base, found):
+        print_next(command)
     return 0
+
+
+def _next(given: Arguments, base: Config, found: Inspection) -> str | None:
+    """The command that repairs the data, fits the anchors or trains; ``None`` if only the user can mend the data."""
+    recipe = [] if given.recipe == "modern" else [f"--recipe {quoted(given.recipe)}"]
+    anchors, every = ("data", "anchors", "assign"), [group.name for group in fields(base)]
+    codes = {finding.code for finding in found.findings}
+    if given.config.data.skip_broken:
+        codes -= {"broken-image"}
+    if codes & UNUSABLE:
+        return None
+    if given.fix is None and codes & REPAIRED:
+        fixed = unused(Path(f"{found.name}-repaired"))
+        flags = changed_flags(given.config, base, every)
+        place = f"--out {quoted(given.out)} --fix {quoted(fixed)}"
+        return " ".join(["retinanet data inspect", quoted(given.dataset), place, *recipe, *flags])
+    data = quoted(given.fix or given.dataset)
+    if found.needs_anchors:
+        flags = changed_flags(given.config, base, anchors, reading=given.fix is None)
+        return " ".join(["retinanet data anchors", data, *recipe, *flags])
+    flags = changed_flags(given.config, base, every, reading=given.fix is None)
+    return " ".join(["retinanet train", data, *recipe, *flags, *new_run()])

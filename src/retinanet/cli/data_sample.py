@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, parse, print_next
+from retinanet.cli.terminal import console, parse, print_next, unused
 from retinanet.flags import quoted
 
 
@@ -41,5 +41,6 @@ def run(argv: Sequence[str]) -> int:
     console.print(f"wrote {images} images with their annotations to {arguments.out}")
     size = arguments.size or fitting_size(arguments.objects) if dense else 320
     batch = " --train.batch 1" if size > 1000 else ""
-    print_next(f"retinanet train {quoted(arguments.out)} --out runs/sample --data.size {size}{batch} --train.epochs 6")
+    out = quoted(unused(Path("runs/sample")))
+    print_next(f"retinanet train {quoted(arguments.out)} --out {out} --data.size {size}{batch} --train.epochs 6")
     return 0

@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retinanet.cli.terminal import console, describe, limit_flag, make_folder, print_next, print_notes, quoted
+from retinanet.cli.terminal import (
+    console,
+    describe,
+    limit_flag,
+    make_folder,
+    new_run,
+    print_next,
+    print_notes,
+    quoted,
+    reading_flags,
+)
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset
@@ -50,7 +60,8 @@ def run(
     console.print(f"wrote {folder}/metrics.json{' and' if from_file else ', detections.json and'} report.html")
     more = limit_flag(settings["max_detections"])
     if from_file:
-        print_next(f"retinanet train {quoted(data)} --out runs/{quoted(Path(data).stem)}")
+        flags = [*reading_flags(settings["options"]), *new_run(Path(data).resolve().stem)]
+        print_next(" ".join([f"retinanet train {quoted(data)}", *flags]))
     else:
         print_next(
             f"retinanet detect {quoted(str(source))} {quoted(evaluation.dataset.path(0))} --out detections{more}"

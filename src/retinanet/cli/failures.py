@@ -17,6 +17,4 @@ def machine_failure(error: BaseException, verb: str) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{os.strerror(error.errno)}"
-    if "DataLoader worker" in text:
-        return f"an image-loading process ended unexpectedly ({text}); try --data.workers 0"
     return None

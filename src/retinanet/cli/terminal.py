@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import tyro
@@ -11,6 +12,8 @@ import tyro
 from retinanet.files import make_folder as make_folder
 from retinanet.flags import changed_flags as changed_flags
 from retinanet.flags import quoted as quoted
+from retinanet.flags import reading_flags as reading_flags
+from retinanet.flags import unused as unused
 from retinanet.progress import plain_console
 
 if TYPE_CHECKING:
@@ -24,9 +27,23 @@ errors = plain_console(stderr=True)
 
 def parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Arguments | None = None) -> Arguments:
     """Return the arguments of a command. Flags override ``default``. tyro ends the program if a flag is invalid."""
+    words = _with_words_for_verify(argv)
     if default is None:
-        return tyro.cli(kind, args=list(argv), prog=prog)
-    return tyro.cli(kind, args=list(argv), prog=prog, default=default)
+        return tyro.cli(kind, args=words, prog=prog)
+    return tyro.cli(kind, args=words, prog=prog, default=default)
+
+
+def _with_words_for_verify(argv: Sequence[str]) -> list[str]:
+    """Complete ``--data.verify`` without a value to ``always``. ``--data.no-verify`` stands for ``never``."""
+    words: list[str] = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == "--data.no-verify":
+            words += ["--data.verify", "never"]
+        elif word == "--data.verify" and following not in ("auto", "always", "never"):
+            words += ["--data.verify", "always"]
+        else:
+            words.append(word)
+    return words
 
 
 def option(argv: Sequence[str], name: str) -> str | None:
@@ -58,5 +75,11 @@ def limit_flag(max_detections: int | None) -> str:
 
 
 def print_next(command: str) -> None:
-    """Print a suggested next command, as the last line of the output."""
+    """Print a suggested next command, as the last line of the output. It works as printed."""
     console.print(f"next: {command}")
+
+
+def new_run(name: str = "retinanet") -> list[str]:
+    """Return the flags for a folder of a training that does not exist yet; none if the default does not."""
+    folder = unused(Path("runs") / name)
+    return [] if str(folder) == str(Path("runs/retinanet")) else [f"--out {quoted(folder)}"]

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, option, parse, print_next
+from retinanet.cli.terminal import console, option, parse, print_next, reading_flags
 from retinanet.config import Config
 from retinanet.flags import quoted
 from retinanet.recipes import DEFAULT_RECIPE, load_recipe
@@ -41,10 +41,23 @@ def run(argv: Sequence[str]) -> int:
 
     result = train(arguments.dataset, arguments.out, arguments.config, arguments.resume, console)
     if started_as_main():
-        val = arguments.config.data.val
-        flags = f" --split {val}" if val else ""
-        print_next(f"retinanet eval {quoted(result.best)} {quoted(arguments.dataset)}{flags}")
+        print_next(_next(arguments, result.best))
     return 0
+
+
+def _next(arguments: Arguments, best: Path) -> str:
+    """The command that evaluates the weights on the val images of the training."""
+    data = arguments.config.data
+    if data.train and not data.val:
+        from retinanet.data.formats.open_dataset import open_dataset
+
+        opened = open_dataset(arguments.dataset, data)
+        if opened.resolve("val") is None:  # eval could not hold out the same images of a split other than train
+            image = opened.read_override(data.train, "train").path(0)
+            return f"retinanet detect {quoted(best)} {quoted(image)}"
+    words = ["retinanet eval", quoted(best), quoted(arguments.dataset)]
+    split = [f"--split {quoted(data.val)}"] if data.val else []
+    return " ".join([*words, *split, *reading_flags(data)])
 
 
 def _default_settings(argv: Sequence[str]) -> Config:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import random
-import signal
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset
@@ -21,15 +19,13 @@ from retinanet.data.sample import Sample
 from retinanet.data.sampling import TrainingOrder
 from retinanet.data.transforms import batches_of_one_size, resize, scaled_size, training_view
 from retinanet.data.verify import other_size
+from retinanet.data.workers import Workers
 from retinanet.errors import DataError
 from retinanet.hardware import cores
 
 # An image that became unreadable is replaced by another. If this many images in a row are unreadable, the disk may be
 # gone, and loading stops.
 _TRIES = 8
-
-# Seconds that a worker continues after SIGTERM, so that training can finish its step and write a checkpoint.
-_PATIENCE = 60
 
 
 @dataclass
@@ -67,12 +63,20 @@ class Batch:
         return Batch(*columns)
 
 
-class _TrainingImages(TorchDataset[Sample | DataError]):
-    def __init__(self, dataset: Dataset, config: DataConfig, seed: int) -> None:
-        self.dataset, self.config, self.seed = dataset, config, seed
+# Epoch, number of the batch in the epoch, and index of an image.
+_Key = tuple[int, int, int]
 
-    def __getitem__(self, key: tuple[int, int, int]) -> Sample | DataError:
-        epoch, number, index = key
+
+@dataclass
+class _TrainingImages:
+    dataset: Dataset
+    config: DataConfig
+    seed: int
+
+    def __call__(self, keys: list[_Key]) -> list[Sample | DataError]:
+        return [self._view(*key) for key in keys]
+
+    def _view(self, epoch: int, number: int, index: int) -> Sample | DataError:
         # All images of a batch have one scale. With individual scales, all would be padded to the largest image.
         scale = random.Random(f"{self.seed}/{epoch}/batch {number}").uniform(*self.config.scale)
         rng = random.Random(f"{self.seed}/{epoch}/{number}/{index}")
@@ -80,7 +84,7 @@ class _TrainingImages(TorchDataset[Sample | DataError]):
         for _ in range(_TRIES):
             try:
                 sample = load_sample(self.dataset, index)
-                if not self.config.verify:  # otherwise the check before training has printed the note
+                if self.config.verify == "never":  # otherwise the check before training has printed the note
                     sample.remark = other_size(self.dataset, index, sample.size) or ""
                 sample = training_view(sample, self.config, rng, scale)
             except DataError as error:
@@ -92,11 +96,15 @@ class _TrainingImages(TorchDataset[Sample | DataError]):
         return DataError(f"{_TRIES} images in a row cannot be read; check their disk. The first: {unreadable[0]}")
 
 
-class _EvaluationImages(TorchDataset[Sample | DataError]):
-    def __init__(self, dataset: Dataset, config: DataConfig) -> None:
-        self.dataset, self.config = dataset, config
+@dataclass
+class _EvaluationImages:
+    dataset: Dataset
+    config: DataConfig
 
-    def __getitem__(self, index: int) -> Sample | DataError:
+    def __call__(self, indices: list[int]) -> list[Sample | DataError]:
+        return [self._view(index) for index in indices]
+
+    def _view(self, index: int) -> Sample | DataError:
         try:
             return resize(load_sample(self.dataset, index), self.config)
         except DataError as error:
@@ -125,25 +133,51 @@ def load_sample(dataset: Dataset, index: int) -> Sample:
 
 
 def training_loader(
-    dataset: Dataset, order: TrainingOrder, config: DataConfig, seed: int, pin_memory: bool = False
+    dataset: Dataset,
+    order: TrainingOrder,
+    config: DataConfig,
+    seed: int,
+    pin_memory: bool = False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Batch]:
     """Yield a :class:`Batch` per step of ``order``. An unreadable image is replaced by another image.
 
-    With ``pin_memory``, a thread moves the images to pinned memory, so that copies to a GPU do not block the CPU.
+    With ``pin_memory``, a thread moves the images to pinned memory, so that copies to a GPU do not block the CPU. While
+    no image arrives, ``stop`` is asked whether to end early. If a worker process dies, a remark of the next batch says
+    so.
 
     Raises:
-        DataError: many images in a row can no longer be read.
+        DataError: many images in a row can no longer be read, or an image crashes the processes that read it.
     """
-    loader: DataLoader[Sample | DataError] = DataLoader(
-        _TrainingImages(dataset, config, seed),
-        batch_sampler=order,
-        collate_fn=list,
-        num_workers=worker_count(config),
-        pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_training,
-        generator=torch.Generator().manual_seed(seed),  # leaves the global generator unchanged
+    remarks: list[str] = []
+    load = _TrainingImages(dataset, config, seed)
+    workers = Workers(
+        load,
+        worker_count(config),
+        warn=lambda message: remarks.append(f"{message}. Fewer --data.workers need less memory"),
+        describe=lambda keys: _named(dataset, [index for _, _, index in keys]),
+        on_arrival=_pinned if pin_memory else _unchanged,
+        stop=stop,
     )
-    return (Batch.of(_readable(samples)) for samples in loader)
+    for samples in workers.run(order):
+        batch = Batch.of(_readable(samples))
+        batch.remarks += remarks
+        remarks.clear()
+        yield batch
+
+
+def _unchanged(samples: list[Sample | DataError]) -> list[Sample | DataError]:
+    return samples
+
+
+def _pinned(samples: list[Sample | DataError]) -> list[Sample | DataError]:
+    return [sample.pin_memory() if isinstance(sample, Sample) else sample for sample in samples]
+
+
+def _named(dataset: Dataset, indices: list[int]) -> str:
+    """Name the first images."""
+    more = f" and {len(indices) - 4} more" if len(indices) > 4 else ""
+    return ", ".join(str(dataset.path(index)) for index in indices[:4]) + more
 
 
 class Timed:
@@ -179,15 +213,13 @@ def evaluation_loader(
     """
     scaled = [scaled_size(height, width, config) for width, height in dataset.sizes.tolist()]
     batches = batches_of_one_size(scaled, batch)
-    loader: DataLoader[Sample | DataError] = DataLoader(
+    workers = Workers(
         _EvaluationImages(dataset, config),
-        batch_sampler=batches,
-        collate_fn=list,
-        num_workers=worker_count(config) if len(batches) > 1 else 0,
-        worker_init_fn=_leave_signals_to_the_training,
-        generator=torch.Generator().manual_seed(0),
+        worker_count(config) if len(batches) > 1 else 0,
+        warn=lambda message: print(f"warning: {message}", file=sys.stderr),
+        describe=lambda indices: _named(dataset, indices),
     )
-    for indices, samples in zip(batches, loader, strict=True):
+    for indices, samples in zip(batches, workers.run(batches), strict=True):
         if unreadable is not None:
             failed = {i: str(s) for i, s in zip(indices, samples, strict=True) if isinstance(s, DataError)}
             unreadable.update(failed)
@@ -207,18 +239,6 @@ def _readable(samples: list[Sample | DataError]) -> list[Sample]:
             raise sample
         readable.append(sample)
     return readable
-
-
-def _leave_signals_to_the_training(worker: int) -> None:
-    """Ignore SIGINT, and delay SIGTERM, in a worker process.
-
-    Terminals, ``timeout`` and schedulers signal every process of a group. The main process handles the signal: it
-    writes a checkpoint and ends its workers. If a worker does not end by itself, SIGTERM ends it after a
-    delay.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):  # the default action of SIGALRM ends the process
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_PATIENCE))
 
 
 def worker_count(config: DataConfig) -> int:

@@ -14,7 +14,8 @@ class ErrorKind:
         noun: plural noun for a sentence.
         meaning: definition of the kind.
         detection: clause about a single false positive; empty for errors that are not false positives.
-        remedy: advice on how to reduce errors of the kind.
+        remedy: advice on how to reduce errors of the kind, for any detector.
+        helps: settings of this package that can reduce them: ``size``, ``anchors``, ``epochs``, ``nms``.
     """
 
     code: str
@@ -22,6 +23,7 @@ class ErrorKind:
     meaning: str
     detection: str
     remedy: str
+    helps: tuple[str, ...] = ()
 
 
 _KINDS = (
@@ -37,22 +39,24 @@ _KINDS = (
         noun="imprecise boxes",
         meaning="correct class, imprecise box (IoU 0.1–0.5)",
         detection="its box fits an object of the class too badly",
-        remedy="Try larger images (--data.size), anchors fitted to your boxes (retinanet data anchors) or longer "
-        "training. Check whether all annotators draw boxes in the same way.",
+        remedy="Check whether all annotators draw boxes in the same way.",
+        helps=("size", "anchors", "epochs"),
     ),
     ErrorKind(
         code="Both",
         noun="wrong classes with imprecise boxes",
         meaning="wrong class and imprecise box (IoU 0.1–0.5)",
         detection="another class, and the box fits badly",
-        remedy="Train longer, or with more images.",
+        remedy="More training images help.",
+        helps=("epochs",),
     ),
     ErrorKind(
         code="Dupe",
         noun="duplicate detections",
         meaning="a second detection of the same object",
         detection="a better detection has found the object already",
-        remedy="Lower decode.nms.",
+        remedy="A stricter suppression of overlapping boxes removes them.",
+        helps=("nms",),
     ),
     ErrorKind(
         code="Bkg",
@@ -67,8 +71,8 @@ _KINDS = (
         noun="undetected objects",
         meaning="an object without any detection, not even an imprecise one",
         detection="",
-        remedy="Look at the false negatives. Larger images (--data.size) help with small objects, fitted anchors "
-        "(retinanet data anchors) with unusual shapes, and more training images with rare kinds of objects.",
+        remedy="Look at the false negatives. More training images help with rare kinds of objects.",
+        helps=("size", "anchors"),
     ),
 )
 ERROR_KINDS = {kind.code: kind for kind in _KINDS}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_eval, with_model_classes
 from retinanet.data.verify import verify_images
@@ -47,7 +48,8 @@ class Evaluation:
         analysis: error analysis, thresholds, calibration and example images.
         notes: notes on the data and the detections for the user.
         max_detections: largest number of detections per image of a file; ``None`` without a limit.
-        detector: the detector's settings; ``None`` for a file of detections.
+        detector: the detector's settings of post-processing; ``None`` for a file of detections.
+        config: the settings of the detector's training; ``None`` for a file of detections.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
     max_detections: int | None = None
     detector: ResolvedDecodeConfig | None = None
+    config: Config | None = None
 
     @property
     def limits(self) -> Limits:
@@ -102,6 +105,7 @@ def evaluate(
     """
     DecodeConfig().at_most(max_detections)  # refuse an invalid number before anything is read
     settings: ResolvedDecodeConfig | None = None
+    config: Config | None = None
     if isinstance(weights, DetectionFile):
         dataset, notes = read_eval(data, split, options=options)
         predictions, remarks = read_detections(weights.path, dataset)
@@ -112,7 +116,8 @@ def evaluate(
         from retinanet.detection.detector import load  # torch
 
         detector = load(weights, precision, device)
-        trained = detector.info.config.data
+        config = detector.info.config
+        trained = config.data
         options = replace(options, skip_broken=options.skip_broken or trained.skip_broken)
         dataset, notes = read_eval(data, split, trained.val_fraction, options=options)
         dataset = with_model_classes(dataset, detector.classes)
@@ -126,7 +131,7 @@ def evaluate(
     metrics = replace(coco_metrics(dataset, predictions), voc=voc_metrics(dataset, predictions))
     analysis = analyze(dataset, predictions)
     name = str(weights)
-    return Evaluation(name, dataset, predictions, metrics, analysis, tuple(notes), max_detections, settings)
+    return Evaluation(name, dataset, predictions, metrics, analysis, tuple(notes), max_detections, settings, config)
 
 
 def detections_on(

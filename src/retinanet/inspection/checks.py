@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset
+from retinanet.data.image_memory import ImageMemory
 from retinanet.data.images import is_image
 from retinanet.data.problems import PROBLEM_KINDS, Problem
 from retinanet.inspection.box_checks import box_count_findings, box_findings, corners_of
@@ -86,6 +87,7 @@ def run_checks(
     data: DataConfig,
     whole: bool = True,
     progress: Callable[[int], object] = lambda images: None,
+    memory: ImageMemory | None = None,
 ) -> CheckResult:
     """Run all checks on a dataset.
 
@@ -96,13 +98,14 @@ def run_checks(
         data: size of the network's input.
         whole: whether ``splits`` are all splits of the dataset. Only then is an image that no split lists a finding.
         progress: called with the number of images just decoded.
+        memory: images that need not be decoded again.
     """
-    scans = scan(list(splits.values()), progress)
+    scans = scan(list(splits.values()), progress, memory)
     pairs = find_pairs(list(splits.values()), scans)
     findings = [Finding("unreadable-split", split, reason, "cannot be used") for split, reason in failures.items()]
     first = 0
     for split, dataset in splits.items():
-        findings += [_of_problem(split, problem) for problem in dataset.problems]
+        findings += [finding_of(split, problem) for problem in dataset.problems]
         findings += _image_files(split, dataset, scans[first : first + len(dataset)])
         findings += box_findings(split, dataset, data)
         findings += box_count_findings(split, dataset, data)
@@ -114,7 +117,7 @@ def run_checks(
     return CheckResult(findings, scans, pairs)
 
 
-def _of_problem(split: str, problem: Problem) -> Finding:
+def finding_of(split: str, problem: Problem) -> Finding:
     """Turn a problem that the reader found into a finding."""
     code = FINDING_OF_PROBLEM[problem.code]
     effect = problem.action if code == "remark" or problem.code == "label-without-image" else ""

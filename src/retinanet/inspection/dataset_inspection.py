@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from retinanet.config import AssignConfig, Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats import write_coco
 from retinanet.data.formats.open_dataset import read_tolerantly, with_shared_classes
+from retinanet.data.image_memory import ImageMemory
 from retinanet.data.pixel_range import with_one_pixel_range
 from retinanet.errors import ConfigError, DataError
 from retinanet.files import refuse_filled, write_text
@@ -42,6 +43,7 @@ class Inspection:
         loss_balance: sentences about positive anchors and background in the first split, and about their loss.
         config: the settings that were used.
         checked: results of the checks that a repair needs.
+        notes: notes about images that were not decoded again.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Inspection:
     loss_balance: list[str]
     config: Config
     checked: CheckResult
+    notes: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         counts = Counter(finding.severity for finding in self.findings)
@@ -90,7 +93,8 @@ def inspect(
 ) -> Inspection:
     """Inspect a dataset: find defects, and measure how well the anchors cover its boxes.
 
-    Every image of every split is decoded once. Defects never raise an error; they are findings.
+    Every image of every split is decoded once, unless an earlier run has decoded it. Defects never raise an error;
+    they are findings.
 
     Args:
         dataset: folder or annotation file of a COCO, Pascal VOC, YOLO or CSV dataset.
@@ -113,7 +117,8 @@ def inspect(
     whole = Path(dataset).is_dir() and not (config.data.train or config.data.val)
     images = sum(map(len, splits.values()))
     with progress_bar(console, "checking images", images) as bar:
-        checked = run_checks(splits, failures, own_classes, config.data, whole, bar.advance)
+        memory = ImageMemory(trusted=config.data.verify != "always")
+        checked = run_checks(splits, failures, own_classes, config.data, whole, bar.advance, memory)
     with progress_bar(console, "assigning anchors", images) as bar:
         surveys = {split: Survey.of(data, config, bar.advance) for split, data in splits.items()}
     findings = [*checked.findings, *_coverage_findings(surveys, config.assign)]
@@ -126,6 +131,7 @@ def inspect(
         loss_balance=_loss_balance(next(iter(surveys.values())), config),
         config=config,
         checked=checked,
+        notes=memory.notes(images),
     )
     if fix is not None:
         write_repaired(result, fix, console)

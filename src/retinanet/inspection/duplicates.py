@@ -17,11 +17,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from retinanet.data.dataset import Dataset
+from retinanet.data.image_memory import Decoded, ImageMemory, Stamp
 from retinanet.data.images import read_image, read_thumbnail
 from retinanet.errors import DataError
 
 # Side of the thumbnails in pixels.
 _SIDE = 32
+
+# Bytes of the hash of a file.
+_DIGEST = 16
 
 # Number of the 64 bits in which the hashes of nearly equal images may differ.
 _BITS = 6
@@ -64,28 +68,66 @@ class Pair(NamedTuple):
     exact: bool
 
 
-def scan(datasets: Sequence[Dataset], progress: Callable[[int], object] = lambda images: None) -> list[Scan]:
-    """Decode every image once, in the order of the datasets; ``progress`` gets the number of images just decoded."""
-    found = []
+def scan(
+    datasets: Sequence[Dataset],
+    progress: Callable[[int], object] = lambda images: None,
+    memory: ImageMemory | None = None,
+) -> list[Scan]:
+    """Decode every image once.
+
+    Args:
+        datasets: the images.
+        progress: called with the number of images just decoded.
+        memory: images that it knows are not decoded again. It stores the others.
+
+    Returns:
+        The scans in the order of the datasets.
+    """
+    items = [(dataset, index) for dataset in datasets for index in dataset]
+    paths = [dataset.path(index) for dataset, index in items]
+    known = {i: each for i, each in memory.recall(paths).items() if _usable(each, *items[i])} if memory else {}
+    found, new = [], []
     with ThreadPoolExecutor(max_workers=4) as pool:  # Pillow releases the GIL while it decodes
-        for each in pool.map(lambda item: _scan(*item), ((d, i) for d in datasets for i in d)):
+        tasks = ((known.get(i), *item) for i, item in enumerate(items))
+        for path, (each, decoded) in zip(paths, pool.map(lambda task: _scan(*task), tasks), strict=True):
             found.append(each)
+            if decoded:
+                new.append((path, decoded))
             progress(1)
+    if memory:
+        memory.used += len(known)
+        memory.store(new)
     return found
 
 
-def _scan(dataset: Dataset, index: int) -> Scan:
+def _usable(decoded: Decoded, dataset: Dataset, index: int) -> bool:
+    """Whether a remembered result has everything that a scan needs, in the size of the annotations."""
+    if dataset.pixel_range is not None:  # it changes the thumbnails
+        return False
+    size = tuple(dataset.sizes[index].tolist())
+    return len(decoded.digest) == _DIGEST and len(decoded.thumbnail) == _SIDE**2 + 1 and decoded.size == size
+
+
+def _scan(known: Decoded | None, dataset: Dataset, index: int) -> tuple[Scan, Decoded | None]:
+    """Return the scan of an image, and what can be remembered if the image was decoded now."""
+    if known is not None:
+        *pixels, contrast = known.thumbnail
+        thumbnail = np.array(pixels, dtype=np.uint8).reshape(_SIDE, _SIDE)
+        return Scan(None, known.size, known.digest, thumbnail, contrast), None
     path = dataset.path(index)
-    digest = b""
+    stamp, empty = Stamp.of(path), np.zeros((_SIDE, _SIDE), np.uint8)
     try:
-        thumbnail = read_thumbnail(path, _SIDE, dataset.pixel_range)
+        small = read_thumbnail(path, _SIDE, dataset.pixel_range)
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").digest()[:16]
+            digest = hashlib.file_digest(file, "sha256").digest()[:_DIGEST]
     except DataError as error:
-        return Scan(str(error), (0, 0), digest, np.zeros((_SIDE, _SIDE), np.uint8))
+        return Scan(str(error), (0, 0), b"", empty), None
     except OSError as error:
-        return Scan(f"{path}: cannot be read ({error.strerror})", (0, 0), digest, np.zeros((_SIDE, _SIDE), np.uint8))
-    return Scan(None, thumbnail.size, digest, thumbnail.pixels, thumbnail.contrast)
+        return Scan(f"{path}: cannot be read ({error.strerror})", (0, 0), b"", empty), None
+    found = Scan(None, small.size, digest, small.pixels, small.contrast)
+    if stamp is None or dataset.pixel_range is not None:
+        return found, None
+    return found, Decoded(stamp, small.size, digest, small.pixels.tobytes() + bytes([small.contrast]))
 
 
 def find_pairs(datasets: Sequence[Dataset], scans: Sequence[Scan]) -> list[Pair]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from retinanet.config import AnchorSpec, Config
 from retinanet.evaluation.analysis import Analysis
 from retinanet.evaluation.error_kinds import ERROR_KINDS
+from retinanet.recipes import bundled_recipes, load_recipe
 
 # Groups with fewer objects than this, and smaller differences than this, are not mentioned.
 _FEWEST = 10
 _BEHIND, _COST, _CALIBRATION, _SPREAD = 0.1, 0.005, 0.1, 0.15
+
+# From this AP and this F1 on, a result counts as perfect.
+_PERFECT = 0.9995
 
 
 def costliest(analysis: Analysis) -> str | None:
@@ -25,22 +30,49 @@ def describe_error(analysis: Analysis, code: str) -> str:
     return f"{ERROR_KINDS[code].noun} ({code}) cost the most: {analysis.errors.costs[code]:.3f} AP50"
 
 
-def next_steps(analysis: Analysis) -> list[str]:
-    """Advise in up to four sentences, the most useful first."""
+def next_steps(analysis: Analysis, config: Config | None = None) -> list[str]:
+    """Advise in up to four sentences, the most useful first.
+
+    Args:
+        analysis: results of the detector.
+        config: settings of its training, so that nothing is advised that was done; ``None`` for another program's
+            detector.
+    """
     if not sum(each.objects for each in analysis.classes):
         return ["There are no annotated objects, so nothing can be measured. Choose a split that has some."]
     if not sum(each.detections for each in analysis.classes):
         return ["Nothing was detected. Check whether the training converged, and which data it used."]
-    return [*_errors(analysis), *_threshold(analysis), *_weakest(analysis), *_annotations(analysis)][:4]
+    if analysis.AP >= _PERFECT and analysis.f1 >= _PERFECT:
+        return [
+            "Every object is found with a precise box, and nothing else is. Nothing is left to improve here.",
+            *_threshold(analysis),
+        ]
+    return [*_errors(analysis, config), *_threshold(analysis), *_weakest(analysis), *_annotations(analysis)][:4]
 
 
-def _errors(analysis: Analysis) -> Iterator[str]:
+def _errors(analysis: Analysis, config: Config | None) -> Iterator[str]:
     code = costliest(analysis)
     if code is None:
         yield f"No kind of error costs more than {_COST:g} AP50."
     else:
         sentence = describe_error(analysis, code)
-        yield f"{sentence[0].upper()}{sentence[1:]}. {ERROR_KINDS[code].remedy}"
+        settings = _settings(ERROR_KINDS[code].helps, config) if config else ""
+        yield f"{sentence[0].upper()}{sentence[1:]}. {ERROR_KINDS[code].remedy}{settings}"
+
+
+def _settings(helps: Sequence[str], config: Config) -> str:
+    """Propose changes of the settings of a training, without those that it had."""
+    fitted = config.anchors not in [AnchorSpec(), *(load_recipe(name).anchors for name in bundled_recipes())]
+    changes = {
+        "size": f"larger images (--data.size, now {config.data.size})",
+        "anchors": "" if fitted else "anchors fitted to your boxes (retinanet data anchors)",
+        "epochs": f"longer training (--train.epochs, now {config.train.epochs})",
+        "nms": f"a lower --decode.nms (now {config.decode.nms:g})",
+    }
+    listed = [changes[name] for name in helps if changes[name]]
+    if not listed:
+        return ""
+    return " In a new training, try " + (", ".join(listed[:-1]) + " or " if listed[1:] else "") + listed[-1] + "."
 
 
 def _threshold(analysis: Analysis) -> Iterator[str]:

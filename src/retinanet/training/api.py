@@ -14,6 +14,7 @@ from rich.console import Console
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_train_val
+from retinanet.data.image_memory import ImageMemory
 from retinanet.data.pixel_range import with_one_pixel_range
 from retinanet.data.summary import note_lines, summary
 from retinanet.data.verify import verify_images
@@ -23,6 +24,7 @@ from retinanet.progress import plain_console, progress_bar
 from retinanet.training.distributed import Processes, joined_processes
 from retinanet.training.job import Job, Result
 from retinanet.training.loop import train_job
+from retinanet.training.outlook import outlook
 from retinanet.training.resume import open_run
 from retinanet.training.tracking import require_trackers
 
@@ -96,15 +98,17 @@ def _read_data(data: str | Path, config: Config, console: Console, processes: Pr
     )
     ranged = with_one_pixel_range({"train": train_set, "val": val_set}, settings.pixel_range)
     train_set, val_set = ranged["train"], ranged["val"]
-    if settings.verify:
-        together = (processes.share, processes.gather)
+    if settings.verify != "never":
+        memory = ImageMemory(trusted=settings.verify == "auto")
+        together = (processes.share, processes.gather, memory)
         images = (len(train_set) + len(val_set)) // processes.world_size
         with progress_bar(console, "checking images", images) as bar:
             train_set, train_notes = verify_images(train_set, settings.skip_broken, bar.advance, *together)
             val_set, val_notes = verify_images(val_set, settings.skip_broken, bar.advance, *together)
-        notes = [*notes, *train_notes, *val_notes]
+        notes = [*notes, *train_notes, *val_notes, *memory.notes(images)]
     for line in [*summary(train_set), *summary(val_set), *note_lines(notes)]:
         console.print(line)
+    console.print(outlook(train_set, val_set, config))
     return train_set, val_set
 
 

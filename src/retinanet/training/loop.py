@@ -86,7 +86,10 @@ def train_job(job: Job, checkpoint: Checkpoint | None) -> Result:
         bar.advance(run.order.images_before(progress.step))
         recorder = Recorder(run, trackers, bar)
         on_gpu = run.state.device.type == "cuda"
-        batches = Timed(training_loader(job.train_set, run.order, job.config.data, settings.seed, on_gpu))
+        # Several ranks must take the same steps, so a single rank cannot give up waiting for its images.
+        waits_no_longer = (lambda: stop.requested) if job.processes.world_size == 1 else (lambda: False)
+        loader = training_loader(job.train_set, run.order, job.config.data, settings.seed, on_gpu, waits_no_longer)
+        batches = Timed(loader)
         validation = Validation(run, recorder, trackers, batches)
         if job.processes.is_main and not progress.step and (warning := objects_left_out(job.train_set, job.config)):
             recorder.warn(warning, step=0, epoch=0.0)
@@ -103,7 +106,7 @@ def _train_steps(run: Start, batches: Timed, recorder: Recorder, validation: Val
     job, state, order, progress = run.job, run.state, run.order, run.progress
     settings, meter = job.config.train, recorder.meter
     images_seen, saved = order.images_before(progress.step), time.monotonic()
-    for batch, images in zip(batches, order.lengths(), strict=True):
+    for batch, images in zip(batches, order.lengths(), strict=False):  # fewer batches if a stop is requested
         step = progress.step + 1
         progress = replace(progress, step=step, epoch=step / order.steps_per_epoch)
 
@@ -130,6 +133,17 @@ def _train_steps(run: Start, batches: Timed, recorder: Recorder, validation: Val
         if progress.finished:
             break
         if stopping:
-            where = f"epoch {progress.epoch:.2f} of {settings.epochs}"
-            raise TrainingStopped(f"stopped after {where}; the state is in {job.last}")
+            raise _stopped(job, progress)
+    if not progress.finished:  # a stop was requested while no images arrived
+        recorder.flush()
+        if progress.step > run.progress.step:
+            save_training(job.last, state, job.describe(state.model, progress, recorder.metrics))
+        raise _stopped(job, progress)
     return progress
+
+
+def _stopped(job: Job, progress: Progress) -> TrainingStopped:
+    if not progress.step:
+        return TrainingStopped("stopped before the first step")
+    where = f"epoch {progress.epoch:.2f} of {job.config.train.epochs}"
+    return TrainingStopped(f"stopped after {where}; the state is in {job.last}")

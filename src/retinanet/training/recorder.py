@@ -12,6 +12,7 @@ from retinanet.errors import NonFiniteLossError
 from retinanet.progress import Bar
 from retinanet.training.meter import Meter, Reading, Step
 from retinanet.training.nonfinite import explain
+from retinanet.training.outlook import Clock
 from retinanet.training.resume import Start
 from retinanet.training.tracking import Trackers
 
@@ -31,6 +32,7 @@ class Recorder:
         self.unreadable: Counter[str] = Counter()
         self._run, self._trackers, self._bar = run, trackers, bar
         self._printed: set[str] = set()
+        self._clock = Clock()
 
     def step(self, step: Step) -> None:
         """Record a step, or on a GPU the step before it.
@@ -66,6 +68,8 @@ class Recorder:
             shares = run.log.newest("share_easy")
             status = step_status(line, run.job.config.train.epochs, self.metrics, shares)
             self._bar.update(reading.step.images, status)
+            if left := self._clock.estimate(line["step"], run.job.config.train.epochs * run.order.steps_per_epoch):
+                run.job.console.print(left)
             for message in self._new_messages(reading.step.batch):
                 self.warn(message, line["step"], line["epoch"])
 

@@ -11,13 +11,14 @@ import numpy as np
 
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
-from retinanet.data.loader import Timed
+from retinanet.data.loader import Timed, worker_count
 from retinanet.detection.detector import Detector
 from retinanet.detection.example_images import prediction_images, save_images
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.predict import predict
+from retinanet.hardware import cores
 from retinanet.model import RetinaNet
 from retinanet.training.checkpoint import Progress
 from retinanet.training.distributed import Processes
@@ -60,7 +61,9 @@ class Validation:
         line = {"step": progress.step, "epoch": epoch, "seconds": seconds, "data_wait": round(waited, 3)}
         self._recorder.evaluation(line, metrics)
         epochs = job.config.train.epochs
-        job.console.print(epoch_line(epoch, epochs, log.newest("loss")["loss"], metrics, waited), highlight=False)
+        more_help = worker_count(job.config.data) < cores()
+        line_of_epoch = epoch_line(epoch, epochs, log.newest("loss")["loss"], metrics, waited, more_help)
+        job.console.print(line_of_epoch, highlight=False)
         for message in broken:
             job.console.print(f"warning: {message}; left out of this evaluation", highlight=False)
         self._warn_if_nothing_is_learnt(progress.step, epoch)
@@ -96,13 +99,16 @@ def reason_to_stop(progress: Progress, epoch: int, config: Config) -> str | None
     return None
 
 
-def epoch_line(epoch: int, epochs: int, loss: float, metrics: dict[str, Any], waited: float) -> str:
+def epoch_line(
+    epoch: int, epochs: int, loss: float, metrics: dict[str, Any], waited: float, more_workers_help: bool = True
+) -> str:
     """Return the line that is printed after an evaluation; ``waited`` is the share of time spent waiting for images."""
     names = ("AP", "AP@100", "AP50", "AP75")
     precision = "  ".join(f"{name} {metrics[name]:.3f}" for name in names if name in metrics)
     line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {loss:.3f}  {precision}"
     if waited > _MUCH_WAITING:
-        line += f"  ({waited:.0%} of the time waiting for images; try more --data.workers)"
+        remedy = "try more --data.workers" if more_workers_help else "smaller or local files load faster"
+        line += f"  ({waited:.0%} of the time waiting for images; {remedy})"
     return line
 
 

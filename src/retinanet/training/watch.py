@@ -35,10 +35,11 @@ def objects_left_out(dataset: Dataset, config: Config) -> str | None:
     objects, left_out = int((counts >= 0).sum()), int((counts == 0).sum())
     if left_out <= _TOO_MANY * objects:
         return None
+    other_method = ", or --assign.method atss" if config.assign.method != "atss" else ""
     return (
         f"{left_out} of {objects} objects ({left_out / objects:.0%}, in {len(looked_at)} images) are matched with no "
         "anchor, so nothing is learned from them: they are too small, too large or too long for the anchors at this "
-        "size. 'retinanet data anchors' fits anchors to them; or try a larger --data.size, or --assign.method atss"
+        f"size. 'retinanet data anchors' fits anchors to them; or try a larger --data.size{other_method}"
     )
 
 
