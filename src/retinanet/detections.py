@@ -62,8 +62,8 @@ class Detections:
 
     def take(self, rows: npt.NDArray[Any] | slice) -> Detections:
         """Select detections by position, mask or slice."""
-        columns = (column[rows] for column in (self.images, self.boxes, self.scores, self.labels))
-        return Detections(*columns, self.limited, self.nonfinite)
+        columns = {name: getattr(self, name)[rows] for name in ("images", "boxes", "scores", "labels")}
+        return replace(self, **columns)
 
     def of_image(self, image: int) -> Detections:
         """Select the detections of the image at position ``image``."""

@@ -76,7 +76,7 @@ def detection(model: RetinaNet, objects: int, side: int) -> dict[str, Any]:
     [found] = detector.detect([pixels])
     seconds = time.perf_counter() - began
     memory = extra_memory(lambda: detector.detect([pixels]))
-    candidates = select(ideal.outputs, ideal.grid, [(side, side)], config.decode)
+    candidates = select(ideal.outputs, ideal.grid, [(side, side)], config.decode.resolved()).candidates
     return {
         "objects": objects,
         "detections": len(found),

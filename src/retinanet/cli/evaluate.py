@@ -56,8 +56,8 @@ def run(argv: Sequence[str]) -> int:
     from retinanet.evaluation.detections import DetectionFile
 
     sources: list[Source] = [*weights, *map(DetectionFile, given.detections)]
-    settings = {"precision": given.precision, "device": given.device, "max_detections": given.max_detections}
-    settings |= {"options": given.data}
+    settings: dict[str, Any] = {"precision": given.precision, "device": given.device, "options": given.data}
+    settings["max_detections"] = given.max_detections
     if len(sources) == 2:
         return compare.run(sources[0], sources[1], data, given.out, given.split, settings)
     if len(sources) != 1:
