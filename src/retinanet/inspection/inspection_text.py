@@ -9,7 +9,7 @@ from retinanet.inspection.findings import Finding, by_kind
 from retinanet.inspection.survey import REACHED, Survey
 
 # Largest number of lines for the findings, and largest number of cases shown for each kind.
-_LINES, _CASES = 32, 2
+_LINES, _CASES = 31, 2
 
 # Largest number of classes named in the line of a split.
 _CLASSES = 4
