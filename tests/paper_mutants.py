@@ -158,7 +158,7 @@ MUTANTS = (
     Mutant("SGD, momentum 0.9", OPTIM, "momentum=config.momentum, fused", "momentum=0.8, fused"),
     Mutant("Initial learning rate 0.01", CONFIG, "lr: float = 0.01", "lr: float = 0.02"),
     Mutant("16 images per step", OPTIM, "config.lr * config.batch / REFERENCE_BATCH", "config.lr"),
-    Mutant("The 16 images of a step", DETECTION, "count.clamp(min=1) / processes", "count.clamp(min=1)"),
+    Mutant("The 16 images of a step", "training/step.py", "None if each else normalizer(positives)", "None"),
     Mutant("90,000 iterations", "recipes/paper.yaml", "epochs: 12", "epochs: 10"),
     Mutant("Learning rate ÷ 10", OPTIM, "(done >= 2 / 3)", "(done >= 1 / 2)"),
     Mutant("Horizontal flips are the only", CONFIG, "crop: float = 0.0", "crop: float = 0.5"),
