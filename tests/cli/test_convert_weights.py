@@ -41,7 +41,7 @@ def test_convert_writes_a_file_that_loads(run: Command, torchvision_weights: Pat
     assert "P6 from P5" in said.out
     assert "3 outputs (class 0, class 1, class 2)" in said.out
     assert "--classes" in said.out  # a note on how to name them
-    assert said.out.strip().endswith(f"'retinanet detect {out} IMAGE' detects objects in an image")
+    assert said.out.strip().endswith(f"retinanet detect '{out}' IMAGE")
     assert [path.name for path in out.parent.iterdir()] == [out.name]
     detector = retinanet.load(out, device="cpu")
     assert detector.classes == ("class 0", "class 1", "class 2")

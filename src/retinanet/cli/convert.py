@@ -52,5 +52,5 @@ def run(argv: Sequence[str]) -> int:
         )
     if not arguments.classes and names[0] == "class 0":
         console.print("note: the file holds no class names; add --classes NAME NAME … to give them")
-    console.print(f"'retinanet detect {quoted(target)} IMAGE' detects objects in an image")
+    console.print(f"detect objects with: retinanet detect {quoted(target)} IMAGE")
     return 0

@@ -36,7 +36,7 @@ def parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Argume
 def _with_words_for_verify(argv: Sequence[str]) -> list[str]:
     """Complete ``--data.verify`` without a value to ``always``. ``--data.no-verify`` stands for ``never``."""
     words: list[str] = []
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
         if word == "--data.no-verify":
             words += ["--data.verify", "never"]
         elif word == "--data.verify" and following not in ("auto", "always", "never"):
