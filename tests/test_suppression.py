@@ -18,7 +18,8 @@ THRESHOLDS = (0.05, 0.3, 0.5, 0.7, 0.95, 1.0)
 
 
 def reference(boxes: Tensor, threshold: float) -> Tensor:
-    return nms(boxes, torch.arange(len(boxes), 0, -1, dtype=boxes.dtype), threshold)
+    kept: Tensor = nms(boxes, torch.arange(len(boxes), 0, -1, dtype=boxes.dtype), threshold)
+    return kept
 
 
 def scattered(count: int, side: float, longest: float, seed: int = 0, copies: int = 1) -> Tensor:
