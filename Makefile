@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test check bench mutants clean
+.PHONY: demo test check bench bench-density mutants clean
 
 # Install again only after a change of the dependencies.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -34,6 +34,10 @@ bench: $(VENV)/.installed  ## compare the speed with torchvision (about six minu
 
 mutants: $(VENV)/.installed  ## make each fact of docs/paper-to-code.md wrong; its test must fail (some minutes)
 	$(BIN)/python tests/run_mutants.py
+
+bench-density: $(VENV)/.installed  ## measure images with 1 to 10,000 objects (about fifteen minutes)
+	$(BIN)/retinanet bench density dense-image --out benchmarks/results
+	mv benchmarks/results/density.svg docs/images/
 
 clean:
 	rm -rf $(VENV) $(DEMO) runs dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

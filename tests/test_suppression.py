@@ -18,7 +18,8 @@ THRESHOLDS = (0.05, 0.3, 0.5, 0.7, 0.95, 1.0)
 
 
 def reference(boxes: Tensor, threshold: float) -> Tensor:
-    return nms(boxes, torch.arange(len(boxes), 0, -1, dtype=boxes.dtype), threshold)
+    kept: Tensor = nms(boxes, torch.arange(len(boxes), 0, -1, dtype=boxes.dtype), threshold)
+    return kept
 
 
 def scattered(count: int, side: float, longest: float, seed: int = 0, copies: int = 1) -> Tensor:
@@ -109,15 +110,15 @@ def test_no_boxes() -> None:
 @pytest.mark.parametrize("name", ["one object", "chain", "scattered"])
 def test_time_grows_with_the_number_of_boxes_and_not_with_its_square(name: str) -> None:
     boxes = DEGENERATE[name] if name in DEGENERATE else scattered(3000, 2000, 40)
-    scenes = [torch.cat([boxes + 3000 * i for i in range(count)]) for count in (1, 16)]
+    scenes = [torch.cat([boxes + 3000 * i for i in range(count)]) for count in (4, 32)]
     if name == "one object":
-        scenes[1] = boxes.repeat(16, 1)
+        scenes = [boxes.repeat(count, 1) for count in (4, 32)]
     seconds = []
     for scene in scenes:
         times = []
         for _ in range(3):
-            began = time.perf_counter()
+            began = time.process_time()
             suppress_sorted(scene, 0.5)
-            times.append(time.perf_counter() - began)
+            times.append(time.process_time() - began)
         seconds.append(min(times))
-    assert seconds[1] < 80 * seconds[0]  # 256 times if it grew with the square
+    assert seconds[1] < 32 * seconds[0]  # 64 times if it grew with the square

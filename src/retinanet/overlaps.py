@@ -108,12 +108,15 @@ class BoxIndex:
         """
         own = _with_area(boxes)
         own = own[_along_rows(boxes[own], None if groups is None else groups[own])]  # neighbors are found faster
-        parts = [(np.zeros(0, dtype=np.int64),) * 3]
+        none = np.zeros(0, dtype=np.int64)
+        parts = [(none, none, none)]
         for begin in range(0, len(own), _QUERIES):
             rows = own[begin : begin + _QUERIES]
             some = np.zeros(len(rows), dtype=np.int64) if groups is None else groups[rows]
-            parts.extend((rows[found], *ranges) for found, *ranges in self._search(boxes[rows], some, covered))
-        return Candidates(*(np.concatenate(column) for column in zip(*parts, strict=True)), self._order)
+            for row, start, stop in self._search(boxes[rows], some, covered):
+                parts.append((rows[row], start, stop))
+        first, starts, stops = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return Candidates(first, starts, stops, self._order)
 
     def _search(self, boxes: Floats, groups: Ints, covered: bool) -> Iterator[tuple[Ints, Ints, Ints]]:
         """Yield for each class the ranges of :class:`Candidates`: the box, and start and stop in ``order``."""
@@ -173,15 +176,16 @@ def _key(groups: Ints, row: Ints, column: Ints) -> Ints:
 
 def pair_iou(boxes: Floats, others: Floats) -> Floats:
     """Compute the IoU of each box with its partner, ``(N, 4)`` each → ``(N,)``; 0 if neither box has an area."""
-    shared = shared_area(boxes, others)
+    shared = shared_area(boxes, others).astype(np.float64, copy=False)
     areas, other_areas = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (boxes, others))
     union = areas + other_areas - shared
     result: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
     return result
 
 
-def shared_area(boxes: Floats, others: Floats) -> Floats:
+def shared_area(boxes: npt.NDArray[np.floating], others: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     """Compute the area of the intersection of each box with its partner, ``(N, 4)`` each → ``(N,)``."""
     width = np.minimum(boxes[:, 2], others[:, 2]) - np.maximum(boxes[:, 0], others[:, 0])
     height = np.minimum(boxes[:, 3], others[:, 3]) - np.maximum(boxes[:, 1], others[:, 1])
-    return np.asarray(np.maximum(width, 0) * np.maximum(height, 0))
+    area: npt.NDArray[np.floating] = np.maximum(width, 0) * np.maximum(height, 0)
+    return area

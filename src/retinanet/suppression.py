@@ -36,7 +36,9 @@ def suppress_sorted(boxes: Tensor, threshold: float) -> Tensor:
         int64 positions of the kept boxes, in ascending order, on the device of ``boxes``.
     """
     if boxes.device.type != "cpu" or len(boxes) <= FEW or not 0 < threshold < 1:
-        return nms(boxes, torch.arange(len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device), threshold)
+        scores = torch.arange(len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device)
+        kept: Tensor = nms(boxes, scores, threshold)
+        return kept
     return torch.from_numpy(_kept(boxes.numpy(), threshold))
 
 

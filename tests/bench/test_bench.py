@@ -172,6 +172,7 @@ def test_the_groups_are_those_of_the_help() -> None:
     assert "torchvision" in help_text
     source = Path(bench_verb.__file__).read_text()
     assert f'"""Benchmarks to run: {", ".join(run.GROUPS)}.' in source
+    assert all(name in source for name in run.ALONE)
     console = Console(quiet=True)
     with pytest.raises(Exception, match="choose from loss"):
         run.run(["x"], Path("unused"), console)

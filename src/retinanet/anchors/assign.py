@@ -282,7 +282,7 @@ def _most_overlapped(grid: AnchorGrid, boxes: Tensor, image: Tensor, anchor: Ten
     every, owner = boxes.double().numpy(), image.numpy()
     corners, images = grid.boxes[anchor % len(grid.boxes)], anchor // len(grid.boxes)
     octave = least.log2().floor()
-    for power in octave.unique().tolist():  # a search for a low IoU compares more pairs
+    for power in torch.unique(octave).tolist():  # a search for a low IoU compares more pairs
         rows = torch.nonzero(octave == power).squeeze(1)
         search = BoxIndex(every, 2.0**power, owner).search(corners[rows].double().numpy(), images[rows].numpy())
         for first, second in search.chunks():

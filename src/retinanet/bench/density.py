@@ -40,7 +40,7 @@ COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 SIDE = 4096
 
 # Up to this many objects, torchvision's IoU matrix of an image of 4096×4096 pixels fits in memory.
-_PEER_OBJECTS = 100
+_PEER_OBJECTS = 30
 
 _SIDES = {
     "ours": ("#1f6f8b", ""),

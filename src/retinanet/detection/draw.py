@@ -61,7 +61,7 @@ def draw(
     supervision = import_supervision()
     height, width = image.shape[:2]
     palette = supervision.ColorPalette.from_hex(COLORS)
-    thickness = line_width(min(height, width) / 300, detections.xyxy)
+    thickness = line_width(min(height, width) / 300, np.asarray(detections.xyxy, dtype=np.float64))
     scene = np.ascontiguousarray(image[:, :, ::-1]).copy()  # supervision draws on BGR images
     scene = supervision.BoxAnnotator(color=palette, thickness=thickness).annotate(scene, detections)
     crowded = len(detections) > _CROWDED

@@ -172,7 +172,8 @@ def log_chart(
     texts = [Text(f"{x_of(v):.1f}", f"{_HEIGHT - _BOTTOM + 16}", "middle", f"{v:,g}") for v in x_ticks]
     texts += [Text(f"{_LEFT - 6}", f"{y_of(v) + 4:.1f}", "end", f"{v:,g}") for v in y_ticks]
     texts += _names(x_label, y_label)
-    curves, dots = [], []
+    curves: list[Curve] = []
+    dots: list[Dot] = []
     for line in lines:
         places = [(f"{x_of(x):.2f}", f"{y_of(y):.2f}") for x, y in zip(line.x, line.y, strict=True)]
         curves.append(Curve(" ".join(map(",".join, places)), line.color, 1.6, line.dashes, line.name))
