@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from retinanet.data.dataset import Dataset
-from retinanet.data.density import most_objects
+from retinanet.data.object_counts import most_objects
 from retinanet.decode_config import ResolvedDecodeConfig, limit_note, nonfinite_note
 from retinanet.detections import Detections
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from retinanet.data.density import most_objects
+from retinanet.data.object_counts import most_objects
 from retinanet.decode_config import LEAST_DETECTIONS
 from retinanet.training.job import Job
 

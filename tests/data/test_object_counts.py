@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from retinanet.data.dataset import DatasetBuilder
-from retinanet.data.density import most_objects, objects_per_image
+from retinanet.data.object_counts import most_objects, objects_per_image
 
 
 def test_objects_are_counted_without_ignore_regions() -> None:
