@@ -119,9 +119,8 @@ def test_lines_with_more_numbers(tmp_path: Path, line: str, box: list[float], co
 
 
 def test_boxes_with_a_low_score_are_left_out_on_request(tmp_path: Path) -> None:
-    image(
-        tmp_path / "images" / "a.png", tmp_path / "labels" / "a.txt", "1 0.5 0.5 0.5 0.5 0.9\n" * 2 + BOX[:-1] + " 0.2"
-    )
+    lines = "1 0.5 0.5 0.5 0.5 0.9\n" * 2 + "1 0.5 0.5 0.5 0.5 0.2"
+    image(tmp_path / "images" / "a.png", tmp_path / "labels" / "a.txt", lines)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     data = read_split(tmp_path, "train", ReadOptions(min_score=0.5))
     assert len(data.boxes) == 2
