@@ -78,6 +78,15 @@ def test_class_names_are_found_where_tools_put_them(tmp_path: Path, place: str) 
     check(tmp_path)
 
 
+@pytest.mark.parametrize("place", ["data.yaml", "labels/data.yaml", "../dataset.yaml"])
+def test_class_names_are_taken_from_a_yaml_file_without_splits(tmp_path: Path, place: str) -> None:
+    root = tmp_path / "inner"
+    for split in ("train", "val"):
+        image(root / "images" / split / f"{split}.png", root / "labels" / split / f"{split}.txt")
+    (root / place).write_text("names: [cat, dog]\nnc: 2\n")
+    check(root)
+
+
 @pytest.mark.parametrize("base", ["/content/data/", "C:\\data\\", "/mnt/x/y/"])
 def test_paths_of_another_computer_in_the_yaml_file(tmp_path: Path, base: str) -> None:
     for split in ("train", "valid"):
