@@ -8,6 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retinanet.read_options import ReadOptions
+
 if TYPE_CHECKING:
     from retinanet.config import Config
 
@@ -25,6 +27,14 @@ def changed_flags(config: Config, base: Config, groups: Sequence[str]) -> Iterat
             else:
                 words = value if isinstance(value, tuple) else (value,)
                 yield " ".join([f"--{group}.{name}", *(quoted(str(word)) for word in words)])
+
+
+def reading_flags(options: ReadOptions) -> Iterator[str]:
+    """Yield the flags, which every command has, of the options of reading that differ from the defaults."""
+    for each in fields(ReadOptions):
+        value, name = getattr(options, each.name), each.name.replace("_", "-")
+        if value != each.default:
+            yield f"--data.{name}" if value is True else f"--data.{name} {quoted(str(value))}"
 
 
 def quoted(path: str | Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retinanet.cli.terminal import console, describe, make_folder, print_next, print_notes, quoted
+from retinanet.flags import reading_flags
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset
@@ -49,5 +50,6 @@ def run(
     better = b if comparison.total["AP"].delta >= 0 else a
     flag = "--detections " if isinstance(better, DetectionFile) else ""
     chosen = f" --split {quoted(split)}" if split != "val" else ""
+    chosen += "".join(f" {each}" for each in reading_flags(options))
     print_next(f"retinanet eval {flag}{quoted(str(better))} {quoted(data)}{chosen}")
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retinanet.cli.terminal import console, describe, make_folder, print_next, print_notes, quoted
+from retinanet.flags import reading_flags
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset
@@ -44,7 +45,8 @@ def run(
     print_notes([remark] if remark else [])
     console.print(f"wrote {folder}/metrics.json{' and' if from_file else ', detections.json and'} report.html")
     if from_file:
-        print_next(f"retinanet train {quoted(data)} --out runs/{quoted(Path(data).stem)}")
+        flags = "".join(f" {flag}" for flag in reading_flags(options))
+        print_next(f"retinanet train {quoted(data)} --out runs/{quoted(Path(data).stem)}{flags}")
     else:
         print_next(f"retinanet detect {quoted(str(source))} {quoted(evaluation.dataset.path(0))} --out detections")
     return 0

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import console, option, parse, print_next
 from retinanet.config import Config
-from retinanet.flags import quoted
+from retinanet.flags import quoted, reading_flags
 from retinanet.recipes import DEFAULT_RECIPE, load_recipe
 
 
@@ -41,9 +41,9 @@ def run(argv: Sequence[str]) -> int:
 
     result = train(arguments.dataset, arguments.out, arguments.config, arguments.resume, console)
     if started_as_main():
-        val = arguments.config.data.val
-        flags = f" --split {val}" if val else ""
-        print_next(f"retinanet eval {quoted(result.best)} {quoted(arguments.dataset)}{flags}")
+        data = arguments.config.data
+        flags = [*([f"--split {quoted(data.val)}"] if data.val else []), *reading_flags(data)]
+        print_next(" ".join([f"retinanet eval {quoted(result.best)} {quoted(arguments.dataset)}", *flags]))
     return 0
 
 
