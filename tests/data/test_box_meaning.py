@@ -168,7 +168,7 @@ def broken(kind: str) -> Callable[[Floats, np.random.Generator], Floats]:
         return boxes + np.array([*SIZE, *SIZE])
 
     def negative(boxes: Floats, rng: np.random.Generator) -> Floats:
-        return -boxes
+        return np.negative(boxes)
 
     def huge(boxes: Floats, rng: np.random.Generator) -> Floats:
         return boxes * rng.integers(5, 1000)

@@ -145,6 +145,25 @@ def test_boxes_thinner_than_a_pixel_are_said_in_voc(tmp_path: Path) -> None:
     assert write(splits, tmp_path / "csv", "csv") == []
 
 
+def test_labelmap_and_origin_of_pascal_voc(tmp_path: Path, parts: Path) -> None:
+    for origin in (1, 0):
+        retinanet.convert_dataset(parts, tmp_path / str(origin), "voc", voc_origin=origin)
+    for split, data in read_all(parts).items():
+        for origin in (1, 0):
+            again = read_all(tmp_path / str(origin))[split]
+            np.testing.assert_array_equal(again.boxes, data.boxes)
+    lines = (tmp_path / "0" / "labelmap.txt").read_text().splitlines()
+    assert lines[:3] == [
+        "# label:color_rgb:parts:actions",
+        "background:0,0,0::",
+        f"{read_split(parts, 'train').classes[0]}:128,0,0::",
+    ]
+    name = sorted((tmp_path / "0" / "Annotations").rglob("*.xml"))[0].relative_to(tmp_path / "0")
+    first, second = (ElementTree.parse(tmp_path / str(origin) / name).find(".//xmin") for origin in (0, 1))
+    if first is not None and second is not None:
+        assert float(second.text or 0) == float(first.text or 0) + 1
+
+
 @pytest.mark.parametrize("to", FORMATS)
 def test_links_and_no_images(tmp_path: Path, to: Format) -> None:
     splits = pets(tmp_path / "in")

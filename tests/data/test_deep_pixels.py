@@ -3,6 +3,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from retinanet.data.pixel_range import with_one_pixel_range
 SIZE = (40, 30)
 
 
-def ramp(low: float, high: float, dtype: str) -> npt.NDArray[np.generic]:
+def ramp(low: float, high: float, dtype: str) -> npt.NDArray[Any]:
     return np.linspace(low, high, SIZE[0] * SIZE[1]).reshape(SIZE[1], SIZE[0]).astype(dtype)
 
 
@@ -24,7 +25,7 @@ def save(file: Path, values: npt.NDArray[np.generic], tags: dict[int, object] | 
     info = TiffImagePlugin.ImageFileDirectory_v2()
     for tag, value in (tags or {}).items():
         info[tag] = value
-    Image.fromarray(values).save(file, **({"tiffinfo": info} if tags else {}))
+    Image.fromarray(values).save(file, **(dict[str, Any](tiffinfo=info) if tags else {}))
     return file
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_boxes_and_pixels_turn_as_pillow_turns_images(tmp_path: Path, orientatio
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "bmp", "mpo"])
 def test_header_is_that_of_the_stored_pixels(tmp_path: Path, suffix: str, orientation: int) -> None:
-    tags = {} if suffix == "bmp" else {"exif": exif(orientation)}
+    tags: dict[str, Any] = {} if suffix == "bmp" else {"exif": exif(orientation)}
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / f"a.{suffix}", **tags)
     header = image_header(tmp_path / f"a.{suffix}")
     assert header == Header((WIDTH, HEIGHT), 1 if suffix == "bmp" else orientation)
@@ -49,9 +50,11 @@ def test_header_is_that_of_the_stored_pixels(tmp_path: Path, suffix: str, orient
 
 @pytest.mark.parametrize("kind", ["baseline", "progressive", "with a profile", "gray"])
 def test_jpeg_headers_are_read_without_pillow(tmp_path: Path, kind: str) -> None:
-    options = {"progressive": {"progressive": True}, "with a profile": {"icc_profile": os.urandom(150_000)}}.get(
-        kind, {}
-    )
+    kinds: dict[str, dict[str, Any]] = {
+        "progressive": {"progressive": True},
+        "with a profile": {"icc_profile": os.urandom(150_000)},
+    }
+    options = kinds.get(kind, {})
     Image.new("L" if kind == "gray" else "RGB", (WIDTH, HEIGHT)).save(tmp_path / "a.jpg", **options)
     assert quick_header(tmp_path / "a.jpg") == Header((WIDTH, HEIGHT), 1)
 

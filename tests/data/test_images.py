@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
 
-from retinanet.data.images import image_size, read_image, to_rgb
+from retinanet.data.images import IMAGE_SUFFIXES, image_size, read_image, to_rgb, unread_files
 from retinanet.errors import DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -30,6 +30,36 @@ def turned(folder: Path, orientation: int, pixels: npt.NDArray[np.uint8] = RGB) 
     exif = Image.Exif()
     exif[0x0112] = orientation
     return save(folder, pixels, f"{orientation}.png", exif=exif)
+
+
+@pytest.mark.parametrize(("name", "message"), [("a.mp4", "MP4 files are not read: videos; extract their frames")])
+def test_files_of_other_kinds_are_refused_with_their_kind(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=message):
+        read_image(tmp_path / name)
+
+
+def test_heic_files_are_read_with_the_extra_and_named_without(tmp_path: Path) -> None:
+    file = tmp_path / "IMG_1.HEIC"
+    if ".heic" in IMAGE_SUFFIXES:
+        heif = pytest.importorskip("pillow_heif")
+        heif.from_pillow(Image.fromarray(RGB)).save(file, quality=-1)
+        assert image_size(file) == (40, 30)
+        assert np.abs(read_image(file).astype(int) - RGB).mean() < 3
+    else:
+        file.write_bytes(b"")
+        assert list(unread_files(["a.heic", "b.HEIF", "c.jpg"])) == [
+            "1 HEIC file and 1 HEIF file left out: install retinanet[heic] to read them"
+        ]
+        with pytest.raises(DataError, match=r"HEIC files are not read: install retinanet\[heic\]"):
+            read_image(file)
+
+
+@pytest.mark.parametrize("suffix", ["avif", "mpo", "jpe"])
+def test_further_formats_are_read(tmp_path: Path, suffix: str) -> None:
+    smooth = np.broadcast_to(np.linspace(0, 255, 40)[None, :, None], (30, 40, 3)).astype(np.uint8)
+    file = save(tmp_path, smooth, f"a.{suffix}", format="avif" if suffix == "avif" else "jpeg")
+    assert np.abs(read_image(file).astype(int) - smooth).mean() < 5
 
 
 def check(file: Path, expected: npt.NDArray[np.uint8]) -> None:

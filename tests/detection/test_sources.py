@@ -9,7 +9,7 @@ from PIL import Image
 
 import retinanet
 from retinanet.detection.detector import Detector
-from retinanet.detection.sources import ImageFile, detect_in_files, find_images
+from retinanet.detection.sources import ImageFile, detect_in_files, files_left_out, find_images
 from retinanet.errors import DataError
 
 
@@ -59,6 +59,23 @@ def test_suffixes_in_capitals(album: Path) -> None:
 
 def test_loop_of_links_ends(album: Path) -> None:
     os.symlink(album, album / "trip" / "again")
+    assert len(find_images([str(album)])) == 3
+
+
+def test_images_behind_a_link_are_found(album: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (album / "b.png").rename(tmp_path / "disk" / "b.png")
+    os.symlink(tmp_path / "disk", album / "linked")
+    assert names(find_images([str(album)])) == ["a.jpg", "linked/b.png", "trip/a.jpg"]
+
+
+def test_files_that_are_not_read_are_counted(album: Path) -> None:
+    for name in ("1.mp4", "2.MP4", "3.dng"):
+        (album / name).write_bytes(b"")
+    assert [sentence.split(": ")[1:] for sentence in files_left_out([str(album)])] == [
+        ["2 MP4 files left out", "videos; extract their frames, for example with ffmpeg -i FILE frames/%06d.jpg"],
+        ["1 DNG file left out", "convert them to JPEG or PNG"],
+    ]
     assert len(find_images([str(album)])) == 3
 
 

@@ -10,9 +10,9 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, option, parse, print_next, reading_flags
+from retinanet.cli.terminal import console, option, parse, print_next
 from retinanet.config import Config
-from retinanet.flags import quoted
+from retinanet.flags import quoted, reading_flags
 from retinanet.recipes import DEFAULT_RECIPE, load_recipe
 
 

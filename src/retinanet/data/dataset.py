@@ -144,7 +144,7 @@ class Dataset:
 
     def classes_missing_in(self, classes: Sequence[str]) -> list[str]:
         """Classes with boxes whose name, but for case and spaces, is not in ``classes``."""
-        position, _ = class_positions(self.classes, classes)
+        position = class_positions(self.classes, classes)[0]
         return [name for name, count in self.class_counts().items() if count and position[name] == NO_CLASS]
 
     def with_crowds(self, policy: Literal["ignore", "drop", "object"]) -> Dataset:
@@ -207,12 +207,12 @@ class DatasetBuilder:
         self.name = name
         self.root = root
         self.classes, self.labels, firsts = merged_classes(classes)
-        numbers = range(1, len(self.classes) + 1)
-        self.category_ids = tuple(numbers if category_ids is None else (category_ids[i] for i in firsts))
+        ids = range(1, len(firsts) + 1) if category_ids is None else (category_ids[i] for i in firsts)
+        self.category_ids = tuple(ids)
         self.tolerant = tolerant
         self.options = options
         self._problems: list[Problem] = []
-        self._counts_of: Counter[tuple[str, str]] = Counter()  # of the problems that are counted, by code and message
+        self._counts_of: Counter[tuple[str, str]] = Counter()  # of counted problems, by code and message
         self.size_is_measured = False  # whether the size of the next image was read from its file
         self._files: list[str] = []
         self._ids, self._sizes, self._measured = array("q"), array("i"), array("b")

@@ -24,7 +24,7 @@ def with_one_pixel_range(splits: Mapping[str, Dataset], given: PixelRange | None
         given: the range; unset: from a sample of the images of the first split, which gets a note. Images with 8 bits
             have no range.
     """
-    result = {}
+    result: dict[str, Dataset] = {}
     for split, dataset in splits.items():
         result[split] = _observed(dataset) if given is None and not result else replace(dataset, pixel_range=given)
         given = result[split].pixel_range

@@ -11,6 +11,7 @@ from PIL import Image
 from retinanet.data.formats import coco
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.errors import DataError
+from retinanet.read_options import ReadOptions
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -262,3 +263,41 @@ def test_impossible_file_names_are_refused_in_a_short_line(tmp_path: Path, name:
     with pytest.raises(DataError, match="not a possible file name; write the path of an image") as caught:
         coco.read(source, "toy")
     assert len(str(caught.value)) < 300 + len(str(source))
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        {"bbox": "[1, 2, 10, 5]"},
+        {"bbox": ["1", "2", 10.0, 5]},
+        {"bbox": [6, 4.5, 5, 10, 90]},
+        {"bbox": [1, 2, 11, 2, 11, 7, 1, 7]},
+        {"bbox": [3.5, -0.5, 5, 10], "attributes": {"rotation": 90.0}},
+        {"segmentation": [[1, 2, 11, 2, 5, 7]]},
+        {"bbox": [], "segmentation": {"size": [30, 40], "counts": [32, 5] + [25, 5] * 9 + [893]}},
+    ],
+)
+def test_objects_told_otherwise_have_their_upright_box_and_a_note(tmp_path: Path, annotation: dict[str, Any]) -> None:
+    own = {"id": 1, "image_id": 3, "category_id": 9} | annotation
+    data = coco.read(write(tmp_path, content(annotations=[own, own | {"id": 2}])), "toy")
+    assert data.boxes.tolist() == [pytest.approx([1, 2, 11, 7])] * 2
+    assert [problem.count for problem in data.problems] == [2]
+    assert data.problems[0].code in ("text-box", "shape-box")
+
+
+def test_numbers_may_be_of_another_type(tmp_path: Path) -> None:
+    annotations = [{"id": 1, "image_id": 3.0, "category_id": "9", "bbox": [1, 2, 3, 4]}]
+    images = [{"id": "3", "file_name": "a.jpg", "width": "40", "height": 30.0}]
+    categories = [{"id": 9.0, "name": 7}]
+    data = coco.read(write(tmp_path, content(annotations=annotations, images=images, categories=categories)), "toy")
+    assert (data.classes, data.image_ids.tolist(), data.sizes.tolist()) == (("7",), [3], [[40, 30]])
+    assert data.boxes.tolist() == [[1, 2, 4, 6]]
+
+
+def test_images_may_lie_in_a_folder_that_an_option_names(tmp_path: Path) -> None:
+    (tmp_path / "exports").mkdir()
+    source = write(tmp_path / "photos", content(), images="day1").rename(tmp_path / "exports" / "coco.json")
+    with pytest.raises(DataError, match=r"2 of 2 images not found, .*--data\.images"):
+        coco.read(source, "toy")
+    data = coco.read(source, "toy", ReadOptions(images=str(tmp_path / "photos")))
+    assert [data.path(i).name for i in data] == ["a.jpg", "b.jpg"]

@@ -78,6 +78,15 @@ def test_class_names_are_found_where_tools_put_them(tmp_path: Path, place: str) 
     check(tmp_path)
 
 
+@pytest.mark.parametrize("place", ["data.yaml", "labels/data.yaml", "../dataset.yaml"])
+def test_class_names_are_taken_from_a_yaml_file_without_splits(tmp_path: Path, place: str) -> None:
+    root = tmp_path / "inner"
+    for split in ("train", "val"):
+        image(root / "images" / split / f"{split}.png", root / "labels" / split / f"{split}.txt")
+    (root / place).write_text("names: [cat, dog]\nnc: 2\n")
+    check(root)
+
+
 @pytest.mark.parametrize("base", ["/content/data/", "C:\\data\\", "/mnt/x/y/"])
 def test_paths_of_another_computer_in_the_yaml_file(tmp_path: Path, base: str) -> None:
     for split in ("train", "valid"):
@@ -119,9 +128,8 @@ def test_lines_with_more_numbers(tmp_path: Path, line: str, box: list[float], co
 
 
 def test_boxes_with_a_low_score_are_left_out_on_request(tmp_path: Path) -> None:
-    image(
-        tmp_path / "images" / "a.png", tmp_path / "labels" / "a.txt", "1 0.5 0.5 0.5 0.5 0.9\n" * 2 + BOX[:-1] + " 0.2"
-    )
+    lines = "1 0.5 0.5 0.5 0.5 0.9\n" * 2 + "1 0.5 0.5 0.5 0.5 0.2"
+    image(tmp_path / "images" / "a.png", tmp_path / "labels" / "a.txt", lines)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     data = read_split(tmp_path, "train", ReadOptions(min_score=0.5))
     assert len(data.boxes) == 2

@@ -187,8 +187,8 @@ def _box(builder: DatasetBuilder, annotation: dict[str, Any], where: str) -> Box
     """Corners of an object, from its bbox or else from its segmentation; ``None`` if it has neither."""
     bbox = annotation.get("bbox")
     numbers = to_numbers(bbox)
-    if numbers is not None and isinstance(bbox, str):
-        builder.report("text-box", where, "bbox is a text")
+    if numbers is not None and any(isinstance(v, str) for v in (bbox if isinstance(bbox, list) else [bbox])):
+        builder.report("text-box", where, "bbox is written as text")
     if numbers is not None and len(numbers) == 4:
         x, y, width, height = numbers
         attributes = annotation.get("attributes")

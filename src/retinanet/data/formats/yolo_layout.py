@@ -21,6 +21,7 @@ from retinanet.errors import DataError
 # Table of label files and their images, in the output of retinanet detect.
 DETECTIONS = "labels.csv"
 
+_YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml")
 _PROBED_IMAGES = 50
 _MOST_CLASSES = 10_000
 
@@ -176,8 +177,9 @@ def names_near(folder: Path, *others: Path) -> dict[int, str] | None:
     for place in (folder, *others, *(each / "labels" for each in (folder, *others)), above, above.parent):
         if file := class_file(place):
             return _numbered(read_class_file(file))
-        if os.path.isfile(place / "data.yaml") and (layout := layout_of_yaml(place / "data.yaml")):
-            return layout.names
+        for name in _YAML_FILES:
+            if os.path.isfile(place / name) and (names := _names_of_yaml(place / name)) is not None:
+                return names
     return None
 
 
@@ -215,10 +217,10 @@ def existing_path(path: str, places: Sequence[Path]) -> Path | None:
     return None
 
 
-def layout_of_yaml(file: Path, strict: bool = True) -> Layout | None:
-    """Layout that a YAML file describes; ``None`` if the file does not describe a dataset."""
+def _load_yaml(file: Path, strict: bool) -> Any:
+    """Content of a YAML file; ``None`` if it is broken and ``strict`` is off."""
     try:
-        content: Any = yaml.load(read_text(file), _Loader)
+        return yaml.load(read_text(file), _Loader)
     except (DataError, yaml.YAMLError, ValueError, RecursionError) as error:
         if not strict:
             return None
@@ -228,6 +230,18 @@ def layout_of_yaml(file: Path, strict: bool = True) -> Layout | None:
         line = f":{mark.line + 1}" if mark else ""
         reason = str(getattr(error, "problem", None) or error).split("\n")[0][:120]
         raise DataError(f"{file}{line}: not valid YAML ({reason}); correct it") from error
+
+
+def _names_of_yaml(file: Path) -> dict[int, str] | None:
+    """Class names that a YAML file lists; ``None`` if it lists none."""
+    content = _load_yaml(file, strict=True)
+    named = isinstance(content, dict) and ("names" in content or "nc" in content)
+    return _names(content, file) if named else None
+
+
+def layout_of_yaml(file: Path, strict: bool = True) -> Layout | None:
+    """Layout that a YAML file describes; ``None`` if the file does not describe a dataset."""
+    content = _load_yaml(file, strict)
     if not isinstance(content, dict) or not ("names" in content or "nc" in content):
         return None
     keys = [key for key, value in content.items() if isinstance(key, str) and value and _is_split(key, value, file)]
