@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
 
 from retinanet.schema import require
 
@@ -11,6 +11,8 @@ from retinanet.schema import require
 @dataclass(frozen=True)
 class ReadOptions:
     """How a dataset is read."""
+
+    needs_images: ClassVar[bool] = True  # whether a missing image is an error
 
     images: str | None = None
     """Folder with the images, searched with its sub-folders. Unset: found beside the annotations."""
@@ -23,3 +25,15 @@ class ReadOptions:
 
     def __post_init__(self) -> None:
         require(0 <= self.min_score < 1, f"data.min-score is {self.min_score}; it must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class AnnotationsOnly(ReadOptions):
+    """Options for work without pixels: a missing image is kept if the annotations say its size."""
+
+    needs_images: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, options: ReadOptions) -> AnnotationsOnly:
+        """Return the same options, for work without pixels."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(ReadOptions)})
