@@ -14,8 +14,8 @@ from retinanet.cli.terminal import (
     print_next,
     print_notes,
     quoted,
-    reading_flags,
 )
+from retinanet.flags import reading_flags
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset

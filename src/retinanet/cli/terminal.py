@@ -12,7 +12,6 @@ import tyro
 from retinanet.files import make_folder as make_folder
 from retinanet.flags import changed_flags as changed_flags
 from retinanet.flags import quoted as quoted
-from retinanet.flags import reading_flags as reading_flags
 from retinanet.flags import unused as unused
 from retinanet.progress import plain_console
 

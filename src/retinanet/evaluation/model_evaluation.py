@@ -21,7 +21,7 @@ from retinanet.evaluation.detections import DetectionFile, read_detections
 from retinanet.evaluation.limits import Limits
 from retinanet.evaluation.voc_ap import voc_metrics
 from retinanet.progress import progress_bar
-from retinanet.read_options import ReadOptions
+from retinanet.read_options import AnnotationsOnly, ReadOptions
 
 if TYPE_CHECKING:
     from retinanet.detection.detector import Detector
@@ -107,7 +107,7 @@ def evaluate(
     settings: ResolvedDecodeConfig | None = None
     config: Config | None = None
     if isinstance(weights, DetectionFile):
-        dataset, notes = read_eval(data, split, options=options)
+        dataset, notes = read_eval(data, split, options=AnnotationsOnly.of(options))
         predictions, remarks = read_detections(weights.path, dataset)
         predictions = predictions.best(max_detections)
         notes = [*notes, *remarks]
