@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
 
 from retinanet.schema import require
 
@@ -15,6 +15,8 @@ _FRAME = re.compile(r"(?=[^x]*[1-9])\d{1,9}(\.\d{1,9})?x((?=.*[1-9])\d{1,9}(\.\d
 @dataclass(frozen=True)
 class ReadOptions:
     """How a dataset is read."""
+
+    needs_images: ClassVar[bool] = True  # whether a missing image is an error
 
     images: str | None = None
     """Folder with the images, searched with its sub-folders. Unset: found beside the annotations."""
@@ -40,3 +42,15 @@ class ReadOptions:
         valid = self.box_frame in ("auto", "format", "pixels") or _FRAME.fullmatch(self.box_frame)
         problem = f"data.box-frame is {self.box_frame!r}; use auto, format, pixels, a size such as 640x640, or a factor"
         require(bool(valid), f"{problem} such as 2x")
+
+
+@dataclass(frozen=True)
+class AnnotationsOnly(ReadOptions):
+    """Options for work without pixels: a missing image is kept if the annotations say its size."""
+
+    needs_images: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, options: ReadOptions) -> AnnotationsOnly:
+        """Return the same options, for work without pixels."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(ReadOptions)})

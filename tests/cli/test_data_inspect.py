@@ -65,7 +65,7 @@ def test_planted_defects(planted: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["data", "inspect", str(fixed), "--out", str(tmp_path / "again"), "--data.size", "256"]) == 0
     left = {f["code"] for f in json.loads((tmp_path / "again" / "findings.json").read_text())["findings"]}
     repaired = {"broken-image", "leak", "duplicate-image", "bad-box", "bad-line", "clipped-box", "duplicate-box"}
-    assert not left & (repaired | {"similar-classes", "broken-annotation", "unknown-class", "unlisted-image"})
+    assert not left & (repaired | {"broken-annotation", "unknown-class", "unlisted-image"})
     assert list(read_all(fixed)) == ["train", "val"]
 
 

@@ -230,7 +230,7 @@ def test_images_that_are_all_missing(run: Command, own_parts: Path) -> None:
 def test_annotated_image_that_is_missing(run: Command, own_parts: Path, tmp_path: Path) -> None:
     (own_parts / "images" / "000004.jpg").unlink()
     line = run.fails("train", own_parts, "--out", tmp_path / "run", *SMALL)
-    assert "000004.jpg: no such image file" in line
+    assert "images not found, first '000004.jpg'" in line
 
 
 def test_annotation_of_an_image_that_is_not_listed(run: Command, own_parts: Path, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from rich.console import Console
 import retinanet
 from retinanet.cli import main
 from retinanet.data.dataset import Dataset
-from retinanet.evaluation.coco_ap import coco_results
 from retinanet.errors import DataError
+from retinanet.evaluation.coco_ap import coco_results
 from retinanet.evaluation.detections import DetectionFile
 from retinanet.read_options import ReadOptions
 

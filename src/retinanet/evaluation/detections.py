@@ -66,7 +66,7 @@ def read_detections(path: Path, dataset: Dataset) -> tuple[Detections, list[str]
         DataError: the file does not have this form, or a detection in it is invalid: an unknown image or category, a
             score outside 0 to 1, or an invalid box.
     """
-    others = entries_of(path)
+    others = entries_of(Path(path))
     entries, listed = _sections(path, read_json(path, _EXPECTED)) if others is None else (others, {})
     images, classes = _Images(dataset, listed, path), _Classes(dataset, listed, path)
     renumbered = [*_renumber(dataset, entries, images, classes)]

@@ -17,7 +17,7 @@ from retinanet.evaluation.compare import Comparison, Contestant, compare_predict
 from retinanet.evaluation.detections import DetectionFile, read_detections
 from retinanet.evaluation.model_evaluation import Opened, Source, detections_on
 from retinanet.progress import progress_bar
-from retinanet.read_options import ReadOptions
+from retinanet.read_options import AnnotationsOnly, ReadOptions
 
 _DEFAULT_OPTIONS = ReadOptions()
 
@@ -92,13 +92,15 @@ def _read_eval(
     fractions = sorted(known or {DataConfig().val_fraction})
     trained = [detector.info.config.data for detector in detectors if detector is not None]
     options = replace(options, skip_broken=options.skip_broken or any(each.skip_broken for each in trained))
+    if not trained:
+        options = AnnotationsOnly.of(options)
     dataset, notes = read_eval(data, split, fractions[0], options=options)
-    if options.skip_broken:
-        dataset, left_out = verify_images(dataset, True)
-        notes = [*notes, *left_out]
     if notes and len(fractions) > 1:  # the notes report that images of train were set aside
         raise ConfigError(
             f"{data}: there is no val split, and the two models set different fractions of train aside for validation "
             f"({fractions[0]:g} and {fractions[1]:g}); name a split with --split"
         )
+    if options.skip_broken and options.needs_images:
+        dataset, left_out = verify_images(dataset, True)
+        notes = [*notes, *left_out]
     return dataset, notes

@@ -18,7 +18,7 @@ from retinanet.evaluation.coco_ap import Metrics, coco_metrics
 from retinanet.evaluation.detections import DetectionFile, read_detections
 from retinanet.evaluation.voc_ap import voc_metrics
 from retinanet.progress import progress_bar
-from retinanet.read_options import ReadOptions
+from retinanet.read_options import AnnotationsOnly, ReadOptions
 
 if TYPE_CHECKING:
     from retinanet.detection.detector import Detector
@@ -84,7 +84,7 @@ def evaluate(
         RetinaNetError: the weights, the dataset or the detections cannot be read, or the device cannot be used.
     """
     if isinstance(weights, DetectionFile):
-        dataset, notes = read_eval(data, split, options=options)
+        dataset, notes = read_eval(data, split, options=AnnotationsOnly.of(options))
         predictions, remarks = read_detections(weights.path, dataset)
         notes = [*notes, *remarks]
         opened(dataset, notes)

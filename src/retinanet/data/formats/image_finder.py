@@ -101,6 +101,8 @@ class ImageFinder:
                     path, rule = hit
                     self._builder.report("image-found", f"{where}: {short(name)} is {path}", rule)
                     return self._relative(path)
+        if names and not self._builder.options.needs_images:
+            return names[0]
         self._miss(names[0] if names else "", where)
         return None
 
