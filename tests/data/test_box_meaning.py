@@ -165,7 +165,7 @@ def broken(kind: str) -> Callable[[Floats, np.random.Generator], Floats]:
         return boxes[:, [2, 3, 0, 1]]
 
     def outside(boxes: Floats, rng: np.random.Generator) -> Floats:
-        return np.add(boxes, [*SIZE, *SIZE])
+        return np.add(boxes, np.array([*SIZE, *SIZE], dtype=np.float64))
 
     def negative(boxes: Floats, rng: np.random.Generator) -> Floats:
         return np.negative(boxes)

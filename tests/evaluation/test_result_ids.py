@@ -79,7 +79,7 @@ def test_classes_counted_from_zero_are_recognized() -> None:
     assert category_numbering(data, ids, images, boxes_of(data)).positions == {1: 0, 2: 1}
 
 
-def test_classes_from_zero_are_recognized_even_where_all_are_ids() -> None:
+def test_class_numbers_that_are_ids_keep_their_meaning() -> None:
     data = dataset(NAMES, (0, 5))
     rows = np.flatnonzero(data.labels == 0)
     assert category_numbering(data, [0] * len(rows), rows, boxes_of(data)[rows]).note == ""

@@ -112,6 +112,7 @@ _KINDS = (
     ),
     ProblemKind("boxes-in-corner", "warning", "dataset with all boxes at the top left", "used as they are", sign=True),
     ProblemKind("exif-orientation", "note", "dataset with images turned by EXIF", "read as turned", sign=True),
+    ProblemKind("voc-origin", "note", "dataset that may count pixels from 1", "read as counted from 0", sign=True),
     ProblemKind("pixel-range", "note", "dataset with images of more than 8 bits", "scaled to 8 bits", sign=True),
     ProblemKind("zero-area-box", "warning", "zero-area box", "dropped"),
     ProblemKind("inverted-box", "warning", "box with its corners in the wrong order", "dropped"),

@@ -276,3 +276,24 @@ def test_a_pipe_instead_of_an_xml_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(root / "Annotations" / "a.xml")
     with pytest.raises(DataError, match=r"a\.xml: not an XML file but a named pipe"):
         read_split(root, "train")
+
+
+@pytest.mark.parametrize(("first", "noted"), [(0, False), (1, True), (4, True)])
+def test_files_that_may_count_from_one_get_a_note(tmp_path: Path, first: int, noted: bool) -> None:
+    """Nothing shows it: no box touches the left or top edge."""
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "JPEGImages").mkdir()
+    for i in range(6):
+        Image.new("RGB", (40, 30)).save(tmp_path / "JPEGImages" / f"{i}.jpg")
+        box = (
+            f"<xmin>{first + i}</xmin><ymin>{first + i}</ymin><xmax>{first + i + 9}</xmax><ymax>{first + i + 8}</ymax>"
+        )
+        size = "<size><width>40</width><height>30</height></size>"
+        text = f"<annotation><filename>{i}.jpg</filename>{size}"
+        text += f"<object><name>cat</name><bndbox>{box}</bndbox></object></annotation>"
+        (tmp_path / "Annotations" / f"{i}.xml").write_text(text)
+    data = read_split(tmp_path, "train")
+    assert ("voc-origin" in [problem.code for problem in data.problems]) == noted
+    assert data.boxes[0].tolist() == [first, first, first + 9, first + 8]
+    moved = read_split(tmp_path, "train", ReadOptions(voc_origin="1"))
+    assert "voc-origin" not in [problem.code for problem in moved.problems]

@@ -30,6 +30,9 @@ _PROBED_FILES = 20
 _CLASS_LIST_LINE = re.compile(r".*\S\s+-?[01]$")
 _DEFAULT_OPTIONS = ReadOptions()
 
+# Among fewer boxes, none may touch the left or top edge by chance.
+_FEWEST_BOXES = 6
+
 
 @dataclass(frozen=True)
 class Annotations:
@@ -88,6 +91,7 @@ def read(source: VocSplit, name: str, options: ReadOptions = _DEFAULT_OPTIONS, t
     for left_out in unread_files(file.name for file in files):
         builder.report("unread-files", str(source.images), left_out)
     finder = ImageFinder(builder, source.annotations, [source.images, source.annotations, source.annotations.parent])
+    starts: list[float] = []  # smaller coordinate of the first corner of each box that is taken to count from 0
     unread = set() if source.names else {file.name for file in files if is_image(file.name)}
     for xml in _listed_files(source, builder):
         try:
@@ -112,6 +116,11 @@ def read(source: VocSplit, name: str, options: ReadOptions = _DEFAULT_OPTIONS, t
         counts_from_one = "The VOC" in content.database if options.voc_origin == "auto" else options.voc_origin == "1"
         for found in content.objects:
             _add(builder, found, int(counts_from_one), f"{xml}:{found.line}", unlisted)
+        if not counts_from_one:
+            starts += [min(corners[:2]) for found in content.objects if (corners := found.corners()[0])]
+    if options.voc_origin == "auto" and len(starts) >= _FEWEST_BOXES and min(starts) >= 1:
+        advice = "no box starts at 0; if the files count pixels from 1, give --data.voc-origin 1"
+        builder.report("voc-origin", str(source.annotations), advice)
     finder.check()
     for file in sorted(unread):
         builder.report("image-without-annotations", str(source.images / file), "image without an XML file")
