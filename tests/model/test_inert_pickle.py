@@ -66,6 +66,19 @@ def noticed() -> Settings:
     return Settings.__new__(Settings)
 
 
+class Attributes(dict[str, Any]):
+    """A dictionary, as the hyper-parameters of Lightning are."""
+
+
+class Buffer:
+    """A class with methods, which a checkpoint may refer to."""
+
+    @staticmethod
+    def collate(batch: Any) -> Any:
+        """Return the batch."""
+        return batch
+
+
 NEIGHBOURS: dict[str, Any] = {
     "numpy number": np.float64(0.29),
     "numpy array": np.arange(3),
@@ -81,6 +94,11 @@ NEIGHBOURS: dict[str, Any] = {
     "frozen set": frozenset({3}),
     "partial": functools.partial(noticed),
     "function": noticed,
+    "built-in function": functools.partial(max, 1),
+    "static method": Buffer.collate,
+    "complex tensor": torch.ones(2, dtype=torch.complex64),
+    "file status": os.stat("."),
+    "class of dictionaries": Attributes(lr=0.1),
     "class": Settings,
     "bytes": bytearray(b"abc"),
     "generator": np.random.default_rng(0),
@@ -97,13 +115,16 @@ def saved(path: Path, content: Any, zipped: bool = True) -> Path:
     return path
 
 
+@pytest.mark.parametrize("protocol", [2, 5])
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("name", NEIGHBOURS)
-def test_tensors_are_read_beside_harmless_objects(tmp_path: Path, name: str, zipped: bool) -> None:
+def test_tensors_are_read_beside_harmless_objects(tmp_path: Path, name: str, zipped: bool, protocol: int) -> None:
     Settings.created.clear()
     weights = {"a": torch.randn(3, 4), "b": torch.arange(5), "half": torch.ones(2, dtype=torch.bfloat16)}
     content = {"before": NEIGHBOURS[name], "state_dict": weights, "after": [NEIGHBOURS[name], {"x": Settings()}]}
-    read = read_foreign(saved(tmp_path / "in.pth", content, zipped))
+    path = tmp_path / "in.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
+    read = read_foreign(path)
     assert read["state_dict"].keys() == weights.keys()
     for key, value in weights.items():
         assert torch.equal(read["state_dict"][key], value)
@@ -145,6 +166,15 @@ def test_a_whole_module_is_read_as_its_state_dict(tmp_path: Path, zipped: bool) 
         wanted = (content if isinstance(content, nn.Module) else next(iter(content.values()))).state_dict()
         assert state.keys() == wanted.keys()
         assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_dictionary_of_any_class_and_a_list_of_dictionaries_are_read(tmp_path: Path, zipped: bool) -> None:
+    weights = {"w": torch.arange(3.0)}
+    read = read_foreign(saved(tmp_path / "a.pth", Attributes(state_dict=Attributes(weights)), zipped))
+    assert read["state_dict"]["w"].tolist() == [0, 1, 2]
+    for content in ((weights, {"classes": ["a"]}, Settings()), [weights, 3]):
+        assert read_foreign(saved(tmp_path / "b.pth", content, zipped))["0"]["w"].tolist() == [0, 1, 2]
 
 
 def hostile(proof: Path) -> dict[str, Any]:

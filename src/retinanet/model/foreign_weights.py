@@ -23,6 +23,8 @@ _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 def read_foreign(path: Path) -> Mapping[str, Any]:
     """Return the dictionary in a ``.safetensors`` or a pickled file (``.pth``, ``.pt``, ``.ckpt``, …), on the CPU.
 
+    A list or tuple of dictionaries becomes a dictionary with the keys ``"0"``, ``"1"``, ….
+
     Tensors and plain values are read. No other object is created: see :class:`retinanet.model.inert_pickle.Skipped`.
 
     Raises:
@@ -57,6 +59,8 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
         else:
             reason = "it is damaged or was not written by torch.save; export it again"
         raise CheckpointError(f"{path}: cannot be read: {reason}") from error
+    if isinstance(content, list | tuple) and any(isinstance(each, Mapping) for each in content):
+        content = {str(index): each for index, each in enumerate(content)}  # torch.save((state_dict, settings), …)
     if not isinstance(content, Mapping):
         kind = content.name if isinstance(content, Skipped) else f"a {type(content).__name__}"
         raise CheckpointError(f"{path}: expected a state dict, found {kind}")

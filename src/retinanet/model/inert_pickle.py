@@ -8,7 +8,6 @@ reach a function of the file's choice, so the result does not depend on knowing 
 
 from __future__ import annotations
 
-import builtins
 import io
 import pickle
 import re
@@ -27,9 +26,15 @@ from torch import Tensor
 _MAGIC = 0x1950A86A20F9469CFC6C
 # A file that asks for these is refused, because weights never need them. The reader is safe without this list.
 _HOSTILE = re.compile(
-    r"(os|posix|nt|subprocess|commands|sys|shutil|socket|ctypes|importlib|runpy|pty|_?pickle|marshal|webbrowser)\."
+    r"(os|posix|nt)\.(?!(stat_result|PathLike|fspath|environ)$)"
+    r"|(subprocess|commands|sys|shutil|socket|ctypes|importlib|runpy|pty|_?pickle|marshal|webbrowser)\."
+    r"|(builtins|__builtin__)\.(eval|exec|execfile|compile|open|file|input|raw_input|breakpoint|__import__|reload|apply"
+    r"|setattr|delattr|globals|locals|vars|exit|quit)$"
     r"|_?io\.(open|FileIO)|(torch|numpy)\.(\w+\.)*load$"
 )
+# The same functions, named as members of a module that imports theirs, such as torch.serialization "os.system". A
+# method of a class, such as "Dataset.collate", has an upper-case letter before the dot.
+_MEMBER = re.compile(r"(.*\.)?[a-z_]\w*\.[a-z_]\w*")
 _DICTIONARIES = ("collections.OrderedDict", "collections.defaultdict", "builtins.dict", "__builtin__.dict")
 _TYPES = {
     "FloatStorage": torch.float32,
@@ -42,6 +47,11 @@ _TYPES = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    "QInt8Storage": torch.qint8,
+    "QUInt8Storage": torch.quint8,
+    "QInt32Storage": torch.qint32,
 }
 
 
@@ -62,12 +72,15 @@ class Node:
     """The record of an object: the name of its class or function, the arguments, and what was put into the object."""
 
     name: str
+    method: bool = False
     arguments: tuple[Any, ...]
     state: Any
     pairs: list[tuple[Any, Any]]
 
     def __new__(cls, *arguments: Any, **settings: Any) -> Node:
-        """Record a call of ``cls``, which stands for a class or a function."""
+        """Record a call of ``cls``, which stands for a class or a function; refuse a call of a method."""
+        if cls.method:
+            raise pickle.UnpicklingError(cls.name)
         node = super().__new__(cls)
         node.arguments, node.state, node.pairs = arguments, None, []
         return node
@@ -101,7 +114,7 @@ class _Unpickler(pickle._Unpickler):
     dispatch = {  # noqa: RUF012  # as in the base class
         code: action
         for code, action in pickle._Unpickler.dispatch.items()
-        if bytes([code]) not in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8, pickle.NEXT_BUFFER)
+        if bytes([code]) not in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER)
     }
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -109,14 +122,23 @@ class _Unpickler(pickle._Unpickler):
         self.classes: dict[str, type[Node]] = {}
         self.references: list[Any] = []
 
+    def _load_bytearray(self) -> None:
+        """Read what the file has of the bytes. The base class allocates the number of bytes that the file names."""
+        (count,) = struct.unpack("<Q", self.read(8))
+        content = self.read(count)
+        if len(content) != count:
+            raise EOFError
+        self.append(bytearray(content))
+
+    dispatch[pickle.BYTEARRAY8[0]] = _load_bytearray  # NumPy arrays in protocol 5
+
     def find_class(self, module: str, name: str) -> type[Node]:
         """Return a class of nodes of this file, never the class or function of that name."""
         full = f"{module}.{name}"
-        function = module in ("builtins", "__builtin__") and not isinstance(getattr(builtins, name, type), type)
-        method = "." in name and name.rpartition(".")[2][:1].islower()
-        if _HOSTILE.match(full) or method or (function and name != "getattr"):
+        if _HOSTILE.match(full) or _MEMBER.fullmatch(name):
             raise pickle.UnpicklingError(full)
-        return self.classes.setdefault(full, type("Node", (Node,), {"name": full}))
+        method = "." in name and name.rpartition(".")[2][:1].islower()
+        return self.classes.setdefault(full, type("Node", (Node,), {"name": full, "method": method}))
 
     def persistent_load(self, pid: Any) -> Any:
         """Record a reference to a storage: a tuple of the word, its type, key, device and number of elements."""
@@ -160,6 +182,10 @@ class _Values:
             return self._tensor(*value.arguments[:4])
         state = value.state[0] if type(value.state) is tuple and value.state else value.state
         attributes = self._dictionary(state.items()) if type(state) is dict else {}
+        if value.pairs:  # a class of dictionaries, whose items may also be attributes
+            return attributes | self._dictionary(value.pairs)
+        if value.name.startswith("omegaconf.") and (inner := attributes.keys() & {"_content", "_val"}):
+            return attributes[inner.pop()]
         if {"_parameters", "_buffers", "_modules"} <= attributes.keys():
             return _state_dict(attributes)
         return Skipped(value.name, attributes)

@@ -75,6 +75,20 @@ def test_a_single_copy_is_found_anywhere_without_a_word(checkpoint: dict[str, An
     assert network.notes == ()
 
 
+def test_mmengine_stores_the_average_as_the_model() -> None:
+    """``EMAHook.before_save_checkpoint`` exchanges the two."""
+    checkpoint = {
+        "meta": {"mmengine_version": "0.10.4", "dataset_meta": {"classes": ("a", "b")}},
+        "state_dict": AVERAGE,
+        "ema_state_dict": {"steps": torch.tensor(4), **prefixed(PLAIN, "module.")},
+    }
+    network = find_network(checkpoint, KEY)
+    assert network is not None
+    assert network.state[KEY].tolist() == [1, 1]
+    assert "mmengine" in network.notes[0]
+    assert find_class_names(checkpoint, 2)[0] == ("a", "b")
+
+
 def test_without_the_network_nothing_is_found() -> None:
     assert find_network({"model": {"conv.weight": torch.zeros(1)}, KEY: {}}, "other.weight") is None
 

@@ -20,7 +20,7 @@ _CLASSES = re.compile(
     re.IGNORECASE,
 )
 _SETTINGS = re.compile(
-    r"hyper_?parameters|hparams|args|arguments|config|cfg|meta(data)?|opt|options|params|model_args", re.I
+    r"hyper_?parameters|hparams|args|arguments|config|cfg|(dataset_?)?meta(data)?|opt|options|params|model_args", re.I
 )
 _DEPTH = 4
 
@@ -51,6 +51,10 @@ def find_network(checkpoint: Mapping[Any, Any], marker: str) -> Network | None:
         return None
     averages = [network for network in found if _AVERAGE.search(network.where)]
     others = [network for network in found if not _AVERAGE.search(network.where)]
+    if averages and others and "mmengine_version" in checkpoint.get("meta", ()):
+        # Its EMAHook exchanges the two before it saves them.
+        note = f"the moving average of the weights is used, which mmengine stores in {others[0].where}"
+        return Network(others[0].state, others[0].where, (note,))
     if not averages:
         return found[0]
     chosen = averages[0]
