@@ -29,9 +29,10 @@ class ReadOptions:
     exif: Literal["auto", "apply", "ignore"] = "auto"
     """What boxes refer to in images that EXIF turns: the turned image (apply) or the stored pixels (ignore). auto:
     inferred. Images are always turned, and the boxes with them."""
-    box_form: Literal["auto", "format", "xyxy", "xywh", "cxcywh"] = "auto"
-    """The four numbers of a box: corners (xyxy), x, y, width, height (xywh), or center, width, height (cxcywh). auto:
-    as the format says, unless all boxes together show another form. format: always as the format says."""
+    box_form: Literal["auto", "format", "xyxy", "xywh", "cxcywh", "yxyx"] = "auto"
+    """The four numbers of a box: corners (xyxy, or yxyx with y first), x, y, width, height (xywh), or center, width,
+    height (cxcywh). auto: as the format says, unless all boxes together show another form. format: always as the
+    format says."""
     box_frame: str = "auto"
     """Size of the image that box coordinates refer to: pixels (of the image file), WIDTHxHEIGHT such as 1x1
     (fractions), 100x100 (percent) or 640x640, or a factor such as 2x (images twice as large). auto, format: as in

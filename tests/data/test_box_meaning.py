@@ -83,6 +83,24 @@ def test_another_form_is_recognized(declared: Meaning, actual: Form) -> None:
 
 
 @pytest.mark.parametrize("declared", [COCO, VOC])
+def test_corners_with_y_first_are_recognized(declared: Meaning) -> None:
+    boxes = corners(images=8, boxes=5)
+    numbers = numbers_as("yxyx", boxes)
+    data = read(numbers, declared)
+    assert codes(data) == ["boxes-with-y-first"]
+    np.testing.assert_allclose(data.boxes, boxes, atol=1e-3)
+    asked = read(numbers, declared, ReadOptions(box_form="yxyx"))
+    np.testing.assert_allclose(asked.boxes, boxes, atol=1e-3)
+
+
+def test_in_square_images_x_comes_first() -> None:
+    boxes = corners(images=8, boxes=5, size=(240, 240))
+    data = read(numbers_as("xyxy", boxes), COCO, size=(240, 240))
+    assert codes(data) == ["boxes-as-corners"]
+    np.testing.assert_allclose(data.boxes, boxes, atol=1e-3)
+
+
+@pytest.mark.parametrize("declared", [COCO, VOC])
 def test_fractions_where_pixels_are_meant_are_recognized(declared: Meaning) -> None:
     boxes = corners()
     fractions = (boxes / np.array([*SIZE, *SIZE])).round(6)

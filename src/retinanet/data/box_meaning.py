@@ -17,13 +17,14 @@ import numpy.typing as npt
 
 from retinanet.read_options import ReadOptions
 
-Form = Literal["xyxy", "xywh", "cxcywh"]
+Form = Literal["xyxy", "xywh", "cxcywh", "yxyx"]
 Floats = npt.NDArray[np.float64]
 
 _FORMS: dict[Form, str] = {
     "xyxy": "corners (x1, y1, x2, y2)",
     "xywh": "x, y, width, height",
     "cxcywh": "center x, center y, width, height",
+    "yxyx": "corners (y1, x1, y2, x2)",
 }
 
 # Smallest number of boxes that can tell, and smallest number of boxes that do not fit.
@@ -100,6 +101,8 @@ class Meaning:
     def corners(self, numbers: Floats) -> Floats:
         """Corners ``(M, 4)`` of boxes: fractions of the image if the frame has a size, else pixels."""
         first, second = numbers[:, :2], numbers[:, 2:]
+        if self.form == "yxyx":
+            first, second = first[:, ::-1], second[:, ::-1]
         if self.form == "xywh":
             second = first + second
         elif self.form == "cxcywh":
@@ -115,6 +118,8 @@ class Meaning:
             second = second - first
         elif self.form == "cxcywh":
             first, second = (first + second) / 2, second - first
+        if self.form == "yxyx":
+            first, second = first[:, ::-1], second[:, ::-1]
         return np.concatenate([first, second], axis=1)
 
 
@@ -241,6 +246,8 @@ class _Search:
     def _in_frame(self, frame: Frame) -> list[Meaning]:
         """Meanings with which the boxes fit into a frame: the given form first, then the best."""
         found = [m for form in self.forms if _share(self.numbers, m := Meaning(form, frame)) <= _FITS]
+        # In images that are nearly square, boxes fit with y before x, too.
+        found = [m for m in found if m.form in ("xyxy", "xywh", "cxcywh", self.given.form)] or found
         return sorted(found, key=lambda m: (m.form != self.given.form, _share(self.numbers, m)))
 
 
@@ -259,6 +266,8 @@ def _report(reporter: Reporter, given: Meaning, found: Meaning, numbers: Numbers
             reporter.report("boxes-as-corners", reporter.name, what)
         elif found.form == "xywh":
             reporter.report("boxes-as-sides", reporter.name, what)
+        elif found.form == "yxyx":
+            reporter.report("boxes-with-y-first", reporter.name, what)
         else:
             reporter.report("boxes-as-centers", reporter.name, what)
     if found.frame == given.frame:

@@ -69,6 +69,13 @@ _KINDS = (
         sign=True,
     ),
     ProblemKind(
+        "boxes-with-y-first",
+        "warning",
+        "dataset with corners (y1, x1, y2, x2) in place of the box that its format defines",
+        "read as y1, x1, y2, x2",
+        sign=True,
+    ),
+    ProblemKind(
         "boxes-as-centers",
         "warning",
         "dataset with center x, center y, width, height in place of the box that its format defines",
