@@ -207,6 +207,18 @@ def test_single_errors_are_no_sign(declared: Meaning, kind: str) -> None:
         assert codes(read(declared.numbers(boxes / scale), declared)) == []
 
 
+@pytest.mark.parametrize("kind", ["swapped", "outside", "negative"])
+def test_a_dataset_of_mostly_broken_boxes_is_refused_with_the_flag(kind: str) -> None:
+    rng = np.random.default_rng(3)
+    boxes = corners()
+    boxes[:16] = broken(kind)(boxes[:16], rng)
+    with pytest.raises(DataError, match=r"16 of 24 boxes|reach far beyond"):
+        read(boxes, VOC)
+    kept = read(boxes, VOC, ReadOptions(box_frame="format"))
+    assert codes(kept) == []
+    assert len(kept.boxes) == 8
+
+
 def test_few_boxes_tell_nothing() -> None:
     boxes = corners(images=1, boxes=2)
     assert codes(read(numbers_as("xyxy", boxes), COCO, images=1)) == []

@@ -51,6 +51,9 @@ _FILLED, _PARTS_BOXES, _PARTS_IMAGES = 0.8, 20, 5
 # If all of so many boxes lie in this fraction of their images at the top left, this is reported.
 _CORNER, _CORNER_BOXES, _CORNER_IMAGES = 0.6, 30, 10
 
+# So many boxes, of which more than this fraction does not fit with any meaning, are refused.
+_BROKEN_BOXES, _MOSTLY = 20, 0.5
+
 # Boxes drawn on larger images: more than this fraction reaches beyond its image, by more than a tenth of its side.
 _OVERSIZED, _FAR = 0.3, 0.1
 
@@ -313,6 +316,7 @@ def _refuse_oversized(reporter: Reporter, given: Meaning, numbers: Numbers) -> N
     sound = np.asarray((corners[:, 2:] > corners[:, :2]).all(axis=1))
     far = np.asarray(sound & (corners[:, 2:] > (1 + _FAR) * limits).any(axis=1))
     if far.sum() < _FEWEST or far.mean() <= _OVERSIZED:
+        _refuse_broken(reporter, given, numbers, int(sound.sum()))
         return
     x, y = (corners[sound, 2:] / (limits if len(limits) == 1 else limits[sound])).max(axis=0)
     width, height = numbers.values[sound, 2:].max(axis=0)
@@ -325,3 +329,17 @@ def _refuse_oversized(reporter: Reporter, given: Meaning, numbers: Numbers) -> N
         f"{max(2, round(max(x, y))):g}x (so many times the image files); --data.box-frame format clips the boxes"
     )
     reporter.refuse("boxes-of-other-size", reporter.name, problem, f"{reporter.name}: {problem}; {remedy}")
+
+
+def _refuse_broken(reporter: Reporter, given: Meaning, numbers: Numbers, sound: int) -> None:
+    """Refuse a dataset of which most boxes fit with no meaning."""
+    bad, total = int(numbers.misfits(given).sum()), len(numbers.values)
+    if total < _BROKEN_BOXES or bad <= _MOSTLY * total:
+        return
+    first = ", ".join(f"{v:g}" for v in numbers.values[0])
+    problem = (
+        f"{bad} of {total} boxes do not fit into their images in any form ({total - sound} have no area or corners in "
+        f"the wrong order; the first is {first})"
+    )
+    remedy = "check how they were exported; --data.box-frame format drops or clips them"
+    reporter.refuse("unclear-boxes", reporter.name, problem, f"{reporter.name}: {problem}; {remedy}")
