@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -122,7 +122,7 @@ class _Unpickler(pickle._Unpickler):
         self.classes: dict[str, type[Node]] = {}
         self.references: list[Any] = []
 
-    def _load_bytearray(self) -> None:
+    def _load_bytearray(self: Any) -> None:
         """Read what the file has of the bytes. The base class allocates the number of bytes that the file names."""
         (count,) = struct.unpack("<Q", self.read(8))
         content = self.read(count)
@@ -130,7 +130,7 @@ class _Unpickler(pickle._Unpickler):
             raise EOFError
         self.append(bytearray(content))
 
-    dispatch[pickle.BYTEARRAY8[0]] = _load_bytearray  # NumPy arrays in protocol 5
+    dispatch[pickle.BYTEARRAY8[0]] = cast("Any", _load_bytearray)  # NumPy arrays in protocol 5
 
     def find_class(self, module: str, name: str) -> type[Node]:
         """Return a class of nodes of this file, never the class or function of that name."""
