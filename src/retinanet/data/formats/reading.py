@@ -25,9 +25,10 @@ SPLIT_ALIASES = {
 }
 _ROLES = {alias: role for role, group in SPLIT_ALIASES.items() for alias in group} | {"trainval": "trainval"}
 
-# What surrounds the name of a split in the names of folders and lists: train_set, val-v2, Test2007, images_train, 01_val.
+# What surrounds the name of a split in the names of folders and lists: train_set, val-v2, images_train, 01_val.
 _AROUND_SPLIT = re.compile(
-    r"^(\d{1,2}|images|imgs|image|img|data|dataset|labels|split|obj)[\W_]+|[\W_]*(set|data|images|imgs|split|list|v?\d{1,4})$"
+    r"^(\d{1,2}|images|imgs|image|img|data|dataset|labels|split|obj)[\W_]+"
+    r"|[\W_]*(set|data|images|imgs|split|list|v?\d{1,4})$"
 )
 
 # File beside the annotations with one class name per line.
