@@ -57,7 +57,7 @@ def to_numbers(value: Any) -> list[float] | None:
 
 
 def box_of_mapping(value: Any) -> Box | None:
-    """Corners of a box with keys: ``{"x": 1, "y": 2, "width": 3, "height": 4}`` or corners; ``None`` for other values."""
+    """Corners of a box with keys, such as ``{"x": 1, "y": 2, "width": 3, "height": 4}``; ``None`` for other values."""
     if not isinstance(value, dict):
         return None
     numbers = {re.sub(r"[\W_]", "", str(key).lower()): to_number(number) for key, number in value.items()}
