@@ -61,9 +61,9 @@ def read_all(path: str | Path, options: ReadOptions = _DEFAULT_OPTIONS) -> dict[
             if split_role(split) != "test" or len(readers) == 1:
                 raise
             absent.append(error)
-    for error in absent:
+    for problem in absent:
         first = next(iter(splits))
-        splits[first] = splits[first].with_problem("absent-split", str(path), str(error))
+        splits[first] = splits[first].with_problem("absent-split", str(path), str(problem))
     return _told_once(with_shared_classes(splits))
 
 
