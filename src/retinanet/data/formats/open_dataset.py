@@ -58,9 +58,11 @@ def read_all(path: str | Path, options: ReadOptions = _DEFAULT_OPTIONS) -> dict[
             splits[split or "train"] = read()
         except AbsentSplitError as error:
             # Roboflow names a folder test/images even if the dataset has no test split.
-            if split_role(split) != "test" or len(readers) == 1:
+            if split_role(split) != "test":
                 raise
             absent.append(error)
+    if not splits:
+        raise absent[0]
     for problem in absent:
         first = next(iter(splits))
         splits[first] = splits[first].with_problem("absent-split", str(path), str(problem))
