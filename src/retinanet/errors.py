@@ -33,3 +33,7 @@ class NonFiniteLossError(RetinaNetError):
 
 class PeerError(RetinaNetError):
     """Another process of the same training ended or cannot be reached."""
+
+
+class AbsentSplitError(DataError):
+    """The folder or list of a split is not there."""

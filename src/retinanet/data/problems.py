@@ -139,6 +139,7 @@ _KINDS = (
     ProblemKind("image-found", "note", "image found under another path", "used", counted=True),
     ProblemKind("inner-folder", "note", "dataset in a sub-folder", "used", counted=True),
     ProblemKind("folder-found", "note", "path of another computer", "replaced by the path here", counted=True),
+    ProblemKind("absent-split", "note", "test split that is not there", "left out", left_out=True, counted=True),
     ProblemKind("shape-box", "note", "object without an upright box", "its bounding box is used", counted=True),
     ProblemKind("text-box", "note", "box written as text", "read as numbers", counted=True),
     ProblemKind("scored-box", "note", "box with a score", "used as an object", counted=True),

@@ -48,6 +48,7 @@ FINDING_OF_PROBLEM = {
     "image-found": "remark",
     "inner-folder": "remark",
     "folder-found": "remark",
+    "absent-split": "remark",
     "shape-box": "remark",
     "text-box": "remark",
     "scored-box": "remark",

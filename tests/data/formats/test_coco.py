@@ -301,3 +301,22 @@ def test_images_may_lie_in_a_folder_that_an_option_names(tmp_path: Path) -> None
         coco.read(source, "toy")
     data = coco.read(source, "toy", ReadOptions(images=str(tmp_path / "photos")))
     assert [data.path(i).name for i in data] == ["a.jpg", "b.jpg"]
+
+
+def test_boxes_as_mappings_and_boxes_of_zeros_with_a_polygon(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
+    boxes = [
+        {"bbox": {"x": 1, "y": 2, "width": "3", "height": 4}},
+        {"bbox": {"xmin": 1, "ymin": 2, "xmax": 4, "ymax": 6}},
+        {"bbox": [0, 0, 0, 0], "segmentation": [[1, 2, 4, 2, 4, 6]]},
+    ]
+    annotations = [{"id": i, "image_id": 1, "category_id": 1, **box} for i, box in enumerate(boxes)]
+    content = {
+        "images": [{"id": 1, "coco_url": "http://images.example/x/a.jpg", "width": 40, "height": 30}],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    data = read_split(tmp_path, "train")
+    assert data.boxes.tolist() == [[1, 2, 4, 6]] * 3
+    assert {problem.code for problem in data.problems} == {"shape-box", "image-found"}

@@ -155,3 +155,33 @@ def test_a_missing_image_is_named_with_the_row_that_wants_it(tmp_path: Path) -> 
     root = write(tmp_path, "img/a.jpg,1,2,10,20,dog\nimg/gone.jpg,1,2,10,20,dog\n")
     with pytest.raises(DataError, match=r"1 of 2 images not found, first 'img/gone\.jpg' \(.*train\.csv:2\)"):
         read_split(root, "train")
+
+
+@pytest.mark.parametrize("box", ["{'x': 1, 'y': 2, 'width': 3, 'height': 4}", "{'xmin':1,'ymin':2,'xmax':4,'ymax':6}"])
+def test_box_with_keys_in_one_cell(tmp_path: Path, box: str) -> None:
+    data = read_split(write(tmp_path, f'image,label,bbox\nimg/a.jpg,dog,"{box}"\n'), "train")
+    assert data.boxes.tolist() == [[1, 2, 4, 6]]
+
+
+def test_corners_of_a_region_of_interest_are_not_mistaken_for_the_size_of_the_image(tmp_path: Path) -> None:
+    content = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId\nimg/a.jpg;40;30;1;2;4;6;7\n"
+    assert read_split(write(tmp_path, content), "train").boxes.tolist() == [[1, 2, 4, 6]]
+
+
+def test_splits_in_a_column(tmp_path: Path) -> None:
+    head, boxes = "split,image_path,label,x1,y1,x2,y2\n", "TRAIN,img/a.jpg,dog,1,2,4,6\nVAL,img/b.jpg,cat,1,2,4,7\n"
+    write(tmp_path, head + boxes + "TRAIN,img/c.jpg,,,,,\n", "boxes.csv")
+    train, val, notes = read_train_val(tmp_path)
+    assert (list(train.files), list(val.files)) == (["img/a.jpg", "img/c.jpg"], ["img/b.jpg"])
+    assert train.classes == val.classes == ("cat", "dog")
+    assert not notes
+
+
+def test_column_set_without_names_of_splits_is_ignored(tmp_path: Path) -> None:
+    write(tmp_path, "set,image_path,label,x1,y1,x2,y2\nA7,img/a.jpg,dog,1,2,4,6\n", "boxes.csv")
+    assert len(read_split(tmp_path, "train")) == 1
+
+
+def test_text_of_excel_in_utf_16(tmp_path: Path) -> None:
+    content = "path\tx1\ty1\tx2\ty2\tclass\nimg/a.jpg\t1\t2\t4\t6\tKäfer\n".encode("utf-16")
+    assert read_split(write(tmp_path, content, "boxes.csv"), "train").classes == ("Käfer",)

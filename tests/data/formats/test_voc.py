@@ -297,3 +297,26 @@ def test_files_that_may_count_from_one_get_a_note(tmp_path: Path, first: int, no
     assert data.boxes[0].tolist() == [first, first, first + 9, first + 8]
     moved = read_split(tmp_path, "train", ReadOptions(voc_origin="1"))
     assert "voc-origin" not in [problem.code for problem in moved.problems]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "./images/{}.jpg ./annotations/{}.xml",
+        "{}",
+        "images/{}.jpg",
+        "/home/me/voc/images/{}.jpg",
+        "C:\\voc\\images\\{}.jpg",
+    ],
+)
+def test_lists_of_splits_beside_the_folders(tmp_path: Path, line: str) -> None:
+    for name in ("a", "b"):
+        for folder in ("images", "annotations"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / "images" / f"{name}.jpg")
+        (tmp_path / "annotations" / f"{name}.xml").write_text(xml(filename=f"{name}.jpg"))
+    for split, name in (("train", "a"), ("valid", "b")):
+        (tmp_path / f"{split}.txt").write_text(line.replace("{}", name) + "\n")
+    (tmp_path / "label_list.txt").write_text("cat\n")
+    assert [Path(file).name for file in read_split(tmp_path, "train").files] == ["a.jpg"]
+    assert [Path(file).name for file in read_split(tmp_path, "val").files] == ["b.jpg"]

@@ -151,3 +151,64 @@ def test_files_that_are_not_read_are_counted_by_their_kind(tmp_path: Path) -> No
         (tmp_path / "images" / name).write_bytes(b"")
     messages = [p.message for p in read_split(tmp_path, "train").problems if p.code == "unread-files"]
     assert [message.split(":")[0] for message in messages] == ["2 MP4 files left out", "1 NEF file left out"]
+
+
+def test_darknet_project_with_its_settings_beside_its_data(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        image(tmp_path / "data" / "img" / f"{split}.jpg")
+        (tmp_path / "data" / f"{split}.txt").write_text(f"data/img/{split}.jpg\n")
+    (tmp_path / "data" / "my.names").write_text("cat\ndog\n")
+    (tmp_path / "cfg").mkdir()
+    lists = "train=data/train.txt\nvalid=data/valid.txt\n"
+    (tmp_path / "cfg" / "my.data").write_text(f"classes=2\n{lists}names=data/my.names\n")
+    check(tmp_path)
+
+
+def test_labels_of_an_export_whose_images_are_elsewhere(tmp_path: Path) -> None:
+    root = darknet(tmp_path / "export")
+    (tmp_path / "photos").mkdir()
+    for file in root.rglob("*.PNG"):
+        file.rename(tmp_path / "photos" / file.name)
+    check(root, ReadOptions(images=str(tmp_path / "photos")))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("images_{}", "labels_{}"),
+        ("{}_images", "{}_labels"),
+        ("Images/{}", "Labels/{}"),
+        ("images/{}", "annotations/{}"),
+        ("{}/Images", "{}/Labels"),
+    ],
+)
+def test_folders_of_labels_in_other_spellings(tmp_path: Path, images: str, labels: str) -> None:
+    for split in ("train", "val"):
+        image(tmp_path / images.format(split) / "a.jpg", tmp_path / labels.format(split) / "a.txt")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    check(tmp_path)
+
+
+@pytest.mark.parametrize("spelling", ["{}1", "{}-v2", "01_{}", "data_{}"])
+def test_split_names_with_numbers_and_other_words(tmp_path: Path, spelling: str) -> None:
+    for split in ("train", "val"):
+        image(tmp_path / spelling.format(split) / "a.jpg")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    check(tmp_path)
+
+
+def test_class_names_of_label_studio_notes(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        image(tmp_path / "images" / split / "a.jpg", tmp_path / "labels" / split / "a.txt")
+    (tmp_path / "notes.json").write_text('{"categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]}')
+    check(tmp_path)
+
+
+def test_test_split_that_is_only_named_is_left_out_when_all_splits_are_read(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        image(tmp_path / split / "images" / "a.jpg", tmp_path / split / "labels" / "a.txt")
+    paths = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n"
+    (tmp_path / "data.yaml").write_text(paths + "names: [cat, dog]\n")
+    splits = read_all(tmp_path)
+    assert list(splits) == ["train", "val"]
+    assert [problem.code for problem in splits["train"].problems] == ["absent-split"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from retinanet.data.formats.reading import by_split, is_ignore, is_split_name, l
 from retinanet.data.formats.shapes import (
     Box,
     box_around,
+    box_of_mapping,
     box_of_rotated,
     box_of_segmentation,
     to_integer,
@@ -31,6 +33,9 @@ _ROBOFLOW_FILE = "_annotations.coco.json"
 DETECTIONS = "detections.json"  # the output of retinanet detect
 _OTHER_TASKS = ("captions_", "panoptic_", "stuff_", "image_info_")
 _LARGEST_SIDE = 2**31 - 1
+
+# Keys of the name of an image, the usual one first. A script may leave out file_name, and keep the address.
+_NAME_KEYS = ("file_name", "filename", "fileName", "coco_url", "flickr_url", "path", "url")
 
 
 def find(root: Path) -> dict[str, Path]:
@@ -179,7 +184,7 @@ def _add(builder: DatasetBuilder, annotation: dict[str, Any], classes: _Classes,
         ignore=class_name is None or annotation.get("iscrowd") in (1, "1") or annotation.get("ignore") in (1, "1"),
         area=to_number(annotation.get("area")),
         score=to_number(annotation.get("score")),
-        derived=not annotation.get("bbox"),
+        derived=not annotation.get("bbox") or _is_empty(to_numbers(annotation["bbox"])),
     )
 
 
@@ -189,7 +194,11 @@ def _box(builder: DatasetBuilder, annotation: dict[str, Any], where: str) -> Box
     numbers = to_numbers(bbox)
     if numbers is not None and any(isinstance(v, str) for v in (bbox if isinstance(bbox, list) else [bbox])):
         builder.report("text-box", where, "bbox is written as text")
-    if numbers is not None and len(numbers) == 4:
+    if numbers is None and (box := box_of_mapping(bbox)) is not None:
+        builder.report("shape-box", where, "bbox has keys")
+        return box
+    drawn = box_of_segmentation(annotation.get("segmentation")) if not bbox or _is_empty(numbers) else None
+    if numbers is not None and len(numbers) == 4 and drawn is None:
         x, y, width, height = numbers
         attributes = annotation.get("attributes")
         if rotation := to_number(attributes.get("rotation")) if isinstance(attributes, dict) else None:  # CVAT
@@ -203,12 +212,17 @@ def _box(builder: DatasetBuilder, annotation: dict[str, Any], where: str) -> Box
     if numbers is not None and len(numbers) == 8:
         builder.report("shape-box", where, "bbox has four corners")
         return box_around(numbers)
-    if not bbox and (box := box_of_segmentation(annotation.get("segmentation"))) is not None:
+    if drawn is not None:
         mask = isinstance(annotation["segmentation"], dict)
         builder.report("shape-box", where, "a mask without a bbox" if mask else "a polygon without a bbox")
-        return box
+        return drawn
     builder.report("malformed-box", where, "bbox is missing" if bbox is None else "bbox is not 4 numbers")
     return None
+
+
+def _is_empty(numbers: Sequence[float] | None) -> bool:
+    """Whether a bbox holds only zeros, as scripts write it for objects that have only a segmentation."""
+    return numbers is not None and len(numbers) == 4 and not any(numbers)
 
 
 def _key(value: Any) -> Any:
@@ -248,9 +262,10 @@ def _owner(annotation: Any, position: dict[Any, int], source: Path, index: int) 
 
 
 def _file_name(image: Any, where: str) -> str:
-    if not isinstance(image, dict) or not isinstance(image.get("file_name"), str) or not image["file_name"].strip():
-        raise DataError(f"{where}: has no 'file_name'; add the image's path")
-    return str(image["file_name"])
+    for key in _NAME_KEYS if isinstance(image, dict) else ():
+        if isinstance(image.get(key), str) and image[key].strip():
+            return str(image[key])
+    raise DataError(f"{where}: has no 'file_name'; add the image's path")
 
 
 def _looks_like_coco(file: Path) -> bool:

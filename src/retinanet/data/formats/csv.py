@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -59,6 +59,7 @@ class CsvSplit:
 
     file: Path
     shared: Tables
+    part: str = ""  # value of the rows in the column of splits; empty: all rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Row:
     shape: str = ""  # how the box is described, if not by corners or sides
     shares: bool = False  # of the image's sides, not pixels
     classless: bool = False  # no column holds the class
+    split: str = ""  # text in the column of splits
 
 
 def find(root: Path) -> dict[str, CsvSplit]:
@@ -86,7 +88,7 @@ def find(root: Path) -> dict[str, CsvSplit]:
         if root.suffix.lower() not in _SUFFIXES:
             return {}
         shared = Tables((root,), _listed([root.parent, root.absolute().parent.parent]))
-        return {split_of(root): CsvSplit(root, shared)}
+        return _parts(root, shared) or {split_of(root): CsvSplit(root, shared)}
     folders, files = listing(root)
     inner = [folder for folder in folders if folder.name.lower() in ANNOTATION_FOLDERS]
     files = [file for file in files if file.suffix.lower() in _SUFFIXES]
@@ -101,7 +103,23 @@ def find(root: Path) -> dict[str, CsvSplit]:
         if sure or (len(own) == 1 and is_split_name(folder.name) and _has_expected_columns(own[0])):
             found[folder.name] = own[0]
     shared = Tables(tuple(found.values()), _listed([root, *inner]))
-    return {split: CsvSplit(file, shared) for split, file in found.items()}
+    parts = _parts(shared.files[0], shared) if len(found) == 1 else {}
+    return parts or {split: CsvSplit(file, shared) for split, file in found.items()}
+
+
+def _parts(file: Path, shared: Tables) -> dict[str, CsvSplit]:
+    """The splits that a column of the table names; empty if it has no such column."""
+    try:
+        with file.open(encoding="utf-8-sig", errors="replace") as handle:
+            head = [handle.readline()]
+        rows = _cells(head, _delimiter(head))
+    except OSError:
+        return {}
+    header = columns_of_header(rows[0]) if rows else None
+    if header is None or "split" not in header.at:
+        return {}
+    names = dict.fromkeys(row.split for row in table_rows(file))
+    return {name: CsvSplit(file, shared, name) for name in names} if all(map(is_split_name, names)) else {}
 
 
 def _listed(folders: list[Path]) -> tuple[str, ...]:
@@ -126,6 +144,8 @@ def read(source: CsvSplit, name: str, options: ReadOptions = _DEFAULT_OPTIONS, t
     images: dict[str, list[Row]] = {}  # the rows of an image need not be adjacent
     lines: dict[str, int] = {}  # first line of each image
     for row in table_rows(file):
+        if source.part and row.split != source.part:
+            continue
         if row.problem:
             image = f" (image {row.path})" if row.path else ""
             builder.report("malformed-line", f"{file}:{row.line}{image}", row.problem)
@@ -194,6 +214,11 @@ def table_rows(file: Path) -> Iterator[Row]:
 
 
 def _row(cells: list[str], columns: Columns, file: Path, line: int, decimal_comma: bool) -> Row:
+    row = _described(cells, columns, file, line, decimal_comma)
+    return replace(row, split=columns.cell(cells, "split")) if "split" in columns.at else row
+
+
+def _described(cells: list[str], columns: Columns, file: Path, line: int, decimal_comma: bool) -> Row:
     path, texts = columns.cell(cells, "path"), columns.texts(cells)
     if not path:
         return Row(line, "", problem="row without a path")

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from retinanet.data.formats.shapes import Box, box_around, box_of_rotated, to_number, to_numbers
+from retinanet.data.formats.shapes import Box, box_around, box_of_mapping, box_of_rotated, to_number, to_numbers
 from retinanet.data.images import UNREAD_SUFFIXES, is_image
 
 # Names that tools give to each column, in lower case and without punctuation.
 _SPELLINGS = {
     "path": "path image file filename imagepath img imagename imageid imgname imgpath imgid filepath imagefile "
     "imagefilename imagefilepath externalid frame frameid",
-    "x1": "x1 xmin left xtl minx bboxx1 bboxxmin boxx1 boxxmin bbox0 xminimum",
-    "y1": "y1 ymin top ytl miny bboxy1 bboxymin boxy1 boxymin bbox1 yminimum",
-    "x2": "x2 xmax right xbr maxx bboxx2 bboxxmax boxx2 boxxmax xmaximum",
-    "y2": "y2 ymax bottom ybr maxy bboxy2 bboxymax boxy2 boxymax ymaximum",
+    "x1": "x1 xmin left xtl minx bboxx1 bboxxmin boxx1 boxxmin bbox0 xminimum roix1",
+    "y1": "y1 ymin top ytl miny bboxy1 bboxymin boxy1 boxymin bbox1 yminimum roiy1",
+    "x2": "x2 xmax right xbr maxx bboxx2 bboxxmax boxx2 boxxmax xmaximum roix2",
+    "y2": "y2 ymax bottom ybr maxy bboxy2 bboxymax boxy2 boxymax ymaximum roiy2",
     "x": "x bboxx boxx bbx bboxleft boxleft rectx",
     "y": "y bboxy boxy bby bboxtop boxtop recty",
     "cx": "cx xcenter xcentre centerx centrex xc bboxxcenter",
@@ -34,6 +34,7 @@ _SPELLINGS = {
     "shape": "regionshapeattributes",
     "attributes": "regionattributes",
     "angle": "angle rotation",
+    "split": "split subset dataset set phase partition mluse",
 }
 _COLUMN_OF = {spelling: column for column, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 
@@ -70,6 +71,8 @@ class Columns:
         """Return the corners that ``texts`` describe (``None``: they do not), and how if not by corners or sides."""
         if self.form == ("shape",):
             return _box_of_region(texts[0])
+        if self.form == ("bbox",) and (box := box_of_mapping(_json_object(texts[0].replace("'", '"')))):
+            return box, ""
         numbers = (
             to_numbers(texts[0]) if self.form == ("bbox",) else [n for t in texts if (n := to_number(t)) is not None]
         )

@@ -13,7 +13,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.formats.reading import SPLIT_ALIASES, split_role
 from retinanet.data.formats.recognize import place_of_dataset, recognize
 from retinanet.data.problems import Problem
-from retinanet.errors import ConfigError, DataError
+from retinanet.errors import AbsentSplitError, ConfigError, DataError
 from retinanet.read_options import ReadOptions
 
 _DEFAULT_OPTIONS = ReadOptions()
@@ -51,7 +51,22 @@ def read_all(path: str | Path, options: ReadOptions = _DEFAULT_OPTIONS) -> dict[
         DataError: there is no such dataset, or it cannot be used.
     """
     readers = open_dataset(path, options).readers
-    return _told_once(with_shared_classes({split or "train": read() for split, read in readers.items()}))
+    splits: dict[str, Dataset] = {}
+    absent: list[AbsentSplitError] = []
+    for split, read in readers.items():
+        try:
+            splits[split or "train"] = read()
+        except AbsentSplitError as error:
+            # Roboflow names a folder test/images even if the dataset has no test split.
+            if split_role(split) != "test":
+                raise
+            absent.append(error)
+    if not splits:
+        raise absent[0]
+    for problem in absent:
+        first = next(iter(splits))
+        splits[first] = splits[first].with_problem("absent-split", str(path), str(problem))
+    return _told_once(with_shared_classes(splits))
 
 
 def read_tolerantly(

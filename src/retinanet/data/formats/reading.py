@@ -19,14 +19,17 @@ from retinanet.files import special_file
 
 # All names of a split, the usual name first.
 SPLIT_ALIASES = {
-    "train": ("train", "training", "train2017"),
-    "val": ("val", "valid", "validation", "dev", "eval", "val2017"),
+    "train": ("train", "training", "trn", "train2017"),
+    "val": ("val", "valid", "validation", "dev", "eval", "vld", "val2017"),
     "test": ("test", "testing", "test2017"),
 }
 _ROLES = {alias: role for role, group in SPLIT_ALIASES.items() for alias in group} | {"trainval": "trainval"}
 
-# What follows the name of a split in the names of folders and lists: train_set, val-images, Test2007.
-_AFTER_SPLIT = re.compile(r"[\W_]*(set|data|images|imgs|split|list|\d{4})$")
+# What surrounds the name of a split in the names of folders and lists: train_set, val-v2, images_train, 01_val.
+_AROUND_SPLIT = re.compile(
+    r"^(\d{1,2}|images|imgs|image|img|data|dataset|labels|split|obj)[\W_]+"
+    r"|[\W_]*(set|data|images|imgs|split|list|v?\d{1,4})$"
+)
 
 # File beside the annotations with one class name per line.
 CLASS_LIST = "classes.txt"
@@ -43,7 +46,7 @@ def is_split_name(name: str) -> bool:
 def split_role(name: str) -> str:
     """Return ``train``, ``val``, ``test`` or ``trainval`` for a split's name in any spelling; ``""`` for others."""
     lower = name.lower()
-    return _ROLES.get(lower) or _ROLES.get(_AFTER_SPLIT.sub("", lower), "")
+    return _ROLES.get(lower) or _ROLES.get(_AROUND_SPLIT.sub("", lower), "")
 
 
 def is_ignore(class_name: str) -> bool:
@@ -104,7 +107,7 @@ def _loops(start: Path, parent: str, name: str) -> bool:
 
 
 def read_text(file: Path | str) -> str:
-    """Read a UTF-8 text file, without a byte-order mark.
+    """Read a text file in UTF-8, or in UTF-16 with a byte-order mark, as Excel writes it. The mark is left out.
 
     Raises:
         DataError: the file is missing, unreadable, not a regular file or not UTF-8.
@@ -112,7 +115,8 @@ def read_text(file: Path | str) -> str:
     if special := special_file(file):
         raise DataError(f"{file}: not a text file but {special}; remove it or put the file there")
     try:
-        return Path(file).read_bytes().decode("utf-8-sig")
+        content = Path(file).read_bytes()
+        return content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
     except FileNotFoundError as error:
         raise DataError(f"{file}: no such file; correct the path or restore the file") from error
     except UnicodeDecodeError as error:

@@ -12,6 +12,10 @@ Box = tuple[float, float, float, float]
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|[-+]?inf", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[\s,;:(){}\[\]'\"]*")
 
+# Keys of a box that is written as a mapping.
+_CORNER_KEYS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("left", "top", "right", "bottom"))
+_SIDE_KEYS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
+
 # Most pixels of a mask. A larger mask comes from a broken file.
 _LARGEST_MASK = 2**40
 
@@ -50,6 +54,22 @@ def to_numbers(value: Any) -> list[float] | None:
         return None
     numbers = [to_number(item) for item in value]
     return None if None in numbers else [number for number in numbers if number is not None]
+
+
+def box_of_mapping(value: Any) -> Box | None:
+    """Corners of a box with keys, such as ``{"x": 1, "y": 2, "width": 3, "height": 4}``; ``None`` for other values."""
+    if not isinstance(value, dict):
+        return None
+    numbers = {re.sub(r"[\W_]", "", str(key).lower()): to_number(number) for key, number in value.items()}
+    for keys in _CORNER_KEYS:
+        corners = [number for key in keys if (number := numbers.get(key)) is not None]
+        if len(corners) == 4:
+            return corners[0], corners[1], corners[2], corners[3]
+    for keys in _SIDE_KEYS:
+        sides = [number for key in keys if (number := numbers.get(key)) is not None]
+        if len(sides) == 4:
+            return sides[0], sides[1], sides[0] + sides[2], sides[1] + sides[3]
+    return None
 
 
 def box_around(points: Sequence[float]) -> Box | None:

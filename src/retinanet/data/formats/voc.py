@@ -66,6 +66,8 @@ def find(root: Path) -> dict[str, VocSplit]:
     if folders := _folders(root):
         shared = Annotations((folders[0],), listed)
         lists = _split_lists(root / "ImageSets" / "Main") or _split_lists(root / "ImageSets")
+        # PaddleDetection writes train.txt and valid.txt beside the folders.
+        lists = lists or {split: names for split, names in _split_lists(root).items() if is_split_name(split)}
         return {split: VocSplit(*folders, names, shared) for split, names in (lists or {"": ()}).items()}
     splits = {folder.name: f for folder in listing(root)[0] if is_split_name(folder.name) and (f := _folders(folder))}
     shared = Annotations(tuple(annotations for annotations, _ in splits.values()), listed)
@@ -209,7 +211,13 @@ def _listed_files(source: VocSplit, builder: DatasetBuilder) -> list[Path]:
 def _xml_of(line: str, where: str, source: VocSplit, builder: DatasetBuilder) -> Path | None:
     """The XML file of an image in a list. The line may have a flag after the name, or a suffix."""
     first = line.rsplit(None, 1)[0]
-    for name in (line, first, line.split()[0], os.path.splitext(line)[0], os.path.splitext(first)[0]):
+    path = line.split()[0].replace("\\", "/")  # the first of "JPEGImages/0.jpg Annotations/0.xml"
+    image = os.path.splitext(os.path.basename(path))[0]
+    for name in (
+        (image,)
+        if path.startswith("/") or path[1:3] == ":/"
+        else (line, first, line.split()[0], os.path.splitext(line)[0], os.path.splitext(first)[0], image)
+    ):
         xml = source.annotations / (inside_path(name, where) + ".xml")
         if os.path.exists(xml):  # a path that is not a file is refused later, when it is read
             return xml

@@ -17,6 +17,7 @@ from retinanet.data.formats.yolo_layout import (
     DETECTIONS,
     Layout,
     detected_labels,
+    existing_path,
     images_of,
     label_file,
     layout_of_data_file,
@@ -133,7 +134,14 @@ def _images(
         # The user wrote the list, so absolute paths are allowed. Relative ones start from the list's folder.
         found = finder.find(image, str(entry), detections=bool(labels))
         if found is not None:
-            yield found, labels.get(image) or label_file(str(builder.root / found))
+            label = labels.get(image) or label_file(str(builder.root / found))
+            yield found, label or _label_beside_list(image, entry)
+
+
+def _label_beside_list(image: str, entry: Path) -> str | None:
+    """Label file where a list of images has the image, if the images themselves were moved to another folder."""
+    label = existing_path(os.path.splitext(image)[0] + ".txt", [entry.parent])
+    return str(label) if label else None
 
 
 def _report_missing(builder: DatasetBuilder, entries: tuple[Path, ...], unlabeled: list[str], used: set[str]) -> None:

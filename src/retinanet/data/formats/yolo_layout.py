@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,15 +15,22 @@ from typing import Any
 import yaml
 
 from retinanet.data.formats.class_files import class_file, read_class_file
-from retinanet.data.formats.reading import clean_path, is_split_name, listing, read_text, short, walk
+from retinanet.data.formats.reading import CLASS_LIST, clean_path, is_split_name, listing, read_text, short, walk
 from retinanet.data.images import is_image
-from retinanet.errors import DataError
+from retinanet.errors import AbsentSplitError, DataError
 
 # Table of label files and their images, in the output of retinanet detect.
 DETECTIONS = "labels.csv"
 
 _YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml")
 _PROBED_IMAGES = 50
+
+# Names of folders of label files, and the word that they replace in the name of the folder of images.
+_LABEL_FOLDERS = ("labels", "annotations")
+_IMAGES = re.compile(r"(?<![a-z])images(?![a-z])", re.IGNORECASE)
+
+# Folders of a darknet project that hold its data file.
+_SETTINGS = ("cfg", "config", "data")
 _MOST_CLASSES = 10_000
 
 
@@ -78,7 +86,7 @@ def images_of(entry: Path, layout: Layout) -> Iterator[str]:
             if line.strip():
                 yield clean_path(line.strip(), f"{entry}:{number}")
     else:
-        raise DataError(
+        raise AbsentSplitError(
             f"{entry}: no such folder or .txt list of images; correct the path in {layout.file or layout.root}"
         )
 
@@ -97,9 +105,25 @@ def _beside(image: str) -> str:
 
 
 def label_file(image: str) -> str | None:
-    """Label file at :func:`label_path` or beside the image; ``None`` if neither exists."""
-    stems = (label_path(image).removesuffix(".txt"), os.path.splitext(image)[0])
+    """Label file at :func:`label_path`, beside the image, or in a folder such as ``labels_train`` or ``Labels``.
+
+    ``None`` if there is none.
+    """
+    stem = os.path.splitext(image)[0]
+    stems = (label_path(image).removesuffix(".txt"), stem, *_stems_elsewhere(stem.replace(os.sep, "/")))
     return next((file for stem in stems for end in (".txt", ".TXT") if os.path.isfile(file := stem + end)), None)
+
+
+def _stems_elsewhere(stem: str) -> Iterator[str]:
+    """Replace the word images in the last folder that has it: ``images_train/a`` → ``labels_train/a``."""
+    *folders, name = stem.split("/")
+    for position in reversed(range(len(folders))):
+        if _IMAGES.search(folders[position]):
+            for word in _LABEL_FOLDERS:
+                for spelled in (word, word.capitalize()):
+                    other = _IMAGES.sub(spelled, folders[position])
+                    yield "/".join((*folders[:position], other, *folders[position + 1 :], name))
+            return
 
 
 def _largest_class(file: str) -> int:
@@ -122,19 +146,21 @@ def layout_of_folder(root: Path) -> Layout | None:
     for file in sorted(yamls, key=lambda f: f.stem.lower() not in ("data", "dataset")):
         if layout := layout_of_yaml(file, strict=file.stem.lower() == "data"):
             return layout
-    for file in files:
+    settings = [file for folder in folders if folder.name.lower() in _SETTINGS for file in listing(folder)[1]]
+    for file in (*files, *settings):
         if file.suffix.lower() == ".data" and (layout := layout_of_data_file(file)):
             return layout
     splits: dict[str, Path] = {}
-    if _has_both(root):
-        inner = [folder for folder in listing(root / "images")[0] if os.path.isdir(root / "labels" / folder.name)]
-        mixed = any(is_image(file.name) for file in listing(root / "images")[1])
+    if both := _images_and_labels(root):
+        images, labels = both
+        inner = [folder for folder in listing(images)[0] if os.path.isdir(labels / folder.name)]
+        mixed = any(is_image(file.name) for file in listing(images)[1])
         divided = inner and not mixed and any(is_split_name(folder.name) for folder in inner)
-        splits = {folder.name: folder for folder in inner} if divided else {"": root / "images"}
+        splits = {folder.name: folder for folder in inner} if divided else {"": images}
     elif _is_detection_output(root):
         splits = {"": root / DETECTIONS}
     if not splits:
-        splits = {folder.name: folder / "images" for folder in folders if _has_both(folder)}
+        splits = {folder.name: both[0] for folder in folders if (both := _images_and_labels(folder))}
     if not splits and _has_labeled_images(files):
         splits = {"": root}
     if not splits:
@@ -161,9 +187,17 @@ def _lists_images(file: Path) -> bool:
     return any(map(is_image, lines))
 
 
-def _has_both(folder: Path) -> bool:
-    images, labels = folder / "images", folder / "labels"
-    return os.path.isdir(images) and os.path.isdir(labels) and any(file.endswith(".txt") for file in walk(labels))
+def _images_and_labels(folder: Path) -> tuple[Path, Path] | None:
+    """The folder of images and the folder of label files in ``folder``; ``None`` if it does not have both."""
+    inner = {path.name.lower(): path for path in reversed(listing(folder)[0])}
+    for name in _LABEL_FOLDERS if "images" in inner else ():
+        if name in inner and any(_may_be_label(file) for file in walk(inner[name])):
+            return inner["images"], inner[name]
+    return None
+
+
+def _may_be_label(file: str) -> bool:
+    return file.lower().endswith(".txt") and os.path.basename(file) != CLASS_LIST
 
 
 def _has_labeled_images(files: list[Path]) -> bool:
