@@ -57,9 +57,9 @@ def run(argv: Sequence[str]) -> int:
         max_detections=given.max_detections,
         console=console,
     )
-    print_notes(result.notes)
     counts = ", ".join(f"{name} {count}" for name, count in result.counts.most_common(8)) or "no objects"
     console.print(f"{result.images} image{'s' * (result.images != 1)}: {counts} (score ≥ {given.score:g})")
+    print_notes(result.notes)
     console.print(f"wrote {', '.join(result.written)} in {given.out}")
     if result.failed:
         total = result.images + len(result.failed)

@@ -335,4 +335,5 @@ class DatasetBuilder:
             np.array(self._measured, dtype=np.bool_),
             np.array([(0, 0) if header is None else header.stored for header in headers], dtype=np.int64),
             np.array([1 if header is None else header.orientation for header in headers], dtype=np.int64),
+            self._files,
         )

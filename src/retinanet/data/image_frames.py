@@ -7,6 +7,7 @@ sizes in the annotations and from the boxes: a box that reaches beyond one of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,12 +48,14 @@ class Images:
         measured: whether ``given`` was read from the image file.
         stored: ``(N, 2)``, width and height of the stored pixels; 0 if the file cannot be read.
         orientation: EXIF orientation, 1 to 8.
+        files: paths of the image files, as in the dataset.
     """
 
     given: Ints
     measured: Mask
     stored: Ints
     orientation: Ints
+    files: Sequence[str]
 
     @property
     def known(self) -> Mask:
@@ -142,7 +145,8 @@ def _stored_images(
     frames = " and ".join(f"{count} to {frame}" for count, frame in counts if count)
     if 0 in (counts[0][0], counts[1][0]):
         frames = "to " + frames.partition(" to ")[2]
-    message = f"{int(turned.sum())} of {len(turned)} images are turned by EXIF; their boxes refer {frames}, {reason}"
+    subject = f"{int(turned.sum())} of {len(turned)} images are turned by EXIF, first {images.files[turned.argmax()]}"
+    message = f"{subject}; their boxes refer {frames}, {reason}"
     reporter.report("exif-orientation", reporter.name, message.replace(", (", " ("))
     return stored
 

@@ -77,7 +77,7 @@ def unread_files(names: Iterable[str]) -> Iterator[str]:
         yield f"{files} left out: {remedy}"
 
 
-def read_image(path: Path, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
+def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
     """Read an image file as uint8 RGB ``(H, W, 3)``, turned as its EXIF orientation says.
 
     If a file has several frames, the first is read. An alpha channel is dropped. Values with more than 8 bits are
@@ -91,7 +91,7 @@ def read_image(path: Path, pixel_range: PixelRange | None = None) -> npt.NDArray
     Raises:
         DataError: the file is missing, corrupt, not an image, or has more than ``MAX_PIXELS``.
     """
-    with _open(path) as image:
+    with _open(Path(path)) as image:
         try:
             return to_rgb(image, pixel_range)
         except Exception as error:  # Pillow's decoders also raise struct.error, KeyError, MemoryError …

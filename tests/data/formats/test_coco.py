@@ -305,7 +305,7 @@ def test_images_may_lie_in_a_folder_that_an_option_names(tmp_path: Path) -> None
 
 def test_boxes_as_mappings_and_boxes_of_zeros_with_a_polygon(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
-    boxes = [
+    boxes: list[dict[str, Any]] = [
         {"bbox": {"x": 1, "y": 2, "width": "3", "height": 4}},
         {"bbox": {"xmin": 1, "ymin": 2, "xmax": 4, "ymax": 6}},
         {"bbox": [0, 0, 0, 0], "segmentation": [[1, 2, 4, 2, 4, 6]]},
