@@ -87,7 +87,10 @@ CHOSEN: dict[str, dict[str, object]] = {
     "decode": {"max_detections": None, "top_k": None},  # 100 and 1000, more for dense training images
 }
 # Where the images are, and which images and boxes are left out.
-READING: dict[str, object] = {"images": None, "skip_broken": False, "voc_origin": "auto", "min_score": 0.0}
+READING: dict[str, object] = {
+    **{"images": None, "skip_broken": False, "voc_origin": "auto", "min_score": 0.0},
+    **{"exif": "auto", "box_form": "auto", "box_frame": "auto", "pixel_range": None},
+}
 # Not read by the paper's losses and assignment, or without influence on the result.
 UNUSED: dict[str, dict[str, object]] = {
     "model": {"weights": None},

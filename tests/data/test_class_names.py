@@ -65,3 +65,9 @@ def test_two_categories_of_one_name_become_one_class(tmp_path: Path) -> None:
     [data] = read_all(tmp_path).values()
     assert data.class_counts() == {"car": 2, "van": 1}
     assert [problem.code for problem in data.problems] == ["merged-class"]
+
+
+def test_the_most_frequent_spelling_of_a_class_comes_first() -> None:
+    counts = {"caT": 1, "cat": 8, "dog": 2, "Bird": 1, "bird": 1}
+    assert all_classes(["sun"], counts) == ["sun", "Bird", "bird", "cat", "caT", "dog"]
+    assert all_classes(["caT"], counts)[0] == "caT"

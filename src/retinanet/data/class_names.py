@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 # Label of an ignore region without a class.
 NO_CLASS = -1
@@ -26,6 +26,19 @@ def merged_classes(names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, int
     label_of = {key: label for label, key in enumerate(firsts)}
     classes = tuple(names[number] for number in firsts.values())
     return classes, {name: label_of[class_key(name)] for name in names}, list(firsts.values())
+
+
+def all_classes(listed: Sequence[str], counts: Mapping[str, int]) -> list[str]:
+    """The listed classes, then the other names, sorted. Of the spellings of one class, the most frequent comes first.
+
+    Args:
+        listed: names from a class list.
+        counts: number of boxes of each name.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted({*counts} - {*listed}, key=lambda name: (-counts[name], name)):
+        groups.setdefault(class_key(name), []).append(name)
+    return [*listed, *(name for names in sorted(groups.values()) for name in names)]
 
 
 def class_positions(names: Sequence[str], classes: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -145,7 +145,8 @@ def _stored_images(
     frames = " and ".join(f"{count} to {frame}" for count, frame in counts if count)
     if 0 in (counts[0][0], counts[1][0]):
         frames = "to " + frames.partition(" to ")[2]
-    subject = f"{int(turned.sum())} of {len(turned)} images are turned by EXIF, first {images.files[int(turned.argmax())]}"
+    first = images.files[int(turned.argmax())]
+    subject = f"{int(turned.sum())} of {len(turned)} images are turned by EXIF, first {first}"
     message = f"{subject}; their boxes refer {frames}, {reason}"
     reporter.report("exif-orientation", reporter.name, message.replace(", (", " ("))
     return stored

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from retinanet.data.class_names import all_classes
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.data.formats.class_files import class_list
 from retinanet.data.formats.csv_columns import DEFAULT, Columns, columns_of_content, columns_of_header
@@ -49,8 +51,8 @@ class Tables:
     @cached_property
     def classes(self) -> list[str]:
         """The listed class names, then those of all files, sorted."""
-        names = {row.name for file in self.files for row in table_rows(file) if row.box}
-        return [*self.listed, *sorted(name for name in names - {*self.listed} if not is_ignore(name))]
+        names = Counter(row.name for file in self.files for row in table_rows(file) if row.box)
+        return all_classes(self.listed, {name: count for name, count in names.items() if not is_ignore(name)})
 
 
 @dataclass(frozen=True)

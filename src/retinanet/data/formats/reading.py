@@ -203,7 +203,7 @@ class UnlistedClasses:
 
     def __init__(self, builder: DatasetBuilder, listed: Collection[str]) -> None:
         self._builder = builder
-        self._known = {*listed} if listed else {*builder.classes}
+        self._known = {*listed} if listed else {*builder.labels}
 
     def check(self, name: str, where: str) -> None:
         """Record ``name`` if it is unknown and not the class of ignore regions."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from retinanet.data.class_names import all_classes
 from retinanet.data.dataset import NO_CLASS, Dataset, DatasetBuilder
 from retinanet.data.formats.class_files import class_list
 from retinanet.data.formats.image_finder import ImageFinder
@@ -44,8 +46,8 @@ class Annotations:
     @cached_property
     def classes(self) -> list[str]:
         """The listed class names, then those of all files, sorted."""
-        names = {name for folder in self.folders for xml in _xml_files(folder) for name in object_names(xml)}
-        return [*self.listed, *sorted(name for name in names - {"", *self.listed} if not is_ignore(name))]
+        names = Counter(name for folder in self.folders for xml in _xml_files(folder) for name in object_names(xml))
+        return all_classes(self.listed, {name: count for name, count in names.items() if name and not is_ignore(name)})
 
 
 @dataclass(frozen=True)
