@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from retinanet.data.class_names import NO_CLASS, class_positions, merged_classes
+from retinanet.data.class_names import NO_CLASS, all_classes, class_positions, merged_classes
 from retinanet.data.formats.open_dataset import read_all, read_train_val
 
 
