@@ -215,7 +215,7 @@ def parts(bench: Bench) -> Iterator[Row]:
                 return detector.network(batch)  # type: ignore[no-any-return]
 
         def choose(outputs: Outputs, grid: Any = grid, sizes: Any = sizes, config: DecodeConfig = config) -> Candidates:
-            return select(outputs, grid, sizes, config)
+            return select(outputs, grid, sizes, config.resolved()).candidates
 
         outputs = network()
         calls: dict[str, Call] = {"normalize": normalize, "network": network, "select": partial(choose, outputs)}

@@ -170,8 +170,8 @@ MUTANTS = (
     Mutant(
         "At most the 1000 highest",
         POST,
-        "highest(logits.flatten(1), config.top_k)",
-        "highest(logits.flatten(1), 2 * config.top_k)",
+        "_above(scores, lowest, config.top_k)",
+        "_above(scores, lowest, 2 * config.top_k)",
     ),
     Mutant("The boxes are decoded", CODING, "center + deltas[..., :2] * size", "center - deltas[..., :2] * size"),
     Mutant(

@@ -88,8 +88,14 @@ CHOSEN: dict[str, dict[str, object]] = {
 }
 # Where the images are, and which images and boxes are left out.
 READING: dict[str, object] = {
-    **{"images": None, "skip_broken": False, "voc_origin": "auto", "min_score": 0.0},
-    **{"exif": "auto", "box_form": "auto", "box_frame": "auto", "pixel_range": None},
+    "images": None,
+    "skip_broken": False,
+    "voc_origin": "auto",
+    "min_score": 0.0,
+    "exif": "auto",
+    "box_form": "auto",
+    "box_frame": "auto",
+    "pixel_range": None,
 }
 # Not read by the paper's losses and assignment, or without influence on the result.
 UNUSED: dict[str, dict[str, object]] = {

@@ -60,7 +60,7 @@ def test_two_processes_train_and_evaluate_as_one(parts: Path, tmp_path: Path) ->
         process = start(parts, tmp_path / str(count), count)
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
-        assert said.count("best AP") == 1  # one of them speaks
+        assert said.count("\nbest AP ") == 1  # one of them speaks
         runs[count] = lines(tmp_path / str(count))
     alone, together = runs[1], runs[2]
     assert [line["step"] for line in alone] == [line["step"] for line in together]
