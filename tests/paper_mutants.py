@@ -19,6 +19,7 @@ class Mutant(NamedTuple):
 
 
 OPTIM, CONFIG, CPU, LOSS = "training/optim.py", "config.py", "losses/kernels/cpu.py", "losses/classification.py"
+DECODE = "decode_config.py"
 DETECTION, FPN, SUBNETS = "losses/detection.py", "model/fpn.py", "model/subnets.py"
 GRID, ASSIGN, CODING = "anchors/grid.py", "anchors/assign.py", "anchors/coding.py"
 BOXES, MINING, BACKBONE = "losses/boxes.py", "losses/mining.py", "model/backbone.py"
@@ -176,7 +177,7 @@ MUTANTS = (
     Mutant("The boxes are decoded", CODING, "center + deltas[..., :2] * size", "center - deltas[..., :2] * size"),
     Mutant(
         "All levels are merged",
-        CONFIG,
+        DECODE,
         'nms: float = 0.5\n    """IoU above which the box',
         'nms: float = 0.7\n    """IoU above which the box',
     ),
@@ -242,7 +243,12 @@ MUTANTS = (
     Mutant("Nothing about a warm-up", OPTIM, "base * (0.001 + 0.999 * seen / warmup)", "base"),
     Mutant("Nothing about biases", CONFIG, "bias_decay: bool = True", "bias_decay: bool = False"),
     Mutant("Nothing about clipping", CONFIG, "clip: float | None = None", "clip: float | None = 10.0"),
-    Mutant("Nothing about the number of detections", CONFIG, "max_detections: int = 100", "max_detections: int = 300"),
+    Mutant(
+        "Nothing about the number of detections",
+        DECODE,
+        "max_detections: int | None = field(default=None",
+        "max_detections: int | None = field(default=300",
+    ),
     Mutant("Nothing about a limit on decoded", CODING, "math.log(1000 / 16)", "math.log(1000 / 8)"),
     Mutant("Nothing about how images are scaled", TRANSFORMS, "antialias=True", "antialias=False"),
     Mutant("Nothing about padding", TRANSFORMS, "PAD_TO = 32", "PAD_TO = 64"),
