@@ -246,8 +246,8 @@ MUTANTS = (
     Mutant(
         "Nothing about the number of detections",
         DECODE,
-        "max_detections: int | None = field(default=None",
-        "max_detections: int | None = field(default=300",
+        "max_detections: int | None = None",
+        "max_detections: int | None = 300",
     ),
     Mutant("Nothing about a limit on decoded", CODING, "math.log(1000 / 16)", "math.log(1000 / 8)"),
     Mutant("Nothing about how images are scaled", TRANSFORMS, "antialias=True", "antialias=False"),

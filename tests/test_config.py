@@ -20,7 +20,6 @@ from retinanet.config import (
 )
 from retinanet.errors import ConfigError
 from retinanet.recipes import load_recipe
-from retinanet.schema import with_former_names
 
 
 @pytest.mark.parametrize(("size", "longest"), [(800, 1333), (600, 1000), (400, 666)])
@@ -164,7 +163,6 @@ def test_a_setting_accepts_its_former_values() -> None:
     for former, now in ((True, "auto"), (False, "never")):
         config = Config.from_dict({"data": {"verify": former}})
         assert config.data.verify == now
-        assert with_former_names(config)["data"]["verify"] is former
     assert Config.from_dict({"data": {"verify": "always"}}).data.verify == "always"
     with pytest.raises(ConfigError, match="auto, always, never"):
         Config.from_dict({"data": {"verify": "perhaps"}})
@@ -176,6 +174,3 @@ def test_a_setting_is_found_by_its_former_name() -> None:
     """Recipes and checkpoints of earlier versions have it."""
     assert Config.from_dict({"train": {"pictures_every": 3}}).train.images_every == 3
     assert "pictures_every" not in Config().to_dict()["train"]
-    former = with_former_names(Config())
-    assert former["train"]["pictures_every"] == 0
-    assert former["model"] == Config().to_dict()["model"]

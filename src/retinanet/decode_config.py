@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 from retinanet.schema import require, require_at_least, require_finite
@@ -28,12 +28,12 @@ class DecodeConfig:
 
     score: float = 0.05
     """Lowest score of a detection. Evaluation needs a low value, because AP counts detections of every score."""
-    top_k: int | None = field(default=None, metadata={"unset_was": LEAST_CANDIDATES})
+    top_k: int | None = None
     """Number of highest-scoring predictions per pyramid level that are kept before NMS. Unset: 10 × max-detections, but
     at least 1000, the paper's number."""
     nms: float = 0.5
     """IoU above which the box with the lower score is dropped, per class. Raise it for objects that overlap much."""
-    max_detections: int | None = field(default=None, metadata={"unset_was": LEAST_DETECTIONS})
+    max_detections: int | None = None
     """Largest number of detections per image. Unset: chosen when the training starts, as twice the number of objects in
     the densest training image, but at least 100. The weights store the number."""
 

@@ -32,7 +32,7 @@ _SLACK = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
+class PairRanges:
     """Pairs of boxes that may overlap, as ranges: box ``first`` with ``order[start]`` to ``order[stop - 1]``.
 
     Attributes:
@@ -98,7 +98,7 @@ class BoxIndex:
         # first and last position of each class, its largest width and height, and the sides of its cells
         self._classes = list(zip(starts.tolist(), ends, upper[order[starts]], cell[order[starts]], strict=True))
 
-    def search(self, boxes: Floats, groups: Ints | None = None, covered: bool = False) -> Candidates:
+    def search(self, boxes: Floats, groups: Ints | None = None, covered: bool = False) -> PairRanges:
         """Find the pairs of a box and an indexed box of its group with an IoU of at least ``least``, and some others.
 
         Args:
@@ -116,10 +116,10 @@ class BoxIndex:
             for row, start, stop in self._search(boxes[rows], some, covered):
                 parts.append((rows[row], start, stop))
         first, starts, stops = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return Candidates(first, starts, stops, self._order)
+        return PairRanges(first, starts, stops, self._order)
 
     def _search(self, boxes: Floats, groups: Ints, covered: bool) -> Iterator[tuple[Ints, Ints, Ints]]:
-        """Yield for each class the ranges of :class:`Candidates`: the box, and start and stop in ``order``."""
+        """Yield for each class the ranges of :class:`PairRanges`: the box, and start and stop in ``order``."""
         size, center = boxes[:, 2:] - boxes[:, :2], (boxes[:, :2] + boxes[:, 2:]) / 2
         least = self._least * (1 - _SLACK)
         for begin, end, upper, cell in self._classes:

@@ -53,25 +53,6 @@ def updated(settings: Settings, values: Mapping[str, Any], where: str) -> Settin
     return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
 
 
-def with_former_names(settings: Any) -> dict[str, Any]:
-    """Return all settings as earlier versions had them, for hashes that must not change.
-
-    They have their original names and values, and those that may be unset since a later version have their former
-    default (``unset_was`` in the metadata of a field).
-    """
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        value = field.metadata.get("unset_was") if value is None else value
-        name = field.metadata.get("formerly", field.name)
-        former = {new: old for old, new in field.metadata.get("former_values", {}).items()}
-        if dataclasses.is_dataclass(value):
-            values[name] = with_former_names(value)
-        else:
-            values[name] = former.get(value, value) if former else value  # some values are lists, which have no hash
-    return values
-
-
 def _coerced(value: Any, hint: Any, where: str) -> Any:
     """Convert ``value`` to the type ``hint``. JSON and YAML write tuples as lists, and may write 1.0 as 1 or 1e-4
     as text."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from retinanet.overlaps import Bools, BoxIndex, Candidates, Floats, Ints, shared_area
+from retinanet.overlaps import Bools, BoxIndex, Floats, Ints, PairRanges, shared_area
 
 # Up to this number of boxes, comparing all pairs is faster.
 FEW = 2500
@@ -62,7 +62,7 @@ def _kept(boxes: Boxes, threshold: float) -> Ints:
     return np.concatenate([best, rest[_kept(boxes[rest], threshold)]])
 
 
-def _resolve(boxes: Boxes, pairs: Candidates, threshold: float) -> Bools:
+def _resolve(boxes: Boxes, pairs: PairRanges, threshold: float) -> Bools:
     """Mark the kept boxes, bool ``(n,)``."""
     count = len(boxes)
     keys = []

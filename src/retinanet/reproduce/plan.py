@@ -22,7 +22,6 @@ from retinanet.flags import changed_flags, quoted
 from retinanet.recipes import load_recipe
 from retinanet.reproduce.options import Options
 from retinanet.reproduce.rows import Changes, Experiment, Row
-from retinanet.schema import with_former_names
 from retinanet.training.checkpoint import describe_data
 
 Scale = Literal["small", "paper"]
@@ -116,7 +115,7 @@ class Plan:
         """The training of a row. Its folder is named after settings and data, so that equal trainings share it."""
         config = self.config(row, seed)
         slug = _slug(differences(config, replace(self.base, train=config.train)))
-        known = json.dumps([with_former_names(config), self.identity], sort_keys=True, default=list)
+        known = json.dumps([config.to_dict(), self.identity], sort_keys=True, default=list)
         key = hashlib.sha256(known.encode()).hexdigest()[:8]
         folder = self.runs / self.name / f"{slug}-s{seed}-{key}"
         return Run(folder, config, self.source, config.train.epochs * self.train_images, f"{slug}, seed {seed}")

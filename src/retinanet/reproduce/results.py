@@ -13,7 +13,6 @@ from retinanet.config import Config
 from retinanet.errors import CheckpointError, RetinaNetError
 from retinanet.reproduce.plan import Run
 from retinanet.reproduce.worker import FAILURE, SECONDS
-from retinanet.schema import with_former_names
 from retinanet.training.log import read_lines
 from retinanet.zoo.weights import read_info
 
@@ -229,7 +228,7 @@ def refuse_other_results(
     asked = dict(settings or {})
     for each in (found, asked):  # an earlier version may have written ``found``
         if isinstance(each.get("base"), dict):
-            each["base"] = with_former_names(Config.from_dict(each["base"], str(path)))
+            each["base"] = Config.from_dict(each["base"], str(path)).to_dict()
     asked, found = (json.loads(json.dumps(values)) for values in (asked, found))  # tuples become lists
     if any(found.get(key) != value for key, value in asked.items()):
         raise RetinaNetError(
