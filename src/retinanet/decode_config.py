@@ -81,6 +81,14 @@ class ResolvedDecodeConfig(DecodeConfig):
     max_detections: int = LEAST_DETECTIONS
 
 
+def leaves_room(max_detections: int, objects: int) -> bool:
+    """Whether a limit is as far above the objects of the densest image as a training would choose it.
+
+    Most images of an ordinary dataset reach such a limit, too, with detections of low scores; it hides no objects.
+    """
+    return max_detections >= _ROOM * objects
+
+
 def limit_note(limited: int, images: int, config: ResolvedDecodeConfig) -> str:
     """Say that ``limited`` of ``images`` images reached a limit of ``config``, and which option raises it."""
     return (

@@ -91,3 +91,14 @@ def test_sentences_about_the_protocol_and_about_images_at_a_limit() -> None:
         "images_at_limit": 1,
         "images_not_finite": 0,
     }
+
+
+def test_a_limit_with_room_for_all_objects_is_told_on_the_page_only() -> None:
+    crowded = replace(perfect(row_of_objects(50)), limited=np.array([0]))
+    for objects, limit, said in ((50, 100, 0), (50, 99, 1)):
+        settings = DecodeConfig(max_detections=limit).resolved()
+        limits = Limits.of(row_of_objects(objects), crowded, detector=settings)
+        assert len(limits.notes(brief=True)) == said
+        assert len(limits.notes()) == 1
+    chosen = Limits.of(row_of_objects(50), crowded, 100, DecodeConfig(max_detections=100).resolved())
+    assert len(chosen.notes(brief=True)) == 1

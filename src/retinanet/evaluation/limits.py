@@ -9,7 +9,7 @@ import numpy as np
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.object_counts import most_objects
-from retinanet.decode_config import ResolvedDecodeConfig, limit_note, nonfinite_note
+from retinanet.decode_config import ResolvedDecodeConfig, leaves_room, limit_note, nonfinite_note
 from retinanet.detections import Detections
 
 # COCO's protocol counts this many detections of each image and class.
@@ -40,6 +40,7 @@ class Limits:
         limited: number of images that reached a limit of the detector, or ``max_detections``.
         nonfinite: number of images with predictions that were NaN or infinite.
         detector: the detector's settings; ``None`` for a file of detections.
+        chosen: whether ``max_detections`` was given for this evaluation.
     """
 
     counted: int | None
@@ -49,6 +50,7 @@ class Limits:
     limited: int
     nonfinite: int
     detector: ResolvedDecodeConfig | None
+    chosen: bool
 
     @classmethod
     def of(
@@ -68,6 +70,7 @@ class Limits:
             limited=len(predictions.limited),
             nonfinite=len(predictions.nonfinite),
             detector=detector,
+            chosen=max_detections is not None,
         )
 
     def protocol(self) -> str:
@@ -79,19 +82,26 @@ class Limits:
             "count the 100 highest scores of each image and class, as in COCO's protocol."
         )
 
-    def notes(self) -> list[str]:
-        """Say how many images reached a limit, and how many have predictions that were left out, in a sentence each."""
+    def notes(self, brief: bool = False) -> list[str]:
+        """Say how many images reached a limit, and how many have predictions that were left out, in a sentence each.
+
+        With ``brief``, a limit of the detector is left out if it has room for all objects.
+        """
         notes = []
-        if self.limited and self.detector is not None:
-            notes.append(limit_note(self.limited, self.images, self.detector))
-        elif self.limited:
-            notes.append(
-                f"{self.limited} of {self.images} images have more than {self.max_detections} detections; only the "
-                "highest scores count; --max-detections (Python: max_detections) raises the limit"
-            )
+        roomy = self.detector is not None and leaves_room(self.detector.max_detections, self.most_objects)
+        if self.limited and not (brief and roomy and not self.chosen):
+            notes.append(self._limit_note())
         if self.nonfinite:
             notes.append(nonfinite_note(self.nonfinite, self.images))
         return notes
+
+    def _limit_note(self) -> str:
+        if self.detector is not None:
+            return limit_note(self.limited, self.images, self.detector)
+        return (
+            f"{self.limited} of {self.images} images have more than {self.max_detections} detections; only the highest "
+            "scores count; --max-detections (Python: max_detections) raises the limit"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to the form of ``metrics.json``; ``None`` means that there is no limit."""

@@ -77,7 +77,7 @@ def _limit_lines(*limits: Limits) -> Iterator[str]:
     if limits[0].counted is None:
         yield limits[0].protocol()
     for name, each in zip("AB", limits, strict=False):
-        for note in each.notes():
+        for note in each.notes(brief=True):
             yield f"note: {f'{name}: ' if len(limits) > 1 else ''}{note}"
 
 

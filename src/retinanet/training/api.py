@@ -15,9 +15,11 @@ from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_train_val
 from retinanet.data.image_memory import ImageMemory
+from retinanet.data.object_counts import most_objects
 from retinanet.data.pixel_range import with_one_pixel_range
 from retinanet.data.summary import note_lines, summary
 from retinanet.data.verify import verify_images
+from retinanet.decode_config import leaves_room
 from retinanet.files import claimed, make_folder
 from retinanet.model.backbone import require_backbone
 from retinanet.progress import plain_console, progress_bar
@@ -70,7 +72,8 @@ def train(
             if train_set.pixel_range is not None:  # stored with the weights
                 config = replace(config, data=replace(config.data, pixel_range=train_set.pixel_range))
             result = train_job(Job(config, train_set, val_set, out, console, processes), checkpoint)
-            _print_result(result, out, val_set, console)
+            limit = config.decode.resolved(most_objects(train_set)).max_detections
+            _print_result(result, out, val_set, limit, console)
     return result
 
 
@@ -112,7 +115,7 @@ def _read_data(data: str | Path, config: Config, console: Console, processes: Pr
     return train_set, val_set
 
 
-def _print_result(result: Result, out: Path, val_set: Dataset, console: Console) -> None:
+def _print_result(result: Result, out: Path, val_set: Dataset, limit: int, console: Console) -> None:
     if result.unreadable:
         images, times = len(result.unreadable), sum(result.unreadable.values())
         console.print(f"{images} images could not be read ({times} times in all); others took their places")
@@ -120,7 +123,8 @@ def _print_result(result: Result, out: Path, val_set: Dataset, console: Console)
         console.print(f"{out} is already finished ({result.finished}); to train again, choose another --out")
     elif "epochs are done" not in result.finished:
         console.print(f"stopped early: {result.finished}")
-    if limited := result.metrics.get("images_at_limit"):
+    limited = result.metrics.get("images_at_limit")
+    if limited and not leaves_room(limit, most_objects(val_set)):
         console.print(
             f"note: {limited} of {len(val_set)} val images reached the limit of detections per image; 'retinanet eval "
             "--max-detections N' shows what a higher limit gives"
