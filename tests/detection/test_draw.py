@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from retinanet.detection.draw import closeup, draw, draw_boxes, to_supervision
+from retinanet.detection.draw import closeup, draw, draw_boxes, line_width, to_supervision
 from retinanet.detections import Detections
 
 
@@ -47,6 +47,12 @@ def test_lines_are_thin_and_labels_are_left_out_where_they_would_cover_everythin
     assert drawn_fraction(1600, 1600, 20) < 0.2  # lines of three pixels cover 15%
     few = drawn_fraction(4, 1600, 20)
     assert few > 3 * 4 * (20**2 - 16**2) / 1600**2  # with labels
+
+
+def test_lines_of_many_boxes_that_overlap_are_one_pixel_wide() -> None:
+    boxes = np.tile(np.array([[100.0, 100, 140, 140]]), (500, 1))
+    assert line_width(2.2, boxes[:1], 640 * 640) == 2
+    assert line_width(2.2, boxes, 640 * 640) == 1
 
 
 def test_ground_truth_of_small_objects_has_thin_lines() -> None:

@@ -26,8 +26,9 @@ _CROWDED = 40
 # pixels wide and 22 pixels high at a text scale of 1.
 _COVERED, _CHARACTER = 0.2, (12, 22)
 
-# Lines are at most this fraction of the median of the boxes' shorter sides.
-_LINE = 0.1
+# Lines are at most this fraction of the median of the boxes' shorter sides, and all lines together cover about this
+# fraction of the image at most, unless they are one pixel wide.
+_LINE, _LINES = 0.1, 0.15
 
 Box = Sequence[float]
 
@@ -61,7 +62,7 @@ def draw(
     supervision = import_supervision()
     height, width = image.shape[:2]
     palette = supervision.ColorPalette.from_hex(COLORS)
-    thickness = line_width(min(height, width) / 300, np.asarray(detections.xyxy, dtype=np.float64))
+    thickness = line_width(min(height, width) / 300, np.asarray(detections.xyxy, dtype=np.float64), height * width)
     scene = np.ascontiguousarray(image[:, :, ::-1]).copy()  # supervision draws on BGR images
     scene = supervision.BoxAnnotator(color=palette, thickness=thickness).annotate(scene, detections)
     crowded = len(detections) > _CROWDED
@@ -92,19 +93,27 @@ def draw_boxes(
     """
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
-    width = width or line_width(min(canvas.size) // 250, np.asarray(boxes, dtype=np.float64).reshape(-1, 4))
+    corners_of_all = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    width = width or line_width(min(canvas.size) // 250, corners_of_all, canvas.width * canvas.height)
     for x1, y1, x2, y2 in boxes:
         corners = (float(x1), float(y1), float(max(x1, x2 - 1)), float(max(y1, y2 - 1)))
         pen.rectangle(corners, outline=color, width=width)
     return np.array(canvas)
 
 
-def line_width(usual: float, boxes: npt.NDArray[np.floating]) -> int:
-    """Line width in pixels for ``boxes`` ``(n, 4)``: ``usual``, or less if most boxes are small; at least 1."""
-    if len(boxes) == 0:
+def line_width(usual: float, boxes: npt.NDArray[np.floating], area: int) -> int:
+    """Line width in pixels for ``boxes`` ``(n, 4)``: ``usual``, or less if most boxes are small or there are many.
+
+    Args:
+        usual: width for few large boxes.
+        boxes: ``xyxy`` pixels.
+        area: number of pixels of the image.
+    """
+    sides = boxes[:, 2:] - boxes[:, :2]
+    if not sides.sum() > 0:
         return max(1, round(usual))
-    sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
-    return max(1, round(min(usual, _LINE * float(np.sort(sides)[len(sides) // 2]))))
+    shorter = np.sort(sides.min(axis=1))[len(sides) // 2]
+    return max(1, round(min(usual, _LINE * float(shorter), _LINES * area / (2 * float(sides.sum())))))
 
 
 def closeup(
