@@ -30,9 +30,9 @@ def imagenet() -> dict[str, Tensor]:
     return lite0_state_dict()
 
 
-def classify(classifier: Any, picture: Any) -> list[int]:
+def classify(classifier: Any, photo: Any) -> list[int]:
     """The five best ImageNet classes by the usual protocol: shorter side 256, central 224 × 224, mean = std = 0.5."""
-    image = Image.fromarray(np.asarray(picture))
+    image = Image.fromarray(np.asarray(photo))
     factor = 256 / min(image.size)
     image = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
     left, top = (image.width - 224) // 2, (image.height - 224) // 2
@@ -43,14 +43,14 @@ def classify(classifier: Any, picture: Any) -> list[int]:
     return best
 
 
-def test_bundled_weights_recognise_pictures(imagenet: dict[str, Tensor]) -> None:
+def test_bundled_weights_recognise_photos(imagenet: dict[str, Tensor]) -> None:
     assert len(imagenet) == 296
     classifier: Any = timm.create_model(OFFLINE_BACKBONE)
     classifier.load_state_dict(imagenet, strict=True)
     classifier.eval()
-    pictures: Any = skimage.data  # its functions are not annotated
-    assert classify(classifier, pictures.chelsea())[0] in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
-    assert classify(classifier, pictures.coffee())[0] == 967  # espresso
+    photos: Any = skimage.data  # its functions are not annotated
+    assert classify(classifier, photos.chelsea())[0] in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
+    assert classify(classifier, photos.coffee())[0] == 967  # espresso
 
 
 def test_the_backbone_computes_the_classifiers_features(imagenet: dict[str, Tensor]) -> None:

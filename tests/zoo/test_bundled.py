@@ -64,15 +64,15 @@ def test_they_load_by_name_without_a_network(name: str, monkeypatch: pytest.Monk
 
 def test_the_person_model_finds_people_it_never_saw() -> None:
     detector = retinanet.load("person", precision="fp32")
-    pictures: Any = skimage.data  # its functions are not annotated
+    photos: Any = skimage.data  # its functions are not annotated
     hopper = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
-    people = {  # name: picture, and the person in it, by eye
-        "astronaut": (pictures.astronaut(), (15, 5, 455, 512)),
+    people = {  # name: photo, and the person in it, by eye
+        "astronaut": (photos.astronaut(), (15, 5, 455, 512)),
         "Grace Hopper": (Path(hopper), (10, 22, 512, 600)),
-        "cameraman": (pictures.camera(), (0, 62, 332, 512)),
+        "cameraman": (photos.camera(), (0, 62, 332, 512)),
     }
-    for who, (picture, box) in people.items():
-        found = detector(picture, score=0.3)
+    for who, (photo, box) in people.items():
+        found = detector(photo, score=0.3)
         assert len(found) >= 1, who
         assert found.data["class_name"][0] == "person"
         overlap = box_iou(torch.tensor(found.xyxy), torch.tensor([box], dtype=torch.float32)).max()

@@ -257,7 +257,7 @@ def _as_failure(error: Exception) -> Failure:
         error.add_note(f"in an image-loading process:\n{traceback.format_exc()}")
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # some exceptions cannot be pickled, or not created again from their pickle
         return Failure(RuntimeError(f"{type(error).__name__}: {error}"))
     return Failure(error)
 
