@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from retinanet.anchors import BACKGROUND, IGNORE, AnchorSpec, assign, assign_batch, make_grid
+from retinanet.anchors import BACKGROUND, IGNORE, AnchorSpec, assign, assign_batch, make_grid, match_batch
 from retinanet.config import AssignConfig
 
 # One square anchor [-16, -16, 16, 16] for an image of one location.
@@ -158,6 +158,12 @@ def test_share_covered_by_one_region_at_the_threshold() -> None:
     assert assign(ONE, far, torch.cat([less, half])).tolist() == [IGNORE]
     assert assign(ONE, far, half, AssignConfig(ignore_overlap=0.51)).tolist() == [BACKGROUND]
     assert assign(ONE, NO_BOXES, half).tolist() == [IGNORE]  # also where there is no object at all
+    # Among a hundred anchors, only those near a small region are compared with it.
+    hundred = make_grid(AnchorSpec(sizes=(32.0,), scales=(1.0,), ratios=(1.0,), strides=(32,)), (320, 320))
+    for moved, last in ((half + 160, IGNORE), (less + 160, BACKGROUND)):  # in the middle of the anchors
+        for found in (assign_batch(hundred, [far], [moved]), match_batch(hundred, [far], [moved]).dense()):
+            assert found[0, 55] == last
+            assert (found == IGNORE).sum() == (last == IGNORE)
 
 
 def test_other_thresholds() -> None:

@@ -85,6 +85,14 @@ def check(
     return chosen
 
 
+def test_the_papers_best_setting_is_the_default() -> None:
+    x, labels, anchors = crowd(0, 2600, 500)
+    loss, count = ohem_loss(torch.from_numpy(x), torch.from_numpy(labels), torch.from_numpy(anchors).float())
+    assert count == 128
+    assert loss.item() == pytest.approx(mined(x, labels, anchors, 128, 0.5, None)[0], rel=1e-12)
+    assert (LossConfig().ohem_batch, LossConfig().ohem_nms) == (128, 0.5)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("nms_iou", [0.5, 0.7])
 @pytest.mark.parametrize("batch", [128, 256, 512])

@@ -19,6 +19,7 @@ from retinanet.zoo.weights import load_weights
 
 def test_loss_curves_are_the_papers_formulas() -> None:
     curves = measure.loss_curves()
+    assert [float(name) for name in curves["fl"]] == [0, 0.5, 1, 2, 5]
     for name, values in curves["fl"].items():
         for p, value in zip(curves["p_t"], values, strict=True):
             assert value == pytest.approx(-((1 - p) ** float(name)) * math.log(p), abs=2e-4 / p)

@@ -279,6 +279,7 @@ def test_figures_2_and_4_of_trained_runs(tiny: Plan) -> None:
     reproduce(request, 2, terminal)
     speed = json.loads((request.out / "fig2.json").read_text())["extra"]["speed"]
     assert speed[sized.here]["median"] > 0
+    assert speed[sized.here]["images"] == 3
     found: dict[str, Any] = json.loads((request.out / "fig4.json").read_text())["extra"]["distribution"]
     assert found["model"].startswith("the recipe `paper` with `--model.backbone")
     assert "after 2 epochs, AP " in found["model"]
