@@ -63,6 +63,8 @@ class FeaturePyramid(nn.Module):
 
 def _enlarged(coarse: Tensor, fine: Tensor) -> Tensor:
     """Enlarge ``coarse`` to the size of ``fine``, by nearest neighbor. On a GPU, keep autocast from using float32."""
+    if torch.compiler.is_exporting():  # sides are multiples of 32, and sizes may be unknown
+        return F.interpolate(coarse, scale_factor=2.0, mode="nearest")
     on_gpu = coarse.device.type == "cuda"
     with torch.autocast("cuda", enabled=False) if on_gpu else contextlib.nullcontext():
         return F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")

@@ -46,7 +46,7 @@ class StridedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(B, C, H, W)``."""
-        if min(x.shape[-2:]) > 1 or not _needs_grad_on_cpu(x, self.weight):
+        if not _needs_grad_on_cpu(x, self.weight) or min(x.shape[-2:]) > 1:
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             result: Tensor = super().forward(x.to(self.weight.dtype))

@@ -48,7 +48,7 @@ class Subnet(nn.Module):
         else:
             hidden = [self.tower(x) for x in hidden]
         predictions = [self.predict(x) for x in hidden]  # (B, A·outputs, H, W)
-        return [p.permute(0, 2, 3, 1).reshape(len(p), -1, self.outputs) for p in predictions]
+        return [p.permute(0, 2, 3, 1).reshape(p.shape[0], -1, self.outputs) for p in predictions]
 
 
 def initialize(module: nn.Module) -> None:

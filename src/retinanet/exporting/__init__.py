@@ -1,0 +1,1 @@
+"""Files for other runtimes: ONNX, OpenVINO and ``torch.export``, each verified against the model it comes from."""

@@ -1,0 +1,159 @@
+"""The two graphs that are exported, as modules that the exporters can trace.
+
+*network*: images → logits and deltas of every level. *detector*: the same with post-processing inside.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retinanet.anchors.coding import decode_boxes
+from retinanet.anchors.grid import base_anchors
+from retinanet.config import AnchorSpec
+from retinanet.decode_config import ResolvedDecodeConfig
+from retinanet.exporting.suppression_op import LEFT_OUT, suppress_by_class
+from retinanet.model import Outputs, RetinaNet
+from retinanet.model.inference import for_inference
+
+
+class NetworkGraph(nn.Module):
+    """Images → logits and deltas of every level, finest first: ``(B, n, K)`` … and ``(B, n, 4)`` ….
+
+    The inputs are ``images`` ``(B, 3, H, W)`` in 0–255 (RGB), whose sides are multiples of 32, and ``sizes`` int64
+    ``(B, 2)``, the ``(height, width)`` of each image. The image lies at the top left, and what surrounds it is ignored.
+
+    Args:
+        model: the network; it is not changed.
+    """
+
+    def __init__(self, model: RetinaNet) -> None:
+        super().__init__()
+        self.network = _with_constant_padding(for_inference(model))
+        # The same numbers as in normalized_batch, so that the results agree to the last bit.
+        std, mean = torch.tensor(model.std), torch.tensor(model.mean)
+        self.register_buffer("scale", (1 / (255 * std))[:, None, None], persistent=False)
+        self.register_buffer("offset", (-mean / std)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits of every level, then the deltas of every level."""
+        outputs = self.outputs(images, sizes)
+        return (*outputs.logits, *outputs.deltas)
+
+    def outputs(self, images: Tensor, sizes: Tensor) -> Outputs:
+        """Normalize the images, set what surrounds them to zero, and run the network."""
+        rows = torch.arange(images.shape[2], device=images.device)[None, :, None] < sizes[:, 0, None, None]
+        columns = torch.arange(images.shape[3], device=images.device)[None, None, :] < sizes[:, 1, None, None]
+        normalized = images.float() * self.scale + self.offset
+        outputs: Outputs = self.network(torch.where((rows & columns)[:, None], normalized, 0.0))
+        return outputs
+
+
+class DetectorGraph(nn.Module):
+    """Images → detections of each image, padded to D = ``config.max_detections`` entries, best first.
+
+    The inputs are those of :class:`NetworkGraph`. The outputs are ``boxes`` ``(B, D, 4)`` in pixels of the input,
+    ``scores`` ``(B, D)`` (0 after the last detection), ``labels`` int64 ``(B, D)`` (-1 after the last detection),
+    ``counts`` int64 ``(B,)``, and ``limited`` bool ``(B,)``: whether an image reached a limit, so that detections with
+    lower scores may be missing. The results are those of :func:`retinanet.postprocess.postprocess`.
+
+    Args:
+        network: the network.
+        anchors: its anchors.
+        config: thresholds and limits.
+    """
+
+    def __init__(self, network: NetworkGraph, anchors: AnchorSpec, config: ResolvedDecodeConfig) -> None:
+        super().__init__()
+        self.network = network
+        self.anchors = anchors
+        self.config = config
+        # Comparing logits avoids the sigmoid for the 99% of anchors that are below the threshold.
+        self.lowest = math.log(config.score / (1 - config.score)) if config.score > 0 else LEFT_OUT
+        for level in range(len(anchors.strides)):
+            self.register_buffer(f"base_{level}", base_anchors(anchors, level).float(), persistent=False)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return boxes, scores, labels, counts and limited."""
+        outputs = self.network.outputs(images, sizes)
+        levels = list(zip(outputs.logits, outputs.deltas, strict=True))
+        found = [self._best_of_level(i, *each, images.shape[2:]) for i, each in enumerate(levels)]
+        logits, boxes, labels = (torch.cat([level[part] for level in found], dim=1) for part in range(3))
+        limits = sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # (B, 1, 4) w h w h
+        boxes = torch.minimum(boxes.clamp(min=0), limits)
+        inside = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+        logits = torch.where((logits > self.lowest) & inside, logits, LEFT_OUT)
+
+        keep = suppress_by_class(
+            boxes, logits, labels, self.network.network.num_classes, self.config.nms, self.config.max_detections
+        )
+        logits = torch.where(keep, logits, LEFT_OUT)
+        # An image may have fewer candidates than max_detections.
+        logits = F.pad(logits, (0, self.config.max_detections), value=LEFT_OUT)
+        boxes = F.pad(boxes, (0, 0, 0, self.config.max_detections))
+        labels = F.pad(labels, (0, self.config.max_detections))
+        best, order = logits.topk(self.config.max_detections, dim=1)
+        kept = best > LEFT_OUT
+        counts = kept.sum(dim=1)
+        cut = torch.stack([level[3] for level in found]).any(dim=0)
+        return (
+            torch.where(kept[..., None], boxes.gather(1, order[..., None].expand(-1, -1, 4)), 0.0),
+            torch.where(kept, best.sigmoid(), 0.0),
+            torch.where(kept, labels.gather(1, order), -1),
+            counts,
+            cut | (counts == self.config.max_detections),
+        )
+
+    def _best_of_level(
+        self, level: int, logits: Tensor, deltas: Tensor, size: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits, boxes and labels of the best predictions of a level, and whether an image may have more of them."""
+        classes = logits.shape[2]
+        scores = logits.flatten(1)
+        count = torch.sym_min(self.config.top_k, scores.shape[1])
+        top, position = scores.topk(count, dim=1)  # type: ignore[arg-type]  # a symbolic number
+        anchor = position // classes
+        chosen = deltas.gather(1, anchor[..., None].expand(-1, -1, 4))
+        boxes = decode_boxes(chosen, self._anchors(level, anchor, size))
+        cut = (count == self.config.top_k) & (top.min(dim=1).values > self.lowest)
+        return top, boxes, position % classes, cut
+
+    def _anchors(self, level: int, anchor: Tensor, size: Sequence[int]) -> Tensor:
+        """Anchor boxes ``(…, 4)`` at positions ``anchor`` of a level, as in :func:`retinanet.anchors.make_grid`."""
+        base, stride = self.get_buffer(f"base_{level}"), self.anchors.strides[level]
+        rows, columns = ((side + stride - 1) // stride for side in size)
+        down = across = stride
+        if self.anchors.layout == "torchvision":
+            down, across = size[0] // rows, size[1] // columns
+        location = anchor // len(base)
+        row = location // columns
+        column = location - row * columns  # the ONNX exporter has no remainder by an unknown number
+        x, y = column * across, row * down
+        center = torch.stack([x, y, x, y], dim=-1).float()
+        return base[anchor % len(base)] + center
+
+
+def _with_constant_padding(network: RetinaNet) -> RetinaNet:
+    """Replace TensorFlow's padding, which depends on the image size, by constants that hold for multiples of 32."""
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, Conv2dSame):
+            module.__class__ = _ConvOfMultiples
+    return network
+
+
+class _ConvOfMultiples(nn.Conv2d):
+    """A convolution with TensorFlow's padding of inputs whose sides are multiples of the stride."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = []
+        for size, step, spread in zip(self.kernel_size[::-1], self.stride[::-1], self.dilation[::-1], strict=True):
+            total = max(0, (size - 1) * spread + 1 - step)
+            padding += [total // 2, total - total // 2]
+        return F.conv2d(F.pad(x, padding), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
