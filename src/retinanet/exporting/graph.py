@@ -23,6 +23,14 @@ from retinanet.model import Outputs, RetinaNet
 from retinanet.model.inference import for_inference
 
 
+DETECTIONS = ("boxes", "scores", "labels", "counts", "limited")
+
+
+def raw_names(levels: int) -> list[str]:
+    """Names of the network's outputs in a file."""
+    return [f"{kind}_{level}" for kind in ("logits", "deltas") for level in range(levels)]
+
+
 class NetworkGraph(nn.Module):
     """Images → logits and deltas of every level, finest first: ``(B, n, K)`` … and ``(B, n, 4)`` ….
 
@@ -58,10 +66,11 @@ class NetworkGraph(nn.Module):
 class DetectorGraph(nn.Module):
     """Images → detections of each image, padded to D = ``config.max_detections`` entries, best first.
 
-    The inputs are those of :class:`NetworkGraph`. The outputs are ``boxes`` ``(B, D, 4)`` in pixels of the input,
+    The inputs are those of :class:`NetworkGraph`. The first outputs are ``boxes`` ``(B, D, 4)`` in pixels of the input,
     ``scores`` ``(B, D)`` (0 after the last detection), ``labels`` int64 ``(B, D)`` (-1 after the last detection),
     ``counts`` int64 ``(B,)``, and ``limited`` bool ``(B,)``: whether an image reached a limit, so that detections with
-    lower scores may be missing. The results are those of :func:`retinanet.postprocess.postprocess`.
+    lower scores may be missing. The results are those of :func:`retinanet.postprocess.postprocess`. The outputs of the
+    network follow; a file keeps them inside, where a verification finds them.
 
     Args:
         network: the network.
@@ -79,8 +88,8 @@ class DetectorGraph(nn.Module):
         for level in range(len(anchors.strides)):
             self.register_buffer(f"base_{level}", base_anchors(anchors, level).float(), persistent=False)
 
-    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return boxes, scores, labels, counts and limited."""
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """Return boxes, scores, labels, counts and limited, then the logits and the deltas of every level."""
         outputs = self.network.outputs(images, sizes)
         levels = list(zip(outputs.logits, outputs.deltas, strict=True))
         found = [self._best_of_level(i, *each, images.shape[2:]) for i, each in enumerate(levels)]
@@ -108,6 +117,8 @@ class DetectorGraph(nn.Module):
             torch.where(kept, labels.gather(1, order), -1),
             counts,
             cut | (counts == self.config.max_detections),
+            *outputs.logits,
+            *outputs.deltas,
         )
 
     def _best_of_level(

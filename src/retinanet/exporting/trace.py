@@ -7,71 +7,50 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from retinanet.data.transforms import PAD_TO
 from retinanet.errors import ConfigError, RetinaNetError
+from retinanet.exporting.options import MULTIPLE, ExportOptions
 from retinanet.exporting.suppression_op import onnx_translations
 
 # The lowest version of ONNX's operators that the exporter supports, and the highest that it was tested with.
 OPSETS = range(18, 24)
 
 
-@dataclass(frozen=True)
-class InputShape:
-    """The shape of the exported graph's input; what is ``None`` stays dynamic.
-
-    Attributes:
-        size: ``(H, W)`` of the padded batch, multiples of 32.
-        batch: number of images.
-    """
-
-    size: tuple[int, int] | None = None
-    batch: int | None = None
-
-    def __post_init__(self) -> None:
-        for side in self.size or ():
-            if side < PAD_TO or side % PAD_TO:
-                near = max(PAD_TO, -(-side // PAD_TO) * PAD_TO)
-                raise ConfigError(f"--size {side}: a side must be a multiple of {PAD_TO}; give {near}")
-        if self.batch is not None and self.batch < 1:
-            raise ConfigError(f"--batch is {self.batch}; it must be at least 1")
-
-    def example(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Inputs of this shape, for tracing."""
-        # The traced numbers of images, rows and columns differ from each other and from 1, so that none of them is
-        # taken for a constant or for another one.
-        height, width = self.size or (7 * PAD_TO, 9 * PAD_TO)
-        batch = self.batch or 2
-        images = torch.randint(0, 256, (batch, 3, height, width), generator=torch.Generator().manual_seed(0))
-        return images.to(dtype), torch.tensor([[height, width - 1]] * batch)
-
-    def dynamic(self) -> tuple[dict[int, Any], dict[int, Any]]:
-        """The dynamic dimensions of both inputs, for the exporters."""
-        images: dict[int, Any] = {}
-        if self.batch is None:
-            images[0] = torch.export.Dim("batch")
-        sizes = dict(images)
-        if self.size is None:
-            images[2] = PAD_TO * torch.export.Dim("rows", max=1 << 20)
-            images[3] = PAD_TO * torch.export.Dim("columns", max=1 << 20)
-        return images, sizes
+def example_inputs(options: ExportOptions, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Images and sizes for tracing."""
+    # The traced numbers of images, rows and columns differ from each other and from 1, so that none of them is taken
+    # for a constant or for another one.
+    height, width = options.input_size or (7 * MULTIPLE, 9 * MULTIPLE)
+    batch = options.batch or 2
+    images = torch.randint(0, 256, (batch, 3, height, width), generator=torch.Generator().manual_seed(0))
+    return images.to(dtype), torch.tensor([[height, width - 1]] * batch)
 
 
-def trace(graph: nn.Module, shape: InputShape, dtype: torch.dtype = torch.uint8) -> torch.export.ExportedProgram:
-    """Trace ``graph`` with inputs of this shape.
+def _dynamic_shapes(options: ExportOptions) -> tuple[dict[int, Any], dict[int, Any]]:
+    """The dynamic dimensions of both inputs."""
+    batch = {0: torch.export.Dim("batch")} if options.batch is None else {}
+    sides: dict[int, Any] = {}
+    if options.input_size is None:
+        sides = {2 + i: MULTIPLE * torch.export.Dim(name, max=1 << 20) for i, name in enumerate(("rows", "columns"))}
+    return {**batch, **sides}, batch
+
+
+def trace(graph: nn.Module, options: ExportOptions, dtype: torch.dtype = torch.uint8) -> torch.export.ExportedProgram:
+    """Trace ``graph``.
 
     Raises:
         RetinaNetError: the network cannot be traced.
     """
     try:
         with _quiet():
-            return torch.export.export(graph, shape.example(dtype), dynamic_shapes=shape.dynamic(), strict=False)
+            return torch.export.export(
+                graph, example_inputs(options, dtype), dynamic_shapes=_dynamic_shapes(options), strict=False
+            )
     except Exception as error:
         if isinstance(error, RetinaNetError | MemoryError):
             raise

@@ -1,0 +1,71 @@
+"""The settings of an export: defaults, flags and checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from retinanet.errors import ConfigError
+
+Target = Literal["onnx", "openvino", "torch"]
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+
+# Sides of the input are multiples of this number, the stride of the coarsest level of the backbone.
+MULTIPLE = 32
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Settings of an export."""
+
+    graph: Literal["auto", "network", "detector"] = "auto"
+    """What the file contains. detector: the network and post-processing, for programs that are not Python (onnx only).
+    network: only the network, for OpenVINO, INT8 and other compilers. auto: detector for onnx, else network."""
+    size: tuple[int, ...] = ()
+    """Fixed size of the input in pixels: one number, or height and width; multiples of 32. Unset: images of any size.
+    Images that are larger after resizing are scaled down to it, and smaller ones are padded."""
+    batch: int | None = None
+    """Fixed number of images per call. Unset: any number."""
+    opset: int = 20
+    """Version of ONNX's operators. Lower it for an old runtime."""
+    score: float | None = None
+    """Lowest score of a detection in a detector file. Unset: decode.score of the weights, 0.05 by default. A higher
+    value can still be chosen when the file is used."""
+    max_detections: int | None = None
+    """Largest number of detections per image. Unset: the number that the weights store."""
+    int8: bool = False
+    """Quantize to INT8 on images of DATA, with the loss of AP limited to max-drop (openvino only)."""
+    max_drop: float = 0.3
+    """Largest loss of AP through INT8, in points (0.3 = 0.003 of 1). Layers that cost more stay in a higher
+    precision."""
+
+    def __post_init__(self) -> None:
+        if len(self.size) > 2:
+            raise ConfigError(f"--size has {len(self.size)} numbers; give one, or height and width")
+        for side in self.size:
+            if side < MULTIPLE or side % MULTIPLE:
+                near = max(MULTIPLE, -(-side // MULTIPLE) * MULTIPLE)
+                raise ConfigError(f"--size {side}: a side must be a multiple of {MULTIPLE}; give {near}")
+        if self.batch is not None and self.batch < 1:
+            raise ConfigError(f"--batch is {self.batch}; it must be at least 1")
+        if not 0 <= self.max_drop <= 100:
+            raise ConfigError(f"--max-drop is {self.max_drop}; give points of AP from 0 to 100")
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """``(height, width)`` of a fixed input."""
+        return (self.size[0], self.size[-1]) if self.size else None
+
+    def graph_for(self, target: Target) -> Literal["network", "detector"]:
+        """Resolve ``auto``, and check that the settings fit each other.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        if self.int8 and target != "openvino":
+            raise ConfigError(f"--int8 writes OpenVINO files, not {target}; give --to openvino")
+        if self.graph == "detector" and target != "onnx":
+            raise ConfigError(f"--graph detector is for --to onnx; {target} files contain the network alone")
+        if self.graph == "auto":
+            return "detector" if target == "onnx" else "network"
+        return self.graph
