@@ -31,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
     finally:
         # After a failure, remove the half-written file. If its folder is a file, the removal fails, too, and
         # must not hide the first error.
@@ -39,7 +39,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _not_written(path: Path, error: OSError) -> RetinaNetError:
+def not_written(path: Path, error: OSError) -> RetinaNetError:
+    """Return the error for a file that cannot be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = "free some space or choose another folder" if full else "choose another folder"
     return RetinaNetError(f"{path}: cannot be written ({error.strerror or error}); {remedy}")
@@ -113,7 +114,7 @@ def new_folder(out: Path) -> Iterator[Path]:
             out.rmdir()  # some systems cannot rename over an empty folder
         temporary.rename(out)
     except OSError as error:
-        raise _not_written(out, error) from error
+        raise not_written(out, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -138,7 +139,7 @@ def claimed(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = lock.open("a+", encoding="utf-8")
     except OSError as error:
-        raise _not_written(folder, error) from error
+        raise not_written(folder, error) from error
     with file:
         try:
             # Not flock: forked processes would share the lock, and keep it if they outlive this process.

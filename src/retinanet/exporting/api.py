@@ -1,0 +1,253 @@
+"""``retinanet.export`` and ``retinanet.verify``: write a model for another runtime, and prove that it computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from retinanet.data.dataset import Dataset
+from retinanet.data.formats.open_dataset import read_eval, with_model_classes
+from retinanet.detection.pytorch import PyTorchDetector
+from retinanet.detection.runtime import EXPORTED, load_exported
+from retinanet.errors import CheckpointError, ConfigError, ExportError
+from retinanet.exporting.files import companions, staged, write_model
+from retinanet.exporting.graph import DETECTIONS, DetectorGraph, NetworkGraph, raw_names
+from retinanet.exporting.options import SUFFIXES, ExportOptions, Target
+from retinanet.exporting.trace import to_onnx, trace
+from retinanet.exporting.verification import Verification, verify_detector
+from retinanet.machine import Precision
+from retinanet.model_info import ModelInfo
+from retinanet.optional_packages import explain_missing_packages
+from retinanet.progress import plain_console
+from retinanet.read_options import ReadOptions
+from retinanet.runtime.exported import ExportedModel
+from retinanet.zoo.weights import load_weights
+
+_DEFAULT_OPTIONS, _DEFAULT_READING = ExportOptions(), ReadOptions()
+
+# A function that is told what happens.
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Export:
+    """Result of an export.
+
+    Attributes:
+        path: the file. An OpenVINO model has a ``.bin`` file beside it.
+        description: the metadata in the file.
+        verifications: comparisons with the model, one for each arithmetic.
+        notes: sentences for the user.
+    """
+
+    path: Path
+    description: ExportedModel
+    verifications: tuple[Verification, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files."""
+        return sum(file.stat().st_size for file in companions(self.path))
+
+
+def export(
+    weights: str | Path,
+    to: Target = "onnx",
+    out: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    split: str = "val",
+    options: ExportOptions = _DEFAULT_OPTIONS,
+    reading: ReadOptions = _DEFAULT_READING,
+    console: Console | None = None,
+    say: Say = lambda line: None,
+) -> Export:
+    """Write a model for another runtime, and compare the file with the model.
+
+    A file that does not agree with its model is removed, and an error says what differs.
+
+    Args:
+        weights: path of a weights file, or name of a bundled model.
+        to: ``onnx``, ``openvino`` or ``torch`` (``torch.export``).
+        out: the file. Unset: named after the weights, beside them (a bundled model: in the current folder).
+        data: dataset to compare on, and to quantize with. Unset: a photo, drawn scenes and noise.
+        split: split of ``data`` to compare on.
+        options: what the file contains.
+        reading: how the dataset is read.
+        console: where progress is shown.
+        say: called with a line for each stage.
+
+    Raises:
+        ExportError: the network cannot be exported, or the file does not agree with the model.
+        ConfigError: the settings do not fit each other.
+        RetinaNetError: the weights or the data cannot be read, or the file cannot be written.
+    """
+    if to not in SUFFIXES:
+        raise ConfigError(f"--to is {to!r}; choose {', '.join(SUFFIXES)}")
+    kind = options.graph_for(to)
+    if options.int8 and data is None:
+        raise ConfigError("--int8 needs images to choose the value ranges of the layers; give --data DATA")
+    path = _path(weights, to, out)
+    with explain_missing_packages(f"exporting to {to}"):
+        _require_packages(to, options.int8)
+    model, info = load_weights(weights)
+    info = _with_limits(info, options)
+    dataset, notes = _read(data, split, info, reading)
+    console = console or plain_console()
+
+    graph = NetworkGraph(model).eval()
+    dtype = torch.float32 if info.config.data.resize == "bilinear" else torch.uint8
+    traced: torch.nn.Module = graph
+    names = raw_names(len(info.config.anchors.strides))
+    if kind == "detector":
+        traced = DetectorGraph(graph, info.config.anchors, info.config.decode.resolved()).eval()
+        names = [*DETECTIONS, *names]
+    say("tracing the network")
+    converted: Any = trace(traced, options, dtype)
+    if to != "torch":
+        say(f"converting it to ONNX (opset {options.opset})")
+        converted = to_onnx(converted, names, options.opset, hidden=names[len(DETECTIONS) :] if kind == "detector" else [])
+    description = ExportedModel(info, kind, "int8" if options.int8 else "fp32", options.input_size, options.batch)
+    original = PyTorchDetector(model, info, precision="fp32", device="cpu")
+    if to == "openvino":
+        from retinanet.exporting.openvino import quantized, to_openvino
+
+        converted = to_openvino(converted)
+        if options.int8:
+            assert dataset is not None
+            say("quantizing to INT8 with accuracy control")
+            calibration, more = _calibration_data(data, info, reading, dataset)
+            converted, remarks = quantized(converted, description, original, calibration, dataset, options.max_drop, say)
+            notes += [*more, *remarks]
+    with staged(path) as staging:
+        write_model(to, converted, description, staging)
+        done = []
+        for precision in _precisions(to, options.int8):
+            say(f"comparing the file with the model ({precision})")
+            chosen: Precision = "auto" if precision == "int8" else precision  # type: ignore[assignment]
+            file = load_exported(staging, chosen if to == "openvino" else "auto")
+            done.append(verify_detector(original, file, precision, dataset, console, options.max_drop))
+        if faults := [f"{each.precision}: {fault}" for each in done for fault in each.faults]:
+            table = "\n".join(line for each in done for line in each.table())
+            raise ExportError(f"{path} was not written, because it would not agree with the model: {faults[0]}", table)
+        description = replace(description, verified={each.precision: each.to_dict() for each in done})
+        write_model(to, converted, description, staging)
+    return Export(path, description, tuple(done), tuple(notes))
+
+
+def verify(
+    file: str | Path,
+    weights: str | Path,
+    data: str | Path | None = None,
+    *,
+    split: str = "val",
+    precision: Precision = "auto",
+    reading: ReadOptions = _DEFAULT_READING,
+    console: Console | None = None,
+) -> Verification:
+    """Compare an exported file with the weights that it was exported from.
+
+    Args:
+        file: a file that ``retinanet export`` wrote.
+        weights: path of the weights file, or name of a bundled model.
+        data: dataset to compare on. Unset: a photo, drawn scenes and noise.
+        split: split of ``data``.
+        precision: arithmetic of an OpenVINO file.
+        reading: how the dataset is read.
+        console: where progress is shown.
+
+    Raises:
+        RetinaNetError: a file cannot be read, or the file is that of another model.
+    """
+    if Path(file).suffix.lower() not in EXPORTED:
+        raise ConfigError(f"{file}: not an exported file ({', '.join(EXPORTED)}); 'retinanet export' writes them")
+    exported = load_exported(Path(file), precision)
+    model, info = load_weights(weights)
+    own = exported.info
+    if own.classes != info.classes or own.config.model != info.config.model or own.config.anchors != info.config.anchors:
+        raise CheckpointError(f"{file} was not exported from {weights}: classes, network or anchors differ")
+    dataset, _ = _read(data, split, info, reading)
+    original = PyTorchDetector(model, own, precision="fp32", device="cpu")
+    arithmetic = exported.network.model.precision
+    if arithmetic == "fp32" and Path(file).suffix.lower() == SUFFIXES["openvino"]:
+        from retinanet.exporting.openvino import arithmetic_of
+
+        arithmetic = arithmetic_of(exported)
+    return verify_detector(original, exported, arithmetic, dataset, console)
+
+
+def _path(weights: str | Path, to: Target, out: str | Path | None) -> Path:
+    suffix = SUFFIXES[to]
+    if out is None:
+        path = Path(weights)
+        return path.with_suffix(suffix) if path.suffix else Path(f"{path.name}{suffix}")
+    path = Path(out)
+    if path.is_dir():
+        return path / f"{Path(weights).stem}{suffix}"
+    if path.suffix.lower() != suffix:
+        raise ConfigError(f"--out {out}: {to} files end in {suffix}")
+    return path
+
+
+def _require_packages(to: Target, int8: bool) -> None:
+    """Import what the export needs, so that a missing package is reported before the work."""
+    from importlib import import_module
+
+    needed = {"onnx": ["onnx", "onnxscript", "onnxslim", "onnxruntime"], "torch": []}
+    needed["openvino"] = ["onnx", "onnxscript", "onnxslim", "openvino"]
+    for name in needed[to]:
+        if name != "openvino":  # OpenVINO is imported without its telemetry
+            import_module(name)
+    if to == "openvino":
+        from retinanet.runtime.openvino import import_openvino
+
+        import_openvino()
+    if int8:
+        from retinanet.exporting.openvino import import_nncf
+
+        import_nncf()
+
+
+def _with_limits(info: ModelInfo, options: ExportOptions) -> ModelInfo:
+    decode = info.config.decode.at_most(options.max_detections)
+    if options.score is not None:
+        decode = replace(decode, score=options.score)
+    return replace(info, config=replace(info.config, decode=decode))
+
+
+def _read(data: str | Path | None, split: str, info: ModelInfo, reading: ReadOptions) -> tuple[Dataset | None, list[str]]:
+    """The images to compare on, with the classes of the model."""
+    if data is None:
+        return None, []
+    dataset, notes = read_eval(data, split, info.config.data.val_fraction, options=reading)
+    return with_model_classes(dataset, info.classes), list(notes)
+
+
+def _calibration_data(
+    data: str | Path | None, info: ModelInfo, reading: ReadOptions, dataset: Dataset
+) -> tuple[Dataset, list[str]]:
+    """The images that the value ranges are taken from: those of the training, else those of the comparison."""
+    from retinanet.errors import DataError
+
+    try:
+        found, _ = _read(data, "train", info, reading)
+    except DataError:
+        return dataset, ["there is no split train, so the value ranges come from the images that AP is measured on"]
+    assert found is not None
+    return found, []
+
+
+def _precisions(to: Target, int8: bool) -> list[str]:
+    if int8:
+        return ["int8"]
+    if to == "openvino":
+        from retinanet.exporting.openvino import has_bf16
+
+        return ["fp32", "bf16"] if has_bf16() else ["fp32"]
+    return ["fp32"]

@@ -1,0 +1,68 @@
+"""Write exported models to files, with their metadata inside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from retinanet.errors import RetinaNetError
+from retinanet.exporting.options import SUFFIXES, Target
+from retinanet.files import not_written
+from retinanet.runtime.exported import METADATA_KEY, ExportedModel
+
+
+def write_model(target: Target, model: Any, description: ExportedModel, path: Path) -> None:
+    """Write an ``onnx.ModelProto``, an ``openvino.Model`` or a ``torch.export.ExportedProgram``."""
+    text = description.to_json()
+    match target:
+        case "onnx":
+            del model.metadata_props[:]
+            entry = model.metadata_props.add()
+            entry.key, entry.value = METADATA_KEY, text
+            path.write_bytes(model.SerializeToString())
+        case "openvino":
+            import openvino
+
+            model.set_rt_info(text, METADATA_KEY)
+            openvino.save_model(model, str(path), compress_to_fp16=False)
+        case "torch":
+            import torch
+
+            torch.export.save(model, path, extra_files={f"{METADATA_KEY}.json": text})
+
+
+def companions(path: Path) -> list[Path]:
+    """The files of an exported model: ``path``, and before it the file of weights that an ``.xml`` file needs."""
+    return [path.with_suffix(".bin"), path] if path.suffix == SUFFIXES["openvino"] else [path]
+
+
+@contextlib.contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """Let the block write and verify the files of ``path`` in a temporary folder; if it succeeds, move them to ``path``.
+
+    If the block fails or is interrupted, nothing remains of the new files, and older ones are untouched.
+
+    Raises:
+        RetinaNetError: the folder cannot be written.
+    """
+    folder = path.absolute().with_name(f".{path.stem}.{os.getpid()}")
+    try:
+        folder.mkdir(parents=True)
+        yield folder / path.name
+        for file in companions(folder / path.name):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        for file in companions(folder / path.name):
+            file.replace(path.absolute().with_name(file.name))
+    except OSError as error:
+        raise not_written(path, error) from error
+    except RuntimeError as error:  # OpenVINO's and PyTorch's writers
+        if "space" in str(error).lower() or "open" in str(error).lower():
+            raise RetinaNetError(f"{path}: cannot be written ({str(error).splitlines()[-1].strip()[:120]})") from error
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,159 @@
+"""OpenVINO models: from ONNX, and quantized to INT8 with a limit on the loss of AP."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retinanet.data.dataset import Dataset
+from retinanet.data.images import read_image
+from retinanet.detection.pytorch import PyTorchDetector
+from retinanet.detection.runtime import RuntimeDetector
+from retinanet.detections import Detections
+from retinanet.errors import DataError
+from retinanet.evaluation.coco_ap import coco_metrics
+from retinanet.runtime.exported import ExportedModel
+from retinanet.runtime.openvino import import_without_telemetry
+
+# Value ranges are taken from this many images, and from no fewer than the second number.
+_CALIBRATION, _FEWEST = 300, 10
+
+Say = Callable[[str], object]
+
+
+def to_openvino(proto: Any) -> Any:
+    """Convert an ``onnx.ModelProto`` to an ``openvino.Model`` with the same names of inputs and outputs."""
+    # read_model, because convert_model reports its use over the network
+    return import_without_telemetry("openvino").Core().read_model(proto.SerializeToString())
+
+
+def has_bf16() -> bool:
+    """Return whether OpenVINO multiplies bfloat16 numbers on this processor."""
+    core = import_without_telemetry("openvino").Core()
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def quantized(
+    model: Any,
+    description: ExportedModel,
+    original: PyTorchDetector,
+    calibration: Dataset,
+    validation: Dataset,
+    max_drop: float,
+    say: Say = lambda line: None,
+) -> tuple[Any, list[str]]:
+    """Quantize ``model`` to INT8. If AP falls by more than ``max_drop`` points, the layers that cost most stay float.
+
+    Args:
+        model: ``openvino.Model`` with the network.
+        description: its metadata.
+        original: the detector that it comes from; it resizes the images.
+        calibration: images that the value ranges of the activations are taken from.
+        validation: images that AP is measured on.
+        max_drop: largest loss of AP, in points.
+        say: called with a line for each measured AP.
+
+    Returns:
+        The quantized model, and sentences for the user, which name the layers that are not quantized.
+
+    Raises:
+        DataError: there are too few images, or no object to measure AP with.
+    """
+    if min(len(calibration), len(validation)) < _FEWEST:
+        few = calibration if len(calibration) < len(validation) else validation
+        raise DataError(
+            f"{few.name}: {len(few)} images are too few for INT8; give at least {_FEWEST}, better {_CALIBRATION}"
+        )
+    if validation.ignore.all():
+        raise DataError(f"{validation.name}: no objects, so the loss of AP through INT8 cannot be measured")
+    nncf = import_without_telemetry("nncf")
+    nncf.set_log_level(40)  # errors
+    images = _Images(description, original)
+    chosen = np.random.default_rng(0).permutation(len(calibration))[:_CALIBRATION]
+    measured = _Measurement(images, validation, say)
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
+        result = nncf.quantize_with_accuracy_control(
+            model,
+            nncf.Dataset(chosen.tolist(), lambda index: images.inputs(calibration, index)),
+            nncf.Dataset(list(range(len(validation)))),
+            measured,
+            max_drop=max_drop / 100,
+            drop_type=nncf.DropType.ABSOLUTE,
+            subset_size=len(chosen),
+        )
+    total, float_layers = _layers(result)
+    notes = [f"{total - len(float_layers)} of {total} convolutions are INT8"]
+    if float_layers:
+        notes[0] += f"; in higher precision: {', '.join(float_layers)}"
+    return result, notes
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Reads the images of a dataset as inputs of the network."""
+
+    description: ExportedModel
+    original: PyTorchDetector
+
+    def inputs(self, dataset: Dataset, index: int) -> dict[str, npt.NDArray[Any]]:
+        pixels, _ = self.scaled(dataset, index)
+        height, width = self.description.size or tuple(-(-side // 32) * 32 for side in pixels.shape[:2])
+        batch = np.zeros((self.description.batch or 1, 3, height, width), self.description.input_type)
+        batch[0, :, : pixels.shape[0], : pixels.shape[1]] = pixels.transpose(2, 0, 1)
+        sizes = np.array([pixels.shape[:2]] + [(1, 1)] * (len(batch) - 1), dtype=np.int64)
+        return {"images": batch, "sizes": sizes}
+
+    def scaled(self, dataset: Dataset, index: int) -> tuple[npt.NDArray[Any], tuple[int, int]]:
+        image = read_image(dataset.path(index), self.original.info.config.data.pixel_range)
+        height, width = image.shape[:2]
+        shape = RuntimeDetector(_Compiled(self.description)).scaled_size(height, width)
+        return self.original.resize(image, shape), (height, width)
+
+
+class _Compiled:
+    """A model that the quantization has compiled, as a network."""
+
+    def __init__(self, description: ExportedModel, compiled: Any = None) -> None:
+        self.path, self.model, self._compiled = Path("model.xml"), description, compiled
+
+    def __call__(
+        self, images: npt.NDArray[np.generic], sizes: npt.NDArray[np.int64]
+    ) -> Mapping[str, npt.NDArray[Any]]:
+        outputs = self._compiled({"images": images, "sizes": sizes})
+        return {output.get_any_name(): value for output, value in outputs.items()}
+
+
+class _Measurement:
+    """Measures AP, as a validation function of the quantization: 0–1, without values of single images."""
+
+    def __init__(self, images: _Images, dataset: Dataset, say: Say) -> None:
+        self._images, self._dataset, self._say = images, dataset, say
+
+    def __call__(self, compiled: Any, indices: Iterable[int]) -> tuple[float, None]:
+        detector = RuntimeDetector(_Compiled(self._images.description, compiled))
+        rows, parts = list(indices), []
+        for position, index in enumerate(rows):
+            pixels, size = self._images.scaled(self._dataset, index)
+            (found,) = detector.detect_scaled([pixels])
+            parts.append(found.rescaled(pixels.shape[:2], size).moved(position))
+        subset = self._dataset if len(rows) == len(self._dataset) else self._dataset.subset(rows)
+        ap = max(0.0, coco_metrics(subset, Detections.concatenate(parts)).summary["AP"])
+        self._say(f"AP {100 * ap:.2f} on {len(rows)} images")
+        return ap, None
+
+
+def _layers(model: Any) -> tuple[int, list[str]]:
+    """The number of convolutions, and the names of those that are not quantized."""
+    convolutions = [node for node in model.get_ordered_ops() if node.get_type_name().endswith("Convolution")]
+    return len(convolutions), [node.get_friendly_name() for node in convolutions if not _is_quantized(node)]
+
+
+def _is_quantized(convolution: Any) -> bool:
+    return convolution.input_value(0).get_node().get_type_name() == "FakeQuantize"

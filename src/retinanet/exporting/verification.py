@@ -1,0 +1,223 @@
+"""Run a model and its exported file on the same images, and compare outputs, detections and AP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+
+from retinanet.data.dataset import Dataset
+from retinanet.data.image_sizes import batches_of_one_size, padded_size
+from retinanet.data.images import read_image
+from retinanet.detection.detector import Detector
+from retinanet.detection.pytorch import PyTorchDetector
+from retinanet.detection.runtime import RuntimeDetector
+from retinanet.detections import Detections
+from retinanet.evaluation.coco_ap import coco_metrics
+from retinanet.exporting.agreement import EXACT, REDUCED, Agreement, Tolerance, compare_detections, compare_raw
+from retinanet.exporting.graph import NetworkGraph, raw_names
+from retinanet.exporting.raw_outputs import DetectorFile
+from retinanet.exporting.sample_images import sample_images
+from retinanet.progress import progress_bar
+
+Pixels = npt.NDArray[np.uint8]
+
+# Number of images that one side detects before the other, and of images that go through a network together.
+_BLOCK, _BATCH = 64, 4
+
+# Number of batches of the first block whose outputs are compared. The detections of all images are.
+_RAW_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of comparing a file with its model.
+
+    Attributes:
+        precision: arithmetic of the file in this comparison: ``fp32``, ``bf16`` or ``int8``.
+        images: what the images are.
+        agreement: differences of outputs and detections.
+        postprocessing: differences of the post-processing in the file on random outputs; ``None`` without.
+        ap: AP of the model and of the file, 0–1; ``None`` without a dataset.
+        max_drop: largest accepted loss of AP, in points.
+    """
+
+    precision: str
+    images: str
+    agreement: Agreement
+    postprocessing: Agreement | None = None
+    ap: tuple[float, float] | None = None
+    max_drop: float = 0.3
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """The accepted differences."""
+        return EXACT if self.precision == "fp32" else REDUCED
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong, as sentences; empty if the file agrees with its model."""
+        found, limits, each = [], self.tolerance, self.agreement
+        parts = [("", each), *([("post-processing: ", self.postprocessing)] if self.postprocessing else [])]
+        if self.ap is not None and self.drop > (0.05 if self.precision == "fp32" else self.max_drop):
+            found.append(f"AP falls by {self.drop:.2f} points")
+        # AP is the judge of a reduced precision where it is known.
+        if self.ap is not None and self.precision != "fp32":
+            return found
+        for where, part in parts:
+            if part.raw is not None and not part.raw <= limits.raw:
+                found.append(f"{where}an output differs by {part.raw:.2g}")
+            if not part.box <= limits.box:
+                found.append(f"{where}a corner of a box differs by {part.box:.2g} pixels")
+            if not part.score <= limits.score:
+                found.append(f"{where}a score differs by {part.score:.2g}")
+            if not part.unmatched <= limits.unmatched * max(1, part.detections):
+                found.append(f"{where}{part.unmatched} of {part.detections} detections have no counterpart")
+        return found
+
+    @property
+    def drop(self) -> float:
+        """Loss of AP in points; below 0 if the file is better."""
+        return 0.0 if self.ap is None else 100 * (self.ap[0] - self.ap[1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to what the metadata of the file stores."""
+        agreement = self.agreement
+        return {
+            "precision": self.precision,
+            "images": self.images,
+            "count": agreement.images,
+            "detections": agreement.detections,
+            "unmatched": agreement.unmatched,
+            "raw": agreement.raw,
+            "box": agreement.box,
+            "score": agreement.score,
+            "ap": list(self.ap) if self.ap else None,
+            "passed": not self.faults,
+        }
+
+    def table(self) -> list[str]:
+        """The differences and the accepted ones, as lines of a table, and the verdict."""
+        agreement, limits = self.agreement, self.tolerance
+        lines = [f"{self.precision} on {agreement.images} images ({self.images}):"]
+        lines.append(f"  {'':<28}{'difference':>12}{'accepted':>12}")
+        rows = [(("outputs, relative"), agreement.raw, limits.raw)] if agreement.raw is not None else []
+        rows += [("corner of a box, pixels", agreement.box, limits.box), ("score", agreement.score, limits.score)]
+        lines += [f"  {name:<28}{value:>12.2g}{_accepted(limit):>12}" for name, value, limit in rows]
+        share = f"{limits.unmatched:.1%}"
+        lines.append(
+            f"  {'detections without partner':<28}{agreement.unmatched:>12}{share:>12}   of {agreement.detections}"
+        )
+        if self.postprocessing is not None:
+            part = self.postprocessing
+            lines.append(f"  post-processing on random outputs: {part.detections} detections, {part.unmatched} differ")
+        if self.ap is not None:
+            lines.append(f"  AP: model {100 * self.ap[0]:.2f}, file {100 * self.ap[1]:.2f}")
+        lines.append(f"  verdict: {'the file agrees with the model' if not self.faults else '; '.join(self.faults)}")
+        return lines
+
+
+def _accepted(limit: float) -> str:
+    return "any" if np.isinf(limit) else f"{limit:g}"
+
+
+def verify_detector(
+    model: PyTorchDetector,
+    file: RuntimeDetector,
+    precision: str,
+    dataset: Dataset | None = None,
+    console: Console | None = None,
+    max_drop: float = 0.3,
+) -> Verification:
+    """Compare ``file`` with the float32 ``model`` that it was exported from. Both get the same resized images.
+
+    Args:
+        model: the model, with precision fp32.
+        file: the file.
+        precision: arithmetic of the file.
+        dataset: images to compare on, with the classes of the model; AP is measured on it. Unset: a photo, drawn
+            scenes and noise in several sizes.
+        console: where progress is shown.
+        max_drop: largest accepted loss of AP in points, if the precision is reduced.
+    """
+    samples = sample_images() if dataset is None else []
+    count = len(samples) if dataset is None else len(dataset)
+    sides = _Sides(model, file)
+    found: tuple[list[Detections], list[Detections]] = ([], [])
+    with progress_bar(console or Console(), f"comparing {precision}", count) as bar:
+        for start in range(0, count, _BLOCK):
+            block = range(start, min(count, start + _BLOCK))
+            images = [samples[i] if dataset is None else _image(dataset, i, model) for i in block]
+            for side, detections in zip(found, sides.compare(images), strict=True):
+                side += [each.moved(i) for i, each in zip(block, detections, strict=True)]
+            bar.advance(len(block))
+    ap = None
+    if dataset is not None:
+        ours, theirs = (coco_metrics(dataset, Detections.concatenate(side)).summary["AP"] for side in found)
+        ap = (ours, theirs)
+    name = "a photo, drawn scenes and noise" if dataset is None else dataset.name
+    checked = sides.detector_file.compare_postprocessing() if sides.detector_file else None
+    return Verification(precision, name, sides.agreement, checked, ap, max_drop)
+
+
+def _image(dataset: Dataset, index: int, model: Detector) -> Pixels:
+    return read_image(dataset.path(index), model.info.config.data.pixel_range)
+
+
+class _Sides:
+    """A model and its file, and the differences found so far."""
+
+    def __init__(self, model: PyTorchDetector, file: RuntimeDetector) -> None:
+        self.model, self.file = model, file
+        self.graph = NetworkGraph(model.model).eval()
+        description = file.network.model
+        self.detector_file = DetectorFile(file.network.path, description) if description.kind == "detector" else None
+        self.decode = file.decode_config()
+        self.agreement = Agreement()
+
+    def compare(self, images: list[Pixels]) -> tuple[list[Detections], list[Detections]]:
+        """Compare both sides on some images, and return the detections of each, in pixels of the images."""
+        shapes = [self.file.scaled_size(*image.shape[:2]) for image in images]
+        scaled = [self.model.resize(image, shape) for image, shape in zip(images, shapes, strict=True)]
+        chunks = batches_of_one_size(shapes, _BATCH)
+        # One side after the other, because two runtimes that take turns disturb each other's threads.
+        ours, theirs = (self._detect(side, scaled, chunks) for side in (self.model, self.file))
+        if not self.agreement.images:
+            for chunk in chunks[:_RAW_BATCHES]:
+                self.agreement += Agreement(raw=self._compare_raw([scaled[i] for i in chunk]))
+        for a, b, shape in zip(ours, theirs, shapes, strict=True):
+            self.agreement += compare_detections(a, b, shape, self.decode.score)
+        sizes = list(zip(shapes, (image.shape[:2] for image in images), strict=True))
+        return (
+            [each.rescaled(*size) for each, size in zip(ours, sizes, strict=True)],
+            [each.rescaled(*size) for each, size in zip(theirs, sizes, strict=True)],
+        )
+
+    def _detect(self, side: Detector, scaled: list[Any], chunks: list[list[int]]) -> list[Detections]:
+        found: dict[int, Detections] = {}
+        for chunk in chunks:
+            images = [scaled[i] for i in chunk]
+            results = side.detect_scaled(images, self.decode.score, self.decode.max_detections)
+            found.update(zip(chunk, results, strict=True))
+        return [found[i] for i in range(len(scaled))]
+
+    def _compare_raw(self, images: list[Any]) -> float:
+        """Largest difference of the outputs on images of one size."""
+        file = self.file.network.model
+        images = images[: file.batch or len(images)]
+        sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
+        height, width = file.size or padded_size([tuple(size) for size in sizes.tolist()])
+        # What surrounds the images must not matter.
+        batch = np.full((file.batch or len(images), 3, height, width), 77, file.input_type)
+        sizes = np.concatenate([sizes, np.ones((len(batch) - len(sizes), 2), dtype=np.int64)])
+        for row, image in zip(batch, images, strict=False):
+            row[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+        with torch.inference_mode():
+            expected = [each.numpy() for each in self.graph(torch.from_numpy(batch), torch.from_numpy(sizes))]
+        outputs = self.detector_file.raw_outputs(batch, sizes) if self.detector_file else self.file.network(batch, sizes)
+        names = raw_names(len(self.model.info.config.anchors.strides))
+        return compare_raw(expected, [outputs[name] for name in names])
