@@ -51,9 +51,14 @@ class Export:
     notes: tuple[str, ...] = ()
 
     @property
-    def size(self) -> int:
-        """Bytes of the files."""
-        return sum(file.stat().st_size for file in companions(self.path))
+    def files(self) -> list[Path]:
+        """All files of the model; ``path`` is the last one."""
+        return companions(self.path)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the files."""
+        return sum(file.stat().st_size for file in self.files)
 
 
 def export(
