@@ -28,15 +28,17 @@ from retinanet.bench.measure import Case
 from retinanet.bench.peer import set_input_size, torchvision_retinanet, torchvision_step
 from retinanet.config import Config, DataConfig, DecodeConfig
 from retinanet.data.formats.open_dataset import read_split
+from retinanet.data.image_sizes import scaled_size
 from retinanet.data.images import to_rgb
 from retinanet.data.loader import Batch, training_loader
 from retinanet.data.sampling import TrainingOrder
 from retinanet.data.synthetic import write_sample
-from retinanet.data.transforms import normalized_batch, resize_image, scaled_size
+from retinanet.data.transforms import normalized_batch, resize_image
 from retinanet.detection.detector import Detector, load
 from retinanet.detection.sources import detect_in_files, find_images
-from retinanet.hardware import Precision, autocast, resolve_precision
+from retinanet.hardware import autocast, resolve_precision
 from retinanet.losses import Normalizer, detection_losses, focal_loss
+from retinanet.machine import Precision
 from retinanet.model import Outputs, RetinaNet
 from retinanet.postprocess import postprocess
 from retinanet.recipes import load_recipe

@@ -23,14 +23,15 @@ from retinanet.data.loader import Batch
 from retinanet.data.synthetic import CLASSES, draw_scene
 from retinanet.detection.detector import Detector
 from retinanet.files import write_json
-from retinanet.hardware import cores, processor, resolve_precision
+from retinanet.hardware import resolve_precision
 from retinanet.losses import Normalizer
+from retinanet.machine import cores, processor
 from retinanet.model import Outputs, RetinaNet
+from retinanet.model_info import ModelInfo
 from retinanet.postprocess import postprocess, select, suppress
 from retinanet.recipes import load_recipe
 from retinanet.training.distributed import Processes
 from retinanet.training.step import backward, match_ground_truth
-from retinanet.zoo.weights import ModelInfo
 
 _CPU = torch.device("cpu")
 

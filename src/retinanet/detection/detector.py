@@ -18,16 +18,19 @@ from torch import Tensor
 from retinanet.anchors import AnchorGrid, make_grid
 from retinanet.config import AnchorSpec
 from retinanet.data.deep_pixels import PixelRange
+from retinanet.data.image_sizes import batches_of_one_size, scaled_size
 from retinanet.data.images import read_image, to_rgb
-from retinanet.data.transforms import batches_of_one_size, normalized_batch, resize_image, scaled_size
+from retinanet.data.transforms import normalized_batch, resize_image
 from retinanet.decode_config import ResolvedDecodeConfig, limit_note, nonfinite_note
 from retinanet.detections import Detections
 from retinanet.errors import ConfigError, DataError
-from retinanet.hardware import Precision, autocast, resolve_device, resolve_precision
+from retinanet.hardware import autocast, resolve_device, resolve_precision
+from retinanet.machine import Precision
 from retinanet.model import Outputs, RetinaNet
 from retinanet.model.inference import for_inference
+from retinanet.model_info import ModelInfo
 from retinanet.postprocess import postprocess
-from retinanet.zoo.weights import ModelInfo, load_weights
+from retinanet.zoo.weights import load_weights
 
 if TYPE_CHECKING:
     import supervision

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retinanet.detection.detector import Detector
-from retinanet.hardware import Precision
+from retinanet.machine import Precision
 from retinanet.zoo.importers.torchvision import load_torchvision
 
 

@@ -24,7 +24,7 @@ _DEFAULT_OPTIONS = ReadOptions()
 
 if TYPE_CHECKING:
     from retinanet.detection.detector import Detector
-    from retinanet.hardware import Precision
+    from retinanet.machine import Precision
 
 
 def compare(

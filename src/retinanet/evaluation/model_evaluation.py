@@ -25,7 +25,7 @@ from retinanet.read_options import AnnotationsOnly, ReadOptions
 
 if TYPE_CHECKING:
     from retinanet.detection.detector import Detector
-    from retinanet.hardware import Precision
+    from retinanet.machine import Precision
 
 # A weights file, the name of a bundled model, or a file of detections from any program.
 Source = str | Path | DetectionFile

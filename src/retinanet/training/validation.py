@@ -18,8 +18,9 @@ from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.predict import predict
-from retinanet.hardware import cores
+from retinanet.machine import cores
 from retinanet.model import RetinaNet
+from retinanet.model_info import ModelInfo
 from retinanet.training.checkpoint import Progress
 from retinanet.training.distributed import Processes
 from retinanet.training.recorder import Recorder
@@ -27,7 +28,7 @@ from retinanet.training.resume import Start
 from retinanet.training.tools import Image
 from retinanet.training.tracking import Trackers
 from retinanet.training.watch import why_nothing_is_learnt
-from retinanet.zoo.weights import ModelInfo, save_weights
+from retinanet.zoo.weights import save_weights
 
 # If a larger fraction of an epoch than this is spent waiting for the loader, a line about it is printed.
 _MUCH_WAITING = 0.2
