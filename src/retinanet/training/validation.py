@@ -12,8 +12,8 @@ import numpy as np
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.loader import Timed, worker_count
-from retinanet.detection.detector import Detector
 from retinanet.detection.example_images import prediction_images, save_images
+from retinanet.detection.pytorch import PyTorchDetector
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.evaluation.coco_ap import coco_metrics
@@ -154,6 +154,6 @@ def draw_predictions(model: RetinaNet, config: Config, val_set: Dataset, folder:
     return drawings
 
 
-def _detector(model: RetinaNet, config: Config, val_set: Dataset) -> Detector:
+def _detector(model: RetinaNet, config: Config, val_set: Dataset) -> PyTorchDetector:
     info = ModelInfo.of(model, val_set.classes, config)
-    return Detector(model, info, config.train.precision, str(next(model.parameters()).device))
+    return PyTorchDetector(model, info, config.train.precision, str(next(model.parameters()).device))
