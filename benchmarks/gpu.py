@@ -190,7 +190,8 @@ def inference(bench: Bench) -> Iterator[Row]:
         peers["torchvision compiled"] = their_network(bench, compiled=True)
     for images in bench.sizes(1, 8, 32):
         pixels = random_batch(images, bench).images
-        sides: dict[str, Call] = {side: partial(each.detect_scaled, pixels) for side, each in detectors.items()}
+        arrays = [image.permute(1, 2, 0).numpy() for image in pixels]
+        sides: dict[str, Call] = {side: partial(each.detect_scaled, arrays) for side, each in detectors.items()}
         sides |= {side: partial(their_detections, each, pixels, bench) for side, each in peers.items()}
         if images not in (1, 32):  # compiling takes half a minute for each size
             sides = {side: call for side, call in sides.items() if side in ("ours", "torchvision")}
@@ -250,7 +251,7 @@ def profile(bench: Bench) -> Iterator[Row]:
     detector = our_detector(bench)
     calls: dict[str, Call] = {
         "training step": lambda: step(batch),
-        "detection": lambda: detector.detect_scaled(batch.images),
+        "detection": lambda: detector.detect_scaled([image.permute(1, 2, 0).numpy() for image in batch.images]),
     }
     on_gpu = bench.device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU]

@@ -14,7 +14,7 @@ from retinanet.anchors import BACKGROUND, AnchorSpec, make_grid
 from retinanet.bench.peer import torchvision_retinanet
 from retinanet.config import Config
 from retinanet.data.loader import Batch
-from retinanet.detection.detector import Detector
+from retinanet.detection.pytorch import PyTorchDetector
 from retinanet.hardware import autocast, resolve_precision
 from retinanet.losses import Normalizer, focal_loss
 from retinanet.model import RetinaNet
@@ -127,7 +127,7 @@ def their_detections(peer: Any, images: list[Tensor], bench: Bench) -> list[dict
     return [{name: value.cpu() for name, value in each.items()} for each in found]
 
 
-def our_detector(bench: Bench, mode: str | None = None) -> Detector:
+def our_detector(bench: Bench, mode: str | None = None) -> PyTorchDetector:
     """The network and the weights of :func:`their_network`; ``mode`` is that of ``torch.compile``, if any."""
     detector = from_torchvision(torchvision_retinanet(CLASSES).state_dict(), "bf16", str(bench.device))
     if mode:

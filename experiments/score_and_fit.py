@@ -18,7 +18,7 @@ from torchvision.ops import box_iou
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_split
-from retinanet.detection.detector import load
+from retinanet.detection.loading import load
 from retinanet.detections import Detections
 from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.matching import make_scene, match

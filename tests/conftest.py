@@ -57,7 +57,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from retinanet.config import Config
     from retinanet.data.synthetic import CLASSES
     from retinanet.model import RetinaNet
-    from retinanet.zoo.weights import ModelInfo, save_weights
+    from retinanet.model_info import ModelInfo
+    from retinanet.zoo.weights import save_weights
 
     config = Config.from_dict(
         {

@@ -24,6 +24,7 @@ DETECTION, FPN, SUBNETS = "losses/detection.py", "model/fpn.py", "model/subnets.
 GRID, ASSIGN, CODING = "anchors/grid.py", "anchors/assign.py", "anchors/coding.py"
 BOXES, MINING, BACKBONE = "losses/boxes.py", "losses/mining.py", "model/backbone.py"
 TRANSFORMS, POST, DATASET = "data/transforms.py", "postprocess.py", "data/dataset.py"
+SIZES = "data/image_sizes.py"
 _MOVED = "small = -F.logsigmoid(-(z + z.detach()).clamp(-LARGE_LOGIT, LARGE_LOGIT) / 2) / gamma"
 _BACKBONE = "timm.create_model(name, **settings)"
 
@@ -163,9 +164,7 @@ MUTANTS = (
     Mutant("90,000 iterations", "recipes/paper.yaml", "epochs: 12", "epochs: 10"),
     Mutant("Learning rate ÷ 10", OPTIM, "(done >= 2 / 3)", "(done >= 1 / 2)"),
     Mutant("Horizontal flips are the only", CONFIG, "crop: float = 0.0", "crop: float = 0.5"),
-    Mutant(
-        "Shorter side 400 to 800", TRANSFORMS, "config.size / min(height, width)", "config.size / max(height, width)"
-    ),
+    Mutant("Shorter side 400 to 800", SIZES, "config.size / min(height, width)", "config.size / max(height, width)"),
     Mutant("Longer side at most 1333", CONFIG, "self.size * 1333 / 800", "self.size * 1300 / 800"),
     Mutant("Inference: on each level only", POST, "logit.float() > lowest", "logit.float() >= lowest"),
     Mutant(
@@ -190,7 +189,7 @@ MUTANTS = (
     Mutant("Table 1d: FL, R-101", CONFIG, "require(32 <= self.size", "require(650 <= self.size"),
     Mutant("Table 1e: R-50", CONFIG, "self.size * 1333 / 800", "1333"),
     Mutant("Table 1e: R-101", BACKBONE, _BACKBONE, 'timm.create_model("resnet50", **settings)'),
-    Mutant("Table 2: R-101-FPN", TRANSFORMS, "min(scale * config.size /", "min(config.size /"),
+    Mutant("Table 2: R-101-FPN", SIZES, "min(scale * config.size /", "min(config.size /"),
     Mutant("Table 3: FL*", LOSS, "z = gamma * x - beta", "z = gamma * x + beta"),
     Mutant("Figure 1", "reproduce/measure.py", "for gamma in (0, 0.5, 1, 2, 5)}", "for gamma in (0, 0.5, 1, 2, 4)}"),
     Mutant("Figure 2", "reproduce/measure.py", '"images": len(paths)', '"images": 0'),
@@ -251,7 +250,7 @@ MUTANTS = (
     ),
     Mutant("Nothing about a limit on decoded", CODING, "math.log(1000 / 16)", "math.log(1000 / 8)"),
     Mutant("Nothing about how images are scaled", TRANSFORMS, "antialias=True", "antialias=False"),
-    Mutant("Nothing about padding", TRANSFORMS, "PAD_TO = 32", "PAD_TO = 64"),
+    Mutant("Nothing about padding", SIZES, "PAD_TO = 32", "PAD_TO = 64"),
     Mutant(
         "Nothing about precision",
         CPU,

@@ -18,7 +18,7 @@ from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.images import read_image
 from retinanet.data.loader import Batch, training_loader
 from retinanet.data.sampling import TrainingOrder
-from retinanet.detection.detector import load
+from retinanet.detection.pytorch import load_pytorch
 from retinanet.losses import Normalizer, detection_losses
 from retinanet.losses.classification import Focal, FocalStar, QualityFocal, Varifocal
 from retinanet.losses.formula import Formula
@@ -126,10 +126,10 @@ def test_a_step_has_the_gradients_of_the_cpu() -> None:
 
 
 def test_detector_finds_what_it_finds_on_the_cpu(parts: Path) -> None:
-    pixels = torch.from_numpy(read_image(sorted((parts / "images").iterdir())[0])).permute(2, 0, 1)
-    here, there = (load("person", "fp32", device).detect([pixels], 0.05)[0] for device in ("cpu", "cuda"))
+    pixels = read_image(sorted((parts / "images").iterdir())[0])
+    here, there = (load_pytorch("person", "fp32", device).detect([pixels], 0.05)[0] for device in ("cpu", "cuda"))
     assert abs(len(here.boxes) - len(there.boxes)) <= 1
-    halved = load("person", "auto", "cuda")
+    halved = load_pytorch("person", "auto", "cuda")
     assert halved.dtype == torch.bfloat16
     assert halved.detect([pixels], 0.05)[0].boxes.shape[1] == 4
     # TF32 rounds more than folding may change; it must not keep batch norm from being folded

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from retinanet.anchors import BACKGROUND, IGNORE, Matches, assign, assign_batch, make_grid
 from retinanet.config import Config
 from retinanet.data.formats.open_dataset import read_split
-from retinanet.data.transforms import PAD_TO, scaled_size
+from retinanet.data.image_sizes import PAD_TO, scaled_size
 from retinanet.losses import detection_losses, focal_loss
 from retinanet.model import Outputs, RetinaNet
 from retinanet.recipes import load_recipe

@@ -15,8 +15,8 @@ import pytest
 from retinanet import cli
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset, DatasetBuilder
+from retinanet.data.image_sizes import scaled_size
 from retinanet.data.sampling import TrainingOrder
-from retinanet.data.transforms import scaled_size
 from retinanet.recipes import load_recipe
 from retinanet.training import loop
 from retinanet.training.job import Job

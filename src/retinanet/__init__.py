@@ -14,7 +14,7 @@ from retinanet.errors import RetinaNetError
 if TYPE_CHECKING:
     from retinanet.data.convert import convert_dataset as convert_dataset
     from retinanet.detection.detector import Detector as Detector
-    from retinanet.detection.detector import load as load
+    from retinanet.detection.loading import load as load
     from retinanet.detection.run import detect as detect
     from retinanet.evaluation.model_comparison import compare as compare
     from retinanet.evaluation.model_evaluation import evaluate as evaluate
@@ -46,7 +46,7 @@ _LAZY = {
     "evaluate": "retinanet.evaluation.model_evaluation",
     "fit_anchors": "retinanet.inspection.anchor_fit",
     "inspect": "retinanet.inspection.dataset_inspection",
-    "load": "retinanet.detection.detector",
+    "load": "retinanet.detection.loading",
     "train": "retinanet.training.api",
 }
 

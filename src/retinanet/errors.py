@@ -27,6 +27,10 @@ class CheckpointError(RetinaNetError):
     """A checkpoint that cannot be read, written or resumed from."""
 
 
+class MissingPackageError(RetinaNetError, ImportError):
+    """A package that is not installed; the message names the extra that installs it."""
+
+
 class NonFiniteLossError(RetinaNetError):
     """The loss became NaN or infinite; the message names the images of the batch."""
 

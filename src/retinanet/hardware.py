@@ -1,20 +1,15 @@
-"""Device, precision and number of cores of this machine."""
+"""Device and precision of the network, and the threads of small operations."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from retinanet.errors import ConfigError
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+from retinanet.machine import Precision
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -79,20 +74,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(count)
-
-
-def cores() -> int:
-    """Return the number of processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor() -> str:
-    """Return the name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _cpu_multiplies_bf16() -> bool:

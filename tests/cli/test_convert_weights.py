@@ -15,6 +15,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import retinanet
 from commands import Command
+from retinanet.detection.pytorch import load_pytorch
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +44,7 @@ def test_convert_writes_a_file_that_loads(run: Command, torchvision_weights: Pat
     assert "--classes" in said.out  # a note on how to name them
     assert said.out.strip().endswith(f"retinanet detect '{out}' IMAGE")
     assert [path.name for path in out.parent.iterdir()] == [out.name]
-    detector = retinanet.load(out, device="cpu")
+    detector = load_pytorch(out, device="cpu")
     assert detector.classes == ("class 0", "class 1", "class 2")
     theirs = torch.load(torchvision_weights, weights_only=True)["model"]
     ours = detector.model.state_dict()

@@ -13,15 +13,14 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2 import functional as F
 
 from retinanet.config import DataConfig
+from retinanet.data.image_sizes import batches_of_one_size, scaled_size
 from retinanet.data.sample import Sample
 from retinanet.data.transforms import (
-    batches_of_one_size,
     horizontal_flip,
     jitter_color,
     normalized_batch,
     random_crop,
     resize,
-    scaled_size,
     training_view,
 )
 

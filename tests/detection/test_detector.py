@@ -16,8 +16,9 @@ import retinanet
 from retinanet.data.images import read_image
 from retinanet.data.synthetic import CLASSES
 from retinanet.data.transforms import normalized_batch
-from retinanet.detection.detector import Detector
 from retinanet.detection.draw import draw
+from retinanet.detection.pytorch import PyTorchDetector, load_pytorch
+from retinanet.detections import Detections
 from retinanet.errors import CheckpointError, ConfigError, DataError
 from retinanet.hardware import autocast
 from retinanet.zoo.weights import load_weights
@@ -26,8 +27,8 @@ Array = npt.NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
-def detector(weights: Path) -> Detector:
-    return retinanet.load(weights, precision="fp32", device="cpu")
+def detector(weights: Path) -> PyTorchDetector:
+    return load_pytorch(weights, precision="fp32", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def same(a: supervision.Detections, b: supervision.Detections, tolerance: float 
     np.testing.assert_allclose(a.xyxy, b.xyxy, rtol=0, atol=100 * tolerance)
 
 
-def test_result_has_boxes_scores_and_names(detector: Detector, photo: Path) -> None:
+def test_result_has_boxes_scores_and_names(detector: PyTorchDetector, photo: Path) -> None:
     found = detector(photo, score=0.2)
     assert isinstance(found, supervision.Detections)
     assert found.confidence is not None
@@ -69,7 +70,7 @@ def test_result_has_boxes_scores_and_names(detector: Detector, photo: Path) -> N
 
 @pytest.mark.filterwarnings("ignore:.* reached a limit")
 @pytest.mark.filterwarnings("error")
-def test_every_kind_of_picture_gives_the_same(detector: Detector, photo: Path) -> None:
+def test_every_kind_of_picture_gives_the_same(detector: PyTorchDetector, photo: Path) -> None:
     with Image.open(photo) as opened:
         picture = opened.convert("RGB")
     array = np.asarray(picture)
@@ -82,7 +83,7 @@ def test_every_kind_of_picture_gives_the_same(detector: Detector, photo: Path) -
     same(only, expected)
 
 
-def test_grey_images_are_repeated_to_three_channels(detector: Detector, photo: Path) -> None:
+def test_grey_images_are_repeated_to_three_channels(detector: PyTorchDetector, photo: Path) -> None:
     with Image.open(photo) as picture:
         grey = picture.convert("L")
     plane = np.asarray(grey)
@@ -91,7 +92,7 @@ def test_grey_images_are_repeated_to_three_channels(detector: Detector, photo: P
     same(detector(plane), expected)
 
 
-def test_list_keeps_its_order(detector: Detector, images: list[Array]) -> None:
+def test_list_keeps_its_order(detector: PyTorchDetector, images: list[Array]) -> None:
     alone = [detector(picture) for picture in images]
     together = detector(images)
     assert isinstance(together, list)
@@ -100,7 +101,7 @@ def test_list_keeps_its_order(detector: Detector, images: list[Array]) -> None:
         same(one, other, tolerance=1e-5)
 
 
-def test_result_depends_on_neither_batch_nor_neighbours(detector: Detector, images: list[Array]) -> None:
+def test_result_depends_on_neither_batch_nor_neighbours(detector: PyTorchDetector, images: list[Array]) -> None:
     expected = detector(images, batch=8)
     for one, other in zip(expected, detector(images, batch=1), strict=True):
         same(one, other, tolerance=1e-5)
@@ -108,12 +109,12 @@ def test_result_depends_on_neither_batch_nor_neighbours(detector: Detector, imag
         same(one, other, tolerance=1e-5)
 
 
-def test_same_input_gives_the_same_bits(detector: Detector, images: list[Array]) -> None:
+def test_same_input_gives_the_same_bits(detector: PyTorchDetector, images: list[Array]) -> None:
     for one, other in zip(detector(images), detector(images), strict=True):
         same(one, other)
 
 
-def test_boxes_lie_inside_the_image(detector: Detector, images: list[Array]) -> None:
+def test_boxes_lie_inside_the_image(detector: PyTorchDetector, images: list[Array]) -> None:
     for picture, found in zip(images, detector(images, score=0.01), strict=True):
         height, width = picture.shape[:2]
         assert found.xyxy.min() >= 0
@@ -122,7 +123,7 @@ def test_boxes_lie_inside_the_image(detector: Detector, images: list[Array]) -> 
         assert (found.xyxy[:, 2:] >= found.xyxy[:, :2]).all()
 
 
-def test_higher_score_only_leaves_out(detector: Detector, photo: Path) -> None:
+def test_higher_score_only_leaves_out(detector: PyTorchDetector, photo: Path) -> None:
     many, few = detector(photo, score=0.2), detector(photo, score=0.5)
     assert many.confidence is not None
     kept = many[many.confidence > 0.5]
@@ -131,7 +132,7 @@ def test_higher_score_only_leaves_out(detector: Detector, photo: Path) -> None:
     same(few, kept, tolerance=1e-6)  # the sigmoid of a longer vector may round its last bit otherwise
 
 
-def test_nothing_found(detector: Detector, photo: Path) -> None:
+def test_nothing_found(detector: PyTorchDetector, photo: Path) -> None:
     found = detector(photo, score=0.999)
     assert len(found) == 0
     assert found.xyxy.shape == (0, 4)
@@ -139,27 +140,27 @@ def test_nothing_found(detector: Detector, photo: Path) -> None:
     assert found.class_id is not None
     assert found.confidence.shape == found.class_id.shape == (0,)
     assert len(found.data["class_name"]) == 0
-    assert draw(read_image(photo), found, detector.classes).shape == (96, 96, 3)
+    assert draw(read_image(photo), Detections.empty(), detector.classes).shape == (96, 96, 3)
 
 
-def test_predictions_that_are_not_numbers_are_left_out_and_told(detector: Detector, photo: Path) -> None:
+def test_predictions_that_are_not_numbers_are_left_out_and_told(detector: PyTorchDetector, photo: Path) -> None:
     model = copy.deepcopy(detector.model)
     assert model.classification.predict.bias is not None
     with torch.no_grad():
         model.classification.predict.bias[0] = math.nan  # of the first anchor at each location
-    damaged = Detector(model, detector.info, "fp32", "cpu")
+    damaged = PyTorchDetector(model, detector.info, "fp32", "cpu")
     with pytest.warns(RuntimeWarning, match=r"NaN or infinite on 2 of 2 images and left out; check .* precision fp32"):
         found = damaged([photo, photo], score=0.05)
     assert all(np.isfinite(each.xyxy).all() for each in found)
     assert len(found[0]) > 0
 
 
-def test_empty_list(detector: Detector) -> None:
+def test_empty_list(detector: PyTorchDetector) -> None:
     assert detector([]) == []
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (3000, 2)])
-def test_extreme_shapes(detector: Detector, size: tuple[int, int]) -> None:
+def test_extreme_shapes(detector: PyTorchDetector, size: tuple[int, int]) -> None:
     found = detector(np.zeros((*size, 3), dtype=np.uint8), score=0.01)
     assert (found.xyxy <= np.array([size[1], size[0]] * 2)).all()
 
@@ -179,7 +180,7 @@ def test_extreme_shapes(detector: Detector, size: tuple[int, int]) -> None:
         ([3], "int"),
     ],
 )
-def test_wrong_images_are_refused(detector: Detector, picture: Any, message: str) -> None:
+def test_wrong_images_are_refused(detector: PyTorchDetector, picture: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         detector(picture)
 
@@ -189,7 +190,7 @@ def test_precisions_agree(weights: Path, photo: Path) -> None:
     image = torch.from_numpy(read_image(photo)).permute(2, 0, 1)
     scores = {}
     for precision in ("fp32", "bf16"):
-        detector = retinanet.load(weights, precision=precision, device="cpu")
+        detector = load_pytorch(weights, precision=precision, device="cpu")
         batch = normalized_batch([image], detector.model.mean, detector.model.std)
         with torch.inference_mode(), autocast(detector.device, detector.dtype):
             scores[precision] = torch.cat(detector.network(batch).logits, dim=1).float().sigmoid()
@@ -199,7 +200,7 @@ def test_precisions_agree(weights: Path, photo: Path) -> None:
     assert difference.mean() < 0.005
 
 
-def test_supervision_draws_and_filters_the_result(detector: Detector, photo: Path) -> None:
+def test_supervision_draws_and_filters_the_result(detector: PyTorchDetector, photo: Path) -> None:
     found = detector(photo)
     scene = read_image(photo)
     marked = supervision.BoxAnnotator(thickness=1).annotate(scene.copy(), found)
@@ -212,10 +213,10 @@ def test_supervision_draws_and_filters_the_result(detector: Detector, photo: Pat
     assert 0 < len(chosen) < len(found)
 
 
-def test_drawing_leaves_the_picture_alone(detector: Detector, photo: Path) -> None:
+def test_drawing_leaves_the_picture_alone(detector: PyTorchDetector, photo: Path) -> None:
     image = read_image(photo)
     before = image.copy()
-    drawn = draw(image, detector(photo), detector.classes)
+    drawn = draw(image, detector.detect([image])[0], detector.classes)
     np.testing.assert_array_equal(image, before)
     assert drawn.dtype == np.uint8
     assert drawn.shape == image.shape
@@ -230,13 +231,13 @@ def test_wrong_weights_and_devices(weights: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"score": 1.0}, {"score": -0.1}, {"score": float("nan")}, {"batch": 0}])
-def test_arguments_out_of_range(detector: Detector, photo: Path, arguments: dict[str, Any]) -> None:
+def test_arguments_out_of_range(detector: PyTorchDetector, photo: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="give 0 ≤ score < 1 and batch ≥ 1"):
         detector(photo, **arguments)
 
 
 @pytest.mark.parametrize("source", [None, b"abc", 3, {"a": 1}])
-def test_sources_that_are_not_images(detector: Detector, source: Any) -> None:
+def test_sources_that_are_not_images(detector: PyTorchDetector, source: Any) -> None:
     with pytest.raises(DataError, match=f"cannot detect in a {type(source).__name__}; give a path"):
         detector(source)
 
@@ -257,7 +258,7 @@ def test_a_compiled_network_finds_the_same(monkeypatch: pytest.MonkeyPatch, weig
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_quickly)
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
-    plain, quick = retinanet.load(weights), retinanet.load(weights, compile=True)
+    plain, quick = load_pytorch(weights), load_pytorch(weights, compile=True)
     assert compiled == [quick.network]
     expected, found = plain(image, score=0.0), quick(image, score=0.0)
     assert len(found) == len(expected) > 0
@@ -270,7 +271,7 @@ def test_a_network_that_cannot_be_compiled_says_so(monkeypatch: pytest.MonkeyPat
     def broken(*arguments: object) -> None:
         raise TorchDynamoException("No working C++ compiler found\nmore lines")
 
-    detector = retinanet.load(weights)
+    detector = load_pytorch(weights)
     detector.compiled = True
     monkeypatch.setattr(detector.network, "forward", broken)
     with pytest.raises(ConfigError, match=r"cannot be compiled here \(No working C\+\+ compiler found\); leave"):
@@ -282,7 +283,7 @@ def test_the_model_handed_in_is_not_changed(weights: Path) -> None:
     model, info = load_weights(weights)
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    detector = Detector(model, info, "bf16", "cpu")
+    detector = PyTorchDetector(model, info, "bf16", "cpu")
     assert model.training
     assert detector.model is model
     assert all(p.dtype == torch.float32 for p in model.parameters())

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from retinanet.detection.draw import closeup, draw, draw_boxes, line_width, to_supervision
+from retinanet.detection.draw import closeup, draw, draw_boxes, line_width
 from retinanet.detections import Detections
 
 
@@ -39,7 +39,7 @@ def crowd(count: int, side: int, box: int) -> Detections:
 
 def drawn_fraction(count: int, side: int, box: int) -> float:
     image = np.zeros((side, side, 3), np.uint8)
-    shown = draw(image, to_supervision(crowd(count, side, box), ["washer"]), ["washer"])
+    shown = draw(image, crowd(count, side, box), ["washer"])
     return float((shown != image).any(axis=2).mean())
 
 

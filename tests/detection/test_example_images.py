@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import supervision
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from retinanet.data.dataset import Dataset, DatasetBuilder, FileList
 from retinanet.data.formats.open_dataset import read_split
-from retinanet.detection.detector import Detector, load
+from retinanet.detection.detector import Detector
 from retinanet.detection.example_images import (
     Album,
     draw_example,
@@ -28,9 +27,11 @@ from retinanet.detection.example_images import (
     shrunk,
     spread,
 )
+from retinanet.detection.loading import load
+from retinanet.detections import Detections
 from retinanet.errors import DataError
 
-NOTHING = supervision.Detections.empty()
+NOTHING = Detections.empty()
 
 
 @pytest.fixture(scope="module")

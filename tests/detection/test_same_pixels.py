@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import retinanet
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.loader import load_sample
-from retinanet.detection.detector import Detector
+from retinanet.detection.pytorch import PyTorchDetector, load_pytorch
 from retinanet.evaluation.detections import read_detections
 from retinanet.evaluation.predict import predict
 from retinanet.read_options import ReadOptions
@@ -23,8 +22,8 @@ TURNS = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270, 3: Image.T
 
 
 @pytest.fixture(scope="module")
-def detector(weights: Path) -> Detector:
-    return retinanet.load(weights, precision="fp32", device="cpu")
+def detector(weights: Path) -> PyTorchDetector:
+    return load_pytorch(weights, precision="fp32", device="cpu")
 
 
 def write_turned(parts: Path, folder: Path, width: int, height: int) -> Path:
@@ -53,17 +52,12 @@ def write_turned(parts: Path, folder: Path, width: int, height: int) -> Path:
 
 @pytest.mark.parametrize(("size", "options"), [((96, 80), ReadOptions()), ((96, 96), ReadOptions(exif="ignore"))])
 def test_detections_of_files_are_those_of_the_dataset(
-    parts: Path, tmp_path: Path, detector: Detector, size: tuple[int, int], options: ReadOptions
+    parts: Path, tmp_path: Path, detector: PyTorchDetector, size: tuple[int, int], options: ReadOptions
 ) -> None:
     folder = write_turned(parts, tmp_path / "turned", *size)
     data = read_split(folder, "val", options)
     in_dataset = predict(detector, data)
-    in_files = detector.detect(
-        [
-            torch.from_numpy(np.asarray(Image.open(data.path(i)).transpose(_undo(data.path(i))))).permute(2, 0, 1)
-            for i in data
-        ]
-    )
+    in_files = detector.detect([np.asarray(Image.open(data.path(i)).transpose(_undo(data.path(i)))) for i in data])
     assert len(in_dataset) == sum(map(len, in_files)) > 0
     boxes = np.concatenate([found.boxes for found in in_files])
     np.testing.assert_allclose(in_dataset.boxes, boxes, atol=1e-3)
@@ -81,7 +75,7 @@ def _undo(path: Path) -> Image.Transpose:
         ]
 
 
-def test_deep_images_have_the_range_of_the_weights(tmp_path: Path, detector: Detector, parts: Path) -> None:
+def test_deep_images_have_the_range_of_the_weights(tmp_path: Path, detector: PyTorchDetector, parts: Path) -> None:
     folder = tmp_path / "deep"
     (folder / "images").mkdir(parents=True)
     content = json.loads((parts / "instances_val.json").read_text())
@@ -95,7 +89,7 @@ def test_deep_images_have_the_range_of_the_weights(tmp_path: Path, detector: Det
 
     config = detector.info.config
     ranged = replace(detector.info, config=replace(config, data=replace(config.data, pixel_range=(2900.0, 3600.0))))
-    trained = Detector(detector.model, ranged, "fp32", "cpu")
+    trained = PyTorchDetector(detector.model, ranged, "fp32", "cpu")
     in_dataset = predict(trained, data)
     in_files = [trained(data.path(i), score=0.05) for i in data]
     assert len(in_dataset) > 0

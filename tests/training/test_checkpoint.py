@@ -17,6 +17,7 @@ from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.errors import CheckpointError
 from retinanet.losses import Normalizer
 from retinanet.model import RetinaNet
+from retinanet.model_info import ModelInfo
 from retinanet.training.checkpoint import (
     Checkpoint,
     Progress,
@@ -29,7 +30,7 @@ from retinanet.training.checkpoint import (
 from retinanet.training.distributed import Processes
 from retinanet.training.optim import MovingAverage, make_average, make_optimizer
 from retinanet.training.state import TrainingState
-from retinanet.zoo.weights import ModelInfo, load_weights
+from retinanet.zoo.weights import load_weights
 
 CLASSES = ("cat", "dog")
 ANCHORS = AnchorSpec(scales=(1.0,))

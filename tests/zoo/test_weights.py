@@ -14,7 +14,8 @@ from torch import Tensor
 from retinanet.config import AnchorSpec, Config, ModelConfig
 from retinanet.errors import CheckpointError, RetinaNetError
 from retinanet.model import RetinaNet
-from retinanet.zoo.weights import ModelInfo, load_weights, read_all_tensors, read_info, read_tensors, save_weights
+from retinanet.model_info import ModelInfo
+from retinanet.zoo.weights import load_weights, read_all_tensors, read_info, read_tensors, save_weights
 
 CLASSES = ("cat", "dög")
 CONFIG = Config(model=ModelConfig(backbone="resnet18", channels=32, subnet_depth=1), anchors=AnchorSpec(scales=(1.0,)))

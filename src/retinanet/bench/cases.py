@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -28,15 +30,17 @@ from retinanet.bench.measure import Case
 from retinanet.bench.peer import set_input_size, torchvision_retinanet, torchvision_step
 from retinanet.config import Config, DataConfig, DecodeConfig
 from retinanet.data.formats.open_dataset import read_split
+from retinanet.data.image_sizes import scaled_size
 from retinanet.data.images import to_rgb
 from retinanet.data.loader import Batch, training_loader
 from retinanet.data.sampling import TrainingOrder
 from retinanet.data.synthetic import write_sample
-from retinanet.data.transforms import normalized_batch, resize_image, scaled_size
-from retinanet.detection.detector import Detector, load
+from retinanet.data.transforms import normalized_batch, resize_image
+from retinanet.detection.pytorch import PyTorchDetector, load_pytorch
 from retinanet.detection.sources import detect_in_files, find_images
-from retinanet.hardware import Precision, autocast, resolve_precision
+from retinanet.hardware import autocast, resolve_precision
 from retinanet.losses import Normalizer, detection_losses, focal_loss
+from retinanet.machine import Precision
 from retinanet.model import Outputs, RetinaNet
 from retinanet.postprocess import postprocess
 from retinanet.recipes import load_recipe
@@ -143,8 +147,8 @@ def detector(side: int = 800) -> Case:
     for found in (fp32, bf16):
         found.info = _with_size(found, side)
 
-    def ours(which: Detector) -> Callable[[], Any]:
-        return lambda: which.detect([torch.from_numpy(array).permute(2, 0, 1)])
+    def ours(which: PyTorchDetector) -> Callable[[], Any]:
+        return lambda: which.detect([array])
 
     @torch.inference_mode()
     def theirs() -> Any:
@@ -263,19 +267,19 @@ def from_files(images: int = 4, side: int = 320) -> Iterator[Case]:
 
 def photograph(stages: bool = True) -> Iterator[Case]:
     """Detection of people in a 640×480 JPEG with the bundled model, and the time of each of its stages."""
-    person = load("person", device="cpu")
+    person = load_pytorch("person", device="cpu")
     stream = io.BytesIO()
     Image.fromarray(textured_image(480, 640).transpose(1, 2, 0)).save(stream, "JPEG", quality=90)
     data = stream.getvalue()
 
-    def read() -> Tensor:
-        return torch.from_numpy(to_rgb(Image.open(io.BytesIO(data)))).permute(2, 0, 1)
+    def read() -> npt.NDArray[np.uint8]:
+        return to_rgb(Image.open(io.BytesIO(data)))
 
     config = person.info.config.data
     yield Case("person, one 640×480 JPEG", {"ours": lambda: person.detect([read()])})
     if not stages:
         return
-    image = read()
+    image = torch.from_numpy(read()).permute(2, 0, 1)
     shape = scaled_size(480, 640, config)
     scaled = resize_image(image, shape, config)
     batch = normalized_batch([scaled], person.model.mean, person.model.std)
@@ -312,7 +316,7 @@ def training_config() -> Config:
     return Config.from_dict(values)
 
 
-def _with_size(found: Detector, side: int) -> Any:
+def _with_size(found: PyTorchDetector, side: int) -> Any:
     """The detector's ``info`` with another input size."""
     data = replace(found.info.config.data, size=side, max_size=side)
     return replace(found.info, config=replace(found.info.config, data=data))

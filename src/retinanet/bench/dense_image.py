@@ -21,16 +21,17 @@ from retinanet.bench.measure import extra_memory
 from retinanet.config import Config
 from retinanet.data.loader import Batch
 from retinanet.data.synthetic import CLASSES, draw_scene
-from retinanet.detection.detector import Detector
+from retinanet.detection.pytorch import PyTorchDetector
 from retinanet.files import write_json
-from retinanet.hardware import cores, processor, resolve_precision
+from retinanet.hardware import resolve_precision
 from retinanet.losses import Normalizer
+from retinanet.machine import cores, processor
 from retinanet.model import Outputs, RetinaNet
+from retinanet.model_info import ModelInfo
 from retinanet.postprocess import postprocess, select, suppress
 from retinanet.recipes import load_recipe
 from retinanet.training.distributed import Processes
 from retinanet.training.step import backward, match_ground_truth
-from retinanet.zoo.weights import ModelInfo
 
 _CPU = torch.device("cpu")
 
@@ -69,13 +70,14 @@ def detection(model: RetinaNet, objects: int, side: int) -> dict[str, Any]:
     """Measure detection: seconds and peak memory of all, seconds of post-processing and of suppression alone."""
     config = settings(side, objects)
     pixels, _, ideal = scene(objects, side)
-    detector = Detector(model, ModelInfo.of(model, CLASSES, config), device="cpu")
+    detector = PyTorchDetector(model, ModelInfo.of(model, CLASSES, config), device="cpu")
     detector.network = _Replaced(detector.network, ideal.outputs)  # type: ignore[assignment]
-    detector.detect([pixels])
+    array = pixels.permute(1, 2, 0).numpy()
+    detector.detect([array])
     began = time.perf_counter()
-    [found] = detector.detect([pixels])
+    [found] = detector.detect([array])
     seconds = time.perf_counter() - began
-    memory = extra_memory(lambda: detector.detect([pixels]))
+    memory = extra_memory(lambda: detector.detect([array]))
     candidates = select(ideal.outputs, ideal.grid, [(side, side)], config.decode.resolved()).candidates
     return {
         "objects": objects,

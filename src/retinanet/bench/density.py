@@ -29,7 +29,7 @@ from retinanet.detections import Detections
 from retinanet.evaluation.curves import average_precisions, mean
 from retinanet.evaluation.matching import make_scene, match
 from retinanet.files import write_json, write_text
-from retinanet.hardware import cores, processor
+from retinanet.machine import cores, processor
 from retinanet.model import Outputs
 from retinanet.postprocess import postprocess
 from retinanet.progress import progress_bar

@@ -12,7 +12,7 @@ from retinanet.bench import cases, dense_image, density
 from retinanet.bench.measure import Case, Timing, measure
 from retinanet.errors import ConfigError
 from retinanet.files import write_atomically, write_json
-from retinanet.hardware import cores, processor
+from retinanet.machine import cores, processor
 from retinanet.progress import progress_bar
 
 # The groups of cases by name, and how often each side is called.

@@ -18,7 +18,8 @@ class Arguments:
     """Detect objects in images; draw them and write them to files."""
 
     weights: Annotated[Positional[Path], arg(metavar="WEIGHTS")]
-    """A .safetensors file of a training, or the name of a bundled model such as person."""
+    """A .safetensors file of a training, an exported file (.onnx, .xml, .pt2), or the name of a bundled model such as
+    person."""
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE...")]
     """Images, folders, or glob patterns such as 'photos/*.jpg'."""
     out: Path = Path("detections")
@@ -41,7 +42,7 @@ class Arguments:
 def run(argv: Sequence[str]) -> int:
     """``retinanet detect WEIGHTS SOURCE...``."""
     given = parse(Arguments, argv, "retinanet detect")
-    from retinanet.detection.detector import load
+    from retinanet.detection.loading import load
     from retinanet.detection.run import detect
     from retinanet.detection.write import OutputFormat
 

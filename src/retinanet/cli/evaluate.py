@@ -23,7 +23,8 @@ class Arguments:
     """Evaluate a detector on a dataset, or compare two detectors."""
 
     first: Annotated[Positional[str], arg(metavar="WEIGHTS", help_behavior_hint="(required)")] = ""
-    """Weights file (.safetensors) of a training, or name of a bundled model such as person."""
+    """Weights file (.safetensors) of a training, exported file (.onnx, .xml, .pt2), or name of a bundled model such as
+    person."""
     second: Annotated[Positional[str], arg(metavar="[WEIGHTS]", help_behavior_hint="(optional)")] = ""
     """Second detector, to compare with the first."""
     third: Annotated[Positional[str], arg(metavar="DATA", help_behavior_hint="(required)")] = ""

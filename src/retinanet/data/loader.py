@@ -14,14 +14,15 @@ from torch import Tensor
 
 from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset
+from retinanet.data.image_sizes import batches_of_one_size, scaled_size
 from retinanet.data.images import read_image
 from retinanet.data.sample import Sample
 from retinanet.data.sampling import TrainingOrder
-from retinanet.data.transforms import batches_of_one_size, resize, scaled_size, training_view
+from retinanet.data.transforms import resize, training_view
 from retinanet.data.verify import other_size
 from retinanet.data.workers import Workers
 from retinanet.errors import DataError
-from retinanet.hardware import cores
+from retinanet.machine import cores
 
 # An image that became unreadable is replaced by another. If this many images in a row are unreadable, the disk may be
 # gone, and loading stops.
@@ -56,6 +57,11 @@ class Batch:
             [message for s in samples for message in s.instead_of],
             [s.remark for s in samples if s.remark],
         )
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """``(height, width)`` of each image."""
+        return [(image.shape[-2], image.shape[-1]) for image in self.images]
 
     def __getitem__(self, images: slice) -> Batch:
         """Select some of the images."""

@@ -6,7 +6,6 @@ worker processes nor a resumed run changes it.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,11 +16,9 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 from retinanet.config import DataConfig
+from retinanet.data.image_sizes import padded_size, scaled_size
 from retinanet.data.sample import Sample
 from retinanet.hardware import to_device
-
-# Sides of a batch are padded to multiples of this number, the stride of C5.
-PAD_TO = 32
 
 
 def training_view(sample: Sample, config: DataConfig, rng: random.Random, scale: float = 1.0) -> Sample:
@@ -44,17 +41,6 @@ def resize(sample: Sample, config: DataConfig, scale: float = 1.0) -> Sample:
     factors = torch.tensor([new_width / width, new_height / height] * 2)
     sample.boxes, sample.ignore = sample.boxes * factors, sample.ignore * factors
     return sample
-
-
-def scaled_size(height: int, width: int, config: DataConfig, scale: float = 1.0) -> tuple[int, int]:
-    """Return the ``(height, width)`` after resizing. The aspect ratio is kept, and each side is at least 1.
-
-    The shorter side becomes ``scale`` · ``config.size``, unless the longer side would exceed ``scale`` ·
-    ``config.longest``.
-    """
-    factor = min(scale * config.size / min(height, width), scale * config.longest / max(height, width))
-    whole = math.floor if config.resize == "bilinear" else round
-    return max(1, whole(height * factor)), max(1, whole(width * factor))
 
 
 def resize_image(image: Tensor, shape: tuple[int, int], config: DataConfig) -> Tensor:
@@ -123,13 +109,13 @@ def normalized_batch(
         mean: channel means of RGB in [0, 1].
         std: channel standard deviations.
         device: where the batch is made.
-        size: ``(H, W)`` to pad to; if unset, the largest sides, rounded up to a multiple of ``PAD_TO``.
+        size: ``(H, W)`` to pad to; if unset, the largest sides, rounded up to a multiple of 32.
 
     Returns:
         float32 ``(B, 3, H, W)``, channels-last. Images are normalized, placed at the top left and padded with zeros.
     """
     device = torch.device(device)
-    shape = (len(images), 3, *(size or padded_size(images)))
+    shape = (len(images), 3, *(size or padded_size([image.shape[-2:] for image in images])))
     batch = torch.empty(shape, device=device, memory_format=torch.channels_last).zero_()
     scale, offset = _scale_and_offset(tuple(mean), tuple(std), device)
     for row, image in zip(batch, images, strict=True):
@@ -143,23 +129,6 @@ def _scale_and_offset(mean: tuple[float, ...], std: tuple[float, ...], device: t
     """Scale and offset, ``(3, 1, 1)`` each, with which v · scale + offset = (v / 255 − mean) / std."""
     scale, offset = 1 / (255 * torch.tensor(std)), -torch.tensor(mean) / torch.tensor(std)
     return to_device(scale[:, None, None], device), to_device(offset[:, None, None], device)
-
-
-def batches_of_one_size(sizes: Sequence[tuple[int, int]], batch: int) -> list[list[int]]:
-    """Divide the positions of images into batches of at most ``batch`` images that all have the same size.
-
-    Images of one size have the same padding, whatever the batch, so no image changes the result of another image.
-    """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for position, size in enumerate(sizes):
-        groups.setdefault(size, []).append(position)
-    return [group[i : i + batch] for group in groups.values() for i in range(0, len(group), batch)]
-
-
-def padded_size(images: Sequence[Tensor]) -> tuple[int, int]:
-    """Return the smallest ``(H, W)`` divisible by ``PAD_TO`` that holds every image ``(3, h, w)``."""
-    height, width = (-(-max(image.shape[axis] for image in images) // PAD_TO) * PAD_TO for axis in (-2, -1))
-    return height, width
 
 
 def _area(boxes: Tensor) -> Tensor:

@@ -1,33 +1,26 @@
-"""The detector: loads weights and detects objects in images, as ``supervision.Detections``."""
+"""The base class of detectors: images in, detections out. It imports no torch."""
 
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor
 
-from retinanet.anchors import AnchorGrid, make_grid
-from retinanet.config import AnchorSpec
 from retinanet.data.deep_pixels import PixelRange
+from retinanet.data.image_sizes import batches_of_one_size, scaled_size
 from retinanet.data.images import read_image, to_rgb
-from retinanet.data.transforms import batches_of_one_size, normalized_batch, resize_image, scaled_size
 from retinanet.decode_config import ResolvedDecodeConfig, limit_note, nonfinite_note
+from retinanet.detection.results import to_supervision
 from retinanet.detections import Detections
 from retinanet.errors import ConfigError, DataError
-from retinanet.hardware import Precision, autocast, resolve_device, resolve_precision
-from retinanet.model import Outputs, RetinaNet
-from retinanet.model.inference import for_inference
-from retinanet.postprocess import postprocess
-from retinanet.zoo.weights import ModelInfo, load_weights
+from retinanet.model_info import ModelInfo
 
 if TYPE_CHECKING:
     import supervision
@@ -36,57 +29,21 @@ _ACCEPTED = "give a path, a Pillow image, a uint8 RGB array, or a list of those"
 
 ImageLike = str | Path | npt.NDArray[Any] | Image.Image
 
-
-def load(weights: str | Path, precision: Precision = "auto", device: str = "auto", compile: bool = False) -> Detector:
-    """Load a detector.
-
-    Args:
-        weights: path of a ``.safetensors`` file that ``retinanet train`` wrote, or the name of a bundled model
-            (``person``).
-        precision: arithmetic of the network; ``auto``: bf16 if the hardware supports it, else fp32.
-        device: ``cpu``, ``cuda``, …; ``auto``: a GPU if there is one.
-        compile: run the network through ``torch.compile``. Compilation takes up to a minute for each new image size
-            and needs a C++ compiler, so it is worthwhile for many images.
-
-    Raises:
-        CheckpointError: the file does not exist or was not written by this package.
-        ConfigError: the device cannot be used.
-    """
-    model, info = load_weights(weights)
-    return Detector(model, info, precision, device, compile)
+# RGB ``(h, w, 3)`` in 0–255: uint8, or float32 after bilinear scaling.
+Pixels = npt.NDArray[Any]
 
 
-class Detector:
-    """Detects objects in images.
+class Detector(ABC):
+    """Detects objects in images. :func:`retinanet.load` returns one.
 
-    Args:
-        model: the network; it is not changed.
-        info: its classes and settings.
-        precision: arithmetic of the network.
-        device: where to run it.
-        compile: see :func:`load`.
+    A subclass runs a network: :class:`retinanet.detection.pytorch.PyTorchDetector`, or
+    :class:`retinanet.detection.runtime.RuntimeDetector` for exported files.
 
     Attributes:
-        model: the network as it was given.
-        network: a copy of it prepared by :func:`retinanet.model.inference.for_inference`, on ``device``.
         info: classes and settings.
     """
 
-    def __init__(
-        self,
-        model: RetinaNet,
-        info: ModelInfo,
-        precision: Precision = "auto",
-        device: str = "auto",
-        compile: bool = False,
-    ) -> None:
-        self.device = resolve_device(device)
-        self.dtype = resolve_precision(precision, self.device)
-        self.model = model
-        self.network = for_inference(model, self.dtype).to(self.device)
-        self.compiled = compile
-        if compile:
-            self.network.compile()
+    def __init__(self, info: ModelInfo) -> None:
         self.info = info
 
     @property
@@ -122,15 +79,12 @@ class Detector:
 
         Returns:
             ``supervision.Detections`` (a list if ``source`` is a list) with ``xyxy`` in pixels of the image,
-            ``confidence``, ``class_id``, and names in ``data["class_name"]``; best first.
+            ``confidence``, ``class_id``, and names in ``data["class_name"]``; best first. If supervision is not
+            installed, a :class:`retinanet.detection.results.PlainDetections` with these attributes.
 
         Raises:
             DataError: an image cannot be read or has the wrong shape or type.
         """
-        from retinanet.detection.draw import (
-            to_supervision,  # supervision takes a second to import; training does not need it
-        )
-
         if not 0 <= score < 1 or batch < 1:
             raise ConfigError(f"score is {score} and batch {batch}; give 0 ≤ score < 1 and batch ≥ 1")
         single = isinstance(source, str | Path | np.ndarray | Image.Image)
@@ -138,7 +92,7 @@ class Detector:
             raise DataError(f"cannot detect in a {type(source).__name__}; {_ACCEPTED}")
         images: Sequence[ImageLike] = [source] if single else source  # type: ignore[list-item, assignment]
         arrays = [_as_rgb(image, self.info.config.data.pixel_range) for image in images]
-        results = self.detect([_as_tensor(a) for a in arrays], score, batch, max_detections)
+        results = self.detect(arrays, score, batch, max_detections)
         if limited := sum(len(each.limited) for each in results):
             warnings.warn(limit_note(limited, len(results), self.decode_config(score, max_detections)), stacklevel=2)
         if nonfinite := sum(len(each.nonfinite) for each in results):
@@ -146,54 +100,40 @@ class Detector:
         found = [to_supervision(each, self.classes) for each in results]
         return found[0] if single else found
 
-    @torch.inference_mode()
     def detect(
         self,
-        images: Sequence[Tensor],
+        images: Sequence[npt.NDArray[np.uint8]],
         score: float | None = None,
         batch: int = 8,
         max_detections: int | None = None,
     ) -> list[Detections]:
-        """Detect objects in uint8 RGB tensors ``(3, H, W)`` of any size; boxes are in pixels of each image.
+        """Detect objects in uint8 RGB arrays ``(H, W, 3)`` of any size; boxes are in pixels of each image.
 
         Only images with the same size after scaling share a batch, so the result of an image never depends on others.
         If ``score`` or ``max_detections`` is unset, the number that the weights store is used.
         """
-        data = self.info.config.data
-        shapes = [scaled_size(image.shape[-2], image.shape[-1], data) for image in images]
+        shapes = [self.scaled_size(*image.shape[:2]) for image in images]
         results: dict[int, Detections] = {}
         for chunk in batches_of_one_size(shapes, batch):
-            scaled = [resize_image(images[i], shapes[i], data) for i in chunk]
+            scaled = [self.resize(images[i], shapes[i]) for i in chunk]
             found = self.detect_scaled(scaled, score, max_detections)
             for i, detections in zip(chunk, found, strict=True):
-                results[i] = detections.rescaled(shapes[i], images[i].shape[-2:])
+                results[i] = detections.rescaled(shapes[i], images[i].shape[:2])
         return [results[i] for i in range(len(images))]
 
-    @torch.inference_mode()
+    def scaled_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the ``(height, width)`` that an image is scaled to for the network."""
+        return scaled_size(height, width, self.info.config.data)
+
+    @abstractmethod
+    def resize(self, image: npt.NDArray[np.uint8], shape: tuple[int, int]) -> Pixels:
+        """Scale uint8 RGB ``image`` ``(H, W, 3)`` to ``shape``, as in the training."""
+
+    @abstractmethod
     def detect_scaled(
-        self, images: Sequence[Tensor], score: float | None = None, max_detections: int | None = None
+        self, images: Sequence[Pixels], score: float | None = None, max_detections: int | None = None
     ) -> list[Detections]:
-        """Detect objects in tensors ``(3, h, w)`` in 0–255 that already have the network's input size."""
-        settings = self.decode_config(score, max_detections)
-        batch = normalized_batch(images, self.model.mean, self.model.std, self.device)
-        grid = _grid_on(self.device, self.info.config.anchors, (batch.shape[-2], batch.shape[-1]))
-        with autocast(self.device, self.dtype):
-            outputs = self._outputs(batch)
-        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        return postprocess(outputs, grid, sizes, settings)
-
-    def _outputs(self, batch: Tensor) -> Outputs:
-        if not self.compiled:
-            outputs: Outputs = self.network(batch)
-            return outputs
-        from torch._dynamo.exc import TorchDynamoException
-
-        try:
-            outputs = self.network(batch)
-        except TorchDynamoException as error:  # most often: no C++ compiler
-            reason = str(error).strip().splitlines()[0][:160]
-            raise ConfigError(f"the network cannot be compiled here ({reason}); leave compile out") from error
-        return outputs
+        """Detect objects in RGB arrays ``(h, w, 3)`` in 0–255 that already have the network's input size."""
 
     def decode_config(self, score: float | None = None, max_detections: int | None = None) -> ResolvedDecodeConfig:
         """Return the settings of post-processing, with another score threshold or limit if given.
@@ -203,12 +143,6 @@ class Detector:
         """
         stored = self.info.config.decode.at_most(max_detections)
         return stored if score is None else replace(stored, score=score)
-
-
-@lru_cache(maxsize=16)  # cached, because a copy to the GPU for every image would keep it waiting
-@torch.inference_mode(False)
-def _grid_on(device: torch.device, anchors: AnchorSpec, size: tuple[int, int]) -> AnchorGrid:
-    return make_grid(anchors, size).to(device)
 
 
 def _as_rgb(image: ImageLike, pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]:
@@ -225,8 +159,3 @@ def _as_rgb(image: ImageLike, pixel_range: PixelRange | None) -> npt.NDArray[np.
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise DataError(f"the array has shape {image.shape}; expected (height, width, 3) RGB or (height, width) gray")
     return image
-
-
-def _as_tensor(array: npt.NDArray[np.uint8]) -> Tensor:
-    # torch warns about read-only arrays, such as those of Pillow images, so these are copied
-    return torch.from_numpy(np.require(array, requirements=["C", "W"])).permute(2, 0, 1)

@@ -1,20 +1,16 @@
-"""Draw boxes and detections on images."""
+"""Draw boxes and detections on images, with Pillow."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from retinanet.detections import Detections
-
-if TYPE_CHECKING:  # supervision takes a second to import; drawing boxes alone does not need it
-    import supervision
 
 # The colors of Okabe and Ito, which color-blind people can tell apart, then lighter variants of them.
 COLORS = ["#56B4E9", "#E69F00", "#33C59A", "#F0E442", "#D98BB8", "#E8743B", "#8FA8FF", "#B7E07A", "#C9C9C9", "#FF9DA7"]
@@ -22,9 +18,11 @@ COLORS = ["#56B4E9", "#E69F00", "#33C59A", "#F0E442", "#D98BB8", "#E8743B", "#8F
 # With more detections than this, labels would hide each other, so scores are left out.
 _CROWDED = 40
 
-# Labels are left out if they would cover more than this fraction of the image. A character of a label is about 12
-# pixels wide and 22 pixels high at a text scale of 1.
-_COVERED, _CHARACTER = 0.2, (12, 22)
+# Labels are left out if they would cover more than this fraction of the image.
+_COVERED = 0.2
+
+# The text is this fraction of the shorter side of the image high, and at least and at most this number of pixels.
+_TEXT, _SMALLEST_TEXT, _LARGEST_TEXT = 1 / 45, 10, 36
 
 # Lines are at most this fraction of the median of the boxes' shorter sides, and all lines together cover about this
 # fraction of the image at most, unless they are one pixel wide.
@@ -33,52 +31,84 @@ _LINE, _LINES = 0.1, 0.15
 Box = Sequence[float]
 
 
-def import_supervision() -> Any:
-    """Import supervision (takes a second), and suppress its warning that OpenCV would be faster."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="OpenCV .* is not installed", category=UserWarning)
-        return import_module("supervision")
+class _Label(NamedTuple):
+    """A label: its text, its color, and the sides of its background in pixels."""
+
+    text: str
+    color: str
+    width: int
+    height: int
 
 
-def to_supervision(found: Detections, classes: Sequence[str]) -> supervision.Detections:
-    """Convert to ``supervision.Detections``, with class names in ``data["class_name"]``."""
-    supervision_package = import_supervision()
-    labels = found.labels
-    names = np.array([classes[int(k)] for k in labels], dtype=np.str_)
-    converted: supervision.Detections = supervision_package.Detections(
-        xyxy=found.boxes, confidence=found.scores, class_id=labels, data={"class_name": names}
-    )
-    return converted
-
-
-def draw(
-    image: npt.NDArray[np.uint8], detections: supervision.Detections, classes: Sequence[str]
-) -> npt.NDArray[np.uint8]:
+def draw(image: npt.NDArray[np.uint8], found: Detections, classes: Sequence[str]) -> npt.NDArray[np.uint8]:
     """Draw boxes, class names and scores on a copy of ``image``, uint8 RGB ``(H, W, 3)``.
 
     Line width and text size follow the image size, and lines are thinner on small boxes. With more than 40 detections
     the scores are left out. Labels are left out altogether if they would cover a fifth of the image.
     """
-    supervision = import_supervision()
     height, width = image.shape[:2]
-    palette = supervision.ColorPalette.from_hex(COLORS)
-    thickness = line_width(min(height, width) / 300, np.asarray(detections.xyxy, dtype=np.float64), height * width)
-    scene = np.ascontiguousarray(image[:, :, ::-1]).copy()  # supervision draws on BGR images
-    scene = supervision.BoxAnnotator(color=palette, thickness=thickness).annotate(scene, detections)
-    crowded = len(detections) > _CROWDED
-    labels = _label_texts(detections, classes, crowded)
-    scale = float(np.clip(min(height, width) / 1400, 0.3, 1.2))
-    covered = scale**2 * _CHARACTER[0] * _CHARACTER[1] * sum(map(len, labels))
-    if labels and covered <= _COVERED * height * width:
-        text = supervision.LabelAnnotator(
-            color=palette,
-            text_color=supervision.Color.BLACK,
-            text_scale=scale,
-            text_padding=max(1, thickness),
-            smart_position=not crowded,  # moves labels into the image and apart; too slow for hundreds
-        )
-        scene = text.annotate(scene, detections, labels=labels)
-    return np.ascontiguousarray(scene[:, :, ::-1])
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    thickness = line_width(min(height, width) / 300, np.asarray(found.boxes, dtype=np.float64), height * width)
+    colors = [COLORS[label % len(COLORS)] for label in found.labels.tolist()]
+    for box, color in reversed(list(zip(found.boxes.tolist(), colors, strict=True))):  # the best on top
+        pen.rectangle(_corners(box), outline=color, width=thickness)
+    crowded = len(found) > _CROWDED
+    font = _font(round(min(max(_TEXT * min(height, width), _SMALLEST_TEXT), _LARGEST_TEXT)))
+    padding = max(1, thickness)
+    labels = [
+        _Label(text, color, *_label_size(text, font, padding))
+        for text, color in zip(_label_texts(found, classes, crowded), colors, strict=True)
+    ]
+    if sum(label.width * label.height for label in labels) <= _COVERED * height * width:
+        # To keep labels apart takes a time that grows with the square of their number.
+        places = _places(labels, found.boxes.tolist(), (width, height), apart=not crowded)
+        for label, (x, y) in reversed(list(zip(labels, places, strict=True))):
+            pen.rectangle((x, y, x + label.width - 1, y + label.height - 1), fill=label.color)
+            pen.text((x + padding, y + padding), label.text, fill="black", font=font, anchor="lt")
+    return np.array(canvas)
+
+
+@lru_cache(maxsize=16)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _label_size(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, padding: int) -> tuple[int, int]:
+    """Width and height of the background of a label. All labels of an image are equally high."""
+    height = font.getbbox("Ag", anchor="lt")[3]
+    return round(font.getlength(text)) + 2 * padding, round(height) + 2 * padding
+
+
+def _places(
+    labels: Sequence[_Label], boxes: Sequence[Box], size: tuple[int, int], apart: bool
+) -> list[tuple[int, int]]:
+    """Choose the top left corner of each label: above its box, or below or in it if other labels are in the way.
+
+    Labels are moved into the image of ``size`` (width, height).
+    """
+    taken = np.zeros((0, 4))
+    result = []
+    for label, (x1, y1, x2, y2) in zip(labels, boxes, strict=True):
+        left, right = round(x1), round(x2) - label.width
+        above, inside, below = round(y1) - label.height, round(y1), round(y2)
+        wanted = [(left, above), (left, inside), (left, below), (right, above), (right, below)]
+        limits = (max(0, size[0] - label.width), max(0, size[1] - label.height))
+        fitting = [(x, y) for x, y in wanted if 0 <= y <= limits[1]] or wanted[:1]
+        places = [(min(max(0, x), limits[0]), min(max(0, y), limits[1])) for x, y in fitting]
+        best = min(places, key=lambda place: _hidden(taken, place, label)) if apart else places[0]
+        result.append(best)
+        if apart:
+            corner = (best[0], best[1], best[0] + label.width, best[1] + label.height)
+            taken = np.concatenate([taken, np.array(corner, dtype=np.float64)[None]])
+    return result
+
+
+def _hidden(taken: npt.NDArray[np.float64], place: tuple[int, int], label: _Label) -> float:
+    """The area that a label at ``place`` shares with the labels ``taken``, ``(n, 4)`` ``xyxy``."""
+    high = (place[0] + label.width, place[1] + label.height)
+    sides = np.minimum(taken[:, 2:], high) - np.maximum(taken[:, :2], place)
+    return float(np.maximum(sides, 0).prod(axis=1).sum())
 
 
 def draw_boxes(
@@ -95,9 +125,8 @@ def draw_boxes(
     pen = ImageDraw.Draw(canvas)
     corners_of_all = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     width = width or line_width(min(canvas.size) // 250, corners_of_all, canvas.width * canvas.height)
-    for x1, y1, x2, y2 in boxes:
-        corners = (float(x1), float(y1), float(max(x1, x2 - 1)), float(max(y1, y2 - 1)))
-        pen.rectangle(corners, outline=color, width=width)
+    for box in corners_of_all.tolist():
+        pen.rectangle(_corners(box), outline=color, width=width)
     return np.array(canvas)
 
 
@@ -145,8 +174,14 @@ def closeup(
     return result
 
 
-def _label_texts(detections: supervision.Detections, classes: Sequence[str], crowded: bool) -> list[str]:
-    ids = detections.class_id if detections.class_id is not None else np.zeros(len(detections), dtype=np.int64)
-    if detections.confidence is None or crowded:
-        return [classes[int(k)] for k in ids]
-    return [f"{classes[int(k)]} {score:.2f}" for k, score in zip(ids, detections.confidence, strict=True)]
+def _corners(box: Box) -> Box:
+    """The corners of the outline of a half-open box: the last row and column of pixels belong to the outline."""
+    x1, y1, x2, y2 = map(float, box)
+    return (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1))
+
+
+def _label_texts(found: Detections, classes: Sequence[str], crowded: bool) -> list[str]:
+    names = [classes[label] for label in found.labels.tolist()]
+    if crowded:
+        return names
+    return [f"{name} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)]

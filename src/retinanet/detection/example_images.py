@@ -15,13 +15,12 @@ from PIL import Image
 from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
 from retinanet.data.verify import other_size
-from retinanet.detection.draw import draw, draw_boxes, to_supervision
+from retinanet.detection.draw import draw, draw_boxes
+from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.files import write_atomically
 
 if TYPE_CHECKING:
-    import supervision
-
     from retinanet.detection.detector import Detector
 
 # Longer side in pixels: enough to see small objects, and small enough to keep examples of every epoch.
@@ -81,7 +80,7 @@ class Album:
 
 
 def draw_example(
-    image: npt.NDArray[np.uint8], dataset: Dataset, index: int, found: supervision.Detections
+    image: npt.NDArray[np.uint8], dataset: Dataset, index: int, found: Detections
 ) -> npt.NDArray[np.uint8]:
     """Draw the ground truth of image ``index`` in white and ``found`` in color on a copy of ``image``."""
     rows = dataset.rows(index)
@@ -106,8 +105,6 @@ def prediction_images(
     Raises:
         DataError: an image cannot be read.
     """
-    import torch  # takes seconds; the pages of detection files do not need it
-
     with_objects = [i for i in dataset if not dataset.ignore[dataset.rows(i)].all()]
     candidates = with_objects or list(dataset)
     chosen = [candidates[i] for i in spread(len(candidates), count)]
@@ -115,8 +112,8 @@ def prediction_images(
     drawn = {}
     for name, index in zip(names, chosen, strict=True):
         image = read_example(dataset, index)
-        [found] = detector.detect([torch.from_numpy(image).permute(2, 0, 1)], score)
-        drawn[name] = shrunk(draw_example(image, dataset, index, to_supervision(found, dataset.classes)), _LONGEST)
+        [found] = detector.detect([image], score)
+        drawn[name] = shrunk(draw_example(image, dataset, index, found), _LONGEST)
     return drawn
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retinanet.detection.detector import Detector
-from retinanet.hardware import Precision
+from retinanet.detection.pytorch import PyTorchDetector
+from retinanet.machine import Precision
 from retinanet.zoo.importers.torchvision import load_torchvision
 
 
@@ -16,7 +16,7 @@ def from_torchvision(
     device: str = "auto",
     classes: Sequence[str] | None = None,
     norm_eps: float | None = None,
-) -> Detector:
+) -> PyTorchDetector:
     """Return a detector with the weights of a torchvision RetinaNet.
 
     Args:
@@ -30,4 +30,4 @@ def from_torchvision(
         CheckpointError: the state dict is not of a torchvision RetinaNet, or a tensor is missing or has a wrong shape.
     """
     model, info = load_torchvision(state_dict, classes, norm_eps)
-    return Detector(model, info, precision, device)
+    return PyTorchDetector(model, info, precision, device)

@@ -11,7 +11,8 @@ from typing import Any, get_args
 from rich.console import Console
 
 from retinanet.decode_config import limit_note, nonfinite_note
-from retinanet.detection.detector import Detector, load
+from retinanet.detection.detector import Detector
+from retinanet.detection.loading import load
 from retinanet.detection.sources import detect_in_files, files_left_out, find_images
 from retinanet.detection.write import OutputFormat, Writer
 from retinanet.errors import ConfigError
@@ -56,7 +57,8 @@ def detect(
     To get the detections themselves, use :func:`retinanet.load`.
 
     Args:
-        weights: a weight file, the name of a bundled model, or a detector (to choose its precision and device).
+        weights: a weight file, an exported file, the name of a bundled model, or a detector (to choose its precision
+            and device).
         sources: images, folders or glob patterns.
         out: folder for the drawn images and the files.
         score: lowest score reported, 0 ≤ ``score`` < 1.

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from retinanet.data.formats.reading import walk
 from retinanet.data.images import IMAGE_SUFFIXES, is_image, read_image, unread_files
@@ -96,7 +95,7 @@ def detect_in_files(
             chunk, queue = queue[:batch], queue[batch:]
             decoded = [(file, *_image_or_error(future)) for file, future in chunk]
             queue += [(file, pool.submit(read_image, file.path, pixel_range)) for file in islice(ahead, len(chunk))]
-            images = [torch.from_numpy(image).permute(2, 0, 1) for _, image, _ in decoded if image is not None]
+            images = [image for _, image, _ in decoded if image is not None]
             found = iter(detector.detect(images, score, batch, max_detections))
             for file, image, error in decoded:
                 yield ImageResult(file, image, next(found) if image is not None else None, error)

@@ -121,9 +121,9 @@ class Writer:
         return self.out / self._names[file].with_suffix(".jpg")
 
     def _drawing(self, image: npt.NDArray[np.uint8], found: Detections) -> npt.NDArray[np.uint8]:
-        from retinanet.detection.draw import draw, to_supervision
+        from retinanet.detection.draw import draw
 
-        return draw(image, to_supervision(found, self.classes), self.classes)
+        return draw(image, found, self.classes)
 
     def _voc(self, file: ImageFile, width: int, height: int, found: Detections) -> str:
         objects = "".join(

@@ -24,7 +24,7 @@ _DEFAULT_OPTIONS = ReadOptions()
 
 if TYPE_CHECKING:
     from retinanet.detection.detector import Detector
-    from retinanet.hardware import Precision
+    from retinanet.machine import Precision
 
 
 def compare(
@@ -42,7 +42,7 @@ def compare(
     """Compare two detectors on a dataset, and test whether the choice of images could explain the difference.
 
     Args:
-        a: path of a weights file, name of a bundled model, or a :class:`DetectionFile`.
+        a: path of a weights file or of an exported file, name of a bundled model, or a :class:`DetectionFile`.
         b: the other detector.
         data: folder or annotation file of a COCO, Pascal VOC, YOLO or CSV dataset.
         split: the split of ``data`` to compare on.
@@ -88,7 +88,7 @@ def _load(source: Source, precision: Precision, device: str) -> Detector | None:
     """Load weights; ``None`` for a file of detections."""
     if isinstance(source, DetectionFile):
         return None
-    from retinanet.detection.detector import load  # torch
+    from retinanet.detection.loading import load
 
     return load(source, precision, device)
 

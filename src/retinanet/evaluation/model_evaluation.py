@@ -25,7 +25,7 @@ from retinanet.read_options import AnnotationsOnly, ReadOptions
 
 if TYPE_CHECKING:
     from retinanet.detection.detector import Detector
-    from retinanet.hardware import Precision
+    from retinanet.machine import Precision
 
 # A weights file, the name of a bundled model, or a file of detections from any program.
 Source = str | Path | DetectionFile
@@ -89,7 +89,7 @@ def evaluate(
     count, and the metrics of COCO's protocol are named ``AP@100``, ``AP50@100`` and ``AR100``.
 
     Args:
-        weights: path of a weights file, name of a bundled model, or a :class:`DetectionFile`.
+        weights: path of a weights file or of an exported file, name of a bundled model, or a :class:`DetectionFile`.
         data: folder or annotation file of a COCO, Pascal VOC, YOLO or CSV dataset.
         split: the split of ``data`` to evaluate on.
         precision: arithmetic of the network.
@@ -113,7 +113,7 @@ def evaluate(
         notes = [*notes, *remarks]
         opened(dataset, notes)
     else:
-        from retinanet.detection.detector import load  # torch
+        from retinanet.detection.loading import load
 
         detector = load(weights, precision, device)
         config = detector.info.config
@@ -138,7 +138,7 @@ def detections_on(
     dataset: Dataset, detector: Detector, what: str, console: Console | None, max_detections: int | None = None
 ) -> Detections:
     """Run a detector on a dataset with a progress bar named ``what``; labels are those of the detector."""
-    from retinanet.evaluation.predict import predict  # torch
+    from retinanet.evaluation.predict import predict
 
     with progress_bar(console or Console(), what, len(dataset)) as bar:
         return predict(detector, dataset, bar.advance, max_detections=max_detections)

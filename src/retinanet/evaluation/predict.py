@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 from retinanet.data.dataset import Dataset
-from retinanet.data.loader import evaluation_loader
-from retinanet.detection.detector import Detector
+from retinanet.data.image_sizes import batches_of_one_size
+from retinanet.data.images import read_image
+from retinanet.detection.detector import Detector, Pixels
+from retinanet.detection.runtime import RuntimeDetector
 from retinanet.detections import Detections
+from retinanet.errors import DataError
+from retinanet.machine import cores
+
+# Number of images that go through the network together, and of batches that are read ahead.
+_BATCH, _AHEAD = 8, 3
+
+
+@dataclass(frozen=True, eq=False)
+class _ScaledImage:
+    """An image of a dataset: its position, its pixels in the network's input size, and its own ``(height, width)``."""
+
+    index: int
+    pixels: Pixels
+    size: tuple[int, int]
 
 
 def predict(
@@ -32,10 +50,59 @@ def predict(
     """
     # Deep images are scaled as in the training, and as the detector scales files.
     dataset = replace(dataset, pixel_range=detector.info.config.data.pixel_range)
+    read = _read_in_threads if isinstance(detector, RuntimeDetector) else _read_in_processes
     parts = []
-    for samples in evaluation_loader(dataset, detector.info.config.data, unreadable=unreadable):
-        found = detector.detect_scaled([sample.image for sample in samples], max_detections=max_detections)
-        for sample, detections in zip(samples, found, strict=True):
-            parts.append(detections.rescaled(sample.image.shape[-2:], sample.size[::-1]).moved(sample.index))
-        progress(len(samples))
-    return Detections.concatenate(parts)  # the loader groups images by size
+    for images in read(detector, dataset, unreadable):
+        found = detector.detect_scaled([image.pixels for image in images], max_detections=max_detections)
+        for image, detections in zip(images, found, strict=True):
+            parts.append(detections.rescaled(image.pixels.shape[:2], image.size).moved(image.index))
+        progress(len(images))
+    return Detections.concatenate(parts)  # the images are grouped by size
+
+
+def _read_in_processes(
+    detector: Detector, dataset: Dataset, unreadable: dict[int, str] | None
+) -> Iterator[list[_ScaledImage]]:
+    """Yield batches of images with one size, scaled by the processes of :mod:`retinanet.data.loader`."""
+    from retinanet.data.loader import evaluation_loader  # torch
+
+    for samples in evaluation_loader(dataset, detector.info.config.data, _BATCH, unreadable):
+        yield [
+            _ScaledImage(sample.index, sample.image.permute(1, 2, 0).numpy(), sample.size[::-1]) for sample in samples
+        ]
+
+
+def _read_in_threads(
+    detector: Detector, dataset: Dataset, unreadable: dict[int, str] | None
+) -> Iterator[list[_ScaledImage]]:
+    """Yield batches of images with one size. Threads read the next images; Pillow releases the GIL meanwhile."""
+
+    def read(index: int) -> _ScaledImage:
+        pixels = read_image(dataset.path(index), dataset.pixel_range)
+        height, width = pixels.shape[:2]
+        return _ScaledImage(index, detector.resize(pixels, detector.scaled_size(height, width)), (height, width))
+
+    shapes = [detector.scaled_size(height, width) for width, height in dataset.sizes.tolist()]
+    ahead = iter(batches_of_one_size(shapes, _BATCH))
+    with ThreadPoolExecutor(max_workers=min(8, max(2, cores()))) as pool:
+        waiting: deque[list[tuple[int, Future[_ScaledImage]]]] = deque()
+        for indices in ahead:
+            waiting.append([(index, pool.submit(read, index)) for index in indices])
+            if len(waiting) >= _AHEAD and (images := _finished(waiting.popleft(), unreadable)):
+                yield images
+        for batch in waiting:
+            if images := _finished(batch, unreadable):
+                yield images
+
+
+def _finished(batch: list[tuple[int, Future[_ScaledImage]]], unreadable: dict[int, str] | None) -> list[_ScaledImage]:
+    """Wait for the images of a batch. Unreadable images are left out and noted, or raise their error."""
+    images = []
+    for index, future in batch:
+        try:
+            images.append(future.result())
+        except DataError as error:
+            if unreadable is None:
+                raise
+            unreadable[index] = str(error)
+    return images

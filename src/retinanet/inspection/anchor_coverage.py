@@ -13,8 +13,8 @@ from retinanet.anchors.assign import assign_batch
 from retinanet.anchors.grid import base_anchors, make_grid
 from retinanet.config import AnchorSpec, Config, DataConfig
 from retinanet.data.dataset import Dataset
+from retinanet.data.image_sizes import PAD_TO, scaled_size
 from retinanet.data.sample import MIN_SIDE
-from retinanet.data.transforms import PAD_TO, scaled_size
 
 Floats = npt.NDArray[np.float32]
 

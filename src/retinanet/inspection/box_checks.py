@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from retinanet.config import DataConfig
 from retinanet.data.dataset import NO_CLASS, Dataset
-from retinanet.data.transforms import scaled_size
+from retinanet.data.image_sizes import scaled_size
 from retinanet.inspection.findings import Finding, Sight
 from retinanet.overlaps import BoxIndex, Floats, Ints, pair_iou
 

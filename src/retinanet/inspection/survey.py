@@ -13,8 +13,8 @@ import torch
 
 from retinanet.config import AssignConfig, Config
 from retinanet.data.dataset import Dataset
+from retinanet.data.image_sizes import PAD_TO, scaled_size
 from retinanet.data.object_counts import objects_per_image
-from retinanet.data.transforms import PAD_TO, scaled_size
 from retinanet.inspection.anchor_coverage import ScaledBoxes, best_overlaps, positives
 from retinanet.inspection.findings import Finding
 from retinanet.losses.classification import Focal

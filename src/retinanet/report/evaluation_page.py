@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from retinanet.detection.draw import closeup, to_supervision
+from retinanet.detection.draw import closeup
 from retinanet.detection.example_images import Album, draw_example, spread
 from retinanet.detections import Detections
 from retinanet.evaluation.curves import CONFIDENCE, FEWEST_IMAGES
@@ -196,7 +196,6 @@ def _whole_image(album: Album, predictions: Detections, index: int, score: float
     if image is None:
         return None
     mine = (predictions.images == index) & (predictions.scores >= score)
-    found = to_supervision(predictions.take(mine), dataset.classes)
     objects = int((~dataset.ignore[dataset.rows(index)]).sum())
     caption = f"{Path(dataset.files[index]).name} · {objects} objects, {int(mine.sum())} detections"
-    return image_figure(draw_example(image, dataset, index, found), caption)
+    return image_figure(draw_example(image, dataset, index, predictions.take(mine)), caption)

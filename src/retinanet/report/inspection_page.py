@@ -11,8 +11,8 @@ import numpy as np
 from retinanet.anchors.grid import make_grid
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
+from retinanet.data.image_sizes import PAD_TO, scaled_size
 from retinanet.data.images import read_image
-from retinanet.data.transforms import PAD_TO, scaled_size
 from retinanet.detection.draw import closeup
 from retinanet.errors import DataError
 from retinanet.evaluation.matching import iou

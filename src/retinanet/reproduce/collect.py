@@ -10,14 +10,15 @@ import torch
 from rich.console import Console
 
 from retinanet.flags import changed_flags
-from retinanet.hardware import cores, processor
+from retinanet.machine import cores, processor
+from retinanet.model_info import ModelInfo
 from retinanet.progress import progress_bar
 from retinanet.recipes import load_recipe
 from retinanet.reproduce import measure
 from retinanet.reproduce.plan import GROUPS, Plan, Request, Run
 from retinanet.reproduce.results import MeasuredRow, Results, outcome
 from retinanet.reproduce.rows import Experiment, Row
-from retinanet.zoo.weights import ModelInfo, read_info
+from retinanet.zoo.weights import read_info
 
 
 def collect(request: Request, experiment: Experiment, console: Console) -> Results:

@@ -15,7 +15,7 @@ from retinanet.anchors import assign_batch, make_grid
 from retinanet.data.dataset import Dataset
 from retinanet.data.loader import evaluation_loader
 from retinanet.data.transforms import normalized_batch
-from retinanet.detection.detector import Detector, load
+from retinanet.detection.pytorch import PyTorchDetector, load_pytorch
 from retinanet.errors import DataError
 from retinanet.losses import focal_loss, focal_star_loss
 from retinanet.losses.distribution import anchor_losses, cumulative, share_of_hardest
@@ -71,7 +71,7 @@ def milliseconds(weights: Path, dataset: Dataset, images: int = 30, warm_up: int
     Returns:
         ``median``, ``low`` and ``high`` (quartiles) in milliseconds, ``images`` and ``threads``.
     """
-    detector = load(weights)
+    detector = load_pytorch(weights)
     paths = [dataset.path(i) for i in _evenly_spaced(len(dataset), images)]
     times = []
     for path in [*paths[:1] * warm_up, *paths]:
@@ -105,7 +105,7 @@ def loss_distribution(
     Raises:
         DataError: no anchor matches an object.
     """
-    detector = load(weights)
+    detector = load_pytorch(weights)
     dataset = dataset.with_classes(detector.classes)
     dataset = dataset.subset(np.random.default_rng(0).permutation(len(dataset)))
     parts: dict[str, list[torch.Tensor]] = {"foreground": [], "background": []}
@@ -133,7 +133,7 @@ def loss_distribution(
 
 
 @torch.inference_mode()
-def _anchor_losses(detector: Detector, image: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+def _anchor_losses(detector: PyTorchDetector, image: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     config = detector.info.config
     ((sample,),) = evaluation_loader(image, config.data)
     pixels = normalized_batch([sample.image], detector.model.mean, detector.model.std, detector.device)

@@ -21,8 +21,9 @@ from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.errors import CheckpointError
 from retinanet.model import RetinaNet
+from retinanet.model_info import ModelInfo
 from retinanet.training.state import TrainingState
-from retinanet.zoo.weights import TRAINING_PREFIX, ModelInfo, read_all_tensors, read_info, save_weights
+from retinanet.zoo.weights import TRAINING_PREFIX, read_all_tensors, read_info, save_weights
 
 # Settings that may differ on resuming. They change how a run proceeds, but not what its steps compute.
 _FREE = {"data.workers", "data.verify"} | {

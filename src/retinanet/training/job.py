@@ -13,9 +13,9 @@ from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.sampling import TrainingOrder, sampling_factors
 from retinanet.model import RetinaNet
+from retinanet.model_info import ModelInfo
 from retinanet.training.checkpoint import Progress
 from retinanet.training.distributed import Processes
-from retinanet.zoo.weights import ModelInfo
 
 
 @dataclass(frozen=True)

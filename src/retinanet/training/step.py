@@ -13,8 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from retinanet.anchors import AnchorGrid, Matches, make_grid, match_batch
 from retinanet.config import Config
+from retinanet.data.image_sizes import padded_size
 from retinanet.data.loader import Batch
-from retinanet.data.transforms import normalized_batch, padded_size
+from retinanet.data.transforms import normalized_batch
 from retinanet.hardware import autocast
 from retinanet.losses import Losses, Normalizer, detection_losses
 from retinanet.losses.imbalance import Imbalance, loss_shares
@@ -85,7 +86,7 @@ def backward(
     assert isinstance(model, RetinaNet)
     batch = batch if batch.images else _blank()
     device = next(model.parameters()).device
-    height, width = processes.largest(*padded_size(batch.images))
+    height, width = processes.largest(*padded_size(batch.sizes))
     each = config.loss.normalizer == "image"
     truth: GroundTruth | None = None
     positives, divisor = 0, None
@@ -116,7 +117,7 @@ def backward(
 def forward_alone(model: RetinaNet, batch: Batch, config: Config, dtype: torch.dtype) -> tuple[Outputs, Losses]:
     """Return outputs and losses of ``batch`` without gradients, independent of the other images of its step."""
     device = next(model.parameters()).device
-    truth = match_ground_truth(batch, padded_size(batch.images), config)
+    truth = match_ground_truth(batch, padded_size(batch.sizes), config)
     with torch.no_grad(), autocast(device, dtype):
         outputs = model(normalized_batch(batch.images, model.mean, model.std, device))
     # Mined anchors are counted on this rank only, because other ranks may have fewer images.

@@ -12,14 +12,15 @@ import numpy as np
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.loader import Timed, worker_count
-from retinanet.detection.detector import Detector
 from retinanet.detection.example_images import prediction_images, save_images
+from retinanet.detection.pytorch import PyTorchDetector
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.predict import predict
-from retinanet.hardware import cores
+from retinanet.machine import cores
 from retinanet.model import RetinaNet
+from retinanet.model_info import ModelInfo
 from retinanet.training.checkpoint import Progress
 from retinanet.training.distributed import Processes
 from retinanet.training.recorder import Recorder
@@ -27,7 +28,7 @@ from retinanet.training.resume import Start
 from retinanet.training.tools import Image
 from retinanet.training.tracking import Trackers
 from retinanet.training.watch import why_nothing_is_learnt
-from retinanet.zoo.weights import ModelInfo, save_weights
+from retinanet.zoo.weights import save_weights
 
 # If a larger fraction of an epoch than this is spent waiting for the loader, a line about it is printed.
 _MUCH_WAITING = 0.2
@@ -153,6 +154,6 @@ def draw_predictions(model: RetinaNet, config: Config, val_set: Dataset, folder:
     return drawings
 
 
-def _detector(model: RetinaNet, config: Config, val_set: Dataset) -> Detector:
+def _detector(model: RetinaNet, config: Config, val_set: Dataset) -> PyTorchDetector:
     info = ModelInfo.of(model, val_set.classes, config)
-    return Detector(model, info, config.train.precision, str(next(model.parameters()).device))
+    return PyTorchDetector(model, info, config.train.precision, str(next(model.parameters()).device))

@@ -8,8 +8,9 @@ from pathlib import Path
 from retinanet.errors import CheckpointError, ConfigError, RetinaNetError
 from retinanet.files import make_folder
 from retinanet.model.foreign_weights import read_foreign
+from retinanet.model_info import ModelInfo
 from retinanet.zoo.importers.torchvision import load_torchvision
-from retinanet.zoo.weights import ModelInfo, save_weights
+from retinanet.zoo.weights import save_weights
 
 
 def convert_weights(

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import os
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,10 +16,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from retinanet._version import __version__
-from retinanet.config import Config
 from retinanet.errors import CheckpointError, ConfigError, RetinaNetError
 from retinanet.files import write_atomically
 from retinanet.model import RetinaNet
+from retinanet.model_info import ModelInfo
 
 FORMAT = "retinanet/1"
 FORMAT_KEY = "retinanet"
@@ -30,33 +27,6 @@ TRAINING_PREFIX = "train."
 
 # Models that come with the package, each with a card (a Markdown file of the same name).
 BUNDLED = Path(__file__).parent / "models"
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """The description of a model in its weight file.
-
-    Attributes:
-        classes: names, in the order of the network's outputs.
-        config: the settings of its training, with the number of channels filled in.
-        mean: channel means that are subtracted from the input.
-        std: channel standard deviations that the input is divided by.
-        metrics: metrics of the last evaluation, e.g. ``{"AP": 0.51, …}``.
-        progress: progress of the training that wrote the file, see :class:`retinanet.training.checkpoint.Progress`.
-    """
-
-    classes: tuple[str, ...]
-    config: Config
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    metrics: dict[str, Any] = field(default_factory=dict)
-    progress: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, model: RetinaNet, classes: tuple[str, ...], config: Config, **rest: dict[str, Any]) -> ModelInfo:
-        """Return the description of ``model``."""
-        resolved = replace(config, model=replace(config.model, channels=model.channels))
-        return cls(classes, resolved, model.mean, model.std, **rest)
 
 
 def bundled_names() -> list[str]:
@@ -75,16 +45,8 @@ def save_weights(path: Path, tensors: dict[str, Tensor], info: ModelInfo) -> Non
     Raises:
         CheckpointError: the file cannot be written; an existing file is untouched.
     """
-    description = {
-        "classes": info.classes,
-        "config": info.config.to_dict(),
-        "mean": info.mean,
-        "std": info.std,
-        "metrics": info.metrics,
-        "progress": info.progress,
-    }
     # safetensors writes metadata keys in random order. With a single key, equal states give equal files.
-    metadata = {FORMAT_KEY: json.dumps({"format": FORMAT, "version": __version__, **description})}
+    metadata = {FORMAT_KEY: json.dumps({"format": FORMAT, "version": __version__, **info.to_dict()})}
     packed = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     # save_file is not used: a kill would leave its temporary file behind, and only the owner could read its result.
     content = save(packed, metadata)
@@ -130,32 +92,11 @@ def read_info(path: str | Path) -> ModelInfo:
         raw = json.loads(metadata[FORMAT_KEY])
         if raw["format"] != FORMAT:
             raise ValueError(f"its format is {raw['format']!r}, not {FORMAT!r}")
-        return ModelInfo(
-            classes=_class_names(raw["classes"]),
-            config=Config.from_dict(raw["config"], where=str(path)),
-            mean=_of_channels(raw["mean"]),
-            std=_of_channels(raw["std"], above=0.0),
-            metrics=dict(raw["metrics"]),
-            progress=dict(raw["progress"]),
-        )
+        return ModelInfo.from_dict(raw, where=str(path))
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise CheckpointError(
             f"{path}: its description cannot be read ({error}); it may come from another version"
         ) from error
-
-
-def _class_names(values: Any) -> tuple[str, ...]:
-    names = tuple(values)
-    if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
-        raise ValueError("its class names are missing or not unique")
-    return names
-
-
-def _of_channels(values: Any, above: float = -math.inf) -> tuple[float, ...]:
-    numbers = tuple(float(value) for value in values)
-    if len(numbers) != 3 or not all(math.isfinite(number) and number > above for number in numbers):
-        raise ValueError(f"{list(numbers)} is not a mean or standard deviation of three channels")
-    return numbers
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

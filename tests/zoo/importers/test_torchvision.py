@@ -14,11 +14,12 @@ from torchvision.models.detection import (
 )
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from retinanet.detection.detector import Detector
+from retinanet.detection.pytorch import PyTorchDetector
 from retinanet.zoo.importers import from_torchvision
 from torchvision_parity import (
     LONGEST,
     SIZE,
+    as_array,
     assert_parity,
     assert_same_detections,
     assert_varied,
@@ -41,7 +42,7 @@ def v1() -> RetinaNet:
 
 
 @pytest.fixture(scope="module")
-def v1_imported(v1: RetinaNet) -> Detector:
+def v1_imported(v1: RetinaNet) -> PyTorchDetector:
     return imported(v1)
 
 
@@ -52,7 +53,7 @@ def v2() -> RetinaNet:
 
 
 @pytest.fixture(scope="module")
-def v2_imported(v2: RetinaNet) -> Detector:
+def v2_imported(v2: RetinaNet) -> PyTorchDetector:
     return imported(v2)
 
 
@@ -62,7 +63,7 @@ def light() -> RetinaNet:
 
 
 @pytest.fixture(scope="module")
-def light_imported(light: RetinaNet) -> Detector:
+def light_imported(light: RetinaNet) -> PyTorchDetector:
     return imported(light)
 
 
@@ -76,17 +77,17 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_first_version_equals_torchvision(v1: RetinaNet, v1_imported: Detector, shape: tuple[int, int]) -> None:
+def test_first_version_equals_torchvision(v1: RetinaNet, v1_imported: PyTorchDetector, shape: tuple[int, int]) -> None:
     assert_parity(v1_imported, v1, smooth_image(*shape))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_second_version_equals_torchvision(v2: RetinaNet, v2_imported: Detector, shape: tuple[int, int]) -> None:
+def test_second_version_equals_torchvision(v2: RetinaNet, v2_imported: PyTorchDetector, shape: tuple[int, int]) -> None:
     assert_parity(v2_imported, v2, smooth_image(*shape))
 
 
 @torch.inference_mode()
-def assert_same_function(detector: Detector, model: RetinaNet) -> None:
+def assert_same_function(detector: PyTorchDetector, model: RetinaNet) -> None:
     """In float64, where the order of additions hardly shows."""
     exact, ours = copy.deepcopy(model).double(), copy.deepcopy(detector.model).double()
     batch = (smooth_image(96, 160).double() / 51 - 2.5)[None]
@@ -100,15 +101,15 @@ def assert_same_function(detector: Detector, model: RetinaNet) -> None:
         assert (our - their).abs().max() <= 1e-10 * their.abs().max()
 
 
-def test_first_version_is_the_same_function(v1: RetinaNet, v1_imported: Detector) -> None:
+def test_first_version_is_the_same_function(v1: RetinaNet, v1_imported: PyTorchDetector) -> None:
     assert_same_function(v1_imported, v1)
 
 
-def test_second_version_is_the_same_function(v2: RetinaNet, v2_imported: Detector) -> None:
+def test_second_version_is_the_same_function(v2: RetinaNet, v2_imported: PyTorchDetector) -> None:
     assert_same_function(v2_imported, v2)
 
 
-def test_few_enough_to_keep_all(light: RetinaNet, light_imported: Detector) -> None:
+def test_few_enough_to_keep_all(light: RetinaNet, light_imported: PyTorchDetector) -> None:
     """Where the limit of 300 cuts nothing off, weak detections and those of coarse levels are compared too."""
     image = smooth_image(240, 320)
     found = see_theirs(light, image).found
@@ -118,10 +119,10 @@ def test_few_enough_to_keep_all(light: RetinaNet, light_imported: Detector) -> N
     assert_parity(light_imported, light, image)
 
 
-def test_images_of_several_shapes_at_once(light: RetinaNet, light_imported: Detector) -> None:
+def test_images_of_several_shapes_at_once(light: RetinaNet, light_imported: PyTorchDetector) -> None:
     """torchvision pads a batch to one size, which moves its coarse anchors; here no image depends on the others."""
     images = [smooth_image(240, 320), smooth_image(310, 230, seed=1), smooth_image(240, 320, seed=2)]
-    for image, found in zip(images, light_imported.detect(images), strict=True):
+    for image, found in zip(images, light_imported.detect([as_array(image) for image in images]), strict=True):
         theirs = see_theirs(light, image).found
         assert_varied(theirs)
         assert_same_detections(found, theirs, allowed=2)
@@ -171,7 +172,7 @@ def test_published_first_version_has_no_epsilon(v1: RetinaNet) -> None:
     overwrite_eps(theirs, 1e-5)
     other = see_theirs(theirs, image)
     assert (other.logits[0] - see_ours(detector, image).logits[0]).abs().max() > 0.1
-    assert unpaired(detector.detect([image])[0], other.found) > 100
+    assert unpaired(detector.detect([as_array(image)])[0], other.found) > 100
 
 
 def test_at_the_real_size(light: RetinaNet) -> None:
@@ -222,7 +223,7 @@ def test_every_resnet_is_recognised(name: str) -> None:
 
 
 def test_settings_are_those_torchvision_detects_with(
-    v1: RetinaNet, v2: RetinaNet, light: RetinaNet, v1_imported: Detector, v2_imported: Detector
+    v1: RetinaNet, v2: RetinaNet, light: RetinaNet, v1_imported: PyTorchDetector, v2_imported: PyTorchDetector
 ) -> None:
     for model, detector in ((v1, v1_imported), (v2, v2_imported)):
         config = detector.info.config

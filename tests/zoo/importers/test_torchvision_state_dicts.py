@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 
 import retinanet
-from retinanet.detection.detector import Detector
+from retinanet.detection.pytorch import PyTorchDetector
 from retinanet.detections import Detections
 from retinanet.errors import CheckpointError
 from retinanet.zoo.importers import from_torchvision
 from retinanet.zoo.importers.torchvision import load_torchvision
 from retinanet.zoo.weights import save_weights
 from torchvision_parity import (
+    as_array,
     assert_same_detections,
     assert_same_outputs,
     assert_varied,
@@ -43,11 +44,11 @@ def light() -> RetinaNet:
 
 
 @pytest.fixture(scope="module")
-def light_imported(light: RetinaNet) -> Detector:
+def light_imported(light: RetinaNet) -> PyTorchDetector:
     return imported(light)
 
 
-def tensors(detector: Detector) -> dict[str, Tensor]:
+def tensors(detector: PyTorchDetector) -> dict[str, Tensor]:
     return detector.model.state_dict()
 
 
@@ -65,7 +66,7 @@ def named_as_before_0_13(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def test_key_names_of_older_releases(light: RetinaNet, light_imported: Detector) -> None:
+def test_key_names_of_older_releases(light: RetinaNet, light_imported: PyTorchDetector) -> None:
     old = named_as_before_0_13(light.state_dict())
     for key in (
         "head.classification_head.conv.0.weight",
@@ -111,7 +112,7 @@ def test_key_names_of_older_releases(light: RetinaNet, light_imported: Detector)
     ],
 )
 def test_wrapped_state_dicts(
-    light: RetinaNet, light_imported: Detector, wrap: Callable[[dict[str, Tensor]], Mapping[str, Any]]
+    light: RetinaNet, light_imported: PyTorchDetector, wrap: Callable[[dict[str, Tensor]], Mapping[str, Any]]
 ) -> None:
     assert_equal(tensors(from_torchvision(wrap(light.state_dict()), "fp32", "cpu")), tensors(light_imported))
 
@@ -152,14 +153,14 @@ def test_given_class_names(light: RetinaNet) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_saved_and_loaded_again(light: RetinaNet, light_imported: Detector, tmp_path: Path) -> None:
+def test_saved_and_loaded_again(light: RetinaNet, light_imported: PyTorchDetector, tmp_path: Path) -> None:
     path = tmp_path / "detector.safetensors"
     save_weights(path, tensors(light_imported), light_imported.info)
     loaded = retinanet.load(path, "fp32", "cpu")
     assert loaded.info == light_imported.info
     image = smooth_image(240, 320)
-    (expected,) = light_imported.detect([image])
-    (found,) = loaded.detect([image])
+    (expected,) = light_imported.detect([as_array(image)])
+    (found,) = loaded.detect([as_array(image)])
     assert_varied(found)
     for name in ("boxes", "scores", "labels"):
         assert np.array_equal(getattr(found, name), getattr(expected, name))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -17,7 +18,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from retinanet.anchors.grid import make_grid
-from retinanet.detection.detector import Detector
+from retinanet.detection.pytorch import PyTorchDetector
 from retinanet.detections import Detections
 from retinanet.model import Outputs
 from retinanet.postprocess import postprocess
@@ -118,14 +119,19 @@ def see_theirs(model: RetinaNet, image: Tensor) -> Seen:
     return Seen(seen["batch"], seen["cls_logits"], seen["bbox_regression"], found)
 
 
-def see_ours(detector: Detector, image: Tensor) -> Seen:
+def as_array(image: Tensor) -> npt.NDArray[np.uint8]:
+    """``(3, h, w)`` → ``(h, w, 3)``."""
+    return image.permute(1, 2, 0).numpy()
+
+
+def see_ours(detector: PyTorchDetector, image: Tensor) -> Seen:
     seen: dict[str, Any] = {}
 
     def predicted(module: nn.Module, inputs: tuple[Tensor], output: Outputs) -> None:
         seen.update(batch=inputs[0], outputs=output)
 
     hook = detector.network.register_forward_hook(predicted)
-    (found,) = detector.detect([image])
+    (found,) = detector.detect([as_array(image)])
     hook.remove()
     return Seen(seen["batch"], seen["outputs"].logits, seen["outputs"].deltas, found)
 
@@ -172,7 +178,7 @@ def assert_varied(found: Detections, least: int = 100) -> None:
     assert sides.max() > 4 * sides.min()
 
 
-def assert_parity(detector: Detector, model: RetinaNet, image: Tensor, least: int = 100) -> None:
+def assert_parity(detector: PyTorchDetector, model: RetinaNet, image: Tensor, least: int = 100) -> None:
     ours, theirs = see_ours(detector, image), see_theirs(model, image)
     assert_varied(theirs.found, least)
     assert_same_outputs(ours, theirs)
@@ -192,7 +198,7 @@ def scaled_size(model: RetinaNet, image: Tensor) -> tuple[int, int]:
     return height, width
 
 
-def imported(model: RetinaNet, size: int | None = SIZE, longest: int = LONGEST, **options: Any) -> Detector:
+def imported(model: RetinaNet, size: int | None = SIZE, longest: int = LONGEST, **options: Any) -> PyTorchDetector:
     """The import of ``model`` and, unless ``size`` is None, the scaling that ``model`` was given."""
     detector = from_torchvision(model.state_dict(), "fp32", "cpu", **options)
     if size is not None:

@@ -20,8 +20,8 @@ from retinanet.config import AnchorSpec, AssignConfig, Config, DataConfig, Decod
 from retinanet.errors import CheckpointError
 from retinanet.model import RetinaNet
 from retinanet.model.inert_pickle import Skipped
+from retinanet.model_info import ModelInfo
 from retinanet.zoo.importers.checkpoints import Network, find_class_names, find_network
-from retinanet.zoo.weights import ModelInfo
 
 # Mean and standard deviation of the input of torchvision's ImageNet ResNets, and so of all its detectors.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -1,0 +1,112 @@
+"""Detection with PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from retinanet.anchors import AnchorGrid, make_grid
+from retinanet.config import AnchorSpec
+from retinanet.data.transforms import normalized_batch, resize_image
+from retinanet.detection.detector import Detector, Pixels
+from retinanet.detections import Detections
+from retinanet.errors import ConfigError
+from retinanet.hardware import autocast, resolve_device, resolve_precision
+from retinanet.machine import Precision
+from retinanet.model import Outputs, RetinaNet
+from retinanet.model.inference import for_inference
+from retinanet.model_info import ModelInfo
+from retinanet.postprocess import postprocess
+from retinanet.zoo.weights import load_weights
+
+
+def load_pytorch(
+    weights: str | Path, precision: Precision = "auto", device: str = "auto", compile: bool = False
+) -> PyTorchDetector:
+    """Load a detector from a weight file or a bundled model; see :func:`retinanet.load`."""
+    model, info = load_weights(weights)
+    return PyTorchDetector(model, info, precision, device, compile)
+
+
+class PyTorchDetector(Detector):
+    """Detects objects in images with a PyTorch model.
+
+    Args:
+        model: the network; it is not changed.
+        info: its classes and settings.
+        precision: arithmetic of the network.
+        device: where to run it.
+        compile: see :func:`retinanet.load`.
+
+    Attributes:
+        model: the network as it was given.
+        network: a copy of it prepared by :func:`retinanet.model.inference.for_inference`, on ``device``.
+        info: classes and settings.
+    """
+
+    def __init__(
+        self,
+        model: RetinaNet,
+        info: ModelInfo,
+        precision: Precision = "auto",
+        device: str = "auto",
+        compile: bool = False,
+    ) -> None:
+        super().__init__(info)
+        self.device = resolve_device(device)
+        self.dtype = resolve_precision(precision, self.device)
+        self.model = model
+        self.network = for_inference(model, self.dtype).to(self.device)
+        self.compiled = compile
+        if compile:
+            self.network.compile()
+
+    def resize(self, image: npt.NDArray[np.uint8], shape: tuple[int, int]) -> Pixels:
+        """Scale uint8 RGB ``image`` ``(H, W, 3)`` to ``shape``, as in the training."""
+        tensor = _as_tensor(np.ascontiguousarray(image))
+        return resize_image(tensor, shape, self.info.config.data).permute(1, 2, 0).numpy()
+
+    @torch.inference_mode()
+    def detect_scaled(
+        self, images: Sequence[Pixels], score: float | None = None, max_detections: int | None = None
+    ) -> list[Detections]:
+        """Detect objects in RGB arrays ``(h, w, 3)`` in 0–255 that already have the network's input size."""
+        settings = self.decode_config(score, max_detections)
+        batch = normalized_batch([_as_tensor(image) for image in images], self.model.mean, self.model.std, self.device)
+        grid = _grid_on(self.device, self.info.config.anchors, (batch.shape[-2], batch.shape[-1]))
+        with autocast(self.device, self.dtype):
+            outputs = self._outputs(batch)
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        return postprocess(outputs, grid, sizes, settings)
+
+    def _outputs(self, batch: Tensor) -> Outputs:
+        if not self.compiled:
+            outputs: Outputs = self.network(batch)
+            return outputs
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            outputs = self.network(batch)
+        except TorchDynamoException as error:  # most often: no C++ compiler
+            reason = str(error).strip().splitlines()[0][:160]
+            raise ConfigError(f"the network cannot be compiled here ({reason}); leave compile out") from error
+        return outputs
+
+
+@lru_cache(maxsize=16)  # cached, because a copy to the GPU for every image would keep it waiting
+@torch.inference_mode(False)
+def _grid_on(device: torch.device, anchors: AnchorSpec, size: tuple[int, int]) -> AnchorGrid:
+    return make_grid(anchors, size).to(device)
+
+
+def _as_tensor(image: Pixels) -> Tensor:
+    """Return ``image`` ``(h, w, 3)`` as a tensor ``(3, h, w)`` that shares its memory where possible."""
+    # torch warns about read-only arrays, such as those of Pillow images, and accepts no negative strides
+    unusual = not image.flags.writeable or min(image.strides) < 0
+    return torch.from_numpy(np.array(image) if unusual else image).permute(2, 0, 1)

@@ -1,0 +1,145 @@
+"""Detection with exported files, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retinanet.data.image_sizes import padded_size
+from retinanet.decode_config import ResolvedDecodeConfig
+from retinanet.detection.detector import Detector, Pixels
+from retinanet.detections import Detections
+from retinanet.errors import ConfigError
+from retinanet.machine import Precision
+from retinanet.optional_packages import explain_missing_packages
+from retinanet.runtime.anchors import anchor_boxes
+from retinanet.runtime.exported import ExportedNetwork
+from retinanet.runtime.postprocess import Outputs, postprocess
+from retinanet.runtime.resize import resize_image
+
+# The formats of exported files.
+EXPORTED = (".onnx", ".xml", ".pt2")
+
+
+def load_exported(
+    path: Path,
+    precision: Precision = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    streams: int | None = None,
+) -> RuntimeDetector:
+    """Load a detector from an exported file; see :func:`retinanet.load`."""
+    for name, value in (("threads", threads), ("streams", streams)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    suffix = path.suffix.lower()
+    if streams is not None and suffix != ".xml":
+        raise ConfigError(f"{path}: streams is a setting of OpenVINO files (.xml); leave it out")
+    if threads is not None and suffix == ".pt2":
+        raise ConfigError(f"{path}: threads is a setting of ONNX and OpenVINO files; use torch.set_num_threads")
+    network: ExportedNetwork
+    with explain_missing_packages(str(path)):
+        match suffix:
+            case ".onnx":
+                from retinanet.runtime.onnxruntime import OnnxNetwork
+
+                network = OnnxNetwork(path, precision, device, threads)
+            case ".xml":
+                from retinanet.runtime.openvino import OpenVinoNetwork
+
+                network = OpenVinoNetwork(path, precision, device, threads, streams)
+            case _:
+                from retinanet.runtime.torch_program import TorchProgram
+
+                network = TorchProgram(path, precision, device)
+    return RuntimeDetector(network)
+
+
+class RuntimeDetector(Detector):
+    """Detects objects in images with an exported file.
+
+    Attributes:
+        network: the file in its runtime.
+        info: classes and settings.
+    """
+
+    def __init__(self, network: ExportedNetwork) -> None:
+        super().__init__(network.model.info)
+        self.network = network
+
+    def scaled_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the ``(height, width)`` that an image is scaled to for the network.
+
+        If the file has a fixed input size, larger images are scaled down to fit in it.
+        """
+        scaled = super().scaled_size(height, width)
+        size = self.network.model.size
+        if size is None or (scaled[0] <= size[0] and scaled[1] <= size[1]):
+            return scaled
+        factor = min(size[0] / height, size[1] / width)
+        return max(1, min(size[0], int(height * factor + 0.5))), max(1, min(size[1], int(width * factor + 0.5)))
+
+    def resize(self, image: npt.NDArray[np.uint8], shape: tuple[int, int]) -> Pixels:
+        """Scale uint8 RGB ``image`` ``(H, W, 3)`` to ``shape``, as in the training up to rounding."""
+        return resize_image(image, shape, self.info.config.data)
+
+    def detect_scaled(
+        self, images: Sequence[Pixels], score: float | None = None, max_detections: int | None = None
+    ) -> list[Detections]:
+        """Detect objects in RGB arrays ``(h, w, 3)`` in 0–255 that already have the network's input size."""
+        settings = self.decode_config(score, max_detections)
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        model = self.network.model
+        height, width = model.size or padded_size(sizes)
+        count = len(images) if model.batch is None else -(-len(images) // model.batch) * model.batch
+        batch = np.zeros((count, 3, height, width), model.input_type)
+        for row, image in zip(batch, images, strict=False):
+            row[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+        filled = np.array(sizes + [(1, 1)] * (count - len(images)), dtype=np.int64)
+        steps = model.batch or count
+        found: list[Detections] = []
+        for begin in range(0, count, steps):
+            outputs = self.network(batch[begin : begin + steps], filled[begin : begin + steps])
+            own = sizes[begin : begin + steps]
+            if model.kind == "detector":
+                found += [_decoded(outputs, image, settings) for image in range(len(own))]
+            else:
+                found += postprocess(
+                    Outputs.of(outputs), anchor_boxes(self.info.config.anchors, (height, width)), own, settings
+                )
+        return found
+
+    def decode_config(self, score: float | None = None, max_detections: int | None = None) -> ResolvedDecodeConfig:
+        """Return the settings of post-processing, with another score threshold or limit if given.
+
+        Raises:
+            ConfigError: ``score`` or ``max_detections`` is out of range, or the file contains the post-processing with
+                stricter limits.
+        """
+        settings = super().decode_config(score, max_detections)
+        if self.network.model.kind == "detector":
+            stored = self.info.config.decode.resolved()
+            if settings.score < stored.score or settings.max_detections > stored.max_detections:
+                raise ConfigError(
+                    f"{self.network.path}: the file contains the post-processing, with scores from {stored.score:g} "
+                    f"and at most {stored.max_detections} detections per image; export the model again for a lower "
+                    "score or more detections"
+                )
+        return settings
+
+
+def _decoded(outputs: Mapping[str, npt.NDArray[Any]], image: int, settings: ResolvedDecodeConfig) -> Detections:
+    """Return the detections of an image that a file with post-processing computed, limited to ``settings``."""
+    count = int(outputs["counts"][image])
+    boxes, scores, labels = (outputs[name][image, :count] for name in ("boxes", "scores", "labels"))
+    # The file has compared logits with its own threshold, so only a higher threshold leaves detections out.
+    kept = np.flatnonzero(scores > np.float32(settings.score))
+    limited = bool(outputs["limited"][image]) or len(kept) >= settings.max_detections
+    kept = kept[: settings.max_detections]
+    found = Detections.of_one_image(boxes[kept], scores[kept], labels[kept])
+    return replace(found, limited=np.zeros(int(limited), dtype=np.int64))

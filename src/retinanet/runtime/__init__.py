@@ -1,0 +1,1 @@
+"""Exported files as networks, without PyTorch: ONNX Runtime, OpenVINO, and post-processing in NumPy."""

@@ -1,0 +1,144 @@
+"""The metadata of an exported file: the description of the model, and what the file contains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from retinanet._version import __version__
+from retinanet.errors import CheckpointError, ConfigError
+from retinanet.model_info import ModelInfo
+
+# The key of the metadata in an exported file, and the format of its text. The number rises when older versions of the
+# package can no longer read the file.
+METADATA_KEY = "retinanet"
+_FORMAT, _NUMBER = "retinanet-export", 1
+
+Kind = Literal["network", "detector"]
+ExportPrecision = Literal["fp32", "int8"]
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """What an exported file contains.
+
+    Attributes:
+        info: classes and settings of the model.
+        kind: ``network``: the file computes logits and deltas. ``detector``: it also contains the post-processing.
+        precision: arithmetic that the file was made for.
+        size: ``(H, W)`` of the input; ``None``: any multiples of 32.
+        batch: number of images of the input; ``None``: any.
+        verified: result of comparing the file with the weights; ``None``: it was not verified.
+        version: version of the package that wrote the file.
+    """
+
+    info: ModelInfo
+    kind: Kind = "network"
+    precision: ExportPrecision = "fp32"
+    size: tuple[int, int] | None = None
+    batch: int | None = None
+    verified: dict[str, Any] | None = None
+    version: str = __version__
+
+    @property
+    def input_type(self) -> type[np.uint8] | type[np.float32]:
+        """Type of the pixels of the input."""
+        return np.float32 if self.info.config.data.resize == "bilinear" else np.uint8
+
+    def to_json(self) -> str:
+        """Convert to the text that the file stores."""
+        description = self.info.to_dict()
+        del description["progress"]  # of the training; a file that is shipped does not need it
+        values = {
+            "format": f"{_FORMAT}/{_NUMBER}",
+            "version": self.version,
+            "kind": self.kind,
+            **description,
+            "precision": self.precision,
+            "size": self.size,
+            "batch": self.batch,
+            "verified": self.verified,
+        }
+        return json.dumps(values)
+
+    @classmethod
+    def from_json(cls, text: str | None, path: Path) -> ExportedModel:
+        """Read the text that a file stores; ``None`` if it stores none.
+
+        Raises:
+            CheckpointError: another program or a newer version wrote the file, or the text is damaged.
+        """
+        if text is None:
+            raise CheckpointError(
+                f"{path}: written by another program, its metadata has no key {METADATA_KEY!r}; "
+                "write the file with 'retinanet export'"
+            )
+        try:
+            values = json.loads(text)
+            name, _, number = values["format"].partition("/")
+            if name != _FORMAT:
+                raise ValueError(f"its format is {values['format']!r}")
+            newer = int(number) > _NUMBER
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path}: its metadata cannot be read ({error}); export the model again") from error
+        if newer:
+            raise CheckpointError(
+                f"{path}: a newer version of this package ({values.get('version', 'unknown')}; this is {__version__}) "
+                "wrote the file; update the package, or export the model again with this version"
+            )
+        try:
+            return cls(
+                info=ModelInfo.from_dict(values, where=str(path)),
+                kind=_one_of(values["kind"], Kind),
+                precision=_one_of(values["precision"], ExportPrecision),
+                size=None if values["size"] is None else (int(values["size"][0]), int(values["size"][1])),
+                batch=None if values["batch"] is None else int(values["batch"]),
+                verified=values["verified"],
+                version=str(values["version"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError) as error:
+            raise CheckpointError(f"{path}: its metadata cannot be read ({error}); export the model again") from error
+
+
+def _one_of(value: Any, choices: Any) -> Any:
+    if value not in get_args(choices):
+        raise ValueError(f"{value!r} is not one of {', '.join(get_args(choices))}")
+    return value
+
+
+class ExportedNetwork(Protocol):
+    """An exported file that a runtime has loaded.
+
+    Attributes:
+        path: the file.
+        model: its metadata.
+    """
+
+    path: Path
+    model: ExportedModel
+
+    def __call__(self, images: npt.NDArray[np.generic], sizes: npt.NDArray[np.int64]) -> Mapping[str, npt.NDArray[Any]]:
+        """Compute the outputs of the file, by name.
+
+        Args:
+            images: RGB ``(B, 3, H, W)`` of the type ``model.input_type``, 0–255; each image is at the top left.
+            sizes: int64 ``(B, 2)``, height and width of each image inside the batch.
+        """
+
+
+def require_file(path: Path) -> None:
+    """Refuse a path that is not a file.
+
+    Raises:
+        CheckpointError: with the reason.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give the exported file in it")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; write it with 'retinanet export'")

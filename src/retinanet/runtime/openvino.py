@@ -1,0 +1,146 @@
+"""Run exported OpenVINO files (``.xml`` and ``.bin``), compiled for each size of the input."""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retinanet.errors import CheckpointError, ConfigError
+from retinanet.machine import Precision, cores
+from retinanet.runtime.exported import METADATA_KEY, ExportedModel, require_file
+
+if TYPE_CHECKING:
+    import openvino
+
+# Number of compiled models that are kept, one for each size of the input.
+_COMPILED = 16
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class OpenVinoNetwork:
+    """An exported OpenVINO file; see :class:`retinanet.runtime.exported.ExportedNetwork`.
+
+    A model for inputs of any size is slow, so the model is compiled for each size. Images of a batch run one by one,
+    and so their results do not depend on each other.
+
+    Args:
+        path: the ``.xml`` file; the ``.bin`` file must be beside it.
+        precision: ``fp32``: as the PyTorch model. ``bf16``: with bfloat16 multiplications. ``auto``: bf16 if the
+            processor has instructions for it. The quantized layers of an int8 file run in int8 in any case.
+        device: ``auto`` and ``cpu``: the processor; otherwise the name of an OpenVINO device.
+        threads: number of threads; unset: the number of cores.
+        streams: number of images that are computed at the same time, each with a share of the threads. Unset: a single
+            image gets all threads, and of several images each gets one thread.
+
+    Raises:
+        CheckpointError: a file does not exist, is damaged, or was not written by this package.
+        ConfigError: a setting cannot be used.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        precision: Precision = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        streams: int | None = None,
+    ) -> None:
+        require_file(path)
+        weights = path.with_suffix(".bin")
+        if not weights.is_file():
+            raise CheckpointError(f"{path}: {weights.name} is missing beside it; copy both files, or export again")
+        self._openvino = _import_openvino()
+        self._core = self._openvino.Core()
+        self._device = self._resolved_device(device)
+        self._threads, self._streams = threads or cores(), streams
+        self._precision = self._resolved_precision(precision)
+        try:
+            self._network = self._core.read_model(path)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{path}: OpenVINO cannot read the file ({_reason(error)}); export the model again"
+            ) from error
+        has = self._network.has_rt_info(METADATA_KEY)
+        text = str(self._network.get_rt_info(METADATA_KEY).value) if has else None
+        self.path, self.model = path, ExportedModel.from_json(text, path)
+        self._names = [output.get_any_name() for output in self._network.outputs]
+        self._compiled: OrderedDict[tuple[tuple[int, ...], int], list[openvino.InferRequest]] = OrderedDict()
+
+    def __call__(self, images: npt.NDArray[np.generic], sizes: npt.NDArray[np.int64]) -> Arrays:
+        """Compute the outputs of the file, by name; see :class:`retinanet.runtime.exported.ExportedNetwork`."""
+        together = self.model.batch or 1
+        starts = range(0, len(images), together)
+        requests = self._requests((together, *images.shape[1:]), min(len(starts), self._most_streams(len(starts))))
+        parts: list[list[npt.NDArray[Any]]] = []
+        for begin in range(0, len(starts), len(requests)):
+            running = list(zip(starts[begin : begin + len(requests)], requests, strict=False))
+            for start, request in running:
+                stop = start + together
+                request.start_async({"images": images[start:stop], "sizes": sizes[start:stop]})
+            for _, request in running:
+                request.wait()
+                parts.append([request.get_tensor(name).data.copy() for name in self._names])
+        columns = zip(*parts, strict=True)
+        return {name: np.concatenate(arrays) for name, arrays in zip(self._names, columns, strict=True)}
+
+    def _most_streams(self, runs: int) -> int:
+        return self._streams or (1 if runs == 1 else self._threads)
+
+    def _requests(self, shape: tuple[int, ...], streams: int) -> list[openvino.InferRequest]:
+        """One request for each stream of the model that is compiled for inputs of ``shape``."""
+        key = (shape, streams)
+        if key not in self._compiled:
+            network = self._network
+            if network.is_dynamic():
+                network = network.clone()
+                network.reshape({"images": list(shape), "sizes": [shape[0], 2]})
+            settings = {
+                "INFERENCE_PRECISION_HINT": self._precision,
+                "INFERENCE_NUM_THREADS": self._threads,
+                "NUM_STREAMS": streams,
+            }
+            compiled = self._core.compile_model(network, self._device, settings if self._device == "CPU" else {})
+            self._compiled[key] = [compiled.create_infer_request() for _ in range(streams)]
+            if len(self._compiled) > _COMPILED:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(key)
+        return self._compiled[key]
+
+    def _resolved_device(self, device: str) -> str:
+        if device in ("auto", "cpu"):
+            return "CPU"
+        if device.upper() not in (available := self._core.available_devices):
+            raise ConfigError(f"device {device!r} cannot be used with OpenVINO; there is {', '.join(available)}")
+        return device.upper()
+
+    def _resolved_precision(self, precision: Precision) -> str:
+        if precision not in ("auto", "fp32", "bf16"):
+            raise ConfigError(f"precision is {precision!r}; choose auto, fp32 or bf16 for OpenVINO files")
+        fast = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "bf16" if precision == "bf16" or (precision == "auto" and fast) else "f32"
+
+
+def _import_openvino() -> Any:
+    """Import OpenVINO without its telemetry package. OpenVINO then uses an empty replacement of the package."""
+    telemetry = "openvino_telemetry"
+    if "openvino" not in sys.modules and telemetry not in sys.modules:
+        sys.modules[telemetry] = None  # type: ignore[assignment]  # importing it raises ImportError
+        try:
+            import openvino
+        finally:
+            del sys.modules[telemetry]
+    else:
+        import openvino
+    return openvino
+
+
+def _reason(error: RuntimeError) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip()[:160] if lines else "unknown reason"

@@ -1,0 +1,160 @@
+"""Outputs → detections in NumPy, with the results of :func:`retinanet.postprocess.postprocess`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from retinanet.box_suppression import suppress_boxes
+from retinanet.decode_config import DecodeConfig, ResolvedDecodeConfig
+from retinanet.detections import Detections
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+# As in retinanet.anchors.coding.
+_MAX_LOG_SCALE = math.log(1000 / 16)
+
+# Number of candidates that suppression processes first, as a multiple of the largest number of detections.
+_PREFIX = 2
+
+
+class Outputs(NamedTuple):
+    """The network's predictions for B images.
+
+    Attributes:
+        logits: float32 ``(B, A_l, K)`` of each level.
+        deltas: float32 ``(B, A_l, 4)`` of each level.
+    """
+
+    logits: Sequence[Floats]
+    deltas: Sequence[Floats]
+
+    @classmethod
+    def of(cls, named: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """Order the outputs of an exported network: ``logits_0``, ``logits_1`` …, ``deltas_0`` …"""
+        levels = len(named) // 2
+        return cls([named[f"logits_{i}"] for i in range(levels)], [named[f"deltas_{i}"] for i in range(levels)])
+
+
+class _Candidates(NamedTuple):
+    """Candidates of an image for suppression, best first; and whether the image reached ``top_k``, or is damaged."""
+
+    boxes: Floats
+    logits: Floats
+    labels: Ints
+    cut: bool
+    nonfinite: bool
+
+
+def postprocess(
+    outputs: Outputs,
+    anchors: Sequence[Floats],
+    image_sizes: Sequence[tuple[int, int]],
+    config: DecodeConfig | None = None,
+) -> list[Detections]:
+    """Convert outputs to the detections of each image; see :func:`retinanet.postprocess.postprocess`.
+
+    Args:
+        outputs: the network's predictions for B images.
+        anchors: the anchors of each level, float32 ``(A_l, 4)``.
+        image_sizes: ``(height, width)`` of each image inside the padded batch.
+        config: thresholds and limits; the paper's by default.
+    """
+    settings = (config or DecodeConfig()).resolved()
+    results = []
+    for image, size in enumerate(image_sizes):
+        one = Outputs([level[image] for level in outputs.logits], [level[image] for level in outputs.deltas])
+        candidates = _select(one, anchors, size, settings)
+        found = _suppress(candidates, settings)
+        limited = candidates.cut or len(found) >= settings.max_detections
+        results.append(replace(found, limited=_position(limited), nonfinite=_position(candidates.nonfinite)))
+    return results
+
+
+def _position(marked: bool) -> Ints:
+    """The position of a single image if it is marked, else nothing."""
+    return np.zeros(int(marked), dtype=np.int64)
+
+
+def _select(
+    outputs: Outputs, anchors: Sequence[Floats], size: tuple[int, int], config: ResolvedDecodeConfig
+) -> _Candidates:
+    """Select the best predictions of each level above the threshold, and decode them."""
+    # Comparing logits avoids the sigmoid for the 99% of anchors that are below the threshold.
+    lowest = np.float32(math.log(config.score / (1 - config.score)) if config.score > 0 else -math.inf)
+    levels = []
+    cut = nonfinite = False
+    for logits, deltas, boxes in zip(outputs.logits, outputs.deltas, anchors, strict=True):
+        scores = logits.reshape(-1)
+        highest = scores.max()
+        if highest <= lowest:
+            continue
+        nonfinite |= bool(np.isnan(highest))
+        position = np.flatnonzero(scores > lowest)
+        cut |= len(position) >= config.top_k < len(scores)
+        position = position[_highest(scores[position], config.top_k)]
+        anchor, label = np.divmod(position, logits.shape[-1])
+        levels.append((scores[position], label, deltas[anchor], boxes[anchor]))
+    if not levels:
+        nothing = np.zeros(0, dtype=np.float32)
+        return _Candidates(nothing.reshape(0, 4), nothing, np.zeros(0, dtype=np.int64), cut, nonfinite)
+    logit, label, delta, anchor = (np.concatenate(parts) for parts in zip(*levels, strict=True))
+    box = decode_boxes(delta, anchor)
+    finite = np.isfinite(box).all(axis=1)
+    nonfinite |= not finite.all()
+    height, width = size
+    limits = np.array([width, height] * 2, dtype=np.float32)
+    box = np.minimum(np.maximum(box, np.float32(0)), limits)
+    inside = (box[:, 2:] > box[:, :2]).all(axis=1)  # some area is left
+    usable = np.flatnonzero(finite & inside)
+    order = usable[np.argsort(-logit[usable], kind="stable")]
+    return _Candidates(box[order], logit[order], label[order], cut, nonfinite)
+
+
+def _highest(values: Floats, count: int) -> Ints:
+    """Positions of the ``count`` highest values, ascending; of equal values at the limit, those that come first."""
+    if len(values) <= count:
+        return np.arange(len(values))
+    limit = np.partition(values, len(values) - count)[len(values) - count]
+    chosen = np.flatnonzero(values > limit)
+    equal = np.flatnonzero(values == limit)[: count - len(chosen)]
+    return np.sort(np.concatenate([chosen, equal]))
+
+
+def decode_boxes(deltas: Floats, anchors: Floats) -> Floats:
+    """Return the boxes ``(n, 4)`` ``xyxy`` that deltas describe; see :func:`retinanet.anchors.decode_boxes`."""
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller leaves out boxes that are not finite
+        size = anchors[:, 2:] - anchors[:, :2]
+        center = anchors[:, :2] + np.float32(0.5) * size
+        new_center = center + deltas[:, :2] * size
+        half = np.float32(0.5) * size * np.exp(np.minimum(deltas[:, 2:], np.float32(_MAX_LOG_SCALE)))
+        return np.concatenate([new_center - half, new_center + half], axis=1)
+
+
+def _suppress(candidates: _Candidates, config: ResolvedDecodeConfig) -> Detections:
+    """Drop boxes that overlap a better box of their class."""
+    # Boxes are shifted by class, by more than the extent of the image, so that boxes of different classes never
+    # overlap. In float32 the shift would reduce the precision.
+    apart = candidates.boxes.astype(np.float64)
+    apart += (candidates.labels * (apart.max(initial=0) + 1))[:, None]
+    # Suppression goes from best to worst, so worse candidates do not affect the result for better ones.
+    taken = min(len(apart), _PREFIX * config.max_detections)
+    while True:
+        keep = suppress_boxes(apart[:taken], config.nms)
+        if len(keep) >= config.max_detections or taken == len(apart):
+            break
+        taken = min(len(apart), 2 * taken)
+    keep = keep[: config.max_detections]
+    return Detections.of_one_image(candidates.boxes[keep], _sigmoid(candidates.logits[keep]), candidates.labels[keep])
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    with np.errstate(over="ignore"):  # exp(-x) is infinite for low scores, which become 0
+        scores: Floats = 1 / (1 + np.exp(-logits))
+    return scores
