@@ -31,6 +31,18 @@ class MissingPackageError(RetinaNetError, ImportError):
     """A package that is not installed; the message names the extra that installs it."""
 
 
+class ExportError(RetinaNetError):
+    """A model that cannot be exported, or a file that does not agree with its model.
+
+    Attributes:
+        table: the differences, as text of several lines; empty if nothing was compared.
+    """
+
+    def __init__(self, message: str, table: str = "") -> None:
+        super().__init__(message)
+        self.table = table
+
+
 class NonFiniteLossError(RetinaNetError):
     """The loss became NaN or infinite; the message names the images of the batch."""
 

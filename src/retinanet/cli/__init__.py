@@ -19,6 +19,8 @@ VERBS = {
     "train": ("train", "train a detector on your images"),
     "eval": ("evaluate", "evaluate a detector on a dataset, or compare two"),
     "detect": ("detect", "detect objects in images; draw them and write them to files"),
+    "export": ("export", "write a model as ONNX, OpenVINO or torch.export, and compare it with the weights"),
+    "verify": ("verify", "compare an exported file with the weights it was exported from"),
     "convert": ("convert", "convert torchvision's RetinaNet weights into a file of this package"),
     "reproduce": ("reproduce", "reproduce the paper's tables and figures, at small scale or on COCO"),
     "bench": ("bench", "compare the speed of this package and torchvision on this machine"),

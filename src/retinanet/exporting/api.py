@@ -117,7 +117,7 @@ def export(
     converted: Any = trace(traced, options, dtype)
     if to != "torch":
         say(f"converting it to ONNX (opset {options.opset})")
-        converted = to_onnx(converted, names, options.opset, hidden=names[len(DETECTIONS) :] if kind == "detector" else [])
+        converted = to_onnx(converted, names, options.opset, hidden=kind == "detector")
     description = ExportedModel(info, kind, "int8" if options.int8 else "fp32", options.input_size, options.batch)
     original = PyTorchDetector(model, info, precision="fp32", device="cpu")
     if to == "openvino":
@@ -128,7 +128,9 @@ def export(
             assert dataset is not None
             say("quantizing to INT8 with accuracy control")
             calibration, more = _calibration_data(data, info, reading, dataset)
-            converted, remarks = quantized(converted, description, original, calibration, dataset, options.max_drop, say)
+            converted, remarks = quantized(
+                converted, description, original, calibration, dataset, options.max_drop, say
+            )
             notes += [*more, *remarks]
     with staged(path) as staging:
         write_model(to, converted, description, staging)
@@ -179,12 +181,7 @@ def verify(
         raise CheckpointError(f"{file} was not exported from {weights}: classes, network or anchors differ")
     dataset, _ = _read(data, split, info, reading)
     original = PyTorchDetector(model, own, precision="fp32", device="cpu")
-    arithmetic = exported.network.model.precision
-    if arithmetic == "fp32" and Path(file).suffix.lower() == SUFFIXES["openvino"]:
-        from retinanet.exporting.openvino import arithmetic_of
-
-        arithmetic = arithmetic_of(exported)
-    return verify_detector(original, exported, arithmetic, dataset, console)
+    return verify_detector(original, exported, exported.network.arithmetic, dataset, console)
 
 
 def _path(weights: str | Path, to: Target, out: str | Path | None) -> Path:
@@ -210,13 +207,11 @@ def _require_packages(to: Target, int8: bool) -> None:
         if name != "openvino":  # OpenVINO is imported without its telemetry
             import_module(name)
     if to == "openvino":
-        from retinanet.runtime.openvino import import_openvino
+        from retinanet.runtime.openvino import import_without_telemetry
 
-        import_openvino()
-    if int8:
-        from retinanet.exporting.openvino import import_nncf
-
-        import_nncf()
+        import_without_telemetry("openvino")
+        if int8:
+            import_without_telemetry("nncf")
 
 
 def _with_limits(info: ModelInfo, options: ExportOptions) -> ModelInfo:

@@ -19,7 +19,7 @@ from retinanet.detection.runtime import RuntimeDetector
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.evaluation.coco_ap import coco_metrics
-from retinanet.runtime.exported import ExportedModel
+from retinanet.runtime.exported import Arithmetic, ExportedModel
 from retinanet.runtime.openvino import import_without_telemetry
 
 # Value ranges are taken from this many images, and from no fewer than the second number.
@@ -122,6 +122,7 @@ class _Compiled:
 
     def __init__(self, description: ExportedModel, compiled: Any = None) -> None:
         self.path, self.model, self._compiled = Path("model.xml"), description, compiled
+        self.arithmetic: Arithmetic = "int8"
 
     def __call__(
         self, images: npt.NDArray[np.generic], sizes: npt.NDArray[np.int64]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from retinanet.errors import ConfigError, RetinaNetError
+from retinanet.exporting.graph import DETECTIONS
 from retinanet.exporting.options import MULTIPLE, ExportOptions
 from retinanet.exporting.suppression_op import onnx_translations
 
@@ -60,8 +61,10 @@ def trace(graph: nn.Module, options: ExportOptions, dtype: torch.dtype = torch.u
         ) from error
 
 
-def to_onnx(program: torch.export.ExportedProgram, outputs: list[str], opset: int) -> Any:
+def to_onnx(program: torch.export.ExportedProgram, outputs: list[str], opset: int, hidden: bool = False) -> Any:
     """Convert a traced graph to a slimmed ``onnx.ModelProto`` with named inputs and outputs.
+
+    With ``hidden``, the file has the outputs of a detector alone; the network's outputs keep their names inside.
 
     Raises:
         ConfigError: the opset is not supported.
@@ -97,6 +100,8 @@ def to_onnx(program: torch.export.ExportedProgram, outputs: list[str], opset: in
         if isinstance(error, RetinaNetError | MemoryError):
             raise
         raise RetinaNetError(f"this network cannot be converted to ONNX ({_reason(error)})") from error
+    if hidden:
+        del model.graph.output[len(DETECTIONS) :]
     _name_dimensions(model)
     onnx.checker.check_model(model)
     return model

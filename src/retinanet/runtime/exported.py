@@ -22,6 +22,7 @@ _FORMAT, _NUMBER = "retinanet-export", 1
 
 Kind = Literal["network", "detector"]
 ExportPrecision = Literal["fp32", "int8"]
+Arithmetic = Literal["fp32", "bf16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,12 @@ class ExportedNetwork(Protocol):
     Attributes:
         path: the file.
         model: its metadata.
+        arithmetic: ``fp32``, ``bf16`` or ``int8``: the lowest precision that the runtime computes with.
     """
 
     path: Path
     model: ExportedModel
+    arithmetic: Arithmetic
 
     def __call__(self, images: npt.NDArray[np.generic], sizes: npt.NDArray[np.int64]) -> Mapping[str, npt.NDArray[Any]]:
         """Compute the outputs of the file, by name.

@@ -12,7 +12,7 @@ import onnxruntime
 
 from retinanet.errors import CheckpointError, ConfigError
 from retinanet.machine import Precision, cores
-from retinanet.runtime.exported import METADATA_KEY, ExportedModel, require_file
+from retinanet.runtime.exported import METADATA_KEY, Arithmetic, ExportedModel, require_file
 
 _ERRORS_ONLY = 3
 
@@ -51,6 +51,7 @@ class OnnxNetwork:
             raise CheckpointError(
                 f"{path}: ONNX Runtime cannot load the file ({reason}); it may be incomplete, export the model again"
             ) from error
+        self.arithmetic: Arithmetic = "fp32"
         self.path = path
         self.model = ExportedModel.from_json(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
         self._names = [output.name for output in self._session.get_outputs()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from retinanet.errors import CheckpointError, ConfigError
 from retinanet.machine import Precision, cores
-from retinanet.runtime.exported import METADATA_KEY, ExportedModel, require_file
+from retinanet.runtime.exported import METADATA_KEY, Arithmetic, ExportedModel, require_file
 
 if TYPE_CHECKING:
     import openvino
@@ -56,7 +57,7 @@ class OpenVinoNetwork:
         weights = path.with_suffix(".bin")
         if not weights.is_file():
             raise CheckpointError(f"{path}: {weights.name} is missing beside it; copy both files, or export again")
-        self._openvino = _import_openvino()
+        self._openvino = import_without_telemetry("openvino")
         self._core = self._openvino.Core()
         self._device = self._resolved_device(device)
         self._threads, self._streams = threads or cores(), streams
@@ -70,6 +71,9 @@ class OpenVinoNetwork:
         has = self._network.has_rt_info(METADATA_KEY)
         text = str(self._network.get_rt_info(METADATA_KEY).value) if has else None
         self.path, self.model = path, ExportedModel.from_json(text, path)
+        self.arithmetic: Arithmetic = "bf16" if self._precision == "bf16" else "fp32"
+        if self.model.precision == "int8":
+            self.arithmetic = "int8"
         self._names = [output.get_any_name() for output in self._network.outputs]
         self._compiled: OrderedDict[tuple[tuple[int, ...], int], list[openvino.InferRequest]] = OrderedDict()
 
@@ -127,18 +131,19 @@ class OpenVinoNetwork:
         return "bf16" if precision == "bf16" or (precision == "auto" and fast) else "f32"
 
 
-def _import_openvino() -> Any:
-    """Import OpenVINO without its telemetry package. OpenVINO then uses an empty replacement of the package."""
+def import_without_telemetry(name: str) -> Any:
+    """Import ``openvino`` or ``nncf`` without openvino_telemetry, which would report their use over the network.
+
+    Both packages replace a missing openvino_telemetry by an object that does nothing.
+    """
     telemetry = "openvino_telemetry"
-    if "openvino" not in sys.modules and telemetry not in sys.modules:
-        sys.modules[telemetry] = None  # type: ignore[assignment]  # importing it raises ImportError
-        try:
-            import openvino
-        finally:
-            del sys.modules[telemetry]
-    else:
-        import openvino
-    return openvino
+    if name in sys.modules or sys.modules.get(telemetry) is not None:
+        return import_module(name)
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # importing it raises ImportError
+    try:
+        return import_module(name)
+    finally:
+        del sys.modules[telemetry]
 
 
 def _reason(error: RuntimeError) -> str:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from retinanet.errors import CheckpointError, ConfigError
 from retinanet.machine import Precision
-from retinanet.runtime.exported import ExportedModel, require_file
+from retinanet.runtime.exported import Arithmetic, ExportedModel, require_file
 
 _METADATA_FILE = "retinanet.json"
 
@@ -44,6 +44,7 @@ class TorchProgram:
                 f"{path}: PyTorch cannot load the program ({reason}); export the model again with this version"
             ) from error
         text = extra[_METADATA_FILE]
+        self.arithmetic: Arithmetic = "fp32"
         self.path, self.model = path, ExportedModel.from_json(str(text) if text else None, path)
         self._device = torch.device("cpu" if device == "auto" else device)
         if self._device.type != "cpu":
