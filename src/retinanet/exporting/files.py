@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ def write_model(target: Target, model: Any, description: ExportedModel, path: Pa
         case "torch":
             import torch
 
-            torch.export.save(model, path, extra_files={f"{METADATA_KEY}.json": text})
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # buffers that share memory are stored once
+                torch.export.save(model, path, extra_files={f"{METADATA_KEY}.json": text})
 
 
 def companions(path: Path) -> list[Path]:
