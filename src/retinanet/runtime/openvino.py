@@ -56,7 +56,7 @@ class OpenVinoNetwork:
         weights = path.with_suffix(".bin")
         if not weights.is_file():
             raise CheckpointError(f"{path}: {weights.name} is missing beside it; copy both files, or export again")
-        self._openvino = _import_openvino()
+        self._openvino = import_openvino()
         self._core = self._openvino.Core()
         self._device = self._resolved_device(device)
         self._threads, self._streams = threads or cores(), streams
@@ -77,7 +77,7 @@ class OpenVinoNetwork:
         """Compute the outputs of the file, by name; see :class:`retinanet.runtime.exported.ExportedNetwork`."""
         together = self.model.batch or 1
         starts = range(0, len(images), together)
-        requests = self._requests((together, *images.shape[1:]), min(len(starts), self._most_streams(len(starts))))
+        requests = self._requests((together, *images.shape[1:]), len(starts))
         parts: list[list[npt.NDArray[Any]]] = []
         for begin in range(0, len(starts), len(requests)):
             running = list(zip(starts[begin : begin + len(requests)], requests, strict=False))
@@ -90,11 +90,11 @@ class OpenVinoNetwork:
         columns = zip(*parts, strict=True)
         return {name: np.concatenate(arrays) for name, arrays in zip(self._names, columns, strict=True)}
 
-    def _most_streams(self, runs: int) -> int:
-        return self._streams or (1 if runs == 1 else self._threads)
-
-    def _requests(self, shape: tuple[int, ...], streams: int) -> list[openvino.InferRequest]:
-        """One request for each stream of the model that is compiled for inputs of ``shape``."""
+    def _requests(self, shape: tuple[int, ...], runs: int) -> list[openvino.InferRequest]:
+        """One request for each stream of the model that is compiled for inputs of ``shape``, for a number of runs."""
+        streams = self._streams or self._threads
+        if self._streams is None and runs == 1 and (shape, streams) not in self._compiled:
+            streams = 1  # all threads for the only image; compiling again takes longer than a slower run
         key = (shape, streams)
         if key not in self._compiled:
             network = self._network
@@ -127,7 +127,7 @@ class OpenVinoNetwork:
         return "bf16" if precision == "bf16" or (precision == "auto" and fast) else "f32"
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
     """Import OpenVINO without its telemetry package. OpenVINO then uses an empty replacement of the package."""
     telemetry = "openvino_telemetry"
     if "openvino" not in sys.modules and telemetry not in sys.modules:
