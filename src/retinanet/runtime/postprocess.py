@@ -146,5 +146,5 @@ def _suppress(candidates: _Candidates, config: ResolvedDecodeConfig) -> Detectio
 
 def _sigmoid(logits: Floats) -> Floats:
     with np.errstate(over="ignore"):  # exp(-x) is infinite for low scores, which become 0
-        scores: Floats = 1 / (1 + np.exp(-logits))
+        scores: Floats = np.float32(1) / (np.float32(1) + np.exp(-logits))
     return scores
