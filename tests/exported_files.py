@@ -34,7 +34,7 @@ class TinyNetwork(nn.Module):
             self.down = nn.ModuleList(nn.Conv2d(3 if i == 0 else 8, 8, 3, stride=2, padding=1) for i in range(7))
             self.heads = nn.ModuleList(nn.Conv2d(8, per_location * (len(CLASSES) + 4), 1) for _ in range(LEVELS))
             for layer in [*self.down, *self.heads]:
-                nn.init.normal_(layer.weight, std=0.5)  # type: ignore[arg-type]
+                nn.init.normal_(layer.weight, std=0.5)
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         rows = torch.arange(images.shape[2])[None, :, None] < sizes[:, 0, None, None]
@@ -62,7 +62,7 @@ def outputs_of(images: npt.NDArray[np.generic], sizes: npt.NDArray[np.int64]) ->
 def write_files(folder: Path, model: ExportedModel | None = None) -> None:
     """Write ``model.onnx``, ``model.xml`` with ``model.bin``, and ``model.pt2``."""
     model = model or ExportedModel(INFO)
-    height, width = model.size or (224, 288)  # no side of a level is 1, which would be taken for a constant
+    height, width = model.size or (224, 288)
     dtype = torch.float32 if model.input_type is np.float32 else torch.uint8
     images, sizes = (
         torch.zeros(model.batch or 2, 3, height, width, dtype=dtype),

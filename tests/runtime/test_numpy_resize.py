@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -17,12 +18,13 @@ SHAPES = [
 ]
 
 
-def photo(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def photo(height: int, width: int) -> npt.NDArray[np.uint8]:
     """Noise of several frequencies."""
     random = np.random.default_rng(height * width)
     coarse = random.integers(0, 255, (height // 8 + 1, width // 8 + 1, 3)).repeat(8, 0).repeat(8, 1)[:height, :width]
     fine = random.integers(-40, 40, (height, width, 3))
-    return np.clip(coarse + fine, 0, 255).astype(np.uint8)
+    pixels: npt.NDArray[np.uint8] = np.clip(coarse + fine, 0, 255).astype(np.uint8)
+    return pixels
 
 
 @pytest.mark.parametrize(("old", "new"), SHAPES)
