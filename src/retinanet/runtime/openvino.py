@@ -18,8 +18,8 @@ from retinanet.runtime.exported import METADATA_KEY, ExportedModel, require_file
 if TYPE_CHECKING:
     import openvino
 
-# Number of compiled models that are kept, one for each size of the input.
-_COMPILED = 16
+# Number of compiled models that are kept, one for each size of the input. Each has its own copy of the weights.
+_COMPILED = 8
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
