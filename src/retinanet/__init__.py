@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from retinanet._version import __version__
 from retinanet.errors import RetinaNetError
+from retinanet.optional_packages import explain_missing_packages
 
 if TYPE_CHECKING:
     from retinanet.data.convert import convert_dataset as convert_dataset
@@ -53,7 +54,8 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        with explain_missing_packages(f"retinanet.{name}"):
+            return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'retinanet' has no attribute {name!r}")
 
 

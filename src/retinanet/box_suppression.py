@@ -10,8 +10,11 @@ import numpy.typing as npt
 
 from retinanet.overlaps import Bools, BoxIndex, Floats, Ints, PairRanges, shared_area
 
-# Up to this number of boxes, comparing all pairs in NumPy is faster.
-FEW = 300
+# Up to this number of boxes, or of kept boxes, comparing each box with all kept boxes is faster.
+_FEW = 300
+
+# Boxes that are compared with the kept boxes at once: at first, and at most.
+_FIRST_BLOCK, _LARGEST_BLOCK = 64, 512
 
 # Largest number of pairs per box that are resolved at once. With more, the better half of the boxes is suppressed
 # first, and it drops most of the others. The number is estimated from a sample of the boxes.
@@ -20,32 +23,44 @@ _PAIRS, _SAMPLE = 16, 500
 Boxes = npt.NDArray[np.floating]
 
 
-def suppress_boxes(boxes: Boxes, threshold: float) -> Ints:
+def suppress_boxes(boxes: Boxes, threshold: float, most: int | None = None) -> Ints:
     """Find the boxes that greedy suppression keeps: a box is dropped if its IoU with a better kept box is too high.
 
     Args:
         boxes: float ``(n, 4)`` ``xyxy``, finite, best first.
         threshold: IoU above which the worse of two boxes is dropped, above 0.
+        most: only the first ``most`` kept boxes are wanted; ``None``: all.
 
     Returns:
         int64 positions of the kept boxes, in ascending order.
     """
+    count = len(boxes)
+    most = count if most is None else most
     if threshold >= 1:
-        return np.arange(len(boxes))  # no IoU is above 1
-    return suppress_many(boxes, threshold, FEW, suppress_few)
+        return np.arange(min(count, most))  # no IoU is above 1
+    kept = suppress_in_blocks(boxes, threshold, min(most, _FEW + 1))
+    if len(kept) <= _FEW or len(kept) >= most:
+        return kept[:most]
+    # Worse boxes do not affect the result for better ones.
+    taken = min(count, 2 * most)
+    while True:
+        kept = suppress_many(boxes[:taken], threshold, _FEW, suppress_in_blocks)
+        if len(kept) >= most or taken == count:
+            return kept[:most]
+        taken = min(count, 2 * taken)
 
 
-def suppress_few(boxes: Boxes, threshold: float) -> Ints:
-    """Apply :func:`suppress_boxes` by comparing all pairs: O(n²) time and memory."""
-    left, top, right, bottom = boxes.T
-    area = (right - left) * (bottom - top)
-    width = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
-    height = np.minimum(bottom[:, None], bottom) - np.maximum(top[:, None], top)
-    shared = np.maximum(width, 0) * np.maximum(height, 0)  # (n, n)
-    with np.errstate(invalid="ignore"):  # boxes without area: 0 / 0 is NaN, and NaN is not above the threshold
-        too_high = shared / (area[:, None] + area - shared) > threshold
-    better, worse = np.nonzero(np.triu(too_high, 1))
-    return np.flatnonzero(_kept(len(boxes), better, worse))
+def suppress_in_blocks(boxes: Boxes, threshold: float, most: int | None = None) -> Ints:
+    """Apply :func:`suppress_boxes` by comparing each box with all kept boxes; the last block may exceed ``most``."""
+    kept = np.zeros(0, dtype=np.int64)
+    begin, block = 0, _FIRST_BLOCK
+    while begin < len(boxes) and (most is None or len(kept) < most):
+        own = np.arange(begin, min(begin + block, len(boxes)))
+        own = own[~_overlapping(boxes[kept], boxes[own], threshold).any(axis=0)]
+        better, worse = np.nonzero(np.triu(_overlapping(boxes[own], boxes[own], threshold), 1))
+        kept = np.concatenate([kept, own[_kept(len(own), better, worse)]])
+        begin, block = begin + block, min(2 * block, _LARGEST_BLOCK)
+    return kept
 
 
 def suppress_many(boxes: Boxes, threshold: float, few: int, suppress_few: Callable[[Boxes, float], Ints]) -> Ints:
@@ -105,3 +120,15 @@ def _overlap(a: Boxes, b: Boxes) -> Floats:
     shared = shared_area(a, b)
     areas, other_areas = ((c[:, 2] - c[:, 0]) * (c[:, 3] - c[:, 1]) for c in (a, b))
     return (shared / (areas + other_areas - shared)).astype(np.float64)
+
+
+def _overlapping(a: Boxes, b: Boxes, threshold: float) -> Bools:
+    """Whether the IoU of each box of ``a`` with each box of ``b`` is above ``threshold``: bool ``(len(a), len(b))``."""
+    (left, top, right, bottom), others = a.T[:, :, None], b.T.copy()  # (4, n, 1) and (4, m)
+    width = np.minimum(right, others[2]) - np.maximum(left, others[0])  # (n, m)
+    height = np.minimum(bottom, others[3]) - np.maximum(top, others[1])
+    shared = np.maximum(width, 0) * np.maximum(height, 0)
+    union = (right - left) * (bottom - top) + (others[2] - others[0]) * (others[3] - others[1]) - shared
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 is NaN, which is not above the threshold
+        above: Bools = shared / union > threshold
+    return above

@@ -140,14 +140,16 @@ def select(
 def _above(scores: Tensor, lowest: float, top_k: int) -> tuple[Tensor, Tensor]:
     """Find the ``top_k`` highest scores of each row of ``(B, n)``, and their positions.
 
-    If ``top_k`` is large, fewer scores are returned, but all that exceed ``lowest``. Counting these waits for the GPU.
+    They are ordered by position. If ``top_k`` is large, fewer scores are returned, but all that exceed ``lowest``.
+    Counting these waits for the GPU.
     """
-    if top_k <= LEAST_CANDIDATES:
-        return highest(scores, top_k)
-    # The comparison rounds ``lowest`` to the precision of the scores, so a score of the same value may exceed it.
-    count = max(1, int((scores >= lowest).sum(dim=1).amax()))
-    top, position = highest(scores, min(count, top_k))
-    # The order of equal scores may depend on how many are selected, and so on the other images of the batch.
+    count = top_k
+    if top_k > LEAST_CANDIDATES:
+        # The comparison rounds ``lowest`` to the precision of the scores, so a score of the same value may exceed it.
+        count = min(top_k, max(1, int((scores >= lowest).sum(dim=1).amax())))
+    top, position = highest(scores, count)
+    # The order of equal scores may depend on how many are selected, and so on the other images of the batch. Ordered by
+    # position, equal scores have the same order as in retinanet.runtime.postprocess.
     position, order = position.sort(dim=1)
     return top.gather(1, order), position
 

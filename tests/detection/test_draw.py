@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from retinanet.detection.draw import closeup, draw, draw_boxes, line_width
 from retinanet.detections import Detections
@@ -60,3 +61,37 @@ def test_ground_truth_of_small_objects_has_thin_lines() -> None:
     shown = draw_boxes(image, crowd(900, 1500, 12).boxes)
     assert (shown > 0).any(axis=2).sum() <= 900 * (14**2 - 10**2)
     assert (draw_boxes(image, [(100, 100, 900, 900)]) > 0).any(axis=2).sum() > 5 * 4 * 800
+
+
+def labels_of(image_side: int, boxes: list[list[float]]) -> npt.NDArray[np.bool_]:
+    """Where labels are drawn: the pixels that differ from a drawing of the same boxes with lines only."""
+    image = np.zeros((image_side, image_side, 3), np.uint8)
+    count = len(boxes)
+    array = np.array(boxes, dtype=np.float32)
+    found = Detections.of_one_image(array, np.full(count, 0.9, np.float32), np.zeros(count, np.int64))
+    shown = (draw(image, found, ["cell"]) == (86, 180, 233)).all(axis=2)
+    lines = draw_boxes(image, array, "#56B4E9", line_width(image_side / 300, array, image_side**2)).any(axis=2)
+    labels: npt.NDArray[np.bool_] = shown & ~lines
+    return labels
+
+
+def test_labels_are_above_their_box_and_inside_the_image() -> None:
+    rows, columns = np.nonzero(labels_of(400, [[100, 100, 200, 200]]))
+    assert rows.min() > 80
+    assert rows.max() < 100
+    assert 100 <= columns.min() < columns.max() < 200
+    for box in ([0.0, 0, 399, 399], [380.0, 380, 400, 400], [390.0, 0, 400, 400]):
+        assert labels_of(400, [box]).sum() > 100
+
+
+def test_labels_of_equal_boxes_do_not_cover_each_other() -> None:
+    one = labels_of(400, [[100, 100, 200, 200]]).sum()
+    assert labels_of(400, [[100, 100, 200, 200]] * 3).sum() > 2.5 * one
+
+
+def test_each_class_has_its_color() -> None:
+    image = np.zeros((400, 400, 3), np.uint8)
+    boxes = np.array([[10, 50, 90, 150], [210, 250, 290, 350]], dtype=np.float32)
+    shown = draw(image, Detections.of_one_image(boxes, np.ones(2, np.float32), np.array([0, 11])), ["cell"] * 12)
+    assert shown[149, 50].tolist() == [0x56, 0xB4, 0xE9]
+    assert shown[349, 250].tolist() == [0xE6, 0x9F, 0x00]

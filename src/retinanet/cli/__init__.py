@@ -13,6 +13,7 @@ from retinanet._version import __version__
 from retinanet.cli.failures import machine_failure
 from retinanet.cli.terminal import console, errors
 from retinanet.errors import ConfigError, RetinaNetError
+from retinanet.optional_packages import explain_missing_packages
 
 # The module and the summary of each command. The module's function ``run`` runs the command.
 VERBS = {
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # this setting once, at its first allocation. The setting has no effect on systems without huge pages.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
-        return int(import_module(f"retinanet.cli.{VERBS[verb][0]}").run(argv[words:]))
+        with explain_missing_packages(f"retinanet {verb}"):
+            return int(import_module(f"retinanet.cli.{VERBS[verb][0]}").run(argv[words:]))
     except RetinaNetError as error:
         first, *rest = str(error).splitlines()
         errors.print(" | ".join([f"error: {first}", *(" ".join(line.split()) for line in rest)]))

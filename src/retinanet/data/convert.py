@@ -18,6 +18,7 @@ from retinanet.data.images import image_size
 from retinanet.data.verify import verify_images
 from retinanet.errors import ConfigError, DataError
 from retinanet.files import refuse_filled
+from retinanet.optional_packages import explain_missing_packages
 from retinanet.progress import progress_bar
 from retinanet.read_options import ReadOptions
 
@@ -54,6 +55,7 @@ class Conversion:
         )
 
 
+@explain_missing_packages("retinanet.convert_dataset")
 def convert_dataset(
     source: str | Path,
     out: str | Path,

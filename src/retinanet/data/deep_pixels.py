@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from retinanet.data.exif import orientation_of, turned_pixels, upright
+from retinanet.optional_packages import explain_missing_packages
 
 Floats = npt.NDArray[np.float32]
 
@@ -129,7 +130,8 @@ def _is_deep_png(image: Image.Image) -> bool:
 
 
 def _png_values(path: str) -> Floats:
-    from torchvision.io import ImageReadMode, decode_image
+    with explain_missing_packages("reading a PNG with 16-bit colors"):
+        from torchvision.io import ImageReadMode, decode_image
 
     pixels = decode_image(path, mode=ImageReadMode.UNCHANGED)  # uint16 (C, H, W)
     color = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,8 +53,9 @@ def to_supervision(found: Detections, classes: Sequence[str]) -> supervision.Det
 @cache
 def _detections_class() -> Any:
     """Return the class of the result. Importing supervision takes a second."""
-    if importlib.util.find_spec("supervision") is None:
-        return PlainDetections
     with warnings.catch_warnings():  # supervision says that OpenCV would be faster
         warnings.filterwarnings("ignore", message="OpenCV .* is not installed", category=UserWarning)
-        return import_module("supervision").Detections
+        try:
+            return import_module("supervision").Detections
+        except ModuleNotFoundError:
+            return PlainDetections

@@ -17,6 +17,7 @@ from retinanet.detection.sources import detect_in_files, files_left_out, find_im
 from retinanet.detection.write import OutputFormat, Writer
 from retinanet.errors import ConfigError
 from retinanet.files import make_folder
+from retinanet.optional_packages import explain_missing_packages
 from retinanet.progress import plain_console, progress_bar
 
 
@@ -41,6 +42,7 @@ class DetectionRun:
     notes: list[str]
 
 
+@explain_missing_packages("retinanet.detect")
 def detect(
     weights: str | Path | Detector,
     sources: str | Path | Sequence[str | Path],

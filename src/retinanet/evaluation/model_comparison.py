@@ -17,6 +17,7 @@ from retinanet.errors import ConfigError
 from retinanet.evaluation.compare import Comparison, Contestant, compare_predictions, shared_classes
 from retinanet.evaluation.detections import DetectionFile, read_detections
 from retinanet.evaluation.model_evaluation import Opened, Source, detections_on
+from retinanet.optional_packages import explain_missing_packages
 from retinanet.progress import progress_bar
 from retinanet.read_options import AnnotationsOnly, ReadOptions
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from retinanet.machine import Precision
 
 
+@explain_missing_packages("retinanet.compare")
 def compare(
     a: Source,
     b: Source,

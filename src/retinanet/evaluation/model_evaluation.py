@@ -20,6 +20,7 @@ from retinanet.evaluation.coco_ap import Metrics, coco_metrics
 from retinanet.evaluation.detections import DetectionFile, read_detections
 from retinanet.evaluation.limits import Limits
 from retinanet.evaluation.voc_ap import voc_metrics
+from retinanet.optional_packages import explain_missing_packages
 from retinanet.progress import progress_bar
 from retinanet.read_options import AnnotationsOnly, ReadOptions
 
@@ -72,6 +73,7 @@ class Evaluation:
         return {**self.metrics.to_dict(), "limits": self.limits.to_dict(), "diagnosis": self.analysis.to_dict()}
 
 
+@explain_missing_packages("retinanet.evaluate")
 def evaluate(
     weights: Source,
     data: str | Path,

@@ -19,6 +19,7 @@ from retinanet.errors import ConfigError, DataError
 from retinanet.files import write_text
 from retinanet.inspection.anchor_coverage import Floats, ScaledBoxes, best_overlaps, positives
 from retinanet.inspection.anchor_search import AS_GOOD, AnchorCoverage, class_weights, refit, search_anchors
+from retinanet.optional_packages import explain_missing_packages
 from retinanet.progress import progress_bar
 from retinanet.recipes import RECIPES, resolve
 
@@ -122,6 +123,7 @@ class AnchorFit:
         return self.fitted.coverage.close >= self.current.coverage.close + AS_GOOD
 
 
+@explain_missing_packages("retinanet.fit_anchors")
 def fit_anchors(
     dataset: str | Path,
     out: str | Path | None = None,

@@ -22,6 +22,7 @@ from retinanet.inspection.findings import Finding, by_kind
 from retinanet.inspection.repair import repair
 from retinanet.inspection.splits import without_unions
 from retinanet.inspection.survey import Balance, Survey, coverage_findings
+from retinanet.optional_packages import explain_missing_packages
 from retinanet.progress import progress_bar
 from retinanet.recipes import resolve
 
@@ -84,6 +85,7 @@ class Inspection:
         }
 
 
+@explain_missing_packages("retinanet.inspect")
 def inspect(
     dataset: str | Path,
     fix: str | Path | None = None,

@@ -42,7 +42,7 @@ def _base_anchors(spec: AnchorSpec, level: int) -> npt.NDArray[np.float64]:
         whole, root = np.trunc(side).astype(np.float32), np.sqrt(ratios.astype(np.float32))
         sides = np.stack([(1 / root * whole).T, (root * whole).T], axis=-1)
         half = sides.reshape(-1, 2) / 2
-        return np.rint(np.concatenate([-half, half], axis=1)).astype(np.float64)
+        rounded: npt.NDArray[np.float64] = np.rint(np.concatenate([-half, half], axis=1)).astype(np.float64)
+        return rounded
     half = np.stack([side / np.sqrt(ratios), side * np.sqrt(ratios)], axis=-1).reshape(-1, 2) / 2
-    anchors: npt.NDArray[np.float64] = np.concatenate([-half, half], axis=1)
-    return anchors
+    return np.concatenate([-half, half], axis=1)

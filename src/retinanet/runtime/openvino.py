@@ -19,8 +19,8 @@ from retinanet.runtime.exported import METADATA_KEY, Arithmetic, ExportedModel, 
 if TYPE_CHECKING:
     import openvino
 
-# Number of compiled models that are kept, one for each size of the input.
-_COMPILED = 16
+# Number of compiled models that are kept, one for each size of the input. Each has its own copy of the weights.
+_COMPILED = 8
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -81,7 +81,7 @@ class OpenVinoNetwork:
         """Compute the outputs of the file, by name; see :class:`retinanet.runtime.exported.ExportedNetwork`."""
         together = self.model.batch or 1
         starts = range(0, len(images), together)
-        requests = self._requests((together, *images.shape[1:]), min(len(starts), self._most_streams(len(starts))))
+        requests = self._requests((together, *images.shape[1:]), len(starts))
         parts: list[list[npt.NDArray[Any]]] = []
         for begin in range(0, len(starts), len(requests)):
             running = list(zip(starts[begin : begin + len(requests)], requests, strict=False))
@@ -94,11 +94,11 @@ class OpenVinoNetwork:
         columns = zip(*parts, strict=True)
         return {name: np.concatenate(arrays) for name, arrays in zip(self._names, columns, strict=True)}
 
-    def _most_streams(self, runs: int) -> int:
-        return self._streams or (1 if runs == 1 else self._threads)
-
-    def _requests(self, shape: tuple[int, ...], streams: int) -> list[openvino.InferRequest]:
-        """One request for each stream of the model that is compiled for inputs of ``shape``."""
+    def _requests(self, shape: tuple[int, ...], runs: int) -> list[openvino.InferRequest]:
+        """One request for each stream of the model that is compiled for inputs of ``shape``, for a number of runs."""
+        streams = self._streams or self._threads
+        if self._streams is None and runs == 1 and (shape, streams) not in self._compiled:
+            streams = 1  # all threads for the only image; compiling again takes longer than a slower run
         key = (shape, streams)
         if key not in self._compiled:
             network = self._network

@@ -20,9 +20,6 @@ Ints = npt.NDArray[np.int64]
 # As in retinanet.anchors.coding.
 _MAX_LOG_SCALE = math.log(1000 / 16)
 
-# Number of candidates that suppression processes first, as a multiple of the largest number of detections.
-_PREFIX = 2
-
 
 class Outputs(NamedTuple):
     """The network's predictions for B images.
@@ -143,18 +140,11 @@ def _suppress(candidates: _Candidates, config: ResolvedDecodeConfig) -> Detectio
     # overlap. In float32 the shift would reduce the precision.
     apart = candidates.boxes.astype(np.float64)
     apart += (candidates.labels * (apart.max(initial=0) + 1))[:, None]
-    # Suppression goes from best to worst, so worse candidates do not affect the result for better ones.
-    taken = min(len(apart), _PREFIX * config.max_detections)
-    while True:
-        keep = suppress_boxes(apart[:taken], config.nms)
-        if len(keep) >= config.max_detections or taken == len(apart):
-            break
-        taken = min(len(apart), 2 * taken)
-    keep = keep[: config.max_detections]
+    keep = suppress_boxes(apart, config.nms, config.max_detections)
     return Detections.of_one_image(candidates.boxes[keep], _sigmoid(candidates.logits[keep]), candidates.labels[keep])
 
 
 def _sigmoid(logits: Floats) -> Floats:
     with np.errstate(over="ignore"):  # exp(-x) is infinite for low scores, which become 0
-        scores: Floats = 1 / (1 + np.exp(-logits))
+        scores: Floats = np.float32(1) / (np.float32(1) + np.exp(-logits))
     return scores

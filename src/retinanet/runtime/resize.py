@@ -41,6 +41,8 @@ def _bilinear(image: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArr
 
 def _neighbors(old: int, new: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Positions of the two pixels around each new pixel, and the weight of the second."""
-    place = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0)
+    # PyTorch computes with a float32 factor, and rounds once, after the subtraction.
+    exact = (np.arange(new) + 0.5) * float(np.float32(old) / np.float32(new)) - 0.5
+    place = np.maximum(exact, 0).astype(np.float32)
     first = np.minimum(place.astype(np.int64), old - 1)
-    return first, np.minimum(first + 1, old - 1), (place - first).astype(np.float32)
+    return first, np.minimum(first + 1, old - 1), place - first.astype(np.float32)

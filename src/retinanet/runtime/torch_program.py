@@ -12,6 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from retinanet.errors import CheckpointError, ConfigError
+from retinanet.hardware import resolve_device
 from retinanet.machine import Precision
 from retinanet.runtime.exported import Arithmetic, ExportedModel, require_file
 
@@ -46,7 +47,7 @@ class TorchProgram:
         text = extra[_METADATA_FILE]
         self.arithmetic: Arithmetic = "fp32"
         self.path, self.model = path, ExportedModel.from_json(str(text) if text else None, path)
-        self._device = torch.device("cpu" if device == "auto" else device)
+        self._device = resolve_device("cpu" if device == "auto" else device)
         if self._device.type != "cpu":
             from torch.export.passes import move_to_device_pass
 

@@ -22,6 +22,7 @@ from retinanet.data.verify import verify_images
 from retinanet.decode_config import leaves_room
 from retinanet.files import claimed, make_folder
 from retinanet.model.backbone import require_backbone
+from retinanet.optional_packages import explain_missing_packages
 from retinanet.progress import plain_console, progress_bar
 from retinanet.training.distributed import Processes, joined_processes
 from retinanet.training.job import Job, Result
@@ -31,6 +32,7 @@ from retinanet.training.resume import open_run
 from retinanet.training.tracking import require_trackers
 
 
+@explain_missing_packages("retinanet.train")
 def train(
     data: str | Path,
     out: str | Path = "runs/retinanet",
