@@ -94,9 +94,9 @@ def write_onnx(path: Path, proto: object, metadata: str | None) -> None:
 
 def write_openvino(path: Path, onnx_file: Path, metadata: str | None) -> None:
     """Convert an ONNX file."""
-    from retinanet.runtime.openvino import import_openvino
+    from retinanet.runtime.openvino import import_without_telemetry
 
-    openvino = import_openvino()
+    openvino = import_without_telemetry("openvino")
     network = openvino.Core().read_model(onnx_file)
     if metadata is not None:
         network.set_rt_info(metadata, METADATA_KEY)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from retinanet.detection.run import detect as detect
     from retinanet.evaluation.model_comparison import compare as compare
     from retinanet.evaluation.model_evaluation import evaluate as evaluate
+    from retinanet.exporting.api import export as export
+    from retinanet.exporting.api import verify as verify
     from retinanet.inspection.anchor_fit import fit_anchors as fit_anchors
     from retinanet.inspection.dataset_inspection import inspect as inspect
     from retinanet.training.api import train as train
@@ -31,10 +33,12 @@ __all__ = [
     "convert_dataset",
     "detect",
     "evaluate",
+    "export",
     "fit_anchors",
     "inspect",
     "load",
     "train",
+    "verify",
 ]
 
 # The module of each name. No module or folder of the package may have one of these names. Python makes an imported
@@ -45,10 +49,12 @@ _LAZY = {
     "convert_dataset": "retinanet.data.convert",
     "detect": "retinanet.detection.run",
     "evaluate": "retinanet.evaluation.model_evaluation",
+    "export": "retinanet.exporting.api",
     "fit_anchors": "retinanet.inspection.anchor_fit",
     "inspect": "retinanet.inspection.dataset_inspection",
     "load": "retinanet.detection.loading",
     "train": "retinanet.training.api",
+    "verify": "retinanet.exporting.api",
 }
 
 

@@ -27,7 +27,7 @@ from retinanet.detections import Detections
 from retinanet.errors import CheckpointError, ConfigError, RetinaNetError
 from retinanet.evaluation.predict import predict
 from retinanet.postprocess import postprocess
-from retinanet.runtime.exported import ExportedModel
+from retinanet.runtime.exported import Arithmetic, ExportedModel
 from retinanet.runtime.resize import resize_image
 
 FILES = ("model.onnx", "model.xml", "model.pt2")
@@ -114,6 +114,7 @@ class _WithPostProcessing:
     """A file of the kind ``detector`` that finds five objects."""
 
     path = Path("model.onnx")
+    arithmetic: Arithmetic = "fp32"
     model = ExportedModel(with_decode(INFO, score=0.2, max_detections=5), kind="detector")
 
     def __call__(self, images: npt.NDArray[Any], sizes: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:

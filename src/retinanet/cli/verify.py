@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import console, parse
+from retinanet.errors import ConfigError
 from retinanet.optional_packages import explain_missing_packages
 from retinanet.read_options import ReadOptions
 
@@ -37,6 +38,19 @@ class Arguments:
 def run(argv: Sequence[str]) -> int:
     """``retinanet verify FILE WEIGHTS``."""
     given = parse(Arguments, argv, "retinanet verify")
+    words = [word for word in (given.file, given.weights) if word is not None]
+    if len(words) != (1 if given.detections else 2):
+        usage = "WEIGHTS --data DATA" if given.detections else "FILE WEIGHTS"
+        raise ConfigError(f"{len(words)} files given; the command is: retinanet verify {usage}")
+    if given.detections and given.data is None:
+        raise ConfigError("--detections needs the images that were searched; give --data DATA")
     with explain_missing_packages("retinanet verify"):
-        from retinanet.exporting.api import verify
-    raise NotImplementedError
+        from retinanet.exporting.api import verify, verify_detections
+    settings: Any = {"split": given.split, "reading": given.reading, "console": console}
+    if given.detections and given.data:
+        result = verify_detections(given.detections, words[0], given.data, **settings)
+    else:
+        result = verify(words[0], words[1], given.data, precision=given.precision, **settings)
+    for line in result.table():
+        console.print(line)
+    return 1 if result.faults else 0

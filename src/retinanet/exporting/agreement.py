@@ -102,9 +102,9 @@ def compare_detections(
 ) -> Agreement:
     """Match the detections of one image, and return the differences.
 
-    Detections of one class are paired if their IoU is at least 0.5, first those with the highest IoU. A detection of only one side is
-    not counted if its score is within ``margin`` of the threshold ``floor``, or of the lowest score of the other side
-    where that side has reached its limit: rounding decides there.
+    Detections of one class are paired if their IoU is at least 0.5, first those with the highest IoU. A detection of
+    only one side is not counted if its score is within ``margin`` of the threshold ``floor``, or of the lowest score of
+    the other side if that side has reached its limit, because rounding decides there.
 
     Args:
         ours: detections of the model.

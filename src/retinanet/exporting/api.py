@@ -1,4 +1,4 @@
-"""``retinanet.export`` and ``retinanet.verify``: write a model for another runtime, and prove that it computes the same."""
+"""``retinanet.export`` and ``retinanet.verify``: write a model for another runtime, and compare it with the weights."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from retinanet.data.formats.open_dataset import read_eval, with_model_classes
 from retinanet.detection.pytorch import PyTorchDetector
 from retinanet.detection.runtime import EXPORTED, load_exported
 from retinanet.errors import CheckpointError, ConfigError, ExportError
+from retinanet.evaluation.coco_ap import coco_metrics
+from retinanet.evaluation.detections import read_detections
+from retinanet.evaluation.model_evaluation import detections_on
+from retinanet.exporting.agreement import Agreement, compare_detections
 from retinanet.exporting.files import companions, staged, write_model
 from retinanet.exporting.graph import DETECTIONS, DetectorGraph, NetworkGraph, raw_names
 from retinanet.exporting.options import SUFFIXES, ExportOptions, Target
@@ -177,11 +181,54 @@ def verify(
     exported = load_exported(Path(file), precision)
     model, info = load_weights(weights)
     own = exported.info
-    if own.classes != info.classes or own.config.model != info.config.model or own.config.anchors != info.config.anchors:
+    if (
+        own.classes != info.classes
+        or own.config.model != info.config.model
+        or own.config.anchors != info.config.anchors
+    ):
         raise CheckpointError(f"{file} was not exported from {weights}: classes, network or anchors differ")
     dataset, _ = _read(data, split, info, reading)
     original = PyTorchDetector(model, own, precision="fp32", device="cpu")
     return verify_detector(original, exported, exported.network.arithmetic, dataset, console)
+
+
+def verify_detections(
+    detections: str | Path,
+    weights: str | Path,
+    data: str | Path,
+    *,
+    split: str = "val",
+    reading: ReadOptions = _DEFAULT_READING,
+    console: Console | None = None,
+) -> Verification:
+    """Compare the detections that another program computed with an exported file with those of the weights.
+
+    Another program resizes images in its own way, so the differences of a reduced precision are accepted.
+
+    Args:
+        detections: JSON file in COCO's results format, or another output of ``retinanet detect``.
+        weights: path of the weights file, or name of a bundled model.
+        data: dataset that the detections belong to.
+        split: split of ``data``.
+        reading: how the dataset is read.
+        console: where progress is shown.
+
+    Raises:
+        RetinaNetError: a file cannot be read.
+    """
+    model, info = load_weights(weights)
+    dataset, _ = _read(data, split, info, reading)
+    assert dataset is not None
+    theirs, _ = read_detections(Path(detections), dataset)
+    original = PyTorchDetector(model, info, precision="fp32", device="cpu")
+    ours = detections_on(dataset, original, "images", console)
+    agreement = Agreement()
+    # A file may leave out low scores; the lowest one is taken for its threshold.
+    floor = max(info.config.decode.score, float(theirs.scores.min(initial=1.0)))
+    for image, (width, height) in enumerate(dataset.sizes.tolist()):
+        agreement += compare_detections(ours.of_image(image), theirs.of_image(image), (height, width), floor)
+    ap = tuple(coco_metrics(dataset, each).summary["AP"] for each in (ours, theirs))
+    return Verification("another program", dataset.name, agreement, ap=(ap[0], ap[1]))
 
 
 def _path(weights: str | Path, to: Target, out: str | Path | None) -> Path:
@@ -221,7 +268,9 @@ def _with_limits(info: ModelInfo, options: ExportOptions) -> ModelInfo:
     return replace(info, config=replace(info.config, decode=decode))
 
 
-def _read(data: str | Path | None, split: str, info: ModelInfo, reading: ReadOptions) -> tuple[Dataset | None, list[str]]:
+def _read(
+    data: str | Path | None, split: str, info: ModelInfo, reading: ReadOptions
+) -> tuple[Dataset | None, list[str]]:
     """The images to compare on, with the classes of the model."""
     if data is None:
         return None, []

@@ -45,7 +45,7 @@ def companions(path: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """Let the block write and verify the files of ``path`` in a temporary folder; if it succeeds, move them to ``path``.
+    """Let the block write and verify the files of ``path`` in a temporary folder; then move them to ``path``.
 
     If the block fails or is interrupted, nothing remains of the new files, and older ones are untouched.
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from timm.layers import Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,7 +22,6 @@ from retinanet.decode_config import ResolvedDecodeConfig
 from retinanet.exporting.suppression_op import LEFT_OUT, suppress_by_class
 from retinanet.model import Outputs, RetinaNet
 from retinanet.model.inference import for_inference
-
 
 DETECTIONS = ("boxes", "scores", "labels", "counts", "limited")
 
@@ -58,7 +58,7 @@ class NetworkGraph(nn.Module):
         """Normalize the images, set what surrounds them to zero, and run the network."""
         rows = torch.arange(images.shape[2], device=images.device)[None, :, None] < sizes[:, 0, None, None]
         columns = torch.arange(images.shape[3], device=images.device)[None, None, :] < sizes[:, 1, None, None]
-        normalized = images.float() * self.scale + self.offset
+        normalized = images.float() * self.get_buffer("scale") + self.get_buffer("offset")
         outputs: Outputs = self.network(torch.where((rows & columns)[:, None], normalized, 0.0))
         return outputs
 
@@ -128,11 +128,12 @@ class DetectorGraph(nn.Module):
         classes = logits.shape[2]
         scores = logits.flatten(1)
         count = torch.sym_min(self.config.top_k, scores.shape[1])
-        top, position = scores.topk(count, dim=1)  # type: ignore[arg-type]  # a symbolic number
+        top, position = scores.topk(count, dim=1)
         anchor = position // classes
         chosen = deltas.gather(1, anchor[..., None].expand(-1, -1, 4))
         boxes = decode_boxes(chosen, self._anchors(level, anchor, size))
-        cut = (count == self.config.top_k) & (top.min(dim=1).values > self.lowest)
+        full: Any = count == self.config.top_k
+        cut = full & (top.min(dim=1).values > self.lowest)
         return top, boxes, position % classes, cut
 
     def _anchors(self, level: int, anchor: Tensor, size: Sequence[int]) -> Tensor:
@@ -155,7 +156,7 @@ def _with_constant_padding(network: RetinaNet) -> RetinaNet:
     network = copy.deepcopy(network)
     for module in network.modules():
         if isinstance(module, Conv2dSame):
-            module.__class__ = _ConvOfMultiples
+            module.__class__ = _ConvOfMultiples  # type: ignore[assignment]
     return network
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,20 @@ import numpy.typing as npt
 from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
 from retinanet.detection.pytorch import PyTorchDetector
-from retinanet.detection.runtime import RuntimeDetector
+from retinanet.detection.runtime import RuntimeDetector, load_exported
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.evaluation.coco_ap import coco_metrics
+from retinanet.exporting.files import write_model
+from retinanet.machine import Precision
 from retinanet.runtime.exported import Arithmetic, ExportedModel
 from retinanet.runtime.openvino import import_without_telemetry
 
 # Value ranges are taken from this many images, and from no fewer than the second number.
 _CALIBRATION, _FEWEST = 300, 10
+
+# Number of images that rank the layers by what they cost.
+_RANKING = 100
 
 Say = Callable[[str], object]
 
@@ -37,7 +41,7 @@ def to_openvino(proto: Any) -> Any:
 def has_bf16() -> bool:
     """Return whether OpenVINO multiplies bfloat16 numbers on this processor."""
     core = import_without_telemetry("openvino").Core()
-    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return bool("BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def quantized(
@@ -76,17 +80,34 @@ def quantized(
     nncf = import_without_telemetry("nncf")
     nncf.set_log_level(40)  # errors
     images = _Images(description, original)
-    chosen = np.random.default_rng(0).permutation(len(calibration))[:_CALIBRATION]
-    measured = _Measurement(images, validation, say)
-    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
+    chosen = np.random.default_rng(0).permutation(len(calibration))[:_CALIBRATION].tolist()
+    inputs = nncf.Dataset(chosen, lambda index: images.inputs(calibration, index))
+    measure = _Measurement(images, validation, say)
+    before = measure.of_file(model, "fp32")
+    limit = before - max_drop / 100
+    say(f"float32: AP {100 * before:.2f}")
+    best, best_ap = None, -1.0
+    # Bias correction layer by layer takes longer and is more exact, so it comes second.
+    for fast in (True, False):
+        candidate = nncf.quantize(model.clone(), inputs, subset_size=len(chosen), fast_bias_correction=fast)
+        ap = measure.of_file(candidate, "auto")
+        say(f"INT8, {'fast' if fast else 'exact'} bias correction: AP {100 * ap:.2f}")
+        if ap > best_ap:
+            best, best_ap = candidate, ap
+        if ap >= limit:
+            break
+    result = best
+    if best_ap < limit:
+        say(f"INT8 costs {100 * (before - best_ap):.2f} points of AP; measuring what each layer costs")
         result = nncf.quantize_with_accuracy_control(
             model,
-            nncf.Dataset(chosen.tolist(), lambda index: images.inputs(calibration, index)),
+            inputs,
             nncf.Dataset(list(range(len(validation)))),
-            measured,
+            measure,
             max_drop=max_drop / 100,
             drop_type=nncf.DropType.ABSOLUTE,
             subset_size=len(chosen),
+            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(ranking_subset_size=_RANKING),
         )
     total, float_layers = _layers(result)
     notes = [f"{total - len(float_layers)} of {total} convolutions are INT8"]
@@ -124,9 +145,7 @@ class _Compiled:
         self.path, self.model, self._compiled = Path("model.xml"), description, compiled
         self.arithmetic: Arithmetic = "int8"
 
-    def __call__(
-        self, images: npt.NDArray[np.generic], sizes: npt.NDArray[np.int64]
-    ) -> Mapping[str, npt.NDArray[Any]]:
+    def __call__(self, images: npt.NDArray[np.generic], sizes: npt.NDArray[np.int64]) -> Mapping[str, npt.NDArray[Any]]:
         outputs = self._compiled({"images": images, "sizes": sizes})
         return {output.get_any_name(): value for output, value in outputs.items()}
 
@@ -137,17 +156,28 @@ class _Measurement:
     def __init__(self, images: _Images, dataset: Dataset, say: Say) -> None:
         self._images, self._dataset, self._say = images, dataset, say
 
+    def of_file(self, model: Any, precision: Precision) -> float:
+        """Write the model to a file and measure its AP as an evaluation does."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.xml"
+            write_model("openvino", model, self._images.description, path)
+            detector = load_exported(path, precision)
+            every = range(len(self._dataset))
+            return self._ap(detector, every)
+
     def __call__(self, compiled: Any, indices: Iterable[int]) -> tuple[float, None]:
-        detector = RuntimeDetector(_Compiled(self._images.description, compiled))
-        rows, parts = list(indices), []
+        ap = self._ap(RuntimeDetector(_Compiled(self._images.description, compiled)), list(indices))
+        self._say(f"AP {100 * ap:.2f}")
+        return ap, None
+
+    def _ap(self, detector: RuntimeDetector, rows: Sequence[int]) -> float:
+        parts = []
         for position, index in enumerate(rows):
             pixels, size = self._images.scaled(self._dataset, index)
             (found,) = detector.detect_scaled([pixels])
             parts.append(found.rescaled(pixels.shape[:2], size).moved(position))
         subset = self._dataset if len(rows) == len(self._dataset) else self._dataset.subset(rows)
-        ap = max(0.0, coco_metrics(subset, Detections.concatenate(parts)).summary["AP"])
-        self._say(f"AP {100 * ap:.2f} on {len(rows)} images")
-        return ap, None
+        return max(0.0, coco_metrics(subset, Detections.concatenate(parts)).summary["AP"])
 
 
 def _layers(model: Any) -> tuple[int, list[str]]:
@@ -157,4 +187,4 @@ def _layers(model: Any) -> tuple[int, list[str]]:
 
 
 def _is_quantized(convolution: Any) -> bool:
-    return convolution.input_value(0).get_node().get_type_name() == "FakeQuantize"
+    return bool(convolution.input_value(0).get_node().get_type_name() == "FakeQuantize")

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from retinanet.data.synthetic import CLASSES, draw_scene
+from retinanet.data.synthetic import draw_scene
 from retinanet.zoo.weights import BUNDLED
 
 Pixels = npt.NDArray[np.uint8]
 
 # (height, width) of the images. Four have the same size, so that they share a batch.
-SIZES = ((480, 640), (480, 640), (480, 640), (480, 640), (427, 640), (640, 431), (333, 500), (97, 401), (33, 57), (1, 9))
+SIZES = (
+    (480, 640),
+    (480, 640),
+    (480, 640),
+    (480, 640),
+    (427, 640),
+    (640, 431),
+    (333, 500),
+    (97, 401),
+    (33, 57),
+    (1, 9),
+)
 
 
 def sample_images() -> list[Pixels]:

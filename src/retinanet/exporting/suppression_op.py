@@ -54,7 +54,9 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         ImportError: onnxscript is not installed.
     """
     from onnx import TensorProto, helper
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
+
+    op: Any = opset20  # its stubs are too narrow for constants
 
     def suppressed(boxes: Any, logits: Any, labels: Any, classes: int, threshold: float, limit: int) -> Any:
         names = op.Constant(value=helper.make_tensor("classes", TensorProto.INT64, (1, classes, 1), range(classes)))

@@ -218,6 +218,7 @@ class _Sides:
             row[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
         with torch.inference_mode():
             expected = [each.numpy() for each in self.graph(torch.from_numpy(batch), torch.from_numpy(sizes))]
-        outputs = self.detector_file.raw_outputs(batch, sizes) if self.detector_file else self.file.network(batch, sizes)
+        compute = self.detector_file.raw_outputs if self.detector_file else self.file.network
+        outputs = compute(batch, sizes)
         names = raw_names(len(self.model.info.config.anchors.strides))
         return compare_raw(expected, [outputs[name] for name in names])
