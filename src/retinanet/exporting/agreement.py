@@ -83,9 +83,9 @@ class Agreement:
 
 
 def compare_raw(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
-    """Return the largest difference of outputs, relative to the larger of 1 and the value; NaN if one side has NaN.
+    """Return the largest difference of outputs, relative to the larger of 1 and the value.
 
-    ``inf`` if the shapes differ.
+    It is infinite if the shapes differ or a value is NaN.
     """
     if [a.shape for a in ours] != [b.shape for b in theirs]:
         return float("inf")
@@ -93,7 +93,8 @@ def compare_raw(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
     for a, b in zip(ours, theirs, strict=True):
         if a.size:
             a, b = a.astype(np.float64), b.astype(np.float64)
-            largest = max(largest, float((np.abs(a - b) / np.maximum(1, np.abs(a))).max()), key=_nan_last)
+            difference = float((np.abs(a - b) / np.maximum(1, np.abs(a))).max())
+            largest = max(largest, np.inf if np.isnan(difference) else difference)
     return largest
 
 
@@ -147,7 +148,3 @@ def _pairs(ours: Detections, theirs: Detections) -> list[tuple[int, int]]:
 def _lowest(found: Detections, floor: float) -> float:
     """The score that a detection needs to be among ``found``."""
     return max(floor, float(found.scores.min())) if len(found.limited) and len(found) else floor
-
-
-def _nan_last(value: float) -> float:
-    return np.inf if np.isnan(value) else value
