@@ -83,10 +83,23 @@ def upright(image: Image.Image) -> Image.Image:
     """Turn an image as its EXIF orientation says."""
     orientation = orientation_of(image)
     if image.format == "TIFF":
-        image.load()  # Pillow turns TIFF images while it loads them, and removes the tag
+        _load_tiff(image)  # Pillow turns TIFF images while it loads them, and removes the tag
         orientation = int(image.tag_v2.get(ORIENTATION_TAG, 1))  # type: ignore[attr-defined]
     turn = TURNS.get(orientation)  # ImageOps.exif_transpose fails if another tag is broken
     return image if turn is None else image.transpose(turn)
+
+
+def _load_tiff(image: Image.Image) -> None:
+    """Load a TIFF image without mapping its file into memory.
+
+    Pillow 13 maps uncompressed pixels with the sides of the turned image, which scrambles images that lie on their side.
+    """
+    name = getattr(image, "filename", "")
+    image.filename = ""  # type: ignore[attr-defined]  # Pillow maps only files that it knows by name
+    try:
+        image.load()
+    finally:
+        image.filename = name  # type: ignore[attr-defined]
 
 
 def turned_pixels(pixels: npt.NDArray[np.float32], orientation: int) -> npt.NDArray[np.float32]:
