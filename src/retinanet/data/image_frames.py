@@ -115,9 +115,8 @@ def place(
     sizes, scale = _resized(None if fractions else corners, image, given, actual, reporter)
     factors = sizes if fractions else scale
     corners = corners * np.concatenate([factors, factors], axis=1)[image]
-    for index in np.unique(image[flat[image]]).tolist():
-        rows = image == index
-        corners[rows] = turned_boxes(corners[rows], int(images.orientation[index]), tuple(sizes[index].tolist()))
+    rows = np.flatnonzero(flat[image])
+    corners[rows] = turned_boxes(corners[rows], images.orientation[image[rows]], sizes[image[rows]])
     sideways = flat & np.isin(images.orientation, SIDEWAYS)
     return Placed(corners, np.where(sideways[:, None], sizes[:, ::-1], sizes), scale)
 
