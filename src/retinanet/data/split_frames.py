@@ -67,18 +67,32 @@ def _following(dataset: Dataset, stored: bool, like: str) -> Dataset:
     problems = tuple(
         replace(each, message=message) if each.code == "exif-orientation" else each for each in dataset.problems
     )
-    boxes = _read_as_stored(dataset) if stored else dataset.boxes
+    boxes = dataset.boxes
+    if stored:
+        image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
+        boxes = read_as_stored(dataset, boxes.astype(np.float64), image, frame.fractions).astype(np.float32)
     return replace(dataset, boxes=boxes, frame=frame, problems=problems)
 
 
-def _read_as_stored(dataset: Dataset) -> npt.NDArray[np.float32]:
-    """Boxes of a dataset that were read as those of the turned images, although they refer to the stored pixels."""
-    assert dataset.frame is not None
+def read_as_stored(
+    dataset: Dataset,
+    boxes: npt.NDArray[np.floating],
+    image: npt.NDArray[np.int64],
+    fractions: bool | npt.NDArray[np.bool_],
+) -> npt.NDArray[np.float64]:
+    """Convert boxes that refer to the stored pixels, and were read as boxes of the turned images.
+
+    Args:
+        dataset: the images; EXIF turns some of them.
+        boxes: ``(n, 4)`` ``xyxy`` in pixels.
+        image: ``(n,)``, position of each box's image in the dataset.
+        fractions: whether the boxes were given in fractions of the image, of all boxes or of each ``(n,)``.
+
+    Returns:
+        ``(n, 4)``, boxes of the turned images.
+    """
     assert dataset.orientations is not None
-    image = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))
     orientation, upright = dataset.orientations[image], dataset.sizes[image].astype(np.int64)
     stored = np.where(np.isin(orientation, SIDEWAYS)[:, None], upright[:, ::-1], upright)
-    boxes = dataset.boxes.astype(np.float64)
-    if dataset.frame.fractions:
-        boxes = boxes * np.tile(stored / upright, 2)
-    return turned_boxes(boxes, orientation, stored).astype(np.float32)
+    factors = np.where(np.broadcast_to(fractions, len(boxes))[:, None], stored / upright, 1.0)
+    return turned_boxes(boxes * np.tile(factors, 2), orientation, stored)
