@@ -30,6 +30,11 @@ def describe_error(analysis: Analysis, code: str) -> str:
     return f"{ERROR_KINDS[code].noun} ({code}) cost the most: {analysis.errors.costs[code]:.3f} AP50"
 
 
+def is_perfect(analysis: Analysis) -> bool:
+    """Whether AP and F1 are 1, up to rounding to three digits."""
+    return analysis.AP >= _PERFECT and analysis.f1 >= _PERFECT
+
+
 def next_steps(analysis: Analysis, config: Config | None = None) -> list[str]:
     """Advise in up to four sentences, the most useful first.
 
@@ -42,7 +47,7 @@ def next_steps(analysis: Analysis, config: Config | None = None) -> list[str]:
         return ["There are no annotated objects, so nothing can be measured. Choose a split that has some."]
     if not sum(each.detections for each in analysis.classes):
         return ["Nothing was detected. Check whether the training converged, and which data it used."]
-    if analysis.AP >= _PERFECT and analysis.f1 >= _PERFECT:
+    if is_perfect(analysis):
         return [
             "Every object is found with a precise box, and nothing else is. Nothing is left to improve here.",
             *_threshold(analysis),

@@ -163,6 +163,30 @@ def read_train_val(
     return train_data, val_data, notes
 
 
+def can_train(
+    path: str | Path, train: str | None = None, val: str | None = None, options: ReadOptions = _DEFAULT_OPTIONS
+) -> bool:
+    """Whether :func:`read_train_val` finds the splits that it needs. The images are not read.
+
+    Args:
+        path: the dataset's folder, or its JSON, CSV or YAML file.
+        train: another split, file or folder to train on.
+        val: another split, file or folder to validate on.
+        options: how the dataset is read.
+    """
+    try:
+        data = open_dataset(path, options)
+        if not (data.has(train) if train else data.resolve("train") is not None):
+            return False
+        if val or data.resolve("val") is not None:
+            return not val or data.has(val)
+        # Images of train are held out, which needs two of them.
+        held_out_of = data.read_override(train, "train", tolerant=True) if train else data.read("train", tolerant=True)
+        return len(held_out_of) > 1
+    except DataError:
+        return False
+
+
 def with_model_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
     """Re-index the labels into ``classes``; a class that only the dataset has is added at the end, with a note.
 
@@ -233,6 +257,11 @@ class OpenedDataset:
         if role == "train" and len(self.readers) == 1 and split_role(only) not in ("val", "test"):
             return only
         return None
+
+    def has(self, wanted: str) -> bool:
+        """Whether :meth:`read_override` finds the split or the path ``wanted``."""
+        places = (Path(wanted).expanduser(), self.path / wanted)
+        return self.resolve(wanted) is not None or any(map(os.path.exists, places))
 
     def read(self, wanted: str, tolerant: bool = False) -> Dataset:
         """Read the split that the name ``wanted`` stands for."""
