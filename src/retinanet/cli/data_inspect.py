@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
     found = inspect(given.dataset, recipe=given.config, console=console)
     write_inspection(page := given.out / "inspect.html", found)
     write_json(given.out / "findings.json", found.to_dict(), indent=1)
-    console.print("\n".join(inspection_lines(found)))
+    console.print("\n".join(inspection_lines(found, given.fix)))
     console.print(f"wrote {page} (all findings, with images) and {given.out}/findings.json")
     if given.fix is not None:
         changes = write_repaired(found, given.fix, console)

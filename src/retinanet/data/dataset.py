@@ -266,7 +266,8 @@ class DatasetBuilder:
             if score < self.options.min_score:
                 self.report("low-score", where, f"scores are below {self.options.min_score:g}")
                 return
-            self.report("scored-box", where, "boxes of a detector; leave out low scores with --data.min-score")
+            remedy = "" if self.options.min_score else "; leave out low scores with --data.min-score"
+            self.report("scored-box", where, f"boxes of a detector{remedy}")
         self._raw.add(xyxy, len(self._files) - 1, where, area, derived)
         self._labels.append(label)
         self._ignore.append(ignore)

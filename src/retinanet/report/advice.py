@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from retinanet.config import AnchorSpec, Config
+from retinanet.config import Config
 from retinanet.evaluation.analysis import Analysis
 from retinanet.evaluation.error_kinds import ERROR_KINDS
-from retinanet.recipes import bundled_recipes, load_recipe
+from retinanet.recipes import has_fitted_anchors
 
 # Groups with fewer objects than this, and smaller differences than this, are not mentioned.
 _FEWEST = 10
@@ -67,10 +67,9 @@ def _errors(analysis: Analysis, config: Config | None) -> Iterator[str]:
 
 def _settings(helps: Sequence[str], config: Config) -> str:
     """Propose changes of the settings of a training, without those that it had."""
-    fitted = config.anchors not in [AnchorSpec(), *(load_recipe(name).anchors for name in bundled_recipes())]
     changes = {
         "size": f"larger images (--data.size, now {config.data.size})",
-        "anchors": "" if fitted else "anchors fitted to your boxes (retinanet data anchors)",
+        "anchors": "" if has_fitted_anchors(config) else "anchors fitted to your boxes (retinanet data anchors)",
         "epochs": f"longer training (--train.epochs, now {config.train.epochs})",
         "nms": f"a lower --decode.nms (now {config.decode.nms:g})",
     }
