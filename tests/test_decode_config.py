@@ -22,7 +22,8 @@ def test_limits_that_are_no_whole_numbers_are_refused(name: str, number: Any) ->
     flag = name.replace("_", "-")
     with pytest.raises(ConfigError, match=re.escape(f"decode.{flag} is {number!r}; give a whole number")):
         DecodeConfig(**{name: number})
-    assert limits(DecodeConfig(**{name: np.int64(7)}).resolved())[name == "top_k"] == 7
+    whole: dict[str, Any] = {name: np.int64(7)}
+    assert limits(DecodeConfig(**whole).resolved())[name == "top_k"] == 7
 
 
 @pytest.mark.parametrize(

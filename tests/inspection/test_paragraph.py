@@ -66,5 +66,3 @@ def test_scored_boxes_do_not_advise_a_score_that_is_given() -> None:
         builder.add_box((2, 2, 9, 9), 0, "a", score=0.5)
         messages.append(builder.problems[0].message)
     assert ["--data.min-score" in message for message in messages] == [True, False]
-
-

@@ -92,7 +92,8 @@ def upright(image: Image.Image) -> Image.Image:
 def _load_tiff(image: Image.Image) -> None:
     """Load a TIFF image without mapping its file into memory.
 
-    Pillow 13 maps uncompressed pixels with the sides of the turned image, which scrambles images that lie on their side.
+    Pillow 13 maps uncompressed pixels with the sides of the turned image, which scrambles images that lie on their
+    side.
     """
     name = getattr(image, "filename", "")
     image.filename = ""  # type: ignore[attr-defined]  # Pillow maps only files that it knows by name

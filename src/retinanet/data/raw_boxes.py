@@ -94,9 +94,7 @@ class RawBoxes:
             return _checked(placed, image, areas, self.places, reporter)
 
 
-def _checked(
-    placed: Placed, image: Ints, areas: Floats, places: Sequence[str], reporter: Reporter
-) -> CheckedBoxes:
+def _checked(placed: Placed, image: Ints, areas: Floats, places: Sequence[str], reporter: Reporter) -> CheckedBoxes:
     corners, sizes = placed.corners, placed.sizes
     limits = np.concatenate([np.zeros_like(sizes), sizes], axis=1)[image]  # (M, 4)
     clipped = np.concatenate([np.maximum(corners[:, :2], 0), np.minimum(corners[:, 2:], limits[:, 2:])], axis=1)

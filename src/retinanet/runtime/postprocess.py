@@ -102,7 +102,7 @@ def _select(
         box = decode_boxes(deltas[anchor], boxes[anchor])
         if not np.isfinite(box).all():  # these boxes displaced others among the ``top_k``
             nonfinite = True
-            sound = np.isfinite(decode_boxes(deltas, boxes)).all(axis=1)
+            sound = np.asarray(np.isfinite(decode_boxes(deltas, boxes)).all(axis=1))
             position = position[sound[position // logits.shape[-1]]]
             chosen = position[_highest(scores[position], config.top_k)]
             anchor = chosen // logits.shape[-1]
