@@ -174,3 +174,17 @@ def test_a_setting_is_found_by_its_former_name() -> None:
     """Recipes and checkpoints of earlier versions have it."""
     assert Config.from_dict({"train": {"pictures_every": 3}}).train.images_every == 3
     assert "pictures_every" not in Config().to_dict()["train"]
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: TrainConfig(epochs=1.5), "train.epochs"),  # type: ignore[arg-type]
+        (lambda: TrainConfig(batch=True), "train.batch"),
+        (lambda: DataConfig(size=640.5), "data.size"),  # type: ignore[arg-type]
+        (lambda: DataConfig(workers=2.5), "data.workers"),  # type: ignore[arg-type]
+    ],
+)
+def test_counts_that_are_no_whole_numbers_are_refused(make: Callable[[], object], name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is .*; give a whole number"):
+        make()

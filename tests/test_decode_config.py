@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from retinanet.config import Config, DecodeConfig
@@ -12,6 +14,16 @@ from retinanet.errors import ConfigError
 
 def limits(config: DecodeConfig) -> tuple[int | None, int | None]:
     return config.max_detections, config.top_k
+
+
+@pytest.mark.parametrize("number", [1.5, True, "5", 100.0])
+@pytest.mark.parametrize("name", ["max_detections", "top_k"])
+def test_limits_that_are_no_whole_numbers_are_refused(name: str, number: Any) -> None:
+    flag = name.replace("_", "-")
+    with pytest.raises(ConfigError, match=re.escape(f"decode.{flag} is {number!r}; give a whole number")):
+        DecodeConfig(**{name: number})
+    whole: dict[str, Any] = {name: np.int64(7)}
+    assert limits(DecodeConfig(**whole).resolved())[name == "top_k"] == 7
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from retinanet.postprocess import (
     suppress_in_turn,
     suppress_together,
 )
+from retinanet.runtime import postprocess as numpy_postprocess
 
 SPEC = AnchorSpec(sizes=(24.0, 48.0), scales=(1.0, 1.4), ratios=(0.5, 1.0), strides=(8, 16))
 SIZE = (64, 96)
@@ -333,6 +334,62 @@ def test_scores_that_are_not_numbers_take_no_place_and_are_counted(share: float)
     assert all(equal(a, b) for a, b in zip(found, expected, strict=True))
     assert len(found[1]) > 10
     agree(found[1], slow(cleaned, grid, 1, (256, 256), config))
+
+
+def displaced(kind: str, value: float) -> tuple[AnchorGrid, Outputs, Outputs]:
+    """Outputs in which image 1 has more damaged predictions of high scores than ``top_k``, and without these."""
+    grid = make_grid(AnchorSpec(sizes=(16.0, 48.0), scales=(1.0,), strides=(4, 16)), (256, 256))
+    clean = predictions(grid, 3, images=3, seed=2)
+    damaged = Outputs([level.clone() for level in clean.logits], [level.clone() for level in clean.deltas])
+    hit = torch.arange(len(clean.logits[0][1])) % 3 == 0
+    clean.logits[0][1, hit] = -math.inf
+    if kind == "logits":
+        damaged.logits[0][1, hit] = value
+    else:
+        damaged.logits[0][1, hit] = 9.0
+        damaged.deltas[0][1, hit, 0] = value
+    return grid, damaged, clean
+
+
+DAMAGE = [("logits", math.nan), ("logits", math.inf), ("deltas", math.nan), ("deltas", math.inf)]
+
+
+@pytest.mark.parametrize("top_k", [60, 3000])
+@pytest.mark.parametrize(("kind", "value"), DAMAGE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_predictions_that_are_not_finite_displace_no_others(
+    kind: str, value: float, top_k: int, dtype: torch.dtype
+) -> None:
+    grid, *both = displaced(kind, value)
+    damaged, clean = (Outputs([x.to(dtype) for x in each.logits], [x.to(dtype) for x in each.deltas]) for each in both)
+    config = DecodeConfig(top_k=top_k)
+    found = postprocess(damaged, grid, [(256, 256)] * 3, config)
+    assert [each.nonfinite.tolist() for each in found] == [[], [0], []]
+    expected = postprocess(clean, grid, [(256, 256)] * 3, config)
+    assert all(equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert [each.limited.tolist() for each in found] == [each.limited.tolist() for each in expected]
+    assert len(found[1]) > 10
+    assert found[1].scores.max() < 1
+
+
+def test_a_logit_of_minus_infinity_is_a_score_of_0() -> None:
+    grid, _, clean = displaced("logits", math.inf)
+    assert all(len(each.nonfinite) == 0 for each in postprocess(clean, grid, [(256, 256)] * 3))
+
+
+@pytest.mark.parametrize("top_k", [60, 3000])
+@pytest.mark.parametrize(("kind", "value"), DAMAGE)
+def test_numpy_leaves_out_the_same_predictions_that_are_not_finite(kind: str, value: float, top_k: int) -> None:
+    grid, damaged, _ = displaced(kind, value)
+    config = DecodeConfig(top_k=top_k)
+    arrays = numpy_postprocess.Outputs(*([level.numpy() for level in levels] for levels in damaged))
+    anchors = [boxes.numpy() for boxes in grid.split(grid.boxes)]
+    found = numpy_postprocess.postprocess(arrays, anchors, [(256, 256)] * 3, config)
+    for ours, theirs in zip(found, postprocess(damaged, grid, [(256, 256)] * 3, config), strict=True):
+        for name in ("labels", "limited", "nonfinite"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), name)
+        np.testing.assert_allclose(ours.scores, theirs.scores, rtol=1e-6)
+        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-4)
 
 
 def test_no_images() -> None:

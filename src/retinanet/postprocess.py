@@ -50,7 +50,7 @@ class Selection(NamedTuple):
         candidates: the candidates.
         cut: bool ``(B,)``, images with ``top_k`` predictions above the threshold on a level, so that others may have
             been left out.
-        nonfinite: bool ``(B,)``, images with a score that is NaN, or with a selected box that is not finite.
+        nonfinite: bool ``(B,)``, images with a logit that is NaN or +∞, or with a selected box that is not finite.
     """
 
     candidates: Candidates
@@ -88,9 +88,7 @@ def postprocess(
     found = suppress(chosen.candidates, settings)
     nonfinite = chosen.nonfinite
     if bool(nonfinite.any()):  # a GPU has finished by now, so this does not wait
-        # NaN counts as the highest score, so it may have displaced others. This costs a pass over the logits.
-        logits = [torch.where(level.isnan(), -math.inf, level) for level in outputs.logits]
-        chosen = select(Outputs(logits, outputs.deltas), grid, image_sizes, settings)
+        chosen = select(_without_nonfinite(outputs, grid), grid, image_sizes, settings)
         found = suppress(chosen.candidates, settings)
         nonfinite = nonfinite | chosen.nonfinite
     full = torch.tensor([len(each) >= settings.max_detections for each in found])
@@ -99,6 +97,18 @@ def postprocess(
         replace(each, limited=_position(reached), nonfinite=_position(damaged))
         for each, reached, damaged in zip(found, limited, nonfinite.tolist(), strict=True)
     ]
+
+
+def _without_nonfinite(outputs: Outputs, grid: AnchorGrid) -> Outputs:
+    """Give predictions that are not finite the lowest score, so that they do not displace others among the ``top_k``.
+
+    These are logits that are NaN or infinite, and all logits of an anchor whose box is not finite.
+    """
+    levels = []
+    for logits, deltas, anchors in zip(outputs.logits, outputs.deltas, grid.split(grid.boxes), strict=True):
+        sound = decode_boxes(deltas.float(), anchors).isfinite().all(dim=2, keepdim=True)  # (B, A_l, 1)
+        levels.append(torch.where(logits.isfinite() & sound, logits, -math.inf))
+    return Outputs(levels, outputs.deltas)
 
 
 def _position(marked: bool) -> npt.NDArray[np.int64]:
@@ -130,7 +140,7 @@ def select(
     inside = (box[..., 2:] > box[..., :2]).all(dim=2)  # some area is left
     # compare in float32, because rounding to the precision of the logits would change the threshold
     above = logit.float() > lowest
-    nonfinite = (logit.isnan() | (above & ~finite[..., 0])).any(dim=1)
+    nonfinite = (logit.isnan() | logit.isposinf() | (above & ~finite[..., 0])).any(dim=1)
     logit = torch.where(above & inside, logit.float(), -math.inf)
     logit, order = logit.sort(dim=1, descending=True, stable=True)
     box = box.gather(1, order[..., None].expand(-1, -1, 4))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retinanet.config import Config
+from retinanet.config import AnchorSpec, Config
 from retinanet.errors import ConfigError
 from retinanet.schema import updated
 
@@ -120,3 +120,8 @@ def as_yaml(config: Config) -> str:
     for group in values.values():  # YAML has no tuples
         group.update({key: list(value) for key, value in group.items() if isinstance(value, tuple)})
     return yaml.safe_dump(values, sort_keys=False)
+
+
+def has_fitted_anchors(config: Config) -> bool:
+    """Whether the anchors are those of no bundled recipe, as after ``retinanet data anchors``."""
+    return config.anchors not in [AnchorSpec(), *(load_recipe(name).anchors for name in bundled_recipes())]

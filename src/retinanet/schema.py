@@ -11,6 +11,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, Literal, TypeVar
 
 from retinanet.errors import ConfigError
@@ -94,9 +95,12 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_finite(settings: Any, group: str) -> None:
-    """Raise ConfigError if a number is NaN or infinite; files cannot hold such values."""
+    """Raise ConfigError if a number is NaN or infinite, which files cannot hold, or if a count is no whole number."""
     for setting in dataclasses.fields(settings):
         value = getattr(settings, setting.name)
+        if str(setting.type) in ("int", "int | None") and not (value is None and "None" in str(setting.type)):
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            require(whole, f"{group}.{setting.name.replace('_', '-')} is {value!r}; give a whole number")
         numbers = value if isinstance(value, tuple) else (value,)
         finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
         or_none = ", or None" if "None" in str(setting.type) else ""

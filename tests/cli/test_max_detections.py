@@ -78,6 +78,8 @@ def test_the_limit_cuts_a_file_and_says_so(
     assert metrics["limits"]["max_detections"] == 120
     assert metrics["limits"]["images_at_limit"] == 1
     assert "note: 1 of " in said
+    assert "so the 120 highest scores of each image count (--max-detections)" in said
+    assert "all detections count" not in said
     assert "more than 120 detections" in said
     assert "more than 120 detections" in (out / "report.html").read_text()
 

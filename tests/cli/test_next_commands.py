@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 from pathlib import Path
@@ -83,6 +84,39 @@ def test_data_that_no_command_can_mend_gets_none(run: Command, folder: Path) -> 
     assert "next: retinanet train" not in said.out
 
 
+def none_is_printed(said: Said) -> bool:
+    assert said.code == 0, said
+    return "next:" not in said.out
+
+
+def test_data_without_a_train_split_gets_no_training(run: Command, folder: Path) -> None:
+    (folder / DATA / "instances_train.json").unlink()
+    assert none_is_printed(run("data", "inspect", DATA, *RECIPE))
+    assert none_is_printed(run("data", "inspect", DATA, *RECIPE, "--fix", "repariert"))
+    words, _ = followed(run, run("data", "inspect", DATA, *RECIPE, "--data.train", "val"))
+    assert words[0] == "train"
+
+
+def test_broken_images_without_a_train_split_are_repaired(run: Command, folder: Path) -> None:
+    (folder / DATA / "instances_train.json").unlink()
+    content = json.loads((folder / DATA / "instances_val.json").read_text())
+    next((folder / DATA).rglob(content["images"][0]["file_name"])).write_bytes(b"")
+    words, said = followed(run, run("data", "inspect", DATA, *RECIPE))
+    assert "--fix" in words
+    assert none_is_printed(said)
+
+
+def test_a_train_split_of_one_image_without_val_gets_no_training(run: Command, folder: Path) -> None:
+    (folder / DATA / "instances_val.json").unlink()
+    file = folder / DATA / "instances_train.json"
+    content = json.loads(file.read_text())
+    first = content["annotations"][0]["image_id"]
+    content["images"] = [image for image in content["images"] if image["id"] == first]
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] == first]
+    file.write_text(json.dumps(content))
+    assert none_is_printed(run("data", "inspect", DATA, *RECIPE))
+
+
 def test_after_the_anchors_a_training(run: Command, folder: Path) -> None:
     words, _ = followed(run, run("data", "anchors", DATA, "--out", "neue Anker.yaml", *RECIPE, "--data.size", "96"))
     assert words[:2] == ["train", DATA]
@@ -132,3 +166,12 @@ def test_after_a_file_of_detections_a_training(run: Command, folder: Path, weigh
     assert last == "next: retinanet train 'große Teile' --out 'runs/große Teile'"
     words, _ = followed(run, run("eval", weights, "--detections", file, DATA, "--out", "Vergleich"))
     assert words[0] == "eval"
+    (folder / DATA / "instances_train.json").unlink()
+    assert none_is_printed(run("eval", "--detections", file, DATA))
+
+
+def test_after_perfect_detections_nothing(run: Command, folder: Path) -> None:
+    content = json.loads((folder / DATA / "instances_val.json").read_text())
+    perfect = [{**each, "score": 0.9} for each in content["annotations"] if not each.get("iscrowd")]
+    (folder / "found.json").write_text(json.dumps(perfect))
+    assert none_is_printed(run("eval", "--detections", "found.json", DATA))

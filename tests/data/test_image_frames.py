@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from retinanet.data.box_meaning import FRACTIONS, Meaning
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.exif import Header, turned_boxes
+from retinanet.data.image_frames import Images, place
 from retinanet.data.images import read_image
 from retinanet.data.verify import verify_images
 from retinanet.read_options import ReadOptions
@@ -240,6 +242,23 @@ def test_a_few_other_sizes_are_no_sign(tmp_path: Path) -> None:
     assert codes(data) == []
     assert data.sizes[0].tolist() == [240, 160]
     assert "0.png: the image has 120×80 pixels, its annotations say 240×160" in verify_images(data)[1][0]
+
+
+def test_the_time_grows_with_the_number_of_boxes() -> None:
+    """Not with its product with the number of images, which would take minutes."""
+    count, boxes = 60_000, 10
+    stored = np.tile(np.array([STORED], dtype=np.int64), (count, 1))
+    orientations = np.arange(count, dtype=np.int64) % 8 + 1
+    images = Images(stored, np.zeros(count, dtype=np.bool_), stored, orientations, ["a.jpg"] * count)
+    image = np.repeat(np.arange(count), boxes)
+    corners = np.tile(np.array([[10.0, 20.0, 40.0, 50.0]]), (len(image), 1))
+    builder = DatasetBuilder("toy", Path(), ("cat",))
+    start = time.process_time()
+    placed = place(corners, False, image, images, ReadOptions(exif="ignore"), builder)
+    assert time.process_time() - start < 10
+    for i in range(8):
+        [expected] = turned_boxes(corners[:1], i + 1, STORED)
+        np.testing.assert_array_equal(placed.corners[i * boxes], expected)
 
 
 def test_missing_files_keep_the_sizes_of_the_annotations(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
 
+from retinanet.data.exif import turned_pixels
 from retinanet.data.images import image_size, read_image, to_rgb
 from retinanet.errors import DataError
 
@@ -104,6 +105,32 @@ def test_exif_orientation_is_applied_once_in_every_format(tmp_path: Path, suffix
     assert pixels.shape == read_image(plain).shape
     assert np.abs(pixels.astype(int) - read_image(plain)).mean() < 6
     assert image_size(file) == (pixels.shape[1], pixels.shape[0])
+
+
+def in_mode(mode: str) -> Image.Image:
+    """A smooth image, wider than high, whose pixels all differ from their neighbors."""
+    if mode.startswith("I;16"):
+        values = (np.arange(30 * 40, dtype=np.uint16) * 53).reshape(30, 40)
+        return Image.fromarray(values.astype(">u2") if mode.endswith("B") else values)
+    return Image.fromarray(RGB).convert(mode)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"])
+def test_pixels_of_a_tiff_do_not_depend_on_its_compression(tmp_path: Path, mode: str, orientation: int) -> None:
+    """Pillow 13 maps uncompressed files into memory with the sides of the turned image."""
+    image = in_mode(mode)
+    upright = read_image(save(tmp_path, image, "upright.tif"))
+    tags = {0x0112: orientation}
+    expected = np.asarray(turned_pixels(upright.astype(np.float32), orientation)).astype(np.uint8)
+    for compression in ("raw", "tiff_deflate", "tiff_lzw", "packbits"):
+        file = save(tmp_path, image, f"{compression}.tif", compression=compression, tiffinfo=tags)
+        pixels = read_image(file)
+        assert image_size(file) == (expected.shape[1], expected.shape[0])
+        # libtiff and Pillow round the conversion from YCbCr differently.
+        np.testing.assert_allclose(pixels.astype(int), expected.astype(int), atol=int(mode == "YCbCr"))
+        with Image.open(file) as opened:
+            np.testing.assert_array_equal(to_rgb(opened), pixels)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,12 @@ def test_sentences_about_the_protocol_and_about_images_at_a_limit() -> None:
     found = perfect(dense)
     assert "150 objects, so all detections count. AP@100" in Limits.of(dense, found).protocol()
     assert "100 highest scores of each image and class" in Limits.of(sparse, found).protocol()
+    assert Limits.of(dense, found, 500).protocol() == (
+        "The densest image has 150 objects, so the 500 highest scores of each image count (--max-detections), of "
+        "whatever class. Among these, AP@100, AP50@100 and AR100 count the 100 highest scores of each image and class."
+    )
+    sentence = Limits.of(sparse, found, 50).protocol()
+    assert sentence.endswith("class count, among the 50 highest of each image (--max-detections).")
     assert Limits.of(dense, found).notes() == []
     cut = Limits.of(dense, found.best(30), max_detections=30)
     assert "1 of 2 images have more than 30 detections" in cut.notes()[0]

@@ -120,3 +120,45 @@ def test_settings_of_mining_out_of_range_are_refused() -> None:
     wrong: list[dict[str, Any]] = [{"batch": 0}, {"nms_iou": 0.0}, {"nms_iou": 1.1}, {"ratio": 0}]
     for settings in wrong:
         assert str(*settings.values()) in refused(with_anchors, LOGITS, LABELS, **settings)
+
+
+@pytest.mark.parametrize("alpha", ["0.25", True, [0.25]])
+@pytest.mark.parametrize("loss", [*(LOSSES[name] for name in WITH_ALPHA), torchvisions])
+def test_alpha_that_is_no_number_is_refused(loss: Callable[..., Tensor], alpha: Any) -> None:
+    assert f"alpha is {alpha!r}; it must lie between 0 and 1" in refused(loss, LOGITS, LABELS, alpha=alpha)
+
+
+@pytest.mark.parametrize("gamma", [None, "2", True, 1j])
+@pytest.mark.parametrize("loss", [*(LOSSES[name] for name in WITH_GAMMA), torchvisions])
+def test_gamma_that_is_no_number_is_refused(loss: Callable[..., Tensor], gamma: Any) -> None:
+    assert f"gamma is {gamma!r}; it must be a finite number" in refused(loss, LOGITS, LABELS, gamma=gamma)
+
+
+def test_beta_that_is_no_number_is_refused() -> None:
+    for beta in (None, "1"):
+        assert f"beta is {beta!r}" in refused(focal_star_loss, LOGITS, LABELS, beta=beta)
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int64])
+@pytest.mark.parametrize("loss", [*LOSSES.values(), torchvisions])
+def test_logits_that_are_not_real_floating_numbers_are_refused(loss: Callable[..., Tensor], kind: torch.dtype) -> None:
+    assert f"are {kind}; give real floating numbers" in refused(loss, LOGITS.to(kind), LABELS)
+
+
+def test_logits_without_dimension_are_refused() -> None:
+    label, quality = torch.tensor(0), torch.tensor(1.0)
+    for loss in (focal_loss, focal_star_loss):
+        assert "logits have no dimension" in refused(loss, torch.tensor(0.3), label)
+    for rated in (quality_focal_loss, varifocal_loss):
+        assert "logits have no dimension" in refused(rated, torch.tensor(0.3), label, quality)
+    assert sigmoid_focal_loss(torch.tensor(0.3), torch.tensor(1.0)).isfinite()
+
+
+@pytest.mark.parametrize("quality", [math.nan, 1.5, -0.5, math.inf])
+@pytest.mark.parametrize("loss", [quality_focal_loss, varifocal_loss])
+def test_quality_outside_0_to_1_is_refused_or_gives_nan(loss: Callable[..., Tensor], quality: float) -> None:
+    given = torch.tensor([quality, 0.5, 0.5])
+    assert f"quality is {quality:g} at a positive anchor" in refused(loss, LOGITS, LABELS, given)
+    assert torch.func.vmap(lambda x: loss(x, LABELS, given))(LOGITS[None]).isnan().all()  # values cannot be read here
+    junk = torch.tensor([0.5, quality, quality])  # of the background and of an ignored anchor
+    assert loss(LOGITS, LABELS, junk).isfinite()

@@ -110,7 +110,7 @@ FINITE = {
 def test_value_and_gradient_are_finite_for_every_finite_logit(
     data: st.DataObject, dtype: torch.dtype, label: int, gamma: float, quality: float
 ) -> None:
-    value = data.draw(FINITE[dtype])
+    value = data.draw(FINITE[dtype] | st.floats(-200, 200) | st.sampled_from([-1000.0, 1000.0]))
     labels, fits = torch.tensor([label]), torch.tensor([quality])
     target = torch.full((1, 1), float(label == 0))
     losses: list[Loss] = [
@@ -130,6 +130,70 @@ def test_value_and_gradient_are_finite_for_every_finite_logit(
         (readable,) = torch.autograd.grad(found, x, create_graph=True)
         torch.testing.assert_close(readable.detach(), slope, rtol=1e-2, atol=1e-6)
         assert torch.autograd.grad(readable.sum(), x)[0].isfinite().all()
+
+
+ALONE: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
+    "focal": lambda x, label, quality, gamma: focal_loss(x, label, 0.25, gamma),
+    "focal star": lambda x, label, quality, gamma: focal_star_loss(x, label, 0.25, gamma, 0.0),
+    "quality focal": lambda x, label, quality, gamma: quality_focal_loss(x, label, quality, gamma),
+    "varifocal": lambda x, label, quality, gamma: varifocal_loss(x, label, quality, 0.75, gamma),
+    "sigmoid focal": lambda x, label, quality, gamma: sigmoid_focal_loss(
+        x, torch.where(label[:, None] == 0, quality[:, None], 0).to(x), 0.25, gamma, "sum"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 0.9, 1.0, 1.5, 2.0])
+@pytest.mark.parametrize("quality", [0.0, 0.3, 1.0])
+def test_three_derivatives_are_finite_at_every_ordinary_logit(
+    name: str, dtype: torch.dtype, gamma: float, quality: float
+) -> None:
+    """Also at those that are ignored: a NaN of a branch that is not taken would spread."""
+    values = torch.cat([torch.arange(-1100, 1101, 25), torch.arange(-110, 111, 5)]).to(dtype)
+    for label in (0, -1, -2):
+        labels, fits = torch.full((len(values),), label), torch.full((len(values),), quality)
+        x = values[:, None].clone().requires_grad_()
+        slope = ALONE[name](x, labels, fits, gamma)
+        for _ in range(3):
+            (slope,) = torch.autograd.grad(slope.sum(), x, create_graph=True)
+            assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["sigmoid focal", "quality focal"])
+@pytest.mark.parametrize("gamma", [0.3, 0.5, 1.0, 2.0])
+def test_second_derivatives_of_soft_targets_by_finite_differences(name: str, gamma: float) -> None:
+    labels, fits = torch.tensor([0, 0, 0, -1, 0]), torch.tensor([0.0, 0.2, 0.9, 0.5, 1.0], dtype=torch.float64)
+    x = torch.tensor([[-3.0], [1.5], [-2.0], [4.0], [0.3]], dtype=torch.float64, requires_grad=True)
+
+    def loss(x: Tensor) -> Tensor:
+        return ALONE[name](x, labels, fits, gamma)
+
+    assert torch.autograd.gradcheck(loss, (x,))
+    assert torch.autograd.gradgradcheck(loss, (x,))
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_focal_star_has_its_gradient_where_the_straight_line_begins(beta: float) -> None:
+    """At z = γ x − β = 1000 exactly, for the background."""
+    x = torch.tensor([[(1000.0 + beta) / 4]], dtype=torch.float64, requires_grad=True)
+    for create_graph in (False, True):
+        loss = focal_star_loss(x, torch.tensor([-1]), None, 4.0, beta)
+        (slope,) = torch.autograd.grad(loss, x, create_graph=create_graph)
+        assert slope.item() == 1
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_forward_mode_of_torch_func(name: str) -> None:
+    loss, x = LOSSES[name], logits()
+    direction = logits(1)
+    value, tangent = torch.func.jvp(loss, (x,), (direction,))[:2]
+    slope = torch.func.grad(loss)(x)
+    torch.testing.assert_close(value, loss(x))
+    torch.testing.assert_close(tangent, (slope * direction).sum())
+    torch.testing.assert_close(torch.func.jacrev(loss)(x), slope)
+    torch.testing.assert_close(torch.func.jacfwd(loss)(x), slope)
 
 
 @pytest.mark.parametrize("size", [1e4, 1.8e38, 3.4e38])

@@ -141,6 +141,14 @@ def test_classes_that_one_does_not_know(tmp_path: Path, dataset: Dataset) -> Non
             "do not show which detector is better: the 95% interval of ΔAP is −0.010 to +0.200",
         ),
         (Change(0.5, 0.5, 0, 0, 0, 0), "no difference"),
+        (
+            Change(0.5, 0.5003, 0.0001, 0.0009, 0.982, 0.0),
+            "The two APs are equal up to rounding: the 95% interval of ΔAP is 0.000 to +0.001.",
+        ),
+        (Change(0.5, 0.4997, -0.0009, -0.0001, 0.0, 0.982), "The two APs are equal up to rounding"),
+        (Change(0.5, 0.5004, 0.0001, 0.02, 0.98, 0.0), "The two APs are equal up to rounding"),
+        (Change(0.5, 0.5006, 0.0001, 0.002, 0.98, 0.0), "B is better by 0.001 AP"),
+        (Change(0.5, 0.5004, -0.1, 0.1, 0.5, 0.5), "do not show which detector is better"),
         (Change(*[float("nan")] * 6), "no objects"),
     ],
 )

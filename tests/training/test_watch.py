@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retinanet.config import AssignConfig, Config, DataConfig
+from retinanet.config import AnchorSpec, AssignConfig, Config, DataConfig, TrainConfig
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.training import watch
 from retinanet.training.watch import objects_left_out, why_nothing_is_learnt
@@ -59,7 +59,9 @@ def test_the_assignment_in_use_is_not_advised(monkeypatch: pytest.MonkeyPatch) -
     warning = objects_left_out(images([2.0] * 5), Config(data=data, assign=AssignConfig(method="atss")))
     assert warning is not None
     assert "atss" not in warning
-    assert warning.endswith("or try a larger --data.size")
+    assert warning.endswith("fit the anchors with 'retinanet data anchors', or try a larger --data.size")
+    fitted = Config(data=data, anchors=AnchorSpec(scales=(1.0, 1.1)))
+    assert "data anchors" not in str(objects_left_out(images([2.0] * 5), fitted))
 
 
 def test_few_objects_without_anchor_are_no_news() -> None:
@@ -75,20 +77,22 @@ def test_of_many_images_some_are_looked_at() -> None:
 
 
 def test_flat_loss() -> None:
-    reason = why_nothing_is_learnt(log([1.0, 1.01, 0.99], [0.0, 0.0, 0.0]), 3)
+    reason = why_nothing_is_learnt(log([1.0, 1.01, 0.99], [0.0, 0.0, 0.0]), 3, Config())
     assert reason is not None
     assert "has not fallen since the first epoch (1.000 then, 0.990 now)" in reason
     assert "--train.find-lr" in reason
+    searched = Config(train=TrainConfig(find_lr=True))
+    assert "try another --train.lr" in str(why_nothing_is_learnt(log([1.0, 1.01, 0.99], [0.0, 0.0, 0.0]), 3, searched))
 
 
 def test_no_precision_although_the_loss_falls() -> None:
-    reason = why_nothing_is_learnt(log([1.0, 0.8, 0.6], [0.0, 0.0, 0.0005]), 3)
+    reason = why_nothing_is_learnt(log([1.0, 0.8, 0.6], [0.0, 0.0, 0.0005]), 3, Config())
     assert reason is not None
     assert "AP is still 0 after 3 epochs although the loss falls (1.000 in the first epoch, 0.600 now)" in reason
 
 
 def test_nothing_matched() -> None:
-    reason = why_nothing_is_learnt(log([1.0, 0.8, 0.6], [0.0, 0.0, 0.0], foreground=0), 3)
+    reason = why_nothing_is_learnt(log([1.0, 0.8, 0.6], [0.0, 0.0, 0.0], foreground=0), 3, Config())
     assert reason is not None
     assert "no anchor was ever matched" in reason
 
@@ -102,9 +106,9 @@ def test_nothing_matched() -> None:
     ],
 )
 def test_all_is_well(losses: list[float], precisions: list[float]) -> None:
-    assert why_nothing_is_learnt(log(losses, precisions), len(losses)) is None
+    assert why_nothing_is_learnt(log(losses, precisions), len(losses), Config()) is None
 
 
 def test_nothing_was_evaluated_yet() -> None:
     lines = [line for line in log([1.0, 1.0, 1.0, 1.0], [0.0] * 4) if "AP" not in line]
-    assert why_nothing_is_learnt(lines, 4) is None
+    assert why_nothing_is_learnt(lines, 4, Config()) is None

@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
     found = inspect(given.dataset, recipe=given.config, console=console)
     write_inspection(page := given.out / "inspect.html", found)
     write_json(given.out / "findings.json", found.to_dict(), indent=1)
-    console.print("\n".join(inspection_lines(found)))
+    console.print("\n".join(inspection_lines(found, given.fix)))
     console.print(f"wrote {page} (all findings, with images) and {given.out}/findings.json")
     if given.fix is not None:
         changes = write_repaired(found, given.fix, console)
@@ -76,7 +76,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _next(given: Arguments, base: Config, found: Inspection) -> str | None:
-    """The command that repairs the data, fits the anchors or trains; ``None`` if only the user can mend the data."""
+    """The command that repairs the data, fits the anchors or trains; ``None`` if no command can be run on the data."""
+    from retinanet.data.formats.open_dataset import can_train
+
     recipe = [] if given.recipe == "modern" else [f"--recipe {quoted(given.recipe)}"]
     anchors, every = ("data", "anchors", "assign"), [group.name for group in fields(base)]
     codes = {finding.code for finding in found.findings}
@@ -89,6 +91,10 @@ def _next(given: Arguments, base: Config, found: Inspection) -> str | None:
         flags = changed_flags(given.config, base, every)
         place = f"--out {quoted(given.out)} --fix {quoted(fixed)}"
         return " ".join(["retinanet data inspect", quoted(given.dataset), place, *recipe, *flags])
+    reading = given.config.data
+    splits = (reading.train, reading.val, reading) if given.fix is None else ()
+    if not can_train(given.fix or given.dataset, *splits):
+        return None
     data = quoted(given.fix or given.dataset)
     if found.needs_anchors:
         flags = changed_flags(given.config, base, anchors, reading=given.fix is None)

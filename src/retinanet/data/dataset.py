@@ -24,7 +24,7 @@ from retinanet.data.class_names import class_positions, merged_classes, unknown_
 from retinanet.data.deep_pixels import PixelRange
 from retinanet.data.exif import map_files
 from retinanet.data.file_list import FileList as FileList
-from retinanet.data.image_frames import Images
+from retinanet.data.image_frames import AnnotatedFrame, Images
 from retinanet.data.images import header_or_none
 from retinanet.data.problems import PROBLEM_KINDS, Problem
 from retinanet.data.raw_boxes import RawBoxes
@@ -59,6 +59,8 @@ class Dataset:
             Datasets derived from this one have no places.
         pixel_range: values that become black and white in images with more than 8 bits. ``None``: chosen for each
             image.
+        orientations: uint8 ``(N,)``, EXIF orientation of each image; ``None`` if EXIF turns no image.
+        frame: which images the annotations refer to; ``None`` if EXIF turns no image.
     """
 
     name: str
@@ -76,6 +78,8 @@ class Dataset:
     problems: tuple[Problem, ...] = field(default=(), repr=False)
     places: FileList | None = field(default=None, repr=False)
     pixel_range: PixelRange | None = None
+    orientations: npt.NDArray[np.uint8] | None = field(default=None, repr=False)
+    frame: AnnotatedFrame | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -110,6 +114,7 @@ class Dataset:
             ignore=self.ignore[take],
             areas=self.areas[take],
             places=None,
+            orientations=None if self.orientations is None else self.orientations[chosen],
         )
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -261,7 +266,8 @@ class DatasetBuilder:
             if score < self.options.min_score:
                 self.report("low-score", where, f"scores are below {self.options.min_score:g}")
                 return
-            self.report("scored-box", where, "boxes of a detector; leave out low scores with --data.min-score")
+            remedy = "" if self.options.min_score else "; leave out low scores with --data.min-score"
+            self.report("scored-box", where, f"boxes of a detector{remedy}")
         self._raw.add(xyxy, len(self._files) - 1, where, area, derived)
         self._labels.append(label)
         self._ignore.append(ignore)
@@ -307,7 +313,8 @@ class DatasetBuilder:
         if len(np.unique(ids)) != len(ids):
             values, counts = np.unique(ids, return_counts=True)
             raise DataError(f"{self.name}: image id {values[counts > 1][0]} is used by two images; ids must differ")
-        checked = self._raw.checked(self._images(), self.options, self)
+        images = self._images()
+        checked = self._raw.checked(images, self.options, self)
         owners = self._raw.images[checked.rows]
         return Dataset(
             name=self.name,
@@ -324,6 +331,8 @@ class DatasetBuilder:
             areas=checked.areas,
             problems=tuple(self.problems),
             places=FileList(self._raw.places[row] for row in checked.rows.tolist()) if self.tolerant else None,
+            orientations=images.orientation.astype(np.uint8) if checked.frame else None,
+            frame=checked.frame,
         )
 
     def _images(self) -> Images:

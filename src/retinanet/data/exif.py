@@ -83,10 +83,24 @@ def upright(image: Image.Image) -> Image.Image:
     """Turn an image as its EXIF orientation says."""
     orientation = orientation_of(image)
     if image.format == "TIFF":
-        image.load()  # Pillow turns TIFF images while it loads them, and removes the tag
+        _load_tiff(image)  # Pillow turns TIFF images while it loads them, and removes the tag
         orientation = int(image.tag_v2.get(ORIENTATION_TAG, 1))  # type: ignore[attr-defined]
     turn = TURNS.get(orientation)  # ImageOps.exif_transpose fails if another tag is broken
     return image if turn is None else image.transpose(turn)
+
+
+def _load_tiff(image: Image.Image) -> None:
+    """Load a TIFF image without mapping its file into memory.
+
+    Pillow 13 maps uncompressed pixels with the sides of the turned image, which scrambles images that lie on their
+    side.
+    """
+    name = getattr(image, "filename", "")
+    image.filename = ""  # type: ignore[attr-defined]  # Pillow maps only files that it knows by name
+    try:
+        image.load()
+    finally:
+        image.filename = name  # type: ignore[attr-defined]
 
 
 def turned_pixels(pixels: npt.NDArray[np.float32], orientation: int) -> npt.NDArray[np.float32]:
@@ -99,24 +113,28 @@ def turned_pixels(pixels: npt.NDArray[np.float32], orientation: int) -> npt.NDAr
 
 
 def turned_boxes(
-    boxes: npt.NDArray[np.float64], orientation: int, stored: tuple[float, float]
+    boxes: npt.NDArray[np.float64],
+    orientation: int | npt.NDArray[np.integer],
+    stored: tuple[float, float] | npt.NDArray[np.integer],
 ) -> npt.NDArray[np.float64]:
-    """Turn boxes as an image with this orientation is turned.
+    """Turn boxes as images with these orientations are turned.
 
     Args:
         boxes: ``(n, 4)`` ``xyxy`` in pixels of the stored image.
-        orientation: EXIF orientation.
-        stored: ``(width, height)`` of the stored image.
+        orientation: EXIF orientation, of all images or of the image of each box ``(n,)``.
+        stored: ``(width, height)`` of the stored image, of all images or of the image of each box ``(n, 2)``.
 
     Returns:
         ``(n, 4)`` ``xyxy`` in pixels of the upright image.
     """
+    turn = np.broadcast_to(orientation, len(boxes))
+    width, height = np.broadcast_to(stored, (len(boxes), 2)).T
     x1, y1, x2, y2 = boxes.T
-    if orientation in (2, 3, 7, 8):  # mirrored in x (before the sides are swapped)
-        x1, x2 = stored[0] - x2, stored[0] - x1
-    if orientation in (3, 4, 6, 7):
-        y1, y2 = stored[1] - y2, stored[1] - y1
-    return np.column_stack((y1, x1, y2, x2) if orientation in SIDEWAYS else (x1, y1, x2, y2))
+    mirrored, flipped = np.isin(turn, (2, 3, 7, 8)), np.isin(turn, (3, 4, 6, 7))  # before the sides are swapped
+    x1, x2 = np.where(mirrored, width - x2, x1), np.where(mirrored, width - x1, x2)
+    y1, y2 = np.where(flipped, height - y2, y1), np.where(flipped, height - y1, y2)
+    sideways = np.isin(turn, SIDEWAYS)[:, None]
+    return np.where(sideways, np.column_stack((y1, x1, y2, x2)), np.column_stack((x1, y1, x2, y2)))
 
 
 def quick_header(path: str | os.PathLike[str]) -> Header | None:

@@ -1,8 +1,9 @@
 """Find out which image the annotations refer to: stored or turned by EXIF, of the file's size or of another.
 
 Everything after the readers uses the upright image, as the image files are shown and as ``retinanet detect`` reads
-them. Boxes that refer to another image are converted to it. The decision is made for a whole dataset, from the image
-sizes in the annotations and from the boxes: a box that reaches beyond one of the two images refers to the other.
+them. Boxes that refer to another image are converted to it. The decision is made for a whole split, from the image
+sizes in the annotations and from the boxes: a box that reaches beyond one of the two images refers to the other. A
+split in which nothing shows it follows the other splits (:mod:`retinanet.data.split_frames`).
 """
 
 from __future__ import annotations
@@ -78,6 +79,28 @@ class Images:
 
 
 @dataclass(frozen=True)
+class AnnotatedFrame:
+    """Which images the annotations of a split refer to, if EXIF turns some of its images.
+
+    Attributes:
+        turned: number of images that are turned by EXIF.
+        stored: number of turned images whose annotations refer to the stored pixels.
+        known: whether the image sizes, the boxes or ``--data.exif`` show it; otherwise it is an assumption.
+        fractions: whether the annotations are fractions of the image.
+    """
+
+    turned: int
+    stored: int
+    known: bool
+    fractions: bool
+
+    @property
+    def mostly_stored(self) -> bool:
+        """Whether the annotations of most turned images refer to the stored pixels."""
+        return 2 * self.stored > self.turned
+
+
+@dataclass(frozen=True)
 class Placed:
     """Boxes, and the images that they refer to.
 
@@ -85,11 +108,13 @@ class Placed:
         corners: ``(M, 4)`` in pixels.
         sizes: ``(N, 2)``, width and height of the images.
         scale: ``(N, 2)``, factors by which the boxes were scaled.
+        frame: which images the annotations refer to; ``None`` if EXIF turns no image.
     """
 
     corners: Floats
     sizes: Ints
     scale: Floats
+    frame: AnnotatedFrame | None
 
 
 def place(
@@ -105,7 +130,7 @@ def place(
         options: ``exif`` can name the image that the annotations refer to.
         reporter: gets problems that describe the decisions.
     """
-    flat = _stored_images(None if fractions else corners, image, images, options, reporter)
+    flat, known = _stored_images(None if fractions else corners, image, images, options, reporter)
     actual = np.where(flat[:, None], images.stored, images.upright)  # (N, 2), files as the annotations see them
     actual = np.where(images.known[:, None], actual, images.given)
     # Sizes of the stored pixels beside boxes on the turned image, or the reverse: the boxes have decided.
@@ -115,41 +140,52 @@ def place(
     sizes, scale = _resized(None if fractions else corners, image, given, actual, reporter)
     factors = sizes if fractions else scale
     corners = corners * np.concatenate([factors, factors], axis=1)[image]
-    for index in np.unique(image[flat[image]]).tolist():
-        rows = image == index
-        corners[rows] = turned_boxes(corners[rows], int(images.orientation[index]), tuple(sizes[index].tolist()))
+    rows = np.flatnonzero(flat[image])
+    corners[rows] = turned_boxes(corners[rows], images.orientation[image[rows]], sizes[image[rows]])
     sideways = flat & np.isin(images.orientation, SIDEWAYS)
-    return Placed(corners, np.where(sideways[:, None], sizes[:, ::-1], sizes), scale)
+    frame = AnnotatedFrame(int(images.turned.sum()), int(flat.sum()), known, fractions) if images.turned.any() else None
+    return Placed(corners, np.where(sideways[:, None], sizes[:, ::-1], sizes), scale, frame)
+
+
+def describe_frame(frame: AnnotatedFrame, images: int, first: str, reason: str) -> str:
+    """Say which of ``images`` images are turned by EXIF, ``first`` to begin with, and what their boxes refer to."""
+    counts = [(frame.turned - frame.stored, "the turned image"), (frame.stored, "the stored pixels")]
+    frames = " and ".join(f"{count} to {target}" for count, target in counts if count)
+    if 0 in (counts[0][0], counts[1][0]):
+        frames = "to " + frames.partition(" to ")[2]
+    subject = f"{frame.turned} of {images} images are turned by EXIF, first {first}"
+    return f"{subject}; their boxes refer {frames}{reason}"
 
 
 def _stored_images(
     corners: Floats | None, image: Ints, images: Images, options: ReadOptions, reporter: Reporter
-) -> Mask:
-    """Return whether the annotations of each image refer to its stored pixels, although EXIF turns it: ``(N,)``."""
+) -> tuple[Mask, bool]:
+    """Find the images whose annotations refer to the stored pixels, although EXIF turns the image.
+
+    Returns:
+        A mask ``(N,)``, and whether anything shows it. Otherwise it is an assumption.
+    """
     turned = images.turned
     if not turned.any():
-        return turned
+        return turned, True
     says_stored, says_upright = _said_by_sizes(images)
     stored: Mask
+    known = True
     if options.exif != "auto":
-        stored, reason = turned & (options.exif == "ignore"), f"(--data.exif {options.exif})"
+        stored, reason = turned & (options.exif == "ignore"), f" (--data.exif {options.exif})"
     elif (choice := _chosen_by_boxes(corners, image, images, bool((says_stored | says_upright).any()))) is not None:
-        stored, reason = turned & (choice == "stored"), "because some boxes fit into no other"
+        stored, reason = turned & (choice == "stored"), ", because some boxes fit into no other"
     elif says_stored.any() or says_upright.any():
         rest = turned & ~says_stored & ~says_upright
         stored = says_stored | (rest & bool(says_stored.sum() > says_upright.sum()))
-        reason = "by the image sizes in the annotations"
+        reason = ", by the image sizes in the annotations"
     else:
-        stored, reason = np.zeros_like(turned), "although nothing shows it; if not, --data.exif ignore"
-    counts = [(int((turned & ~stored).sum()), "the turned image"), (int(stored.sum()), "the stored pixels")]
-    frames = " and ".join(f"{count} to {frame}" for count, frame in counts if count)
-    if 0 in (counts[0][0], counts[1][0]):
-        frames = "to " + frames.partition(" to ")[2]
-    first = images.files[int(turned.argmax())]
-    subject = f"{int(turned.sum())} of {len(turned)} images are turned by EXIF, first {first}"
-    message = f"{subject}; their boxes refer {frames}, {reason}"
-    reporter.report("exif-orientation", reporter.name, message.replace(", (", " ("))
-    return stored
+        stored, reason = np.zeros_like(turned), ", although nothing shows it; if not, --data.exif ignore"
+        known = False
+    frame = AnnotatedFrame(int(turned.sum()), int(stored.sum()), known, corners is None)
+    message = describe_frame(frame, len(turned), images.files[int(turned.argmax())], reason)
+    reporter.report("exif-orientation", reporter.name, message)
+    return stored, known
 
 
 def _said_by_sizes(images: Images) -> tuple[Mask, Mask]:

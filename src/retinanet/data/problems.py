@@ -118,6 +118,13 @@ _KINDS = (
         sign=True,
     ),
     ProblemKind("boxes-in-corner", "warning", "dataset with all boxes at the top left", "used as they are", sign=True),
+    ProblemKind(
+        "exif-contradiction",
+        "warning",
+        "dataset whose splits disagree about images turned by EXIF",
+        "each split is read as its own annotations show",
+        sign=True,
+    ),
     ProblemKind("exif-orientation", "note", "dataset with images turned by EXIF", "read as turned", sign=True),
     ProblemKind("voc-origin", "note", "dataset that may count pixels from 1", "read as counted from 0", sign=True),
     ProblemKind("pixel-range", "note", "dataset with images of more than 8 bits", "scaled to 8 bits", sign=True),

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retinanet.data.box_meaning import PIXELS, Floats, Meaning, Numbers, Reporter, recognize
-from retinanet.data.image_frames import Images, Ints, place
+from retinanet.data.image_frames import AnnotatedFrame, Images, Ints, Placed, place
 from retinanet.read_options import ReadOptions
 
 # Corners that lie outside the image by at most this many pixels are rounding errors of an xywh file. They are clipped
@@ -30,12 +30,14 @@ class CheckedBoxes:
         boxes: float32 ``(K, 4)`` ``xyxy``, pixels of the upright images, inside the images.
         areas: float32 ``(K,)``.
         sizes: int32 ``(N, 2)``, width and height of the images.
+        frame: which images the annotations refer to; ``None`` if EXIF turns no image.
     """
 
     rows: Ints
     boxes: npt.NDArray[np.float32]
     areas: npt.NDArray[np.float32]
     sizes: npt.NDArray[np.int32]
+    frame: AnnotatedFrame | None
 
 
 class RawBoxes:
@@ -89,12 +91,11 @@ class RawBoxes:
             corners[derived] = Meaning("xyxy", found.frame).corners(numbers[derived])
             placed = place(corners, found.frame.size is not None, image, images, options, reporter)
             areas = areas * placed.scale.prod(axis=1)[image] if found == declared else np.full_like(areas, np.nan)
-            return _checked(placed.corners, placed.sizes, image, areas, self.places, reporter)
+            return _checked(placed, image, areas, self.places, reporter)
 
 
-def _checked(
-    corners: Floats, sizes: Ints, image: Ints, areas: Floats, places: Sequence[str], reporter: Reporter
-) -> CheckedBoxes:
+def _checked(placed: Placed, image: Ints, areas: Floats, places: Sequence[str], reporter: Reporter) -> CheckedBoxes:
+    corners, sizes = placed.corners, placed.sizes
     limits = np.concatenate([np.zeros_like(sizes), sizes], axis=1)[image]  # (M, 4)
     clipped = np.concatenate([np.maximum(corners[:, :2], 0), np.minimum(corners[:, 2:], limits[:, 2:])], axis=1)
     boxes = clipped.astype(np.float32)
@@ -125,7 +126,7 @@ def _checked(
     areas = np.where(moved, areas * (inside / np.where(moved, whole, 1.0)), areas)
     areas = np.where((areas > 0) & (areas < _LARGEST_AREA), areas, inside)
     rows = np.flatnonzero(kept)
-    return CheckedBoxes(rows, boxes[rows], areas[rows].astype(np.float32), sizes.astype(np.int32))
+    return CheckedBoxes(rows, boxes[rows], areas[rows].astype(np.float32), sizes.astype(np.int32), placed.frame)
 
 
 def _text(corners: Floats) -> str:

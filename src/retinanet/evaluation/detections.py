@@ -18,6 +18,7 @@ from retinanet.data.formats.reading import read_json, short
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.evaluation.detection_formats import SHARES, entries_of
+from retinanet.evaluation.detection_frames import in_turned_frame
 from retinanet.evaluation.result_ids import category_numbering, image_numbering
 
 # A probability computed in float32 may be slightly above 1.
@@ -52,6 +53,9 @@ def read_detections(path: Path, dataset: Dataset) -> tuple[Detections, list[str]
     lists ``images`` or ``categories``, ids refer to those lists, and images and classes are matched with ``dataset`` by
     name.
 
+    In images that EXIF turns, boxes refer to the turned image or to the stored pixels
+    (:mod:`retinanet.evaluation.detection_frames`). The detections that are returned refer to the turned images.
+
     The other formats of ``retinanet detect`` are read too: a CSV file, or a folder of YOLO or Pascal VOC files.
 
     Args:
@@ -70,7 +74,7 @@ def read_detections(path: Path, dataset: Dataset) -> tuple[Detections, list[str]
     entries, listed = _sections(path, read_json(path, _EXPECTED)) if others is None else (others, {})
     images, classes = _Images(dataset, listed, path), _Classes(dataset, listed, path)
     renumbered = [*_renumber(dataset, entries, images, classes)]
-    owners, labels, numbers = array("q"), array("q"), array("d")
+    owners, labels, numbers, shares = array("q"), array("q"), array("d"), array("b")
     for number, entry in enumerate(entries, 1):
         where = f"{path}: detection {number}"
         if not isinstance(entry, dict):
@@ -80,6 +84,7 @@ def read_detections(path: Path, dataset: Dataset) -> tuple[Detections, list[str]
         if owner is not None and label is not None:
             owners.append(owner)
             labels.append(label)
+            shares.append(SHARES in entry)
             unit = dataset.sizes[owner].tolist() * 2 if SHARES in entry else (1, 1, 1, 1)
             numbers.extend((*(side * length for side, length in zip(box, unit, strict=True)), score))
     images.refuse_unknown(len(entries))
@@ -93,7 +98,9 @@ def read_detections(path: Path, dataset: Dataset) -> tuple[Detections, list[str]
         columns[:, 4],
         np.array(labels, dtype=np.int64)[order],
     )
-    return predictions, [*renumbered, *classes.notes(), *_notes(path, dataset, predictions)]
+    predictions, frame = in_turned_frame(dataset, predictions, np.array(shares, dtype=np.bool_)[order])
+    notes = [*renumbered, *([frame] if frame else []), *classes.notes(), *_notes(path, dataset, predictions)]
+    return predictions, notes
 
 
 def _sections(path: Path, content: Any) -> tuple[list[Any], dict[str, Any]]:

@@ -15,6 +15,9 @@ from retinanet.detections import Detections
 # COCO's protocol counts this many detections of each image and class.
 COCO_LIMIT = 100
 
+# How the metrics with @100 count.
+_AT_100 = "AP@100, AP50@100 and AR100 count the 100 highest scores of each image and class"
+
 # A limit that no image reaches.
 ALL = int(np.iinfo(np.int64).max)
 
@@ -76,11 +79,13 @@ class Limits:
     def protocol(self) -> str:
         """Say in a sentence which detections count."""
         if self.counted is not None:
-            return f"As in COCO's protocol, the {self.counted} highest scores of each image and class count."
-        return (
-            f"The densest image has {self.most_objects} objects, so all detections count. AP@100, AP50@100 and AR100 "
-            "count the 100 highest scores of each image and class, as in COCO's protocol."
-        )
+            among = f", among the {self.max_detections} highest of each image (--max-detections)" if self.chosen else ""
+            return f"As in COCO's protocol, the {self.counted} highest scores of each image and class count{among}."
+        dense = f"The densest image has {self.most_objects} objects, so"
+        if self.chosen:
+            what = f"the {self.max_detections} highest scores of each image count (--max-detections), of whatever class"
+            return f"{dense} {what}. Among these, {_AT_100}."
+        return f"{dense} all detections count. {_AT_100}, as in COCO's protocol."
 
     def notes(self, brief: bool = False) -> list[str]:
         """Say how many images reached a limit, and how many have predictions that were left out, in a sentence each.

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retinanet.data.dataset import Dataset
+from retinanet.data.split_frames import read_as_stored
 from retinanet.evaluation.matching import iou
 
 # Number of detections that are compared with the ground truth.
@@ -133,7 +134,21 @@ def _on_object(
 def _labels_below(
     dataset: Dataset, images: npt.NDArray[np.int64], boxes: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.int64]:
-    """Label of the object that each detection lies on; −1 if it lies on none."""
+    """Label of the object that each detection lies on; −1 if it lies on none.
+
+    In images that EXIF turns, the boxes may refer to the stored pixels. They are read so that more of them lie on an
+    object.
+    """
+    labels = _labels_at(dataset, images, boxes)
+    if dataset.orientations is None:
+        return labels
+    stored = _labels_at(dataset, images, read_as_stored(dataset, boxes, images, False))
+    return stored if (stored >= 0).sum() > (labels >= 0).sum() else labels
+
+
+def _labels_at(
+    dataset: Dataset, images: npt.NDArray[np.int64], boxes: npt.NDArray[np.float64]
+) -> npt.NDArray[np.int64]:
     labels = np.full(len(boxes), -1, dtype=np.int64)
     for index in np.unique(images[images >= 0]).tolist():
         rows, truth = np.flatnonzero(images == index), dataset.rows(index)

@@ -107,7 +107,7 @@ def run_checks(
     first = 0
     for split, dataset in splits.items():
         findings += [finding_of(split, problem) for problem in dataset.problems]
-        findings += _image_files(split, dataset, scans[first : first + len(dataset)])
+        findings += _image_files(split, dataset, scans[first : first + len(dataset)], data)
         findings += box_findings(split, dataset, data)
         findings += box_count_findings(split, dataset, data)
         first += len(dataset)
@@ -126,16 +126,19 @@ def finding_of(split: str, problem: Problem) -> Finding:
     return Finding(code, split, problem.where, f"{problem.message}{cases}", effect=effect)
 
 
-def _image_files(split: str, dataset: Dataset, scans: Sequence[Scan]) -> Iterator[Finding]:
+def _image_files(split: str, dataset: Dataset, scans: Sequence[Scan], data: DataConfig) -> Iterator[Finding]:
     """Findings about the image files."""
+    broken = "training leaves out the image (--data.skip-broken)" if data.skip_broken else ""
+    flat = "nothing can be seen in it; if its values have another range, correct --data.pixel-range"
     for index, found in enumerate(scans):
         path, size = str(dataset.path(index)), tuple(dataset.sizes[index].tolist())
         if found.error is not None:
-            yield Finding("broken-image", split, path, found.error.removeprefix(f"{path}: "))
+            yield Finding("broken-image", split, path, found.error.removeprefix(f"{path}: "), effect=broken)
             continue
         if found.contrast < _LEAST_CONTRAST:
             what = f"its pixels differ by {found.contrast} of 255 gray levels"
-            yield Finding("flat-image", split, path, what, (Sight(split, index),))
+            effect = flat if data.pixel_range is not None else ""
+            yield Finding("flat-image", split, path, what, (Sight(split, index),), effect)
         if found.size != size:
             yield Finding(
                 "image-size",

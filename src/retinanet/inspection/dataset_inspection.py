@@ -24,7 +24,7 @@ from retinanet.inspection.splits import without_unions
 from retinanet.inspection.survey import Balance, Survey, coverage_findings
 from retinanet.optional_packages import explain_missing_packages
 from retinanet.progress import progress_bar
-from retinanet.recipes import resolve
+from retinanet.recipes import has_fitted_anchors, resolve
 
 # If a smaller fraction of the boxes is reached, the command proposes to fit the anchors.
 _WELL_REACHED = 0.9
@@ -68,8 +68,9 @@ class Inspection:
 
     @property
     def needs_anchors(self) -> bool:
-        """Whether anchors are assigned by IoU and more than a tenth of the boxes is not reached."""
-        return self.config.assign.method == "iou" and self.train.reached < _WELL_REACHED
+        """Whether anchors should be fitted: those of a recipe are assigned by IoU, and miss a tenth of the boxes."""
+        by_iou = self.config.assign.method == "iou" and not has_fitted_anchors(self.config)
+        return by_iou and self.train.reached < _WELL_REACHED
 
     @property
     def max_detections(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from retinanet.inspection.dataset_inspection import Inspection
 from retinanet.inspection.findings import Finding, by_kind
@@ -12,9 +13,13 @@ from retinanet.inspection.paragraph import contents, problems
 _LINES, _CASES = 24, 2
 
 
-def inspection_lines(inspection: Inspection) -> Iterator[str]:
-    """Yield the lines: a paragraph about what matters most, findings, notes. The page has all numbers."""
-    yield f"{inspection.name}: {contents(inspection.splits)} {problems(inspection.findings)}"
+def inspection_lines(inspection: Inspection, repaired: Path | None = None) -> Iterator[str]:
+    """Yield the lines: a paragraph about what matters most, findings, notes. The page has all numbers.
+
+    ``repaired`` is the folder of the repaired copy, if one is written.
+    """
+    serious = problems(inspection.findings, inspection.config, repaired)
+    yield f"{inspection.name}: {contents(inspection.splits)} {serious}"
     for split, parents in inspection.unions.items():
         yield f"{split}: not inspected, because its images are those of {' and '.join(parents)}"
     yield from _density_line(inspection)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
+from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.inspection.findings import Finding, by_kind
+from retinanet.recipes import has_fitted_anchors
 
 # Number of kinds of findings that the paragraph describes.
 _KINDS = 3
@@ -13,7 +16,7 @@ _KINDS = 3
 _FIX = "'retinanet data inspect' with --fix OUT writes a repaired copy"
 
 # What to do about a kind of finding, by its code. Kinds that are not listed need no action, or their effect states it.
-REMEDIES = {
+_REMEDIES = {
     "unreadable-split": "correct its annotation file, or choose other splits with --data.train and --data.val",
     "no-objects": "annotate it, or choose another split with --data.train or --data.val",
     "broken-annotation": _FIX,
@@ -28,9 +31,30 @@ REMEDIES = {
     "duplicate-image": _FIX,
     "similar-classes": _FIX,
     "never-learnt": "annotate examples of it in train",
-    "rare-class": "annotate more examples, or show them more often with --data.repeat-rare",
-    "low-coverage": "fit the anchors with 'retinanet data anchors', or use --assign.method atss",
+    "rare-class": "annotate more examples",
+    "low-coverage": "use --assign.method atss",
 }
+
+
+def remedy(code: str, config: Config, repaired: Path | None = None) -> str:
+    """Say what to do about a kind of finding, without settings that ``config`` already has.
+
+    Args:
+        code: of the kind.
+        config: settings of the planned training.
+        repaired: folder of the repaired copy that is being written.
+
+    Returns:
+        The end of a sentence; empty if there is nothing to do, or if the effect of the kind says it.
+    """
+    text = _REMEDIES.get(code, "")
+    if text == _FIX and repaired is not None:
+        return f"it is repaired in {repaired}"
+    if code == "rare-class" and not config.data.repeat_rare:
+        return f"{text}, or show them more often with --data.repeat-rare"
+    if code == "low-coverage" and not has_fitted_anchors(config):
+        return f"fit the anchors with 'retinanet data anchors', or {text}"
+    return text
 
 
 def contents(splits: Mapping[str, Dataset]) -> str:
@@ -41,8 +65,11 @@ def contents(splits: Mapping[str, Dataset]) -> str:
     return f"{images}, with {_many(boxes, 'box', 'boxes')} of {_many(classes, 'class', 'classes')}."
 
 
-def problems(findings: Iterable[Finding]) -> str:
-    """Describe the most serious errors and warnings in a few sentences: their number, their effect and a remedy."""
+def problems(findings: Iterable[Finding], config: Config, repaired: Path | None = None) -> str:
+    """Describe the most serious errors and warnings in a few sentences: their number, their effect and a remedy.
+
+    ``config`` and ``repaired`` are those of :func:`remedy`.
+    """
     kinds = by_kind(findings)
     serious = {kind: group for kind, group in kinds.items() if kind.severity != "note"}
     if not serious:
@@ -57,8 +84,9 @@ def problems(findings: Iterable[Finding]) -> str:
     for kind, group in list(serious.items())[:_KINDS]:
         effects = {finding.effect or kind.effect for finding in group}
         effect = effects.pop() if len(effects) == 1 else kind.effect
-        remedy = f"; {REMEDIES[kind.code]}" if kind.code in REMEDIES else ""
-        sentences.append(f"{kind.title[0].upper()}{kind.title[1:]} ({len(group)} ×): {effect}{remedy}.")
+        advice = remedy(kind.code, config, repaired)
+        end = f"; {advice}." if advice else "."
+        sentences.append(f"{kind.title[0].upper()}{kind.title[1:]} ({len(group)} ×): {effect}{end}")
     if len(serious) > _KINDS:
         sentences.append(f"{_many(len(serious) - _KINDS, 'further kind')} of problems may matter less.")
     return " ".join(sentences)

@@ -4,8 +4,10 @@
 
 γ = 0 is α-balanced cross entropy; γ = 0 with α = None is cross entropy. Everything is computed in at least float32,
 also under autocast. Value and gradient of a logit are finite for every finite logit: log-sigmoids do not overflow, and
-factors such as (1 − p_t)^γ are constant beyond :data:`LARGE_LOGIT`. All functions can be differentiated any number of
-times, also by ``torch.func``.
+factors such as (1 − p_t)^γ are constant beyond :data:`LARGE_LOGIT`. All functions can be differentiated with respect to
+the logits any number of times: by ``backward``, ``torch.autograd.grad`` and ``torch.autograd.functional``, and by
+``grad``, ``vmap``, ``hessian``, ``jacrev``, ``jacfwd`` and ``jvp`` of ``torch.func``. Dual tensors of
+``torch.autograd.forward_ad`` outside ``torch.func`` are not supported (NotImplementedError).
 """
 
 from __future__ import annotations
@@ -19,7 +21,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from retinanet.errors import ArgumentError
-from retinanet.losses.arguments import checked_alpha, require_gamma, values_are_known
+from retinanet.losses.arguments import (
+    checked_alpha,
+    is_number,
+    labels_with_quality,
+    require_floating,
+    require_gamma,
+    values_are_known,
+)
 from retinanet.losses.formula import LARGE_LOGIT, Coefficients
 from retinanet.losses.sum import summed_loss
 
@@ -57,7 +66,8 @@ def softplus_over(x: Tensor, gamma: float, beta: float) -> Tensor:
     """``log(1 + exp(γ x − β)) / γ``, without overflow of γ x."""
     z = gamma * x - beta
     small = -F.logsigmoid(-z.clamp(-LARGE_LOGIT, LARGE_LOGIT)) / gamma
-    return torch.where(z > LARGE_LOGIT, x - beta / gamma, small)
+    # At z = LARGE_LOGIT, clamp() may pass no gradient.
+    return torch.where(z >= LARGE_LOGIT, x - beta / gamma, small)
 
 
 @dataclass(frozen=True)
@@ -96,8 +106,8 @@ class FocalStar:
     def __post_init__(self) -> None:
         checked_alpha(self.alpha)
         require_gamma(self.gamma, positive=True)
-        if not math.isfinite(self.beta):
-            raise ArgumentError(f"beta is {self.beta}; it must be a finite number")
+        if not is_number(self.beta) or not math.isfinite(self.beta):
+            raise ArgumentError(f"beta is {self.beta!r}; it must be a finite number")
 
     def background(self, x: Tensor) -> Tensor:
         """Loss of background logits: x_t = −x."""
@@ -129,10 +139,7 @@ class QualityFocal:
     def foreground(self, x: Tensor, quality: Tensor | None) -> Tensor:
         """Loss of foreground logits, where q is ``quality``."""
         assert quality is not None
-        distance = (quality - x.clamp(-LARGE_LOGIT, LARGE_LOGIT).sigmoid()).abs()
-        # for γ < 1 the power's derivative at 0 is infinite; the loss there is 0 anyway
-        power = distance.clamp(min=torch.finfo(x.dtype).tiny) ** self.gamma
-        return power * _cross_entropy(x, quality)
+        return torch.exp(self.gamma * _log_distance(x, quality)) * _cross_entropy(x, quality)
 
     @property
     def coefficients(self) -> Coefficients:
@@ -188,8 +195,12 @@ def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, gamma: f
         labels: int64 ``(…,)``: class, ``BACKGROUND`` or ``IGNORE``, as for :func:`focal_loss`.
         quality: ``(…,)`` in [0, 1], q of the positive anchors; values of other anchors are not read.
         gamma: focusing parameter, ≥ 0.
+
+    Raises:
+        ArgumentError: as :func:`focal_loss`, or (on the CPU) q of a positive anchor is not in [0, 1]. Elsewhere the
+            loss of such an anchor is NaN.
     """
-    return summed_loss(logits, labels, QualityFocal(gamma), quality)
+    return summed_loss(logits, labels_with_quality(labels, quality), QualityFocal(gamma), quality)
 
 
 def varifocal_loss(
@@ -200,7 +211,7 @@ def varifocal_loss(
     Source: https://arxiv.org/abs/2008.13367, equation 2. Arguments as for :func:`quality_focal_loss`;
     ``alpha=None`` means α = 1.
     """
-    return summed_loss(logits, labels, Varifocal(alpha, gamma), quality)
+    return summed_loss(logits, labels_with_quality(labels, quality), Varifocal(alpha, gamma), quality)
 
 
 def sigmoid_focal_loss(
@@ -225,6 +236,7 @@ def sigmoid_focal_loss(
     """
     alpha = checked_alpha(alpha)
     require_gamma(gamma)
+    require_floating(inputs, "inputs")
     if inputs.shape != targets.shape:
         raise ArgumentError(f"targets {tuple(targets.shape)} and inputs {tuple(inputs.shape)} have different shapes")
     known = values_are_known(inputs) and values_are_known(targets)
@@ -235,10 +247,7 @@ def sigmoid_focal_loss(
     with torch.autocast(inputs.device.type, enabled=False):
         x = inputs if inputs.dtype == torch.float64 else inputs.float()
         t = targets.to(x.dtype)
-        bounded = x.clamp(-LARGE_LOGIT, LARGE_LOGIT)
-        complement = torch.sigmoid(bounded) * (1 - t) + torch.sigmoid(-bounded) * t  # 1 − p_t without cancellation
-        # where 1 − p_t underflows to 0, the power's derivative is infinite for γ < 1; the loss there is 0 anyway
-        loss = _cross_entropy(x, t) * complement.clamp(min=torch.finfo(x.dtype).tiny) ** gamma
+        loss = torch.exp(gamma * _log_complement(x, t)) * _cross_entropy(x, t)
         if alpha is not None:
             loss = (alpha * t + (1 - alpha) * (1 - t)) * loss
         loss = loss if known else torch.where((t < 0) | (t > 1), math.nan, loss)
@@ -246,6 +255,27 @@ def sigmoid_focal_loss(
     if reduction == "mean":
         return loss.mean()
     return loss.sum() if reduction == "sum" else loss
+
+
+def _log_complement(x: Tensor, target: Tensor) -> Tensor:
+    """Logarithm of ``1 − p_t = p (1 − t) + (1 − p) t`` for soft targets t.
+
+    A power of 1 − p_t itself has derivatives that overflow for γ < 1, where 1 − p_t is tiny.
+    """
+    x, least = x.clamp(-LARGE_LOGIT, LARGE_LOGIT), torch.finfo(x.dtype).tiny
+    negative, positive = (torch.log(weight.clamp(min=least)) for weight in (1 - target, target))
+    a, b = F.logsigmoid(x) + negative, F.logsigmoid(-x) + positive
+    # logaddexp(a, b). The second derivative of PyTorch's own overflows.
+    return torch.where(a > b, a - F.logsigmoid(a - b), b - F.logsigmoid(b - a))
+
+
+def _log_distance(x: Tensor, quality: Tensor) -> Tensor:
+    """Logarithm of ``|q − p|``, as :func:`_log_complement`; bounded below, because |q − p| is 0 where p = q."""
+    x = x.clamp(-LARGE_LOGIT, LARGE_LOGIT)
+    none, full = quality <= 0, quality >= 1
+    distance = torch.where(none | full, 1.0, (quality - x.sigmoid()).abs())
+    between = torch.log(distance.clamp(min=torch.finfo(x.dtype).tiny ** 0.5))
+    return torch.where(none, F.logsigmoid(x), torch.where(full, F.logsigmoid(-x), between))
 
 
 def _cross_entropy(x: Tensor, target: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from retinanet.config import AnchorSpec, Config
+from retinanet.config import Config
 from retinanet.evaluation.analysis import Analysis
 from retinanet.evaluation.error_kinds import ERROR_KINDS
-from retinanet.recipes import bundled_recipes, load_recipe
+from retinanet.recipes import has_fitted_anchors
 
 # Groups with fewer objects than this, and smaller differences than this, are not mentioned.
 _FEWEST = 10
@@ -30,6 +30,11 @@ def describe_error(analysis: Analysis, code: str) -> str:
     return f"{ERROR_KINDS[code].noun} ({code}) cost the most: {analysis.errors.costs[code]:.3f} AP50"
 
 
+def is_perfect(analysis: Analysis) -> bool:
+    """Whether AP and F1 are 1, up to rounding to three digits."""
+    return analysis.AP >= _PERFECT and analysis.f1 >= _PERFECT
+
+
 def next_steps(analysis: Analysis, config: Config | None = None) -> list[str]:
     """Advise in up to four sentences, the most useful first.
 
@@ -42,7 +47,7 @@ def next_steps(analysis: Analysis, config: Config | None = None) -> list[str]:
         return ["There are no annotated objects, so nothing can be measured. Choose a split that has some."]
     if not sum(each.detections for each in analysis.classes):
         return ["Nothing was detected. Check whether the training converged, and which data it used."]
-    if analysis.AP >= _PERFECT and analysis.f1 >= _PERFECT:
+    if is_perfect(analysis):
         return [
             "Every object is found with a precise box, and nothing else is. Nothing is left to improve here.",
             *_threshold(analysis),
@@ -62,10 +67,9 @@ def _errors(analysis: Analysis, config: Config | None) -> Iterator[str]:
 
 def _settings(helps: Sequence[str], config: Config) -> str:
     """Propose changes of the settings of a training, without those that it had."""
-    fitted = config.anchors not in [AnchorSpec(), *(load_recipe(name).anchors for name in bundled_recipes())]
     changes = {
         "size": f"larger images (--data.size, now {config.data.size})",
-        "anchors": "" if fitted else "anchors fitted to your boxes (retinanet data anchors)",
+        "anchors": "" if has_fitted_anchors(config) else "anchors fitted to your boxes (retinanet data anchors)",
         "epochs": f"longer training (--train.epochs, now {config.train.epochs})",
         "nms": f"a lower --decode.nms (now {config.decode.nms:g})",
     }

@@ -121,6 +121,8 @@ def verdict(change: Change) -> str:
         return "There is no difference: both detectors have the same AP on every resample of the images."
     interval = f"the 95% interval of ΔAP is {signed(change.low)} to {signed(change.high)}"
     if change.low > 0 or change.high < 0:
+        if f"{abs(change.delta):.3f}" == "0.000":
+            return f"The two APs are equal up to rounding: {interval}."
         winner, share = ("B", change.better) if change.delta > 0 else ("A", change.worse)
         better = f"{winner} is better by {abs(change.delta):.3f} AP"
         return f"{better}: {interval}, and {winner} is better in {share:.1%} of the resamples."

@@ -92,24 +92,29 @@ def _select(
         highest = scores.max()
         if highest <= lowest:
             continue
-        nonfinite |= bool(np.isnan(highest))
-        position = np.flatnonzero(scores > lowest)
+        nonfinite |= not np.isfinite(highest)
+        position = np.flatnonzero((scores > lowest) & (scores < np.inf))
+        chosen = position[_highest(scores[position], config.top_k)]
+        anchor = chosen // logits.shape[-1]
+        box = decode_boxes(deltas[anchor], boxes[anchor])
+        if not np.isfinite(box).all():  # these boxes displaced others among the ``top_k``
+            nonfinite = True
+            sound = np.asarray(np.isfinite(decode_boxes(deltas, boxes)).all(axis=1))
+            position = position[sound[position // logits.shape[-1]]]
+            chosen = position[_highest(scores[position], config.top_k)]
+            anchor = chosen // logits.shape[-1]
+            box = decode_boxes(deltas[anchor], boxes[anchor])
         cut |= len(position) >= config.top_k < len(scores)
-        position = position[_highest(scores[position], config.top_k)]
-        anchor, label = np.divmod(position, logits.shape[-1])
-        levels.append((scores[position], label, deltas[anchor], boxes[anchor]))
+        levels.append((scores[chosen], chosen % logits.shape[-1], box))
     if not levels:
         nothing = np.zeros(0, dtype=np.float32)
         return _Candidates(nothing.reshape(0, 4), nothing, np.zeros(0, dtype=np.int64), cut, nonfinite)
-    logit, label, delta, anchor = (np.concatenate(parts) for parts in zip(*levels, strict=True))
-    box = decode_boxes(delta, anchor)
-    finite = np.isfinite(box).all(axis=1)
-    nonfinite |= not finite.all()
+    logit, label, box = (np.concatenate(parts) for parts in zip(*levels, strict=True))
     height, width = size
     limits = np.array([width, height] * 2, dtype=np.float32)
     box = np.minimum(np.maximum(box, np.float32(0)), limits)
     inside = (box[:, 2:] > box[:, :2]).all(axis=1)  # some area is left
-    usable = np.flatnonzero(finite & inside)
+    usable = np.flatnonzero(inside)
     order = usable[np.argsort(-logit[usable], kind="stable")]
     return _Candidates(box[order], logit[order], label[order], cut, nonfinite)
 

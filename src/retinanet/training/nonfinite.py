@@ -27,10 +27,11 @@ def explain(job: Job, state: TrainingState, batch: Batch) -> str:
     settings = job.config.train
     # Clipping the gradient is the remedy that helps most often, and it costs nothing.
     bound = "" if settings.clip else "--train.clip 10, "
+    other = "" if settings.precision == "fp32" else ", or with --train.precision fp32"
     return (
         f"the loss or its gradient is not finite on {named}{' …' if len(culprits) > 3 else ''}; "
         f"every value is in {report}. Start again in another --out with {bound}a lower --train.lr than "
-        f"{settings.lr:g}, or with --train.precision fp32"
+        f"{settings.lr:g}{other}"
     )
 
 

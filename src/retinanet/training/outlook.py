@@ -27,8 +27,9 @@ def outlook(train_set: Dataset, val_set: Dataset, config: Config) -> str:
         found += [finding_of(name, problem) for problem in part.problems]
     epochs = "1 epoch" if settings.epochs == 1 else f"{settings.epochs} epochs"
     return (
-        f"This training uses {contents(splits)} {problems(found)} It trains {config.model.backbone} at {data.size} px "
-        f"for {epochs} with {settings.batch} images per step, and keeps the weights with the best AP on val."
+        f"This training uses {contents(splits)} {problems(found, config)} It trains {config.model.backbone} at "
+        f"{data.size} px for {epochs} with {settings.batch} images per step, and keeps the weights with the best AP on "
+        "val."
     )
 
 

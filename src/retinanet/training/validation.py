@@ -83,7 +83,7 @@ class Validation:
         return self._batches.seconds / (time.monotonic() - self._epoch_began)
 
     def _warn_if_nothing_is_learnt(self, step: int, epoch: int) -> None:
-        reason = why_nothing_is_learnt(self._run.log.lines, epoch)
+        reason = why_nothing_is_learnt(self._run.log.lines, epoch, self._run.job.config)
         if reason and not self._warned and self._run.job.processes.is_main:
             self._warned = True
             self._recorder.warn(reason, step, epoch)

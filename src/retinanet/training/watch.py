@@ -11,6 +11,7 @@ import numpy as np
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.inspection.anchor_coverage import positives
+from retinanet.recipes import has_fitted_anchors
 
 # Number of images that are checked before a training, and the fraction of unmatched objects that leads to a warning.
 _LOOKED_AT = 100
@@ -35,20 +36,25 @@ def objects_left_out(dataset: Dataset, config: Config) -> str | None:
     objects, left_out = int((counts >= 0).sum()), int((counts == 0).sum())
     if left_out <= _TOO_MANY * objects:
         return None
-    other_method = ", or --assign.method atss" if config.assign.method != "atss" else ""
+    advice = [
+        "" if has_fitted_anchors(config) else "fit the anchors with 'retinanet data anchors'",
+        "try a larger --data.size",
+        "" if config.assign.method == "atss" else "use --assign.method atss",
+    ]
     return (
         f"{left_out} of {objects} objects ({left_out / objects:.0%}, in {len(looked_at)} images) are matched with no "
         "anchor, so nothing is learned from them: they are too small, too large or too long for the anchors at this "
-        f"size. 'retinanet data anchors' fits anchors to them; or try a larger --data.size{other_method}"
+        f"size; {', or '.join(filter(None, advice))}"
     )
 
 
-def why_nothing_is_learnt(lines: Sequence[dict[str, Any]], epoch: int) -> str | None:
+def why_nothing_is_learnt(lines: Sequence[dict[str, Any]], epoch: int, config: Config) -> str | None:
     """Return a warning if the log shows that nothing is learned, else None.
 
     Args:
         lines: the lines of ``metrics.jsonl``.
         epoch: the epoch that has just ended.
+        config: the settings of the training.
     """
     steps = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if "AP" in line]
@@ -61,9 +67,10 @@ def why_nothing_is_learnt(lines: Sequence[dict[str, Any]], epoch: int) -> str | 
     before, now = statistics.fmean(first), statistics.fmean(latest)
     no_ap = max(line["AP"] for line in evaluations) < _NO_AP
     if now > (1 - _FLAT) * before:
+        advice = "another --train.lr" if config.train.find_lr else "--train.find-lr"
         return (
             f"the loss has not fallen since the first epoch ({before:.3f} then, {now:.3f} now); the learning rate may "
-            "be far off: try --train.find-lr in a new --out"
+            f"be far off: try {advice} in a new --out"
         )
     if not no_ap:
         return None

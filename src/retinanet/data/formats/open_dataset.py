@@ -13,6 +13,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.formats.reading import SPLIT_ALIASES, split_role
 from retinanet.data.formats.recognize import place_of_dataset, recognize
 from retinanet.data.problems import Problem
+from retinanet.data.split_frames import is_assumed, is_known, with_common_frame
 from retinanet.errors import AbsentSplitError, ConfigError, DataError
 from retinanet.read_options import ReadOptions
 
@@ -66,7 +67,7 @@ def read_all(path: str | Path, options: ReadOptions = _DEFAULT_OPTIONS) -> dict[
     for problem in absent:
         first = next(iter(splits))
         splits[first] = splits[first].with_problem("absent-split", str(path), str(problem))
-    return _told_once(with_shared_classes(splits))
+    return _told_once(with_shared_classes(with_common_frame(splits)))
 
 
 def read_tolerantly(
@@ -89,7 +90,8 @@ def read_tolerantly(
     data = open_dataset(path, options)
     if train or val:
         wanted = {role: name or role for role, name in (("train", train), ("val", val)) if name or data.resolve(role)}
-        return {role: data.read_override(name, role, tolerant=True) for role, name in wanted.items()}, {}
+        chosen = {role: data.read_override(name, role, tolerant=True) for role, name in wanted.items()}
+        return with_common_frame(chosen), {}
     splits, failures = {}, {}
     for split, read in ((split or "train", read) for split, read in data.readers.items()):
         try:
@@ -98,7 +100,7 @@ def read_tolerantly(
             failures[split] = " ".join(str(error).split())
     if not splits:
         raise DataError(next(iter(failures.values())))
-    return splits, failures
+    return with_common_frame(splits), failures
 
 
 def with_shared_classes(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
@@ -144,7 +146,9 @@ def read_train_val(
     train_data = data.read_override(train, "train") if train else data.read("train")
     notes: list[str] = []
     if val or data.resolve("val") is not None:
-        val_data = with_model_classes(data.read_override(val, "val") if val else data.read("val"), train_data.classes)
+        val_data = data.read_override(val, "val") if val else data.read("val")
+        train_data, val_data = with_common_frame({"train": train_data, "val": val_data}).values()
+        val_data = with_model_classes(val_data, train_data.classes)
         train_data = train_data.with_classes(val_data.classes)
         train_data, val_data = _told_once({"train": train_data, "val": val_data}).values()
         shared = len(_paths(train_data) & _paths(val_data))
@@ -157,6 +161,30 @@ def read_train_val(
         notes.append(note)
         val_data = replace(val_data, problems=())  # the problems of val are reported with those of train
     return train_data, val_data, notes
+
+
+def can_train(
+    path: str | Path, train: str | None = None, val: str | None = None, options: ReadOptions = _DEFAULT_OPTIONS
+) -> bool:
+    """Whether :func:`read_train_val` finds the splits that it needs. The images are not read.
+
+    Args:
+        path: the dataset's folder, or its JSON, CSV or YAML file.
+        train: another split, file or folder to train on.
+        val: another split, file or folder to validate on.
+        options: how the dataset is read.
+    """
+    try:
+        data = open_dataset(path, options)
+        if not (data.has(train) if train else data.resolve("train") is not None):
+            return False
+        if val or data.resolve("val") is not None:
+            return not val or data.has(val)
+        # Images of train are held out, which needs two of them.
+        held_out_of = data.read_override(train, "train", tolerant=True) if train else data.read("train", tolerant=True)
+        return len(held_out_of) > 1
+    except DataError:
+        return False
 
 
 def with_model_classes(dataset: Dataset, classes: Sequence[str]) -> Dataset:
@@ -230,13 +258,32 @@ class OpenedDataset:
             return only
         return None
 
+    def has(self, wanted: str) -> bool:
+        """Whether :meth:`read_override` finds the split or the path ``wanted``."""
+        places = (Path(wanted).expanduser(), self.path / wanted)
+        return self.resolve(wanted) is not None or any(map(os.path.exists, places))
+
     def read(self, wanted: str, tolerant: bool = False) -> Dataset:
         """Read the split that the name ``wanted`` stands for."""
         split = self.resolve(wanted)
         if split is None:
             names = ", ".join(name or "an unnamed split, used as train" for name in self.readers)
             raise DataError(f"{self.path}: no split {wanted!r}; choose one of the splits here: {names}")
-        return self.readers[split](tolerant=tolerant)
+        dataset = self.readers[split](tolerant=tolerant)
+        return self._with_frame_of_siblings(split, dataset) if is_assumed(dataset) else dataset
+
+    def _with_frame_of_siblings(self, split: str, dataset: Dataset) -> Dataset:
+        """Read the boxes of ``split`` as those of the first other split that shows which images its boxes refer to."""
+        for name, read in self.readers.items():
+            if name == split:
+                continue
+            try:
+                sibling = read()
+            except DataError:
+                continue  # the user did not ask for this split
+            if is_known(sibling):
+                return with_common_frame({split: dataset, name or "train": sibling})[split]
+        return dataset
 
     def read_override(self, wanted: str, role: str, tolerant: bool = False) -> Dataset:
         """Read the split named ``wanted``. If ``wanted`` is a path, read its only split or its split ``role``."""
