@@ -64,7 +64,7 @@ def test_rounding_at_the_threshold_and_at_the_limit_is_not_counted() -> None:
 
 def test_raw_outputs() -> None:
     a = np.array([[1.0, -20.0]])
-    assert compare_raw([a], [a + [[0.5, 2.0]]]) == 0.5
+    assert compare_raw([a], [a + np.array([[0.5, 2.0]])]) == 0.5
     assert compare_raw([a], [a[:, :1]]) == np.inf
     assert compare_raw([a], [np.array([[np.nan, -20.0]])]) == np.inf
     assert not Agreement(raw=float("nan")).within(EXACT)

@@ -12,8 +12,8 @@ from torch import nn
 
 import retinanet
 from retinanet.config import Config
-from retinanet.data.synthetic import CLASSES
 from retinanet.data.formats.open_dataset import read_eval, with_model_classes
+from retinanet.data.synthetic import CLASSES
 from retinanet.detection.pytorch import PyTorchDetector
 from retinanet.detection.runtime import RuntimeDetector, load_exported
 from retinanet.errors import CheckpointError, ConfigError, DataError, ExportError
