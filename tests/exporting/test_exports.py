@@ -19,7 +19,7 @@ from retinanet.detection.runtime import RuntimeDetector, load_exported
 from retinanet.errors import CheckpointError, ConfigError, DataError, ExportError
 from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.predict import predict
-from retinanet.exporting import api
+from retinanet.exporting import api, files
 from retinanet.exporting.agreement import EXACT
 from retinanet.exporting.options import ExportOptions
 from retinanet.exporting.raw_outputs import DetectorFile
@@ -38,12 +38,14 @@ def random_weights(path: Path, backbone: str = "resnet18", **settings: Any) -> P
     config = Config.from_dict({"data": {"size": 128, "max_size": 192}, **raw})
     model = RetinaNet.from_config(config.model, config.anchors, len(CLASSES), pretrained=False).eval()
     nn.init.normal_(model.regression.predict.weight, std=0.1)
-    nn.init.zeros_(model.classification.predict.bias)
+    bias = model.classification.predict.bias
+    assert bias is not None
+    nn.init.zeros_(bias)
     with torch.inference_mode():
         spread = torch.cat(model(torch.randn(1, 3, 128, 128)).logits, dim=1).std()
     with torch.no_grad():  # about one score in 30 is above the threshold
         model.classification.predict.weight.mul_(1 / spread)
-        model.classification.predict.bias.fill_(-4.8)
+        bias.fill_(-4.8)
     save_weights(path, model.state_dict(), ModelInfo.of(model, CLASSES, config))
     return path
 
@@ -144,7 +146,7 @@ def test_a_planted_fault_is_refused_and_no_file_remains(
         name = max(constants, key=lambda each: int(np.prod(each.dims))).name
     else:
         name = next(each.name for each in constants if list(each.dims) == [9, 4])
-    write = api.write_model
+    write = files.write_model
 
     def with_fault(target: Any, model: Any, description: Any, path: Path) -> None:
         write(target, model, description, path)
