@@ -92,9 +92,8 @@ def test_a_file_has_dynamic_sizes_and_batches(exports: dict[str, api.Export], we
             assert a.limited.tolist() == b.limited.tolist()
 
 
-@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "convnext_atto"])
-def test_other_backbones(backbone: str, tmp_path: Path) -> None:
-    result = api.export(random_weights(tmp_path / "model.safetensors", backbone), "onnx")
+def test_a_backbone_with_layer_norm(tmp_path: Path) -> None:
+    result = api.export(random_weights(tmp_path / "model.safetensors", "convnext_atto"), "onnx")
     assert result.verifications[0].agreement.detections > 0
     assert result.verifications[0].faults == []
 
@@ -112,16 +111,16 @@ def test_layout_and_resizing_of_torchvision(tmp_path: Path) -> None:
 
 
 def test_fixed_size_batch_and_limits(weights: Path, tmp_path: Path) -> None:
-    options = ExportOptions(size=(96, 160), batch=2, score=0.2, max_detections=7)
+    options = ExportOptions(size=(96, 160), batch=2, score=0.1, max_detections=3)
     result = api.export(weights, "onnx", tmp_path / "fixed.onnx", options=options)
     shape = onnx.load(str(result.path)).graph.input[0].type.tensor_type.shape
     assert [dimension.dim_value for dimension in shape.dim] == [2, 3, 96, 160]
     detector = load_exported(result.path)
     found = detector.detect(sample_images()[:3])
-    assert all(len(each) <= 7 and each.scores.min(initial=1) >= 0.2 for each in found)
+    assert all(len(each) <= 3 and each.scores.min(initial=1) >= 0.1 for each in found)
     assert any(len(each.limited) for each in found)
     with pytest.raises(ConfigError, match="export the model again"):
-        detector.detect(sample_images()[:1], score=0.1)
+        detector.detect(sample_images()[:1], score=0.06)
 
 
 def _changed(path: Path, tensor: str, factor: float) -> None:

@@ -74,11 +74,20 @@ class PyTorchDetector(Detector):
 
     @torch.inference_mode()
     def detect_scaled(
-        self, images: Sequence[Pixels], score: float | None = None, max_detections: int | None = None
+        self,
+        images: Sequence[Pixels],
+        score: float | None = None,
+        max_detections: int | None = None,
+        padded_to: tuple[int, int] | None = None,
     ) -> list[Detections]:
-        """Detect objects in RGB arrays ``(h, w, 3)`` in 0–255 that already have the network's input size."""
+        """Detect objects in RGB arrays ``(h, w, 3)`` in 0–255 that already have the network's input size.
+
+        ``padded_to`` is the ``(H, W)`` of the batch, as an exported file with a fixed size has it. Unset: multiples
+        of 32.
+        """
         settings = self.decode_config(score, max_detections)
-        batch = normalized_batch([_as_tensor(image) for image in images], self.model.mean, self.model.std, self.device)
+        tensors = [_as_tensor(image) for image in images]
+        batch = normalized_batch(tensors, self.model.mean, self.model.std, self.device, padded_to)
         grid = _grid_on(self.device, self.info.config.anchors, (batch.shape[-2], batch.shape[-1]))
         with autocast(self.device, self.dtype):
             outputs = self._outputs(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,7 +186,10 @@ class _Sides:
         scaled = [self.model.resize(image, shape) for image, shape in zip(images, shapes, strict=True)]
         chunks = batches_of_one_size(shapes, _BATCH)
         # One side after the other, because two runtimes that take turns disturb each other's threads.
-        ours, theirs = (self._detect(side, scaled, chunks) for side in (self.model, self.file))
+        limits: dict[str, Any] = {"score": self.decode.score, "max_detections": self.decode.max_detections}
+        padded = {**limits, "padded_to": self.file.network.model.size}
+        ours = _in_chunks(lambda some: self.model.detect_scaled(some, **padded), scaled, chunks)
+        theirs = _in_chunks(lambda some: self.file.detect_scaled(some, **limits), scaled, chunks)
         if not self.agreement.images:
             for chunk in chunks[:_RAW_BATCHES]:
                 self.agreement += Agreement(raw=self._compare_raw([scaled[i] for i in chunk]))
@@ -196,14 +200,6 @@ class _Sides:
             [each.rescaled(*size) for each, size in zip(ours, sizes, strict=True)],
             [each.rescaled(*size) for each, size in zip(theirs, sizes, strict=True)],
         )
-
-    def _detect(self, side: Detector, scaled: list[Any], chunks: list[list[int]]) -> list[Detections]:
-        found: dict[int, Detections] = {}
-        for chunk in chunks:
-            images = [scaled[i] for i in chunk]
-            results = side.detect_scaled(images, self.decode.score, self.decode.max_detections)
-            found.update(zip(chunk, results, strict=True))
-        return [found[i] for i in range(len(scaled))]
 
     def _compare_raw(self, images: list[Any]) -> float:
         """Largest difference of the outputs on images of one size."""
@@ -222,3 +218,13 @@ class _Sides:
         outputs = compute(batch, sizes)
         names = raw_names(len(self.model.info.config.anchors.strides))
         return compare_raw(expected, [outputs[name] for name in names])
+
+
+def _in_chunks(
+    detect: Callable[[list[Any]], list[Detections]], images: list[Any], chunks: list[list[int]]
+) -> list[Detections]:
+    """Detect objects in ``images``, those of a chunk together."""
+    found: dict[int, Detections] = {}
+    for chunk in chunks:
+        found.update(zip(chunk, detect([images[i] for i in chunk]), strict=True))
+    return [found[i] for i in range(len(images))]
