@@ -97,7 +97,9 @@ class DetectorGraph(nn.Module):
         limits = sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # (B, 1, 4) w h w h
         boxes = torch.minimum(boxes.clamp(min=0), limits)
         inside = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
-        logits = torch.where((logits > self.lowest) & inside, logits, LEFT_OUT)
+        # Comparisons leave out infinite scores, and boxes that are NaN.
+        usable = (logits > self.lowest) & (logits < -LEFT_OUT) & inside
+        logits = torch.where(usable, logits, LEFT_OUT)
 
         keep = suppress_by_class(
             boxes, logits, labels, self.network.network.num_classes, self.config.nms, self.config.max_detections
