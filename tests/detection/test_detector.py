@@ -70,22 +70,22 @@ def test_result_has_boxes_scores_and_names(detector: PyTorchDetector, photo: Pat
 
 @pytest.mark.filterwarnings("ignore:.* reached a limit")
 @pytest.mark.filterwarnings("error")
-def test_every_kind_of_picture_gives_the_same(detector: PyTorchDetector, photo: Path) -> None:
+def test_every_kind_of_image_gives_the_same(detector: PyTorchDetector, photo: Path) -> None:
     with Image.open(photo) as opened:
-        picture = opened.convert("RGB")
-    array = np.asarray(picture)
+        image = opened.convert("RGB")
+    array = np.asarray(image)
     expected = detector(array)
-    alpha = picture.copy()
+    alpha = image.copy()
     alpha.putalpha(10)
-    for source in (str(photo), photo, picture, alpha, array[:, ::-1][:, ::-1], np.asfortranarray(array)):
+    for source in (str(photo), photo, image, alpha, array[:, ::-1][:, ::-1], np.asfortranarray(array)):
         same(detector(source), expected)
     [only] = detector([photo])
     same(only, expected)
 
 
 def test_grey_images_are_repeated_to_three_channels(detector: PyTorchDetector, photo: Path) -> None:
-    with Image.open(photo) as picture:
-        grey = picture.convert("L")
+    with Image.open(photo) as image:
+        grey = image.convert("L")
     plane = np.asarray(grey)
     expected = detector(np.stack([plane] * 3, axis=2))
     same(detector(grey), expected)
@@ -93,7 +93,7 @@ def test_grey_images_are_repeated_to_three_channels(detector: PyTorchDetector, p
 
 
 def test_list_keeps_its_order(detector: PyTorchDetector, images: list[Array]) -> None:
-    alone = [detector(picture) for picture in images]
+    alone = [detector(image) for image in images]
     together = detector(images)
     assert isinstance(together, list)
     assert len(together) == len(images)
@@ -115,8 +115,8 @@ def test_same_input_gives_the_same_bits(detector: PyTorchDetector, images: list[
 
 
 def test_boxes_lie_inside_the_image(detector: PyTorchDetector, images: list[Array]) -> None:
-    for picture, found in zip(images, detector(images, score=0.01), strict=True):
-        height, width = picture.shape[:2]
+    for image, found in zip(images, detector(images, score=0.01), strict=True):
+        height, width = image.shape[:2]
         assert found.xyxy.min() >= 0
         assert (found.xyxy[:, [0, 2]] <= width).all()
         assert (found.xyxy[:, [1, 3]] <= height).all()
@@ -166,7 +166,7 @@ def test_extreme_shapes(detector: PyTorchDetector, size: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("image", "message"),
     [
         (np.zeros((8, 8, 3), dtype=np.float32), "float32"),
         (np.zeros((8, 8, 3), dtype=np.int64), "int64"),
@@ -180,9 +180,9 @@ def test_extreme_shapes(detector: PyTorchDetector, size: tuple[int, int]) -> Non
         ([3], "int"),
     ],
 )
-def test_wrong_images_are_refused(detector: PyTorchDetector, picture: Any, message: str) -> None:
+def test_wrong_images_are_refused(detector: PyTorchDetector, image: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        detector(picture)
+        detector(image)
 
 
 def test_precisions_agree(weights: Path, photo: Path) -> None:
@@ -213,7 +213,7 @@ def test_supervision_draws_and_filters_the_result(detector: PyTorchDetector, pho
     assert 0 < len(chosen) < len(found)
 
 
-def test_drawing_leaves_the_picture_alone(detector: PyTorchDetector, photo: Path) -> None:
+def test_drawing_leaves_the_image_alone(detector: PyTorchDetector, photo: Path) -> None:
     image = read_image(photo)
     before = image.copy()
     drawn = draw(image, detector.detect([image])[0], detector.classes)

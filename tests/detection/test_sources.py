@@ -20,7 +20,7 @@ def album(tmp_path: Path) -> Path:
     (folder / "trip").mkdir(parents=True)
     for name in ("b.png", "a.jpg", "trip/a.jpg", ".thumbnail.jpg"):
         Image.new("RGB", (20, 10)).save(folder / name)
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -108,7 +108,7 @@ def test_what_is_no_path_is_refused(album: Path, monkeypatch: pytest.MonkeyPatch
 def test_detections_come_in_order_and_bad_files_are_told(weights: Path, parts: Path, tmp_path: Path) -> None:
     detector: Detector = retinanet.load(weights, precision="fp32", device="cpu")
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     good = find_images([str(parts / "images")])
     sources = [*good[:2], ImageFile(broken, Path("broken.jpg")), *good[2:7]]
     results = list(detect_in_files(detector, sources, score=0.3, batch=2))

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from retinanet.config import DataConfig
 from retinanet.data.image_sizes import padded_size, scaled_size
 from retinanet.data.sample import Sample
-from retinanet.hardware import to_device
+from retinanet.hardware import one_thread, to_device
 
 
 def training_view(sample: Sample, config: DataConfig, rng: random.Random, scale: float = 1.0) -> Sample:
@@ -47,8 +47,9 @@ def resize_image(image: Tensor, shape: tuple[int, int], config: DataConfig) -> T
     """Resize uint8 ``image`` ``(3, h, w)`` to ``shape``; the result is float32 if ``config.resize`` is bilinear."""
     if config.resize == "bilinear":
         # The result is not rounded to integers. torchvision normalizes before it resizes; the results agree only
-        # without rounding.
-        return interpolate(image[None].float(), size=shape, mode="bilinear", align_corners=False)[0]
+        # without rounding. With several threads, PyTorch's last bits depend on their number.
+        with one_thread():
+            return interpolate(image[None].float(), size=shape, mode="bilinear", align_corners=False)[0]
     if tuple(image.shape[-2:]) == shape:
         return image
     result: Tensor = F.resize(image, list(shape), antialias=True)
