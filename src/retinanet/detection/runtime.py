@@ -18,7 +18,7 @@ from retinanet.errors import ConfigError
 from retinanet.machine import Precision
 from retinanet.optional_packages import explain_missing_packages
 from retinanet.runtime.anchors import anchor_boxes
-from retinanet.runtime.exported import ExportedNetwork
+from retinanet.runtime.exported import ExportedModel, ExportedNetwork
 from retinanet.runtime.postprocess import Outputs, postprocess
 from retinanet.runtime.resize import resize_image
 
@@ -93,19 +93,14 @@ class RuntimeDetector(Detector):
     ) -> list[Detections]:
         """Detect objects in RGB arrays ``(h, w, 3)`` in 0–255 that already have the network's input size."""
         settings = self.decode_config(score, max_detections)
-        sizes = [(image.shape[0], image.shape[1]) for image in images]
         model = self.network.model
-        height, width = model.size or padded_size(sizes)
-        count = len(images) if model.batch is None else -(-len(images) // model.batch) * model.batch
-        batch = np.zeros((count, 3, height, width), model.input_type)
-        for row, image in zip(batch, images, strict=False):
-            row[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
-        filled = np.array(sizes + [(1, 1)] * (count - len(images)), dtype=np.int64)
-        steps = model.batch or count
+        steps = model.batch or max(1, len(images))
         found: list[Detections] = []
-        for begin in range(0, count, steps):
-            outputs = self.network(batch[begin : begin + steps], filled[begin : begin + steps])
-            own = sizes[begin : begin + steps]
+        for begin in range(0, len(images), steps):
+            batch, sizes = input_of(images[begin : begin + steps], model)
+            outputs = self.network(batch, sizes)
+            own = [(image.shape[0], image.shape[1]) for image in images[begin : begin + steps]]
+            height, width = batch.shape[2:]
             if model.kind == "detector":
                 found += [_decoded(outputs, image, settings) for image in range(len(own))]
             else:
@@ -131,6 +126,24 @@ class RuntimeDetector(Detector):
                     "score or more detections"
                 )
         return settings
+
+
+def input_of(
+    images: Sequence[Pixels], model: ExportedModel, filling: int = 0
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.int64]]:
+    """Make the input of an exported file from RGB arrays ``(h, w, 3)``, at most ``model.batch`` of them.
+
+    Returns:
+        ``images`` ``(B, 3, H, W)``, with ``filling`` around each image, and ``sizes`` ``(B, 2)``. A fixed batch is
+        filled up with images of one pixel.
+    """
+    sizes = [(image.shape[0], image.shape[1]) for image in images]
+    height, width = model.size or padded_size(sizes)
+    count = model.batch or len(images)
+    batch = np.full((count, 3, height, width), filling, model.input_type)
+    for row, image in zip(batch, images, strict=False):
+        row[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+    return batch, np.array(sizes + [(1, 1)] * (count - len(images)), dtype=np.int64)
 
 
 def _decoded(outputs: Mapping[str, npt.NDArray[Any]], image: int, settings: ResolvedDecodeConfig) -> Detections:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -25,6 +26,7 @@ from retinanet.exporting.options import SUFFIXES, ExportOptions, Target
 from retinanet.exporting.trace import to_onnx, trace
 from retinanet.exporting.verification import Verification, verify_detector
 from retinanet.machine import Precision
+from retinanet.model import RetinaNet
 from retinanet.model_info import ModelInfo
 from retinanet.optional_packages import explain_missing_packages
 from retinanet.progress import plain_console
@@ -110,32 +112,17 @@ def export(
     dataset, notes = _read(data, split, info, reading)
     console = console or plain_console()
 
-    graph = NetworkGraph(model).eval()
-    dtype = torch.float32 if info.config.data.resize == "bilinear" else torch.uint8
-    traced: torch.nn.Module = graph
-    names = raw_names(len(info.config.anchors.strides))
-    if kind == "detector":
-        traced = DetectorGraph(graph, info.config.anchors, info.config.decode.resolved()).eval()
-        names = [*DETECTIONS, *names]
-    say("tracing the network")
-    converted: Any = trace(traced, options, dtype)
-    if to != "torch":
-        say(f"converting it to ONNX (opset {options.opset})")
-        converted = to_onnx(converted, names, options.opset, hidden=kind == "detector")
     description = ExportedModel(info, kind, "int8" if options.int8 else "fp32", options.input_size, options.batch)
     original = PyTorchDetector(model, info, precision="fp32", device="cpu")
-    if to == "openvino":
-        from retinanet.exporting.openvino import quantized, to_openvino
+    converted = _converted(model, description, to, options, say)
+    if options.int8:
+        from retinanet.exporting.openvino import quantized
 
-        converted = to_openvino(converted)
-        if options.int8:
-            assert dataset is not None
-            say("quantizing to INT8 with accuracy control")
-            calibration, more = _calibration_data(data, info, reading, dataset)
-            converted, remarks = quantized(
-                converted, description, original, calibration, dataset, options.max_drop, say
-            )
-            notes += [*more, *remarks]
+        assert dataset is not None
+        say("quantizing to INT8 with accuracy control")
+        calibration, more = _calibration_data(data, info, reading, dataset)
+        converted, remarks = quantized(converted, description, original, calibration, dataset, options.max_drop, say)
+        notes += [*more, *remarks]
     with staged(path) as staging:
         write_model(to, converted, description, staging)
         done = []
@@ -150,6 +137,28 @@ def export(
         description = replace(description, verified={each.precision: each.to_dict() for each in done})
         write_model(to, converted, description, staging)
     return Export(path, description, tuple(done), tuple(notes))
+
+
+def _converted(model: RetinaNet, description: ExportedModel, to: Target, options: ExportOptions, say: Say) -> Any:
+    """The model as an ``onnx.ModelProto``, an ``openvino.Model`` or a ``torch.export.ExportedProgram``."""
+    config = description.info.config
+    network = NetworkGraph(model).eval()
+    graph: torch.nn.Module = network
+    names = raw_names(len(config.anchors.strides))
+    if description.kind == "detector":
+        graph = DetectorGraph(network, config.anchors, config.decode.resolved()).eval()
+        names = [*DETECTIONS, *names]
+    say("tracing the network")
+    program = trace(graph, options, torch.float32 if description.input_type is np.float32 else torch.uint8)
+    if to == "torch":
+        return program
+    say(f"converting it to ONNX (opset {options.opset})")
+    proto = to_onnx(program, names, options.opset, hidden=description.kind == "detector")
+    if to == "onnx":
+        return proto
+    from retinanet.exporting.openvino import to_openvino
+
+    return to_openvino(proto)
 
 
 def verify(
@@ -296,7 +305,7 @@ def _precisions(to: Target, int8: bool) -> list[str]:
     if int8:
         return ["int8"]
     if to == "openvino":
-        from retinanet.exporting.openvino import has_bf16
+        from retinanet.runtime.openvino import has_bf16
 
         return ["fp32", "bf16"] if has_bf16() else ["fp32"]
     return ["fp32"]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
 from retinanet.detection.pytorch import PyTorchDetector
-from retinanet.detection.runtime import RuntimeDetector, load_exported
+from retinanet.detection.runtime import RuntimeDetector, input_of, load_exported
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.evaluation.coco_ap import coco_metrics
@@ -36,12 +36,6 @@ def to_openvino(proto: Any) -> Any:
     """Convert an ``onnx.ModelProto`` to an ``openvino.Model`` with the same names of inputs and outputs."""
     # read_model, because convert_model reports its use over the network
     return import_without_telemetry("openvino").Core().read_model(proto.SerializeToString())
-
-
-def has_bf16() -> bool:
-    """Return whether OpenVINO multiplies bfloat16 numbers on this processor."""
-    core = import_without_telemetry("openvino").Core()
-    return bool("BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def quantized(
@@ -125,11 +119,8 @@ class _Images:
 
     def inputs(self, dataset: Dataset, index: int) -> dict[str, npt.NDArray[Any]]:
         pixels, _ = self.scaled(dataset, index)
-        height, width = self.description.size or tuple(-(-side // 32) * 32 for side in pixels.shape[:2])
-        batch = np.zeros((self.description.batch or 1, 3, height, width), self.description.input_type)
-        batch[0, :, : pixels.shape[0], : pixels.shape[1]] = pixels.transpose(2, 0, 1)
-        sizes = np.array([pixels.shape[:2]] + [(1, 1)] * (len(batch) - 1), dtype=np.int64)
-        return {"images": batch, "sizes": sizes}
+        images, sizes = input_of([pixels], self.description)
+        return {"images": images, "sizes": sizes}
 
     def scaled(self, dataset: Dataset, index: int) -> tuple[npt.NDArray[Any], tuple[int, int]]:
         image = read_image(dataset.path(index), self.original.info.config.data.pixel_range)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from retinanet.data.image_sizes import PAD_TO
 from retinanet.errors import ConfigError
 
 Target = Literal["onnx", "openvino", "torch"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
-
-# Sides of the input are multiples of this number, the stride of the coarsest level of the backbone.
-MULTIPLE = 32
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,9 @@ class ExportOptions:
         if len(self.size) > 2:
             raise ConfigError(f"--size has {len(self.size)} numbers; give one, or height and width")
         for side in self.size:
-            if side < MULTIPLE or side % MULTIPLE:
-                near = max(MULTIPLE, -(-side // MULTIPLE) * MULTIPLE)
-                raise ConfigError(f"--size {side}: a side must be a multiple of {MULTIPLE}; give {near}")
+            if side < PAD_TO or side % PAD_TO:
+                near = max(PAD_TO, -(-side // PAD_TO) * PAD_TO)
+                raise ConfigError(f"--size {side}: a side must be a multiple of {PAD_TO}; give {near}")
         if self.batch is not None and self.batch < 1:
             raise ConfigError(f"--batch is {self.batch}; it must be at least 1")
         if not 0 <= self.max_drop <= 100:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retinanet.data.image_sizes import PAD_TO
 from retinanet.errors import ConfigError, RetinaNetError
 from retinanet.exporting.graph import DETECTIONS
-from retinanet.exporting.options import MULTIPLE, ExportOptions
+from retinanet.exporting.options import ExportOptions
 from retinanet.exporting.suppression_op import onnx_translations
 
 # The lowest version of ONNX's operators that the exporter supports, and the highest that it was tested with.
@@ -26,7 +27,7 @@ def example_inputs(options: ExportOptions, dtype: torch.dtype) -> tuple[Tensor, 
     """Images and sizes for tracing."""
     # The traced numbers of images, rows and columns differ from each other and from 1, so that none of them is taken
     # for a constant or for another one.
-    height, width = options.input_size or (7 * MULTIPLE, 9 * MULTIPLE)
+    height, width = options.input_size or (7 * PAD_TO, 9 * PAD_TO)
     batch = options.batch or 2
     images = torch.randint(0, 256, (batch, 3, height, width), generator=torch.Generator().manual_seed(0))
     return images.to(dtype), torch.tensor([[height, width - 1]] * batch)
@@ -37,7 +38,7 @@ def _dynamic_shapes(options: ExportOptions) -> tuple[dict[int, Any], dict[int, A
     batch = {0: torch.export.Dim("batch")} if options.batch is None else {}
     sides: dict[int, Any] = {}
     if options.input_size is None:
-        sides = {2 + i: MULTIPLE * torch.export.Dim(name, max=1 << 20) for i, name in enumerate(("rows", "columns"))}
+        sides = {2 + i: PAD_TO * torch.export.Dim(name, max=1 << 20) for i, name in enumerate(("rows", "columns"))}
     return {**batch, **sides}, batch
 
 

@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 
 from retinanet.data.dataset import Dataset
-from retinanet.data.image_sizes import batches_of_one_size, padded_size
+from retinanet.data.image_sizes import batches_of_one_size
 from retinanet.data.images import read_image
 from retinanet.detection.detector import Detector
 from retinanet.detection.pytorch import PyTorchDetector
-from retinanet.detection.runtime import RuntimeDetector
+from retinanet.detection.runtime import RuntimeDetector, input_of
 from retinanet.detections import Detections
 from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.exporting.agreement import EXACT, REDUCED, Agreement, Tolerance, compare_detections, compare_raw
@@ -204,14 +204,8 @@ class _Sides:
     def _compare_raw(self, images: list[Any]) -> float:
         """Largest difference of the outputs on images of one size."""
         file = self.file.network.model
-        images = images[: file.batch or len(images)]
-        sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
-        height, width = file.size or padded_size([tuple(size) for size in sizes.tolist()])
         # What surrounds the images must not matter.
-        batch = np.full((file.batch or len(images), 3, height, width), 77, file.input_type)
-        sizes = np.concatenate([sizes, np.ones((len(batch) - len(sizes), 2), dtype=np.int64)])
-        for row, image in zip(batch, images, strict=False):
-            row[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+        batch, sizes = input_of(images[: file.batch or len(images)], file, filling=77)
         with torch.inference_mode():
             expected = [each.numpy() for each in self.graph(torch.from_numpy(batch), torch.from_numpy(sizes))]
         compute = self.detector_file.raw_outputs if self.detector_file else self.file.network

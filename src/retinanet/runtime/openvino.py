@@ -127,8 +127,13 @@ class OpenVinoNetwork:
     def _resolved_precision(self, precision: Precision) -> str:
         if precision not in ("auto", "fp32", "bf16"):
             raise ConfigError(f"precision is {precision!r}; choose auto, fp32 or bf16 for OpenVINO files")
-        fast = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return "bf16" if precision == "bf16" or (precision == "auto" and fast) else "f32"
+        return "bf16" if precision == "bf16" or (precision == "auto" and has_bf16()) else "f32"
+
+
+def has_bf16() -> bool:
+    """Return whether OpenVINO multiplies bfloat16 numbers on this processor."""
+    core = import_without_telemetry("openvino").Core()
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def import_without_telemetry(name: str) -> Any:
