@@ -14,7 +14,6 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-import retinanet
 from exported_files import INFO, outputs_of, with_decode, write_files, write_onnx, write_openvino
 from retinanet.anchors import make_grid
 from retinanet.config import Config
@@ -22,7 +21,7 @@ from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.image_sizes import padded_size
 from retinanet.data.images import read_image
 from retinanet.detection.loading import load
-from retinanet.detection.runtime import RuntimeDetector
+from retinanet.detection.runtime import RuntimeDetector, load_exported
 from retinanet.detections import Detections
 from retinanet.errors import CheckpointError, ConfigError, RetinaNetError
 from retinanet.evaluation.predict import predict
@@ -71,7 +70,7 @@ def assert_same(found: Detections, expected: Detections) -> None:
 
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_detections_are_those_of_pytorch(name: str, folder: Path, images: list[npt.NDArray[np.uint8]]) -> None:
-    detector = load(folder / name, "fp32")
+    detector = load_exported(folder / name, "fp32", trusted=True)
     found = detector.detect(images, batch=4)
     for image, each in zip(images, found, strict=True):
         assert_same(each, expected_in(image, detector.scaled_size(*image.shape[:2])))
@@ -81,14 +80,14 @@ def test_detections_are_those_of_pytorch(name: str, folder: Path, images: list[n
 
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_a_dataset_gives_what_its_files_give(name: str, folder: Path, parts: Path) -> None:
-    detector = load(folder / name, "fp32")
+    detector = load_exported(folder / name, "fp32", trusted=True)
     dataset = read_split(parts, "train")
     finished: list[int] = []
     found = predict(detector, dataset, finished.append)
     assert sum(finished) == len(dataset)
     assert len(found) > 0
     for index in dataset:
-        [alone] = retinanet.load(folder / name, "fp32").detect([read_image(dataset.path(index))])
+        [alone] = load_exported(folder / name, "fp32", trusted=True).detect([read_image(dataset.path(index))])
         assert_same(replace(found.of_image(index), limited=alone.limited), alone)
 
 
@@ -103,7 +102,7 @@ def test_unreadable_images_of_a_dataset_are_noted(folder: Path, own_parts: Path)
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_with_a_fixed_size_and_batch(name: str, images: list[npt.NDArray[np.uint8]], tmp_path: Path) -> None:
     write_files(tmp_path, ExportedModel(INFO, size=(64, 128), batch=2))
-    detector = load(tmp_path / name, "fp32")
+    detector = load_exported(tmp_path / name, "fp32", trusted=True)
     assert detector.scaled_size(140, 90) == (64, 41)
     assert detector.scaled_size(60, 130) == (59, 128)
     for image, found in zip(images, detector.detect(images), strict=True):
@@ -149,7 +148,10 @@ def test_bilinear_files_take_floating_point_pixels(tmp_path: Path) -> None:
     values = INFO.config.to_dict()
     values["data"]["resize"] = "bilinear"
     write_files(tmp_path, ExportedModel(replace(INFO, config=Config.from_dict(values))))
-    found = [load(tmp_path / name, "fp32").detect([np.full((70, 50, 3), 90, np.uint8)])[0] for name in DYNAMIC]
+    found = [
+        load_exported(tmp_path / name, "fp32", trusted=True).detect([np.full((70, 50, 3), 90, np.uint8)])[0]
+        for name in DYNAMIC
+    ]
     assert_same(*found)
 
 
@@ -161,7 +163,7 @@ def test_broken_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> N
     write_onnx(tmp_path / "damaged.onnx", proto, json.dumps({**text, "classes": []}))
     write_openvino(tmp_path / "foreign.xml", folder / "model.onnx", None)
     (tmp_path / "cut.onnx").write_bytes((folder / "model.onnx").read_bytes()[:5000])
-    (tmp_path / "cut.pt2").write_bytes((folder / "model.pt2").read_bytes()[:5000])
+    (tmp_path / "model.pt2").write_bytes((folder / "model.pt2").read_bytes())
     (tmp_path / "lonely.xml").write_bytes((folder / "model.xml").read_bytes())
     (tmp_path / "cut.xml").write_bytes((folder / "model.xml").read_bytes()[:3000])
     (tmp_path / "cut.bin").write_bytes(b"")
@@ -171,7 +173,7 @@ def test_broken_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> N
         ("newer.onnx", r"a newer version of this package \(9\.0; .* update the package"),
         ("damaged.onnx", r"metadata cannot be read \(its class names are missing .* export the model again"),
         ("cut.onnx", "ONNX Runtime cannot load the file .* export the model again"),
-        ("cut.pt2", "PyTorch cannot load the program"),
+        ("model.pt2", "can run code in them; use the weights"),
         ("cut.xml", "OpenVINO cannot read the file"),
         ("lonely.xml", r"lonely\.bin is missing beside it"),
         ("absent.onnx", "no such file"),
@@ -179,6 +181,9 @@ def test_broken_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> N
         with pytest.raises(CheckpointError, match=rf"{name}: .*{reason}|{name}: {reason}") as caught:
             load(tmp_path / name)
         assert "\n" not in str(caught.value)
+    (tmp_path / "cut.pt2").write_bytes((folder / "model.pt2").read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="PyTorch cannot load the program"):
+        load_exported(tmp_path / "cut.pt2", trusted=True)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +266,7 @@ def test_what_needs_torch_says_how_to_install_it(parts: Path, tmp_path: Path) ->
     code = """
 from retinanet.cli import main
 for words in (
-    ["detect", "person", "x.jpg"], ["eval", "person", "DATA"], ["detect", "x.pt2", "x.jpg"],
+    ["detect", "person", "x.jpg"], ["eval", "person", "DATA"],
     ["train", "DATA"], ["bench"],
     ["reproduce", "table1a"], ["convert", "a.pth", "b.safetensors"], ["data", "inspect", "DATA"],
     ["data", "anchors", "DATA"],
@@ -276,10 +281,9 @@ for call in ("load('person')", "train('x')", "inspect(sys.argv[1])", "fit_anchor
         print(error, file=sys.stderr)
 """
     (tmp_path / "x.jpg").write_bytes((parts / "images" / "000000.jpg").read_bytes())
-    (tmp_path / "x.pt2").write_bytes(b"")
     done = run_without_torch(code, str(parts), str(tmp_path))
     lines = done.stderr.splitlines()
-    assert len(lines) == 13, done.stderr
+    assert len(lines) == 12, done.stderr
     assert all(line.endswith("needs PyTorch; install it with: pip install 'retinanet[torch]'") for line in lines), lines
     assert set(done.stdout.splitlines()) == {"1"}
 

@@ -79,7 +79,7 @@ def test_each_format_is_written_beside_the_weights_and_agrees(exports: dict[str,
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_file_has_dynamic_sizes_and_batches(exports: dict[str, api.Export], weights: Path, to: str) -> None:
     model, info = load_weights(weights)
-    original, file = PyTorchDetector(model, info, "fp32", "cpu"), load_exported(exports[to].path, "fp32")
+    original, file = PyTorchDetector(model, info, "fp32", "cpu"), load_exported(exports[to].path, "fp32", trusted=True)
     generator = np.random.default_rng(0)
     for height, width, count in [(32, 32, 1), (64, 32, 4), (33, 190, 3), (128, 128, 4), (96, 160, 2), (1, 9, 1)]:
         images = [generator.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count)]
@@ -189,6 +189,9 @@ def test_a_failed_or_stopped_export_leaves_older_files_untouched(
 def test_verify_repeats_the_comparison(exports: dict[str, api.Export], weights: Path) -> None:
     assert api.verify(exports["onnx"].path, weights).faults == []
     assert api.verify(exports["openvino"].path, weights, precision="fp32").precision == "fp32"
+    assert api.verify(exports["torch"].path, weights, trust=True).faults == []
+    with pytest.raises(CheckpointError, match="can run code"):
+        api.verify(exports["torch"].path, weights)
 
 
 def test_verify_refuses_a_file_of_another_model(exports: dict[str, api.Export]) -> None:
@@ -247,7 +250,7 @@ def test_bundled_model_has_the_same_ap_in_every_format(
         assert exact.ap is not None
         assert (exact.agreement.images, exact.agreement.unmatched) == (12, 0)
         assert abs(exact.ap[0] - exact.ap[1]) < 1e-6
-        found = coco_metrics(images, predict(load_exported(result.path, "fp32"), images)).summary["AP"]
+        found = coco_metrics(images, predict(load_exported(result.path, "fp32", trusted=True), images)).summary["AP"]
         assert found == pytest.approx(expected, abs=5e-4), to  # the file's own resizing rounds differently
 
 

@@ -18,7 +18,7 @@ class Arguments:
     """Detect objects in images; draw them and write them to files."""
 
     weights: Annotated[Positional[Path], arg(metavar="WEIGHTS")]
-    """A .safetensors file of a training, an exported file (.onnx, .xml, .pt2), or the name of a bundled model such as
+    """A .safetensors file of a training, an exported file (.onnx, .xml), or the name of a bundled model such as
     person."""
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE...")]
     """Images, folders, or glob patterns such as 'photos/*.jpg'."""

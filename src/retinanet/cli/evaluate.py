@@ -23,7 +23,7 @@ class Arguments:
     """Evaluate a detector on a dataset, or compare two detectors."""
 
     first: Annotated[Positional[str], arg(metavar="WEIGHTS", help_behavior_hint="(required)")] = ""
-    """Weights file (.safetensors) of a training, exported file (.onnx, .xml, .pt2), or name of a bundled model such as
+    """Weights file (.safetensors) of a training, exported file (.onnx, .xml), or name of a bundled model such as
     person."""
     second: Annotated[Positional[str], arg(metavar="[WEIGHTS]", help_behavior_hint="(optional)")] = ""
     """Second detector, to compare with the first."""

@@ -63,5 +63,8 @@ def run(argv: Sequence[str]) -> int:
     print_notes(result.notes)
     names = " and ".join(quoted(path) for path in reversed(result.files))
     console.print(f"wrote {names} ({result.bytes / 1e6:.1f} MB)")
-    print_next(f"retinanet detect {quoted(result.path)} IMAGE")
+    if given.to == "torch":  # only PyTorch programs of the user load it
+        print_next(f"retinanet verify {quoted(result.path)} {quoted(given.weights)} --trust")
+    else:
+        print_next(f"retinanet detect {quoted(result.path)} IMAGE")
     return 0

@@ -32,6 +32,8 @@ class Arguments:
     WEIGHTS."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of an OpenVINO file. auto: bf16 if the processor has it, else fp32."""
+    trust: bool = False
+    """Open a .pt2 file, which can run code. Only for files that you made yourself."""
     reading: Annotated[ReadOptions, arg(name="data")] = field(default_factory=ReadOptions)
 
 
@@ -50,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     if given.detections and given.data:
         result = verify_detections(given.detections, words[0], given.data, **settings)
     else:
-        result = verify(words[0], words[1], given.data, precision=given.precision, **settings)
+        result = verify(words[0], words[1], given.data, precision=given.precision, trust=given.trust, **settings)
     for line in result.table():
         console.print(line)
     return 1 if result.faults else 0

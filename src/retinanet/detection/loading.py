@@ -27,9 +27,9 @@ def load(
 
     Args:
         weights: path of a ``.safetensors`` file that ``retinanet train`` wrote, the name of a bundled model
-            (``person``), or a file that ``retinanet export`` wrote: ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2``.
-        precision: arithmetic of the network; ``auto``: bf16 if the hardware supports it, else fp32. ONNX and ``.pt2``
-            files run in fp32.
+            (``person``), or a file that ``retinanet export`` wrote: ``.onnx`` or ``.xml`` (OpenVINO).
+        precision: arithmetic of the network; ``auto``: bf16 if the hardware supports it, else fp32. ONNX files
+            run in fp32.
         device: ``cpu``, ``cuda``, …; ``auto``: for weights, a GPU if there is one; for exported files, the CPU.
         compile: run the network through ``torch.compile``. Compilation takes up to a minute for each new image size
             and needs a C++ compiler, so it is worthwhile for many images.

@@ -14,7 +14,7 @@ from retinanet.data.image_sizes import padded_size
 from retinanet.decode_config import ResolvedDecodeConfig
 from retinanet.detection.detector import Detector, Pixels
 from retinanet.detections import Detections
-from retinanet.errors import ConfigError
+from retinanet.errors import CheckpointError, ConfigError
 from retinanet.machine import Precision
 from retinanet.optional_packages import explain_missing_packages
 from retinanet.runtime.anchors import anchor_boxes
@@ -32,8 +32,13 @@ def load_exported(
     device: str = "auto",
     threads: int | None = None,
     streams: int | None = None,
+    trusted: bool = False,
 ) -> RuntimeDetector:
-    """Load a detector from an exported file; see :func:`retinanet.load`."""
+    """Load a detector from an exported file; see :func:`retinanet.load`.
+
+    PyTorch unpickles parts of ``.pt2`` files and evaluates text in them, so such a file can run code. It is loaded only
+    if it is ``trusted``.
+    """
     for name, value in (("threads", threads), ("streams", streams)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
@@ -42,6 +47,11 @@ def load_exported(
         raise ConfigError(f"{path}: streams is a setting of OpenVINO files (.xml); leave it out")
     if threads is not None and suffix == ".pt2":
         raise ConfigError(f"{path}: threads is a setting of ONNX and OpenVINO files; use torch.set_num_threads")
+    if suffix == ".pt2" and not trusted:
+        raise CheckpointError(
+            f"{path}: PyTorch's loader of .pt2 files can run code in them; use the weights, or export them with --to "
+            "onnx or --to openvino. Only 'retinanet verify --trust' opens a .pt2 file"
+        )
     network: ExportedNetwork
     with explain_missing_packages(str(path)):
         match suffix:

@@ -129,7 +129,7 @@ def export(
         for precision in _precisions(to, options.int8):
             say(f"comparing the file with the model ({precision})")
             chosen: Precision = "auto" if precision == "int8" else precision  # type: ignore[assignment]
-            file = load_exported(staging, chosen if to == "openvino" else "auto")
+            file = load_exported(staging, chosen if to == "openvino" else "auto", trusted=True)
             done.append(verify_detector(original, file, precision, dataset, console, options.max_drop))
         if faults := [f"{each.precision}: {fault}" for each in done for fault in each.faults]:
             table = "\n".join(line for each in done for line in each.table())
@@ -168,6 +168,7 @@ def verify(
     *,
     split: str = "val",
     precision: Precision = "auto",
+    trust: bool = False,
     reading: ReadOptions = _DEFAULT_READING,
     console: Console | None = None,
 ) -> Verification:
@@ -179,6 +180,7 @@ def verify(
         data: dataset to compare on. Unset: a photo, drawn scenes and noise.
         split: split of ``data``.
         precision: arithmetic of an OpenVINO file.
+        trust: open a ``.pt2`` file, which can run code; only for files that you made yourself.
         reading: how the dataset is read.
         console: where progress is shown.
 
@@ -187,7 +189,7 @@ def verify(
     """
     if Path(file).suffix.lower() not in EXPORTED:
         raise ConfigError(f"{file}: not an exported file ({', '.join(EXPORTED)}); 'retinanet export' writes them")
-    exported = load_exported(Path(file), precision)
+    exported = load_exported(Path(file), precision, trusted=trust)
     model, info = load_weights(weights)
     own = exported.info
     if (
