@@ -217,7 +217,7 @@ def test_objects_that_no_anchor_reaches_are_said(tmp_path: Path) -> None:
         "warning: 120 of 120 objects (100%, in 2 images) are matched with no anchor, so nothing is learned from them"
         in said
     )
-    assert "'retinanet data anchors' fits anchors" in said
+    assert "fit the anchors with 'retinanet data anchors'" in said
     assert log_lines(tmp_path / "run" / "metrics.jsonl")[0]["warning"].startswith("120 of 120 objects")
 
 
