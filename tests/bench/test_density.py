@@ -29,7 +29,7 @@ def test_limits_cost_ap_and_raised_limits_do_not() -> None:
 def test_the_command_writes_numbers_and_charts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(run.ALONE, "density", lambda out, console: density.run(out, console, COUNTS, SIDE))
+    monkeypatch.setitem(run.ALONE, "density", lambda out, console, options: density.run(out, console, COUNTS, SIDE))
     assert cli.main(["bench", "density", "--out", str(tmp_path)]) == 0
     assert "wrote density.json, density.svg" in capsys.readouterr().out
     assert not (tmp_path / "bench.json").exists()

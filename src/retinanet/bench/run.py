@@ -8,12 +8,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from retinanet.bench import cases, dense_image, density
+from retinanet.bench import cases, dense_image, density, exported
 from retinanet.bench.measure import Case, Timing, measure
+from retinanet.bench.options import BenchOptions
 from retinanet.errors import ConfigError
 from retinanet.files import write_atomically, write_json
 from retinanet.machine import cores, processor
 from retinanet.progress import progress_bar
+
+_DEFAULT = BenchOptions()
 
 # The groups of cases by name, and how often each side is called.
 GROUPS: dict[str, tuple[Callable[[], Iterable[Case]], int]] = {
@@ -28,10 +31,14 @@ GROUPS: dict[str, tuple[Callable[[], Iterable[Case]], int]] = {
 }
 
 # Benchmarks that write their own files; they run only if they are named.
-ALONE: dict[str, Callable[[Path, Console], list[str]]] = {"density": density.run, "dense-image": dense_image.run}
+ALONE: dict[str, Callable[[Path, Console, BenchOptions], list[str]]] = {
+    "density": lambda out, console, _: density.run(out, console),
+    "dense-image": lambda out, console, _: dense_image.run(out, console),
+    "export": exported.run,
+}
 
 
-def run(names: Sequence[str], out: Path, console: Console, scaling: bool = True, threads: int | None = None) -> None:
+def run(names: Sequence[str], out: Path, console: Console, options: BenchOptions = _DEFAULT) -> None:
     """Measure the benchmarks in ``names`` (all ``GROUPS`` if empty); write ``bench.json`` and ``scaling.png``.
 
     Raises:
@@ -40,15 +47,15 @@ def run(names: Sequence[str], out: Path, console: Console, scaling: bool = True,
     unknown = [name for name in names if name not in GROUPS and name not in ALONE]
     if unknown:
         raise ConfigError(f"there is no benchmark {unknown[0]!r}; choose from {', '.join([*GROUPS, *ALONE])}")
-    if threads:
-        torch.set_num_threads(threads)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     for name in (name for name in names if name in ALONE):
-        console.print(f"wrote {', '.join(ALONE[name](out, console))} in {out}")
+        console.print(f"wrote {', '.join(ALONE[name](out, console, options))} in {out}")
     chosen = [name for name in names if name in GROUPS] if names else list(GROUPS)
     if not chosen:
         return
     results: list[Timing] = []
-    curves = SCALING if scaling and not names else {}
+    curves = SCALING if options.scaling and not names else {}
     with progress_bar(console, "measuring", len(chosen) + len(curves)) as bar:
         for name in chosen:
             make, repeats = GROUPS[name]

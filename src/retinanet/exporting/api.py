@@ -116,7 +116,7 @@ def export(
     original = PyTorchDetector(model, info, precision="fp32", device="cpu")
     converted = _converted(model, description, to, options, say)
     if options.int8:
-        from retinanet.exporting.openvino import quantized
+        from retinanet.exporting.int8 import quantized
 
         assert dataset is not None
         say("quantizing to INT8 with accuracy control")

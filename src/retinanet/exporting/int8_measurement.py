@@ -1,0 +1,158 @@
+"""What the quantization measures: AP of a model, and how far its outputs are from those of the float32 model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from retinanet.data.dataset import Dataset
+from retinanet.data.images import read_image
+from retinanet.detection.pytorch import PyTorchDetector
+from retinanet.detection.runtime import RuntimeDetector, input_of, load_exported
+from retinanet.detections import Detections
+from retinanet.evaluation.coco_ap import coco_metrics
+from retinanet.exporting.files import write_model
+from retinanet.machine import Precision
+from retinanet.runtime.exported import Arithmetic, ExportedModel
+from retinanet.runtime.postprocess import Outputs
+
+# Number of anchors of an image whose outputs are compared.
+_BEST = 100
+
+Floats = npt.NDArray[np.floating]
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """Reads the images of a dataset as inputs of the network.
+
+    Attributes:
+        description: the metadata of the model.
+        original: the detector that the model comes from; it resizes the images.
+    """
+
+    description: ExportedModel
+    original: PyTorchDetector
+
+    @cached_property
+    def _detector(self) -> RuntimeDetector:
+        return RuntimeDetector(_Compiled(self.description, lambda images, sizes: {}))
+
+    def inputs(self, dataset: Dataset, index: int) -> dict[str, npt.NDArray[Any]]:
+        """Return the inputs of the network for one image."""
+        pixels, _ = self.scaled(dataset, index)
+        images, sizes = input_of([pixels], self.description)
+        return {"images": images, "sizes": sizes}
+
+    def scaled(self, dataset: Dataset, index: int) -> tuple[npt.NDArray[Any], tuple[int, int]]:
+        """Return an image ``(h, w, 3)`` at the size that the network gets, and its original ``(height, width)``."""
+        image = read_image(dataset.path(index), self.original.info.config.data.pixel_range)
+        height, width = image.shape[:2]
+        shape = self._detector.scaled_size(height, width)
+        return self.original.resize(image, shape), (height, width)
+
+
+class _Compiled:
+    """A compiled model as a network. It keeps its last outputs."""
+
+    def __init__(self, description: ExportedModel, run: Callable[[Any, Any], Arrays]) -> None:
+        self.path, self.model = Path("model.xml"), description
+        self.arithmetic: Arithmetic = "int8"
+        self._run = run
+        self.last: Arrays = {}
+
+    def __call__(self, images: npt.NDArray[np.generic], sizes: npt.NDArray[np.int64]) -> Arrays:
+        self.last = self._run(images, sizes)
+        return self.last
+
+
+class _Best(NamedTuple):
+    """Outputs of the best anchors of an image: their positions, scores ``(n, K)`` and deltas ``(n, 4)``."""
+
+    anchors: npt.NDArray[np.int64]
+    scores: Floats
+    deltas: Floats
+
+    @classmethod
+    def of(cls, outputs: Arrays, anchors: npt.NDArray[np.int64] | None = None) -> Self:
+        """Outputs of ``anchors`` of the only image; unset: those with the highest scores."""
+        levels = Outputs.of(outputs)
+        logits, deltas = (np.concatenate([level[0] for level in part]) for part in levels)
+        if anchors is None:
+            anchors = np.argsort(-logits.max(axis=1), kind="stable")[:_BEST]
+        return cls(anchors, 1 / (1 + np.exp(-logits[anchors])), deltas[anchors])
+
+
+class Measurement:
+    """Measures AP (0–1), as a validation function of the quantization.
+
+    The quantization also calls it with a few images to find out what a layer costs. The AP of a few images is too
+    coarse for that, so the result is then the negative difference of their outputs from those of the float32 model.
+    """
+
+    def __init__(self, images: CalibrationImages, dataset: Dataset, say: Callable[[str], object]) -> None:
+        self._images, self._dataset, self._say = images, dataset, say
+        self._expected: list[_Best] = []
+
+    def of_float_model(self, model: Any) -> float:
+        """Measure AP in float32, and keep the outputs of the best anchors."""
+        self._expected = []
+        return self._of_file(model, "fp32", lambda row, outputs: self._expected.append(_Best.of(outputs)))
+
+    def of_file(self, model: Any) -> float:
+        """Measure AP with the arithmetic that the model will be used with."""
+        return self._of_file(model, "auto", lambda row, outputs: None)
+
+    def _of_file(self, model: Any, precision: Precision, see: Callable[[int, Arrays], object]) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.xml"
+            write_model("openvino", model, self._images.description, path)
+            found = self._detect(load_exported(path, precision).network, range(len(self._dataset)), see)
+        return self._ap(found)
+
+    def __call__(self, compiled: Any, rows: Iterable[int]) -> tuple[float, list[float]]:
+        """Return AP and the values of single images, or for a part of the images the mean of these values."""
+        chosen = list(rows)
+        values: list[float] = []
+
+        def run(images: Any, sizes: Any) -> Arrays:
+            outputs = compiled({"images": images, "sizes": sizes})
+            return {output.get_any_name(): value for output, value in outputs.items()}
+
+        def see(row: int, outputs: Arrays) -> None:
+            expected = self._expected[row]
+            own = _Best.of(outputs, expected.anchors)
+            parts = zip(expected[1:], own[1:], strict=True)
+            values.append(-float(sum(np.abs(a.astype(np.float64) - b).mean() for a, b in parts)))
+
+        found = self._detect(run, chosen, see)
+        if len(chosen) < len(self._dataset):
+            return sum(values) / len(values), values
+        ap = self._ap(found)
+        self._say(f"AP {100 * ap:.2f}")
+        return ap, values
+
+    def _detect(
+        self, run: Callable[[Any, Any], Arrays], rows: Sequence[int], see: Callable[[int, Arrays], object]
+    ) -> list[Detections]:
+        """Detect objects in the images ``rows``, and let ``see`` have the outputs of each."""
+        network = _Compiled(self._images.description, run)
+        detector = RuntimeDetector(network)
+        parts = []
+        for row in rows:
+            pixels, size = self._images.scaled(self._dataset, row)
+            (found,) = detector.detect_scaled([pixels])
+            see(row, network.last)
+            parts.append(found.rescaled(pixels.shape[:2], size).moved(row))
+        return parts
+
+    def _ap(self, found: list[Detections]) -> float:
+        return max(0.0, coco_metrics(self._dataset, Detections.concatenate(found)).summary["AP"])
