@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,6 @@ _CALIBRATION, _FEWEST = 300, 10
 
 # Layers are ranked on the images that INT8 changes most, this many of them.
 _RANKING = 30
-
-# The accuracy control aims at these fractions of the largest loss of AP, because it measures AP in another way than an
-# evaluation does. The second is tried if the first does not suffice.
-_AIMS = (0.9, 0.5)
 
 
 def quantized(
@@ -64,62 +62,98 @@ def quantized(
     images = CalibrationImages(description, original)
     chosen = np.random.default_rng(0).permutation(len(calibration))[:_CALIBRATION].tolist()
     inputs = nncf.Dataset(chosen, lambda index: images.inputs(calibration, index))
-    measure = Measurement(images, validation, say)
+    measure = Measurement(images, validation)
     before = measure.of_float_model(model)
-    limit = before - max_drop / 100
     say(f"float32: AP {100 * before:.2f}")
-    best = nncf.quantize(model.clone(), inputs, subset_size=len(chosen))
-    best_ap = measure.of_file(best)
-    say(f"INT8: AP {100 * best_ap:.2f}")
-    if best_ap < limit:
-        say(f"INT8 costs {100 * (before - best_ap):.2f} points of AP; measuring what each layer costs")
-        for aim in _AIMS:
-            best = nncf.quantize_with_accuracy_control(
-                model,
-                inputs,
-                nncf.Dataset(list(range(len(validation)))),
-                measure,
-                max_drop=aim * max_drop / 100,
-                drop_type=nncf.DropType.ABSOLUTE,
-                subset_size=len(chosen),
-                advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
-                    ranking_subset_size=_RANKING
-                ),
-            )
-            best_ap = measure.of_file(best)
-            say(f"INT8 with some layers in higher precision: AP {100 * best_ap:.2f}")
-            if best_ap >= limit:
-                break
-    total, float_layers = _layers(best, model)
+    # Weights stay float until the end, because layers that lose too much get theirs back.
+    parameters = nncf.AdvancedQuantizationParameters(backend_params={"compress_weights": False})
+    result = nncf.quantize(model, inputs, subset_size=len(chosen), advanced_parameters=parameters)
+    ap, values = measure.of_file(result)
+    say(f"INT8: AP {100 * ap:.2f}")
+    if ap < before - max_drop / 100:
+        say(f"INT8 costs {100 * (before - ap):.2f} points of AP; measuring what each layer costs")
+        result = _restored(model, result, before, (ap, values), measure, len(validation), max_drop, say)
+    total, float_layers = _layers(result, model)
+    import_module("openvino._offline_transformations").compress_quantize_weights_transformation(result)
     notes = [f"{total - len(float_layers)} of {total} convolutions are INT8"]
     if float_layers:
         notes[0] += f"; in higher precision: {', '.join(float_layers)}"
-    return best, notes
+    return result, notes
 
 
-def _weight_of(convolution: Any) -> str:
-    """The name of a convolution's weight, without the prefix that all weights share."""
+def _restored(
+    model: Any,
+    quantized: Any,
+    before: float,
+    measured: tuple[float, list[float]],
+    measure: Measurement,
+    images: int,
+    max_drop: float,
+    say: Callable[[str], object],
+) -> Any:
+    """Return a copy of the ``quantized`` model whose most expensive layers are float again.
+
+    ``nncf.quantize_with_accuracy_control`` would calibrate again, measure AP with float32 between the INT8 layers, and
+    compile models for images of all sizes at once, which are several times slower. So its parts are used.
+    """
+    nncf = import_without_telemetry("nncf")
+    parts = "nncf.quantization.algorithms.accuracy_control"
+    evaluators, restorers = import_module(f"{parts}.evaluator"), import_module(f"{parts}.algorithm")
+
+    class Evaluator(evaluators.Evaluator):  # type: ignore[misc, name-defined]
+        """Hands models to the measurement as they are."""
+
+        def prepare_model(self, model: Any) -> Any:
+            return SimpleNamespace(model_for_inference=model)
+
+        def is_metric_mode(self) -> bool:
+            return True
+
+    def validation(candidate: Any, rows: Iterable[int]) -> tuple[float, list[float]]:
+        chosen = list(rows)
+        if len(chosen) < images:
+            values = measure.of_images(candidate, chosen)
+            return sum(values) / len(values), values
+        ap, values = measure.of_file(candidate)
+        say(f"AP {100 * ap:.2f}")
+        return ap, values
+
+    # Times only decide about the number of threads that compile models.
+    initial, current = (
+        evaluators.MetricResults(ap, values, preparation_time=0.0, validation_time=1.0)
+        for ap, values in ((before, [0.0] * images), measured)
+    )
+    restorer = restorers.QuantizationAccuracyRestorer(
+        ranking_subset_size=min(_RANKING, images - 1), max_drop=max_drop / 100, drop_type=nncf.DropType.ABSOLUTE
+    )
+    rows = nncf.Dataset(list(range(images)))
+    return restorer.apply(model, initial, quantized, current, rows, images, Evaluator(validation))
+
+
+def _weights(convolution: Any) -> Iterator[Any]:
+    """The nodes from a convolution's weights back to their constant."""
     node = convolution.input_value(1).get_node()
+    yield node
     while node.get_type_name() != "Constant":
         node = node.input_value(0).get_node()
-    return str(node.get_friendly_name()).removeprefix("network.").removesuffix(".weight")
+        yield node
 
 
 def _convolutions(model: Any) -> list[Any]:
     return [node for node in model.get_ordered_ops() if node.get_type_name().endswith("Convolution")]
 
 
-def _layers(result: Any, model: Any) -> tuple[int, list[str]]:
-    """The number of convolutions, and the layers of the float ``model`` that are not quantized.
+def _layers(quantized: Any, model: Any) -> tuple[int, list[str]]:
+    """The number of convolutions, and the layers of the float ``model`` whose weights are not quantized.
 
     A subnet's layer is a convolution for each pyramid level.
     """
     # The quantization changes weights and their names, but keeps the names of convolutions.
-    names = {node.get_friendly_name(): _weight_of(node) for node in _convolutions(model)}
-    convolutions = _convolutions(result)
-    kept = Counter(names[node.get_friendly_name()] for node in convolutions if not _is_quantized(node))
+    names = {node.get_friendly_name(): [*_weights(node)][-1].get_friendly_name() for node in _convolutions(model)}
+    convolutions = _convolutions(quantized)
+    kept = Counter(
+        str(names[each.get_friendly_name()]).removeprefix("network.").removesuffix(".weight")
+        for each in convolutions
+        if not any(node.get_type_name() == "FakeQuantize" for node in _weights(each))
+    )
     return len(convolutions), [name if count == 1 else f"{name} (on {count} levels)" for name, count in kept.items()]
-
-
-def _is_quantized(convolution: Any) -> bool:
-    return bool(convolution.input_value(0).get_node().get_type_name() == "FakeQuantize")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.exporting.files import write_model
 from retinanet.machine import Precision
 from retinanet.runtime.exported import Arithmetic, ExportedModel
+from retinanet.runtime.openvino import import_without_telemetry
 from retinanet.runtime.postprocess import Outputs
 
 # Number of anchors of an image whose outputs are compared.
@@ -92,58 +93,56 @@ class _Best(NamedTuple):
 
 
 class Measurement:
-    """Measures AP (0–1), as a validation function of the quantization.
+    """Measures models on a dataset: AP (0–1), and how far the outputs are from those of the float32 model.
 
-    The quantization also calls it with a few images to find out what a layer costs. The AP of a few images is too
-    coarse for that, so the result is then the negative difference of their outputs from those of the float32 model.
+    The value of an image is the negative mean difference of its best anchors' scores and deltas: 0 for the float32
+    model. It shows what a single layer costs, for which the AP of some images is too coarse.
     """
 
-    def __init__(self, images: CalibrationImages, dataset: Dataset, say: Callable[[str], object]) -> None:
-        self._images, self._dataset, self._say = images, dataset, say
+    def __init__(self, images: CalibrationImages, dataset: Dataset) -> None:
+        self._images, self._dataset = images, dataset
         self._expected: list[_Best] = []
 
     def of_float_model(self, model: Any) -> float:
-        """Measure AP in float32, and keep the outputs of the best anchors."""
+        """Measure AP in float32, and keep the outputs of the best anchors for comparisons."""
         self._expected = []
         return self._of_file(model, "fp32", lambda row, outputs: self._expected.append(_Best.of(outputs)))
 
-    def of_file(self, model: Any) -> float:
-        """Measure AP with the arithmetic that the model will be used with."""
-        return self._of_file(model, "auto", lambda row, outputs: None)
+    def of_file(self, model: Any) -> tuple[float, list[float]]:
+        """Measure AP with the arithmetic that the model will be used with, and the value of each image."""
+        values: list[float] = []
+        ap = self._of_file(model, "auto", lambda row, outputs: values.append(self._value(row, outputs)))
+        return ap, values
+
+    def of_images(self, model: Any, rows: Sequence[int]) -> list[float]:
+        """Measure the values of some images, without a file."""
+        compiled = import_without_telemetry("openvino").compile_model(model, "CPU")
+
+        def run(images: Any, sizes: Any) -> Arrays:
+            outputs = compiled({"images": images, "sizes": sizes})
+            return {output.get_any_name(): value for output, value in outputs.items()}
+
+        values: list[float] = []
+        self._detect(run, rows, lambda row, outputs: values.append(self._value(row, outputs)))
+        return values
+
+    def _value(self, row: int, outputs: Arrays) -> float:
+        expected = self._expected[row]
+        own = _Best.of(outputs, expected.anchors)
+        parts = zip(expected[1:], own[1:], strict=True)
+        return -float(sum(np.abs(a.astype(np.float64) - b).mean() for a, b in parts))
 
     def _of_file(self, model: Any, precision: Precision, see: Callable[[int, Arrays], object]) -> float:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.xml"
             write_model("openvino", model, self._images.description, path)
             found = self._detect(load_exported(path, precision).network, range(len(self._dataset)), see)
-        return self._ap(found)
-
-    def __call__(self, compiled: Any, rows: Iterable[int]) -> tuple[float, list[float]]:
-        """Return AP and the values of single images, or for a part of the images the mean of these values."""
-        chosen = list(rows)
-        values: list[float] = []
-
-        def run(images: Any, sizes: Any) -> Arrays:
-            outputs = compiled({"images": images, "sizes": sizes})
-            return {output.get_any_name(): value for output, value in outputs.items()}
-
-        def see(row: int, outputs: Arrays) -> None:
-            expected = self._expected[row]
-            own = _Best.of(outputs, expected.anchors)
-            parts = zip(expected[1:], own[1:], strict=True)
-            values.append(-float(sum(np.abs(a.astype(np.float64) - b).mean() for a, b in parts)))
-
-        found = self._detect(run, chosen, see)
-        if len(chosen) < len(self._dataset):
-            return sum(values) / len(values), values
-        ap = self._ap(found)
-        self._say(f"AP {100 * ap:.2f}")
-        return ap, values
+        return max(0.0, coco_metrics(self._dataset, Detections.concatenate(found)).summary["AP"])
 
     def _detect(
         self, run: Callable[[Any, Any], Arrays], rows: Sequence[int], see: Callable[[int, Arrays], object]
     ) -> list[Detections]:
-        """Detect objects in the images ``rows``, and let ``see`` have the outputs of each."""
+        """Detect objects in the images ``rows``, and pass the outputs of each to ``see``."""
         network = _Compiled(self._images.description, run)
         detector = RuntimeDetector(network)
         parts = []
@@ -153,6 +152,3 @@ class Measurement:
             see(row, network.last)
             parts.append(found.rescaled(pixels.shape[:2], size).moved(row))
         return parts
-
-    def _ap(self, found: list[Detections]) -> float:
-        return max(0.0, coco_metrics(self._dataset, Detections.concatenate(found)).summary["AP"])
