@@ -99,11 +99,12 @@ def test_a_backbone_with_layer_norm(tmp_path: Path) -> None:
 
 
 def test_layout_and_resizing_of_torchvision(tmp_path: Path) -> None:
-    """Anchors on whole pixels, P6 from P5, and float images, which are not rounded after resizing."""
+    """Anchors on whole pixels, P6 from P5, float images, which are not rounded after resizing, and a low top_k."""
     source = random_weights(
         tmp_path / "model.safetensors",
         data={"size": 128, "max_size": 192, "resize": "bilinear"},
         anchors={"layout": "torchvision"},
+        decode={"top_k": 40, "max_detections": 300},
     )
     result = api.export(source, "onnx")
     assert result.description.input_type is np.float32
