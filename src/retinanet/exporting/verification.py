@@ -186,7 +186,7 @@ class _Sides:
         scaled = [self.model.resize(image, shape) for image, shape in zip(images, shapes, strict=True)]
         chunks = batches_of_one_size(shapes, _BATCH)
         # One side after the other, because two runtimes that take turns disturb each other's threads.
-        # Neither side gets a max_detections, because that would raise the model's top_k, and a detector file's is fixed.
+        # No limits are given: max_detections would raise the model's top_k, while that of a detector file is fixed.
         padded = self.file.network.model.size
         ours = _in_chunks(lambda some: self.model.detect_scaled(some, padded_to=padded), scaled, chunks)
         theirs = _in_chunks(self.file.detect_scaled, scaled, chunks)

@@ -1,4 +1,4 @@
-"""torchvision's RetinaNet → ``retinanet convert`` → ``retinanet export`` → ONNX Runtime: the detections of torchvision."""
+"""Imported and exported, torchvision's RetinaNet has the same detections in ONNX Runtime."""
 
 from __future__ import annotations
 
