@@ -20,7 +20,7 @@ from retinanet.errors import CheckpointError, ConfigError, DataError, ExportErro
 from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.predict import predict
 from retinanet.exporting import api, files
-from retinanet.exporting.agreement import EXACT
+from retinanet.exporting.agreement import EXACT, compare_detections
 from retinanet.exporting.options import ExportOptions
 from retinanet.exporting.raw_outputs import DetectorFile
 from retinanet.exporting.sample_images import sample_images
@@ -99,11 +99,12 @@ def test_a_backbone_with_layer_norm(tmp_path: Path) -> None:
 
 
 def test_layout_and_resizing_of_torchvision(tmp_path: Path) -> None:
-    """Anchors on whole pixels, P6 from P5, and float images, which are not rounded after resizing."""
+    """Anchors on whole pixels, P6 from P5, float images, which are not rounded after resizing, and a low top_k."""
     source = random_weights(
         tmp_path / "model.safetensors",
         data={"size": 128, "max_size": 192, "resize": "bilinear"},
         anchors={"layout": "torchvision"},
+        decode={"top_k": 40, "max_detections": 300},
     )
     result = api.export(source, "onnx")
     assert result.description.input_type is np.float32
@@ -168,6 +169,59 @@ def test_post_processing_alone_is_compared_on_random_outputs(exports: dict[str, 
     [name] = [each.name for each in _float_constants(path) if list(each.dims) == [9, 4]][:1]
     _changed(path, name, 1.02)
     assert not DetectorFile(path, exports["onnx"].description).compare_postprocessing().within(EXACT)
+
+
+def _damaged(path: Path, tensor: str, place: tuple[int, ...], value: float) -> None:
+    """Replace one number of a tensor."""
+    proto = onnx.load(str(path))
+    [constant] = [each for each in proto.graph.initializer if each.name.endswith(tensor)]
+    values = onnx.numpy_helper.to_array(constant).copy()
+    values[place] = value
+    constant.CopyFrom(onnx.numpy_helper.from_array(values, constant.name))
+    onnx.save(proto, str(path))
+
+
+@pytest.mark.filterwarnings("ignore:1 of 1 images reached a limit")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("tensor", "place"),
+    # The middle of a kernel, because runtimes differ in whether they multiply the zeros around the image.
+    [("classification.predict.bias", (0,)), ("regression.predict.weight", (0, 0, 1, 1))],
+)
+def test_predictions_that_are_not_finite_are_left_out_and_marked(
+    exports: dict[str, api.Export], weights: Path, tmp_path: Path, tensor: str, place: tuple[int, ...], value: float
+) -> None:
+    """The first class or the first coordinate of the first anchor is NaN or infinite at every location."""
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(exports["onnx"].path.read_bytes())
+    _damaged(path, tensor, place, value)
+    model, info = load_weights(weights)
+    with torch.no_grad():
+        model.get_parameter(tensor)[place] = value
+    images = [image for image in sample_images() if max(image.shape) <= 500]
+    detectors = PyTorchDetector(model, info, "fp32", "cpu"), load_exported(path), load_exported(exports["onnx"].path)
+    ours, theirs, sound = ([detector.detect_scaled([image])[0] for image in images] for detector in detectors)
+    for a, b in zip(ours, theirs, strict=True):
+        assert compare_detections(a, b, (200, 200)).within(EXACT)
+        assert b.nonfinite.tolist() == a.nonfinite.tolist()
+        assert np.isfinite(b.boxes).all()
+    assert theirs[0].nonfinite.tolist() == [0]
+    assert not any(len(each.nonfinite) for each in sound)
+    assert sum(len(each) for each in theirs) > 50
+    with pytest.warns(RuntimeWarning, match="NaN or infinite on 1 of 1 images"):
+        load_exported(path)(images[:1])
+
+
+def test_a_file_without_the_mark_of_older_versions(exports: dict[str, api.Export], tmp_path: Path) -> None:
+    proto = onnx.load(str(exports["onnx"].path))
+    [mark] = [output for output in proto.graph.output if output.name == "nonfinite"]
+    proto.graph.output.remove(mark)
+    path = tmp_path / "older.onnx"
+    onnx.save(proto, str(path))
+    [found] = load_exported(path).detect(sample_images()[:1])
+    assert len(found) > 0
+    assert found.nonfinite.tolist() == []
+    assert DetectorFile(path, exports["onnx"].description).compare_postprocessing().within(EXACT)
 
 
 def test_a_failed_or_stopped_export_leaves_older_files_untouched(

@@ -165,4 +165,11 @@ def _decoded(outputs: Mapping[str, npt.NDArray[Any]], image: int, settings: Reso
     limited = bool(outputs["limited"][image]) or len(kept) >= settings.max_detections
     kept = kept[: settings.max_detections]
     found = Detections.of_one_image(boxes[kept], scores[kept], labels[kept])
-    return replace(found, limited=np.zeros(int(limited), dtype=np.int64))
+    # Files of older versions do not have this output.
+    nonfinite = "nonfinite" in outputs and bool(outputs["nonfinite"][image])
+    return replace(found, limited=_position(limited), nonfinite=_position(nonfinite))
+
+
+def _position(marked: bool) -> npt.NDArray[np.int64]:
+    """The position of a single image if it is marked, else nothing."""
+    return np.zeros(int(marked), dtype=np.int64)

@@ -23,7 +23,10 @@ from retinanet.exporting.suppression_op import LEFT_OUT, suppress_by_class
 from retinanet.model import Outputs, RetinaNet
 from retinanet.model.inference import for_inference
 
-DETECTIONS = ("boxes", "scores", "labels", "counts", "limited")
+DETECTIONS = ("boxes", "scores", "labels", "counts", "limited", "nonfinite")
+
+# Every number but +∞ and NaN is at most this.
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def raw_names(levels: int) -> list[str]:
@@ -68,9 +71,11 @@ class DetectorGraph(nn.Module):
 
     The inputs are those of :class:`NetworkGraph`. The first outputs are ``boxes`` ``(B, D, 4)`` in pixels of the input,
     ``scores`` ``(B, D)`` (0 after the last detection), ``labels`` int64 ``(B, D)`` (-1 after the last detection),
-    ``counts`` int64 ``(B,)``, and ``limited`` bool ``(B,)``: whether an image reached a limit, so that detections with
-    lower scores may be missing. The results are those of :func:`retinanet.postprocess.postprocess`. The outputs of the
-    network follow; a file keeps them inside, where a verification finds them.
+    ``counts`` int64 ``(B,)``, ``limited`` bool ``(B,)``: whether an image reached a limit, so that detections with
+    lower scores may be missing, and ``nonfinite`` bool ``(B,)``: whether predictions that are NaN or infinite were left
+    out. The results are those of :func:`retinanet.postprocess.postprocess`, with one exception: selected boxes that are
+    not finite are left out and not replaced by the next candidates of their level. The outputs of the network follow; a
+    file keeps them inside, where a verification finds them.
 
     Args:
         network: the network.
@@ -89,17 +94,18 @@ class DetectorGraph(nn.Module):
             self.register_buffer(f"base_{level}", base_anchors(anchors, level).float(), persistent=False)
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        """Return boxes, scores, labels, counts and limited, then the logits and the deltas of every level."""
+        """Return the outputs ``DETECTIONS``, then the logits and the deltas of every level."""
         outputs = self.network.outputs(images, sizes)
         levels = list(zip(outputs.logits, outputs.deltas, strict=True))
         found = [self._best_of_level(i, *each, images.shape[2:]) for i, each in enumerate(levels)]
         logits, boxes, labels = (torch.cat([level[part] for level in found], dim=1) for part in range(3))
+        above = logits > self.lowest
+        finite = (boxes.abs() <= _LARGEST).all(dim=2)
+        damaged = (above & ~finite).any(dim=1)
         limits = sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # (B, 1, 4) w h w h
         boxes = torch.minimum(boxes.clamp(min=0), limits)
         inside = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
-        # Comparisons leave out infinite scores, and boxes that are NaN.
-        usable = (logits > self.lowest) & (logits < -LEFT_OUT) & inside
-        logits = torch.where(usable, logits, LEFT_OUT)
+        logits = torch.where(above & finite & inside, logits, LEFT_OUT)
 
         keep = suppress_by_class(
             boxes, logits, labels, self.network.network.num_classes, self.config.nms, self.config.max_detections
@@ -112,23 +118,31 @@ class DetectorGraph(nn.Module):
         best, order = logits.topk(self.config.max_detections, dim=1)
         kept = best > LEFT_OUT
         counts = kept.sum(dim=1)
-        cut = torch.stack([level[3] for level in found]).any(dim=0)
+        cut, nonfinite = (torch.stack([level[part] for level in found]).any(dim=0) for part in (3, 4))
         return (
             torch.where(kept[..., None], boxes.gather(1, order[..., None].expand(-1, -1, 4)), 0.0),
             torch.where(kept, best.sigmoid(), 0.0),
             torch.where(kept, labels.gather(1, order), -1),
             counts,
             cut | (counts == self.config.max_detections),
+            nonfinite | damaged,
             *outputs.logits,
             *outputs.deltas,
         )
 
     def _best_of_level(
         self, level: int, logits: Tensor, deltas: Tensor, size: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits, boxes and labels of the best predictions of a level, and whether an image may have more of them."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Select the best predictions of a level.
+
+        Returns:
+            Logits, boxes and labels; whether an image may have more of them; whether it has a logit that is NaN or +∞.
+        """
         classes = logits.shape[2]
         scores = logits.flatten(1)
+        finite = scores <= _LARGEST
+        # Runtimes order NaN in different ways, and +∞ would displace other predictions.
+        scores = torch.where(finite, scores, LEFT_OUT)
         count = torch.sym_min(self.config.top_k, scores.shape[1])
         top, position = scores.topk(count, dim=1)
         anchor = position // classes
@@ -136,7 +150,7 @@ class DetectorGraph(nn.Module):
         boxes = decode_boxes(chosen, self._anchors(level, anchor, size))
         full: Any = count == self.config.top_k
         cut = full & (top.min(dim=1).values > self.lowest)
-        return top, boxes, position % classes, cut
+        return top, boxes, position % classes, cut, ~finite.all(dim=1)
 
     def _anchors(self, level: int, anchor: Tensor, size: Sequence[int]) -> Tensor:
         """Anchor boxes ``(…, 4)`` at positions ``anchor`` of a level, as in :func:`retinanet.anchors.make_grid`."""

@@ -137,7 +137,7 @@ def verify_detector(
     """Compare ``file`` with the float32 ``model`` that it was exported from. Both get the same resized images.
 
     Args:
-        model: the model, with precision fp32.
+        model: the model, with precision fp32 and the file's settings of post-processing.
         file: the file.
         precision: arithmetic of the file.
         dataset: images to compare on, with the classes of the model; AP is measured on it. Unset: a photo, drawn
@@ -186,10 +186,10 @@ class _Sides:
         scaled = [self.model.resize(image, shape) for image, shape in zip(images, shapes, strict=True)]
         chunks = batches_of_one_size(shapes, _BATCH)
         # One side after the other, because two runtimes that take turns disturb each other's threads.
-        limits: dict[str, Any] = {"score": self.decode.score, "max_detections": self.decode.max_detections}
-        padded = {**limits, "padded_to": self.file.network.model.size}
-        ours = _in_chunks(lambda some: self.model.detect_scaled(some, **padded), scaled, chunks)
-        theirs = _in_chunks(lambda some: self.file.detect_scaled(some, **limits), scaled, chunks)
+        # No limits are given: max_detections would raise the model's top_k, while that of a detector file is fixed.
+        padded = self.file.network.model.size
+        ours = _in_chunks(lambda some: self.model.detect_scaled(some, padded_to=padded), scaled, chunks)
+        theirs = _in_chunks(self.file.detect_scaled, scaled, chunks)
         if not self.agreement.images:
             for chunk in chunks[:_RAW_BATCHES]:
                 self.agreement += Agreement(raw=self._compare_raw([scaled[i] for i in chunk]))
