@@ -86,7 +86,7 @@ def compare(original: PyTorchDetector, file: RuntimeDetector, size: tuple[int, i
     found = Agreement(raw=compare_raw(expected, [outputs[name] for name in names]))
     floor = original.decode_config().score
     for ours, theirs in zip(original.detect_scaled(images), file.detect_scaled(images), strict=True):
-        found += compare_detections(ours, theirs, size, floor)
+        found += compare_detections(ours, theirs, size, EXACT, floor)
     return found
 
 
@@ -114,7 +114,7 @@ def rows(backbone: str, folder: Path, quick: bool) -> list[dict[str, Any]]:
                     "box_difference_px": found.box,
                     "score_difference": found.score,
                     "detections": found.detections,
-                    "unmatched": found.unmatched,
+                    "differing": found.differing,
                     "within": found.within(EXACT),
                     "export_seconds": round(seconds, 1),
                     "file_mb": round(result.bytes / 1e6, 1),

@@ -202,7 +202,7 @@ def test_predictions_that_are_not_finite_are_left_out_and_marked(
     detectors = PyTorchDetector(model, info, "fp32", "cpu"), load_exported(path), load_exported(exports["onnx"].path)
     ours, theirs, sound = ([detector.detect_scaled([image])[0] for image in images] for detector in detectors)
     for a, b in zip(ours, theirs, strict=True):
-        assert compare_detections(a, b, (200, 200)).within(EXACT)
+        assert compare_detections(a, b, (200, 200), EXACT).within(EXACT)
         assert b.nonfinite.tolist() == a.nonfinite.tolist()
         assert np.isfinite(b.boxes).all()
     assert theirs[0].nonfinite.tolist() == [0]
@@ -302,7 +302,7 @@ def test_bundled_model_has_the_same_ap_in_every_format(
         result = api.export("blood-cells", to, tmp_path / name, data="bccd")  # type: ignore[arg-type]
         exact = result.verifications[0]
         assert exact.ap is not None
-        assert (exact.agreement.images, exact.agreement.unmatched) == (12, 0)
+        assert (exact.agreement.images, exact.agreement.differing) == (12, 0)
         assert abs(exact.ap[0] - exact.ap[1]) < 1e-6
         found = coco_metrics(images, predict(load_exported(result.path, "fp32", trusted=True), images)).summary["AP"]
         assert found == pytest.approx(expected, abs=5e-4), to  # the file's own resizing rounds differently

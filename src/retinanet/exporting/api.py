@@ -19,7 +19,7 @@ from retinanet.errors import CheckpointError, ConfigError, ExportError
 from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.detections import read_detections
 from retinanet.evaluation.model_evaluation import detections_on
-from retinanet.exporting.agreement import Agreement, compare_detections
+from retinanet.exporting.agreement import REDUCED, Agreement, compare_detections
 from retinanet.exporting.files import companions, staged, write_model
 from retinanet.exporting.graph import DETECTIONS, DetectorGraph, NetworkGraph, raw_names
 from retinanet.exporting.options import SUFFIXES, ExportOptions, Target
@@ -237,7 +237,8 @@ def verify_detections(
     # A file may leave out low scores; the lowest one is taken for its threshold.
     floor = max(info.config.decode.score, float(theirs.scores.min(initial=1.0)))
     for image, (width, height) in enumerate(dataset.sizes.tolist()):
-        agreement += compare_detections(ours.of_image(image), theirs.of_image(image), (height, width), floor)
+        mine, other = ours.of_image(image), theirs.of_image(image)
+        agreement += compare_detections(mine, other, (height, width), REDUCED, floor)
     ap = tuple(coco_metrics(dataset, each).summary["AP"] for each in (ours, theirs))
     return Verification("another program", dataset.name, agreement, ap=(ap[0], ap[1]))
 

@@ -15,7 +15,7 @@ import torch
 from retinanet.anchors import make_grid
 from retinanet.detections import Detections
 from retinanet.errors import CheckpointError
-from retinanet.exporting.agreement import Agreement, compare_detections
+from retinanet.exporting.agreement import EXACT, Agreement, compare_detections
 from retinanet.exporting.graph import DETECTIONS, raw_names
 from retinanet.model import Outputs
 from retinanet.postprocess import postprocess
@@ -94,10 +94,10 @@ class DetectorFile:
             count = int(found["counts"][image])
             parts = (found[name][image, :count] for name in ("boxes", "scores", "labels"))
             own = Detections.of_one_image(*parts)
-            total += compare_detections(expected[image], own, size, settings.score)
+            total += compare_detections(expected[image], own, size, EXACT, settings.score)
             for mark in ("limited", "nonfinite"):
                 if mark in found and bool(found[mark][image]) != bool(len(getattr(expected[image], mark))):
-                    total += Agreement(unmatched=len(expected[image]))
+                    total += Agreement(differing=len(expected[image]))
         return total
 
     def _session(self, inputs: list[str], outputs: list[str]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,10 @@ _BLOCK, _BATCH = 64, 4
 _RAW_BATCHES = 8
 
 
+# Random outputs have no nearly equal scores.
+_POSTPROCESSING = replace(EXACT, differing=0.001)
+
+
 @dataclass(frozen=True)
 class Verification:
     """The result of comparing a file with its model.
@@ -57,27 +61,25 @@ class Verification:
     @property
     def tolerance(self) -> Tolerance:
         """The accepted differences."""
-        return EXACT if self.precision == "fp32" else REDUCED
+        return _tolerance(self.precision)
 
     @property
     def faults(self) -> list[str]:
         """What is wrong, as sentences; empty if the file agrees with its model."""
-        found, limits, each = [], self.tolerance, self.agreement
-        parts = [("", each), *([("post-processing: ", self.postprocessing)] if self.postprocessing else [])]
+        found: list[str] = []
+        parts = [("", self.agreement, self.tolerance)]
+        if self.postprocessing is not None:
+            parts.append(("post-processing: ", self.postprocessing, _POSTPROCESSING))
         if self.ap is not None and self.drop > (0.05 if self.precision == "fp32" else self.max_drop):
             found.append(f"AP falls by {self.drop:.2f} points")
         # AP is the judge of a reduced precision where it is known.
         if self.ap is not None and self.precision != "fp32":
             return found
-        for where, part in parts:
-            if part.raw is not None and not part.raw <= limits.raw:
+        for where, part, accepted in parts:
+            if part.raw is not None and not part.raw <= accepted.raw:
                 found.append(f"{where}an output differs by {part.raw:.2g}")
-            if not part.box <= limits.box:
-                found.append(f"{where}a corner of a box differs by {part.box:.2g} pixels")
-            if not part.score <= limits.score:
-                found.append(f"{where}a score differs by {part.score:.2g}")
-            if not part.unmatched <= limits.unmatched * max(1, part.detections):
-                found.append(f"{where}{part.unmatched} of {part.detections} detections have no counterpart")
+            if not part.within(replace(accepted, raw=np.inf)):
+                found.append(f"{where}{part.differing} of {part.detections} detections differ")
         return found
 
     @property
@@ -93,7 +95,7 @@ class Verification:
             "images": self.images,
             "count": agreement.images,
             "detections": agreement.detections,
-            "unmatched": agreement.unmatched,
+            "differing": agreement.differing,
             "raw": agreement.raw,
             "box": agreement.box,
             "score": agreement.score,
@@ -106,20 +108,28 @@ class Verification:
         agreement, limits = self.agreement, self.tolerance
         lines = [f"{self.precision} on {agreement.images} images ({self.images}):"]
         lines.append(f"  {'':<28}{'difference':>12}{'accepted':>12}")
-        rows = [(("outputs, relative"), agreement.raw, limits.raw)] if agreement.raw is not None else []
-        rows += [("corner of a box, pixels", agreement.box, limits.box), ("score", agreement.score, limits.score)]
-        lines += [f"  {name:<28}{value:>12.2g}{_accepted(limit):>12}" for name, value, limit in rows]
-        share = f"{limits.unmatched:.1%}"
+        raw = agreement.raw
+        lines += [f"  {'outputs, relative':<28}{raw:>12.2g}{_accepted(limits.raw):>12}"] if raw is not None else []
+        share = f"{limits.differing:.1%}"
         lines.append(
-            f"  {'detections without partner':<28}{agreement.unmatched:>12}{share:>12}   of {agreement.detections}"
+            f"  {'detections that differ':<28}{agreement.differing:>12}{share:>12}   of {agreement.detections}"
         )
+        for name, value, limit in (
+            ("corner, pixels", agreement.box, limits.box),
+            ("score", agreement.score, limits.score),
+        ):
+            lines.append(f"  {'the others: ' + name:<28}{value:>12.2g}{_accepted(limit):>12}")
         if self.postprocessing is not None:
             part = self.postprocessing
-            lines.append(f"  post-processing on random outputs: {part.detections} detections, {part.unmatched} differ")
+            lines.append(f"  post-processing on random outputs: {part.detections} detections, {part.differing} differ")
         if self.ap is not None:
             lines.append(f"  AP: model {100 * self.ap[0]:.2f}, file {100 * self.ap[1]:.2f}")
         lines.append(f"  verdict: {'the file agrees with the model' if not self.faults else '; '.join(self.faults)}")
         return lines
+
+
+def _tolerance(precision: str) -> Tolerance:
+    return EXACT if precision == "fp32" else REDUCED
 
 
 def _accepted(limit: float) -> str:
@@ -147,7 +157,7 @@ def verify_detector(
     """
     samples = sample_images() if dataset is None else []
     count = len(samples) if dataset is None else len(dataset)
-    sides = _Sides(model, file)
+    sides = _Sides(model, file, _tolerance(precision))
     found: tuple[list[Detections], list[Detections]] = ([], [])
     with progress_bar(console or Console(), f"comparing {precision}", count) as bar:
         for start in range(0, count, _BLOCK):
@@ -172,8 +182,8 @@ def _image(dataset: Dataset, index: int, model: Detector) -> Pixels:
 class _Sides:
     """A model and its file, and the differences found so far."""
 
-    def __init__(self, model: PyTorchDetector, file: RuntimeDetector) -> None:
-        self.model, self.file = model, file
+    def __init__(self, model: PyTorchDetector, file: RuntimeDetector, tolerance: Tolerance) -> None:
+        self.model, self.file, self.tolerance = model, file, tolerance
         self.graph = NetworkGraph(model.model).eval()
         description = file.network.model
         self.detector_file = DetectorFile(file.network.path, description) if description.kind == "detector" else None
@@ -194,7 +204,7 @@ class _Sides:
             for chunk in chunks[:_RAW_BATCHES]:
                 self.agreement += Agreement(raw=self._compare_raw([scaled[i] for i in chunk]))
         for a, b, shape in zip(ours, theirs, shapes, strict=True):
-            self.agreement += compare_detections(a, b, shape, self.decode.score)
+            self.agreement += compare_detections(a, b, shape, self.tolerance, self.decode.score)
         sizes = list(zip(shapes, (image.shape[:2] for image in images), strict=True))
         return (
             [each.rescaled(*size) for each, size in zip(ours, sizes, strict=True)],

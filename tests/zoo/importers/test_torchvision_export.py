@@ -12,7 +12,7 @@ import retinanet
 from retinanet.bench.peer import torchvision_retinanet
 from retinanet.detection.detector import Detector
 from retinanet.exporting import verification
-from retinanet.exporting.agreement import compare_detections
+from retinanet.exporting.agreement import EXACT, compare_detections
 from retinanet.hardware import one_thread
 from retinanet.zoo.conversion import convert_weights
 from retinanet.zoo.weights import load_weights, save_weights
@@ -72,7 +72,7 @@ def test_the_file_has_the_detections_of_torchvision(theirs: Any, exported: Detec
     assert found.scores.min() < 0.06
     # The two runtimes add in different orders, and float32 has 7 digits: of pixels of a few hundred, 0.0001 remains,
     # and of scores 0.000001.
-    agreement = compare_detections(found, ours, shape, floor=theirs.score_thresh)
-    assert agreement.unmatched == 0
+    agreement = compare_detections(found, ours, shape, EXACT, floor=theirs.score_thresh)
+    assert agreement.differing == 0
     assert agreement.box <= 0.002
     assert agreement.score <= 5e-6
