@@ -13,7 +13,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2 import functional as F
 
 from retinanet.config import DataConfig
-from retinanet.data.image_sizes import batches_of_one_size, scaled_size
+from retinanet.data.image_sizes import batches_of_one_padded_size, scaled_size
 from retinanet.data.sample import Sample
 from retinanet.data.transforms import (
     horizontal_flip,
@@ -363,7 +363,7 @@ def test_colours_of_floating_point_pictures_vary_the_same_way() -> None:
     assert (expected.float() - image).abs().max() > 10
 
 
-def test_batches_hold_images_of_one_size_in_order() -> None:
-    sizes = [(4, 6), (6, 4), (4, 6), (4, 6), (6, 4), (5, 5)]
-    assert batches_of_one_size(sizes, 2) == [[0, 2], [3], [1, 4], [5]]
-    assert batches_of_one_size([], 8) == []
+def test_batches_hold_images_of_one_padded_size_in_order() -> None:
+    sizes = [(20, 60), (60, 20), (32, 64), (10, 40), (64, 32), (32, 96)]
+    assert batches_of_one_padded_size(sizes, 2) == [[0, 2], [3], [1, 4], [5]]
+    assert batches_of_one_padded_size([], 8) == []

@@ -22,14 +22,14 @@ def scaled_size(height: int, width: int, config: DataConfig, scale: float = 1.0)
     return max(1, whole(height * factor)), max(1, whole(width * factor))
 
 
-def batches_of_one_size(sizes: Sequence[tuple[int, int]], batch: int) -> list[list[int]]:
-    """Divide the positions of images into batches of at most ``batch`` images that all have the same size.
+def batches_of_one_padded_size(sizes: Sequence[tuple[int, int]], batch: int) -> list[list[int]]:
+    """Divide the positions of images into batches of at most ``batch`` images that are padded to the same size.
 
-    Images of one size have the same padding, whatever the batch, so no image changes the result of another image.
+    An image has the same padding in such a batch as on its own, so no image changes the result of another image.
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for position, size in enumerate(sizes):
-        groups.setdefault(size, []).append(position)
+        groups.setdefault(padded_size([size]), []).append(position)
     return [group[i : i + batch] for group in groups.values() for i in range(0, len(group), batch)]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset
-from retinanet.data.image_sizes import batches_of_one_size, scaled_size
+from retinanet.data.image_sizes import batches_of_one_padded_size, scaled_size
 from retinanet.data.images import read_image
 from retinanet.data.sample import Sample
 from retinanet.data.sampling import TrainingOrder
@@ -206,7 +206,7 @@ def evaluation_loader(
 ) -> Iterator[list[Sample]]:
     """Yield lists of :class:`Sample`, every image once.
 
-    All images of a list have the same size after resizing. So padding and results do not depend on the batch size.
+    All images of a list are padded to the same size. So padding and results do not depend on the batch size.
 
     Args:
         dataset: the images.
@@ -218,7 +218,7 @@ def evaluation_loader(
         DataError: an image cannot be read, and ``unreadable`` is not given.
     """
     scaled = [scaled_size(height, width, config) for width, height in dataset.sizes.tolist()]
-    batches = batches_of_one_size(scaled, batch)
+    batches = batches_of_one_padded_size(scaled, batch)
     workers = Workers(
         _EvaluationImages(dataset, config),
         worker_count(config) if len(batches) > 1 else 0,

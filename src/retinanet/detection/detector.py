@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from retinanet.data.deep_pixels import PixelRange
-from retinanet.data.image_sizes import batches_of_one_size, scaled_size
+from retinanet.data.image_sizes import batches_of_one_padded_size, scaled_size
 from retinanet.data.images import read_image, to_rgb
 from retinanet.decode_config import ResolvedDecodeConfig, limit_note, nonfinite_note
 from retinanet.detection.results import to_supervision
@@ -109,12 +109,12 @@ class Detector(ABC):
     ) -> list[Detections]:
         """Detect objects in uint8 RGB arrays ``(H, W, 3)`` of any size; boxes are in pixels of each image.
 
-        Only images with the same size after scaling share a batch, so the result of an image never depends on others.
+        Only images that are padded to the same size share a batch, so the result of an image never depends on others.
         If ``score`` or ``max_detections`` is unset, the number that the weights store is used.
         """
         shapes = [self.scaled_size(*image.shape[:2]) for image in images]
         results: dict[int, Detections] = {}
-        for chunk in batches_of_one_size(shapes, batch):
+        for chunk in batches_of_one_padded_size(shapes, batch):
             scaled = [self.resize(images[i], shapes[i]) for i in chunk]
             found = self.detect_scaled(scaled, score, max_detections)
             for i, detections in zip(chunk, found, strict=True):

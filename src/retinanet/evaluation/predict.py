@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from retinanet.data.dataset import Dataset
-from retinanet.data.image_sizes import batches_of_one_size
+from retinanet.data.image_sizes import batches_of_one_padded_size
 from retinanet.data.images import read_image
 from retinanet.detection.detector import Detector, Pixels
 from retinanet.detection.runtime import RuntimeDetector
@@ -63,7 +63,7 @@ def predict(
 def _read_in_processes(
     detector: Detector, dataset: Dataset, unreadable: dict[int, str] | None
 ) -> Iterator[list[_ScaledImage]]:
-    """Yield batches of images with one size, scaled by the processes of :mod:`retinanet.data.loader`."""
+    """Yield batches of images with one padded size, scaled by the processes of :mod:`retinanet.data.loader`."""
     from retinanet.data.loader import evaluation_loader  # torch
 
     for samples in evaluation_loader(dataset, detector.info.config.data, _BATCH, unreadable):
@@ -75,7 +75,7 @@ def _read_in_processes(
 def _read_in_threads(
     detector: Detector, dataset: Dataset, unreadable: dict[int, str] | None
 ) -> Iterator[list[_ScaledImage]]:
-    """Yield batches of images with one size. Threads read the next images; Pillow releases the GIL meanwhile."""
+    """Yield batches of images with one padded size. Threads read the next images; Pillow releases the GIL meanwhile."""
 
     def read(index: int) -> _ScaledImage:
         pixels = read_image(dataset.path(index), dataset.pixel_range)
@@ -83,7 +83,7 @@ def _read_in_threads(
         return _ScaledImage(index, detector.resize(pixels, detector.scaled_size(height, width)), (height, width))
 
     shapes = [detector.scaled_size(height, width) for width, height in dataset.sizes.tolist()]
-    ahead = iter(batches_of_one_size(shapes, _BATCH))
+    ahead = iter(batches_of_one_padded_size(shapes, _BATCH))
     with ThreadPoolExecutor(max_workers=min(8, max(2, cores()))) as pool:
         waiting: deque[list[tuple[int, Future[_ScaledImage]]]] = deque()
         for indices in ahead:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from retinanet.data.dataset import Dataset
-from retinanet.data.image_sizes import batches_of_one_size
+from retinanet.data.image_sizes import batches_of_one_padded_size
 from retinanet.data.images import read_image
 from retinanet.detection.detector import Detector
 from retinanet.detection.pytorch import PyTorchDetector
@@ -194,7 +194,7 @@ class _Sides:
         """Compare both sides on some images, and return the detections of each, in pixels of the images."""
         shapes = [self.file.scaled_size(*image.shape[:2]) for image in images]
         scaled = [self.model.resize(image, shape) for image, shape in zip(images, shapes, strict=True)]
-        chunks = batches_of_one_size(shapes, _BATCH)
+        chunks = batches_of_one_padded_size(shapes, _BATCH)
         # One side after the other, because two runtimes that take turns disturb each other's threads.
         # No limits are given: max_detections would raise the model's top_k, while that of a detector file is fixed.
         padded = self.file.network.model.size
