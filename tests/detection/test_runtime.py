@@ -167,6 +167,8 @@ def test_broken_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> N
     (tmp_path / "lonely.xml").write_bytes((folder / "model.xml").read_bytes())
     (tmp_path / "cut.xml").write_bytes((folder / "model.xml").read_bytes()[:3000])
     (tmp_path / "cut.bin").write_bytes(b"")
+    (tmp_path / "short.xml").write_bytes((folder / "model.xml").read_bytes())
+    (tmp_path / "short.bin").write_bytes((folder / "model.bin").read_bytes()[:1000])
     for name, reason in (
         ("foreign.onnx", "written by another program, .* write the file with 'retinanet export'"),
         ("foreign.xml", "written by another program"),
@@ -175,6 +177,7 @@ def test_broken_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> N
         ("cut.onnx", "ONNX Runtime cannot load the file .* export the model again"),
         ("model.pt2", "can run code in them; use the weights"),
         ("cut.xml", "OpenVINO cannot read the file"),
+        ("short.xml", "OpenVINO cannot read the file .* export the model again"),
         ("lonely.xml", r"lonely\.bin is missing beside it"),
         ("absent.onnx", "no such file"),
     ):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import shutil
 import warnings
@@ -10,14 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retinanet.errors import RetinaNetError
 from retinanet.exporting.options import SUFFIXES, Target
 from retinanet.files import not_written
 from retinanet.runtime.exported import METADATA_KEY, ExportedModel
 
 
 def write_model(target: Target, model: Any, description: ExportedModel, path: Path) -> None:
-    """Write an ``onnx.ModelProto``, an ``openvino.Model`` or a ``torch.export.ExportedProgram``."""
+    """Write an ``onnx.ModelProto``, an ``openvino.Model`` or a ``torch.export.ExportedProgram``.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     text = description.to_json()
     match target:
         case "onnx":
@@ -29,13 +34,19 @@ def write_model(target: Target, model: Any, description: ExportedModel, path: Pa
             import openvino
 
             model.set_rt_info(text, METADATA_KEY)
-            openvino.save_model(model, str(path), compress_to_fp16=False)
+            try:
+                openvino.save_model(model, str(path), compress_to_fp16=False)
+            except RuntimeError as error:  # its text does not name the cause
+                reason = (str(error).strip().splitlines() or ["unknown reason"])[-1].strip()[:120]
+                raise OSError(errno.ENOSPC, f"OpenVINO: {reason}; is the disk full?") from error
         case "torch":
             import torch
 
+            buffer = io.BytesIO()  # PyTorch's own writer of files aborts the process if the disk is full
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # buffers that share memory are stored once
-                torch.export.save(model, path, extra_files={f"{METADATA_KEY}.json": text})
+                torch.export.save(model, buffer, extra_files={f"{METADATA_KEY}.json": text})
+            path.write_bytes(buffer.getbuffer())
 
 
 def companions(path: Path) -> list[Path]:
@@ -63,9 +74,5 @@ def staged(path: Path) -> Iterator[Path]:
             file.replace(path.absolute().with_name(file.name))
     except OSError as error:
         raise not_written(path, error) from error
-    except RuntimeError as error:  # OpenVINO's and PyTorch's writers
-        if "space" in str(error).lower() or "open" in str(error).lower():
-            raise RetinaNetError(f"{path}: cannot be written ({str(error).splitlines()[-1].strip()[:120]})") from error
-        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -11,6 +11,9 @@ from retinanet.errors import ConfigError
 Target = Literal["onnx", "openvino", "torch"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 
+# The lowest version of ONNX's operators that the exporter supports, and the highest that it was tested with.
+OPSETS = range(18, 24)
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -46,6 +49,8 @@ class ExportOptions:
                 raise ConfigError(f"--size {side}: a side must be a multiple of {PAD_TO}; give {near}")
         if self.batch is not None and self.batch < 1:
             raise ConfigError(f"--batch is {self.batch}; it must be at least 1")
+        if self.opset not in OPSETS:
+            raise ConfigError(f"--opset is {self.opset}; it must lie between {OPSETS[0]} and {OPSETS[-1]}")
         if not 0 <= self.max_drop <= 100:
             raise ConfigError(f"--max-drop is {self.max_drop}; give points of AP from 0 to 100")
 

@@ -14,13 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from retinanet.data.image_sizes import PAD_TO
-from retinanet.errors import ConfigError, RetinaNetError
+from retinanet.errors import RetinaNetError
 from retinanet.exporting.graph import DETECTIONS
 from retinanet.exporting.options import ExportOptions
 from retinanet.exporting.suppression_op import onnx_translations
-
-# The lowest version of ONNX's operators that the exporter supports, and the highest that it was tested with.
-OPSETS = range(18, 24)
 
 
 def example_inputs(options: ExportOptions, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -68,14 +65,11 @@ def to_onnx(program: torch.export.ExportedProgram, outputs: list[str], opset: in
     With ``hidden``, the file has the outputs of a detector alone; the network's outputs keep their names inside.
 
     Raises:
-        ConfigError: the opset is not supported.
         RetinaNetError: the graph cannot be converted.
     """
     import onnx
     import onnxslim
 
-    if opset not in OPSETS:
-        raise ConfigError(f"--opset is {opset}; it must lie between {OPSETS[0]} and {OPSETS[-1]}")
     try:
         with _quiet():
             converted = torch.onnx.export(
