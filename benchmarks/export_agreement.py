@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +97,7 @@ def rows(backbone: str, folder: Path, quick: bool) -> list[dict[str, Any]]:
     original = PyTorchDetector(model, info, "fp32", "cpu")
     measured = []
     for to in ("onnx", "openvino"):
-        began = time.perf_counter()
         result = export(weights, to)
-        seconds = time.perf_counter() - began
         file = load_exported(result.path, "fp32")
         for size in QUICK if quick else SIZES + MORE_SIZES:
             for batch in (1, 4) if size in SIZES + QUICK[:1] else (1,):
@@ -116,7 +113,6 @@ def rows(backbone: str, folder: Path, quick: bool) -> list[dict[str, Any]]:
                     "detections": found.detections,
                     "differing": found.differing,
                     "within": found.within(EXACT),
-                    "export_seconds": round(seconds, 1),
                     "file_mb": round(result.bytes / 1e6, 1),
                 }
                 print(row, flush=True)

@@ -17,7 +17,8 @@ def test_export_detect_and_verify(run: Command, weights: Path, parts: Path, tmp_
     """The file is written beside the weights, and the printed next command works."""
     copy = tmp_path / "own weights.safetensors"
     copy.write_bytes(weights.read_bytes())
-    code, out, err = run("export", copy, "--to", "onnx", "--data", parts)
+    # A network of a fixed size is traced faster.
+    code, out, err = run("export", copy, "--to", "onnx", "--data", parts, "--size", "96", "--batch", "2")
     assert code == 0, err
     assert "verdict: the file agrees with the model" in out
     assert "AP: model" in out

@@ -6,9 +6,9 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
-from xml.sax.saxutils import escape
 
 import numpy as np
 import numpy.typing as npt
@@ -127,17 +127,21 @@ class Writer:
 
     def _voc(self, file: ImageFile, width: int, height: int, found: Detections) -> str:
         objects = "".join(
-            f"  <object>\n    <name>{escape(self.classes[label])}</name>\n    <score>{score:.4f}</score>\n"
+            f"  <object>\n    <name>{_xml(self.classes[label])}</name>\n    <score>{score:.4f}</score>\n"
             + "    <bndbox>"
             + "".join(f"<{k}>{v:.2f}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
             + "</bndbox>\n  </object>\n"
             for box, score, label in rows_of(found)
         )
         size = f"<width>{width}</width><height>{height}</height><depth>3</depth>"
-        name, path = escape(file.path.name), escape(str(file.path))
+        name, path = _xml(file.path.name), _xml(str(file.path))
         source = f"<source><database>{DETECTIONS}</database></source>"
         head = f"  <filename>{name}</filename>\n  <path>{path}</path>\n  {source}\n  <size>{size}</size>\n"
         return f"<annotation>\n{head}{objects}</annotation>\n"
+
+
+def _xml(text: str) -> str:
+    return escape(text, quote=False)  # xml.sax.saxutils would import urllib, which takes 20 ms
 
 
 def rows_of(found: Detections) -> Iterator[tuple[list[float], float, int]]:

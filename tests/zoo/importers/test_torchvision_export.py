@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +48,7 @@ def exported(theirs: Any, tmp_path_factory: pytest.TempPathFactory) -> Detector:
         few = verification.sample_images()[-2:]
         patch.setattr(verification, "sample_images", lambda: few)
         result = retinanet.export(folder / "small.safetensors", "onnx")
+    assert result.description.input_type is np.float32
     return retinanet.load(result.path)
 
 
