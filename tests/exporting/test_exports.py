@@ -21,12 +21,14 @@ from retinanet.errors import CheckpointError, ConfigError, DataError, ExportErro
 from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.predict import predict
 from retinanet.exporting import api, files
-from retinanet.exporting.agreement import EXACT, compare_detections
+from retinanet.exporting.agreement import EXACT, Agreement, compare_detections
 from retinanet.exporting.options import ExportOptions
 from retinanet.exporting.raw_outputs import DetectorFile
 from retinanet.exporting.sample_images import sample_images
+from retinanet.exporting.verification import Verification
 from retinanet.model import RetinaNet
 from retinanet.model_info import ModelInfo
+from retinanet.runtime.openvino import import_without_telemetry
 from retinanet.runtime.openvino import import_without_telemetry
 from retinanet.zoo.weights import load_weights, save_weights
 
@@ -242,6 +244,22 @@ def test_a_failed_or_stopped_export_leaves_older_files_untouched(
         api.export(weights, "openvino", older)
     assert [path.name for path in tmp_path.iterdir()] == ["model.xml"]
     assert older.read_text() == "older"
+
+
+def test_a_file_that_loses_ap_in_bf16_is_kept_and_runs_in_fp32(
+    exports: dict[str, api.Export], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verified(model: Any, file: Any, precision: str, *rest: Any) -> Verification:
+        return Verification(precision, "some images", Agreement(1), ap=(0.5, 0.49 if precision == "bf16" else 0.5))
+
+    network = import_without_telemetry("openvino").Core().read_model(exports["openvino"].path)
+    monkeypatch.setattr(api, "_converted", lambda *arguments: network)
+    monkeypatch.setattr(api, "_precisions", lambda *arguments: ["fp32", "bf16"])
+    monkeypatch.setattr(api, "verify_detector", verified)
+    result = api.export(weights, "openvino", tmp_path / "model.xml")
+    assert result.notes == ("bf16: AP falls by 1.00 points, so the file runs in fp32 unless --precision bf16 is given",)
+    assert load_exported(result.path).network.arithmetic == "fp32"
+    assert load_exported(result.path, "bf16").network.arithmetic == "bf16"
 
 
 def test_verify_repeats_the_comparison(exports: dict[str, api.Export], weights: Path) -> None:

@@ -131,9 +131,17 @@ def export(
             chosen: Precision = "auto" if precision == "int8" else precision  # type: ignore[assignment]
             file = load_exported(staging, chosen if to == "openvino" else "auto", trusted=True)
             done.append(verify_detector(original, file, precision, dataset, console, options.max_drop))
-        if faults := [f"{each.precision}: {fault}" for each in done for fault in each.faults]:
+        # A file that is right in fp32 is kept: it runs in fp32 if bf16 loses too much.
+        if faults := [
+            f"{each.precision}: {fault}" for each in done if each.precision != "bf16" for fault in each.faults
+        ]:
             table = "\n".join(line for each in done for line in each.table())
             raise ExportError(f"{path} was not written, because it would not agree with the model: {faults[0]}", table)
+        notes += [
+            f"bf16: {each.faults[0]}, so the file runs in fp32 unless --precision bf16 is given"
+            for each in done
+            if each.precision == "bf16" and each.faults
+        ]
         description = replace(description, verified={each.precision: each.to_dict() for each in done})
         write_model(to, converted, description, staging)
     return Export(path, description, tuple(done), tuple(notes))

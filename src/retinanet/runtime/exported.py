@@ -52,6 +52,12 @@ class ExportedModel:
         """Type of the pixels of the input."""
         return np.float32 if self.info.config.data.resize == "bilinear" else np.uint8
 
+    @property
+    def bf16_accepted(self) -> bool:
+        """Whether the verification has accepted bf16, or has not measured it."""
+        found = (self.verified or {}).get("bf16")
+        return not isinstance(found, dict) or found.get("passed") is not False
+
     def to_json(self) -> str:
         """Convert to the text that the file stores."""
         description = self.info.to_dict()

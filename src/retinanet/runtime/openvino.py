@@ -34,7 +34,8 @@ class OpenVinoNetwork:
     Args:
         path: the ``.xml`` file; the ``.bin`` file must be beside it.
         precision: ``fp32``: as the PyTorch model. ``bf16``: with bfloat16 multiplications. ``auto``: bf16 if the
-            processor has instructions for it. The quantized layers of an int8 file run in int8 in any case.
+            processor has instructions for it and the export has not found that it loses AP. The quantized layers of an
+            int8 file run in int8 in any case.
         device: ``auto`` and ``cpu``: the processor; otherwise the name of an OpenVINO device.
         threads: number of threads; unset: the number of cores.
         streams: number of images that are computed at the same time, each with a share of the threads. Unset: a single
@@ -61,7 +62,8 @@ class OpenVinoNetwork:
         self._core = self._openvino.Core()
         self._device = self._resolved_device(device)
         self._threads, self._streams = threads or cores(), streams
-        self._precision = self._resolved_precision(precision)
+        if precision not in ("auto", "fp32", "bf16"):
+            raise ConfigError(f"precision is {precision!r}; choose auto, fp32 or bf16 for OpenVINO files")
         try:
             self._network = self._core.read_model(path)
         except RuntimeError as error:
@@ -71,6 +73,8 @@ class OpenVinoNetwork:
         has = self._network.has_rt_info(METADATA_KEY)
         text = str(self._network.get_rt_info(METADATA_KEY).value) if has else None
         self.path, self.model = path, ExportedModel.from_json(text, path)
+        fast = precision == "bf16" or (precision == "auto" and has_bf16() and self.model.bf16_accepted)
+        self._precision = "bf16" if fast else "f32"
         self.arithmetic: Arithmetic = "bf16" if self._precision == "bf16" else "fp32"
         if self.model.precision == "int8":
             self.arithmetic = "int8"
@@ -123,11 +127,6 @@ class OpenVinoNetwork:
         if device.upper() not in (available := self._core.available_devices):
             raise ConfigError(f"device {device!r} cannot be used with OpenVINO; there is {', '.join(available)}")
         return device.upper()
-
-    def _resolved_precision(self, precision: Precision) -> str:
-        if precision not in ("auto", "fp32", "bf16"):
-            raise ConfigError(f"precision is {precision!r}; choose auto, fp32 or bf16 for OpenVINO files")
-        return "bf16" if precision == "bf16" or (precision == "auto" and has_bf16()) else "f32"
 
 
 def has_bf16() -> bool:
