@@ -29,7 +29,6 @@ from retinanet.exporting.verification import Verification
 from retinanet.model import RetinaNet
 from retinanet.model_info import ModelInfo
 from retinanet.runtime.openvino import import_without_telemetry
-from retinanet.runtime.openvino import import_without_telemetry
 from retinanet.zoo.weights import load_weights, save_weights
 
 FORMATS = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.pt2"}
