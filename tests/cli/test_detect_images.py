@@ -124,3 +124,8 @@ def test_wrong_sources(run: Command, weights: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("score", ["-0.1", "1", "7"])
 def test_score_out_of_range(run: Command, weights: Path, score: str) -> None:
     assert "--score" in run.fails("detect", weights, "x.jpg", f"--score={score}", code=2)
+
+
+@pytest.mark.parametrize("flag", ["--threads", "--streams"])
+def test_threads_and_streams_are_settings_of_exported_files(run: Command, weights: Path, flag: str) -> None:
+    assert "settings of exported files (.onnx, .xml)" in run.fails("detect", weights, "x.jpg", flag, "2", code=2)

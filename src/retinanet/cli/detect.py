@@ -37,6 +37,11 @@ class Arguments:
     """Arithmetic of the network. auto: bf16 if the hardware supports it, else fp32."""
     device: str = "auto"
     """Device that the network runs on, such as cpu or cuda. auto: a GPU if there is one."""
+    threads: int | None = None
+    """Number of threads that an exported file uses (.onnx, .xml). Unset: one for each core."""
+    streams: int | None = None
+    """Number of images that an OpenVINO file computes at the same time. Raise it for throughput, lower it for the
+    fastest single image. Unset: chosen for each call."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -47,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     from retinanet.detection.write import OutputFormat
 
     formats: tuple[OutputFormat, ...] = ("coco", "csv") if given.format is None else (given.format,)
-    detector = load(given.weights, given.precision, given.device)
+    detector = load(given.weights, given.precision, given.device, threads=given.threads, streams=given.streams)
     result = detect(
         detector,
         given.sources,
