@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,9 @@ from retinanet.runtime.openvino import import_without_telemetry
 
 # Value ranges are taken from this many images, and from no fewer than the second number.
 _CALIBRATION, _FEWEST = 300, 10
+
+# On fewer images, AP varies by more than the loss through INT8 that is looked for.
+_ENOUGH = 500
 
 # Layers are ranked on the images that INT8 changes most, this many of them.
 _RANKING = 30
@@ -57,27 +61,42 @@ def quantized(
         )
     if validation.ignore.all():
         raise DataError(f"{validation.name}: no objects, so the loss of AP through INT8 cannot be measured")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # NNCF imports it; it looks for CUDA
     nncf = import_without_telemetry("nncf")
-    nncf.set_log_level(40)  # errors
+    nncf.set_log_level(logging.ERROR)
     images = CalibrationImages(description, original)
     chosen = np.random.default_rng(0).permutation(len(calibration))[:_CALIBRATION].tolist()
     inputs = nncf.Dataset(chosen, lambda index: images.inputs(calibration, index))
     measure = Measurement(images, validation)
     before = measure.of_float_model(model)
     say(f"float32: AP {100 * before:.2f}")
-    # Weights stay float until the end, because layers that lose too much get theirs back.
-    parameters = nncf.AdvancedQuantizationParameters(backend_params={"compress_weights": False})
-    result = nncf.quantize(model, inputs, subset_size=len(chosen), advanced_parameters=parameters)
+    sensitive = [node.get_friendly_name() for node in _sensitive(model)]
+    result = nncf.quantize(
+        model,
+        inputs,
+        # Asymmetric ranges fit activations that are not symmetric, as after SiLU.
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(chosen),
+        ignored_scope=nncf.IgnoredScope(names=sensitive),
+        # Weights stay float until the end, because layers that lose too much get theirs back.
+        advanced_parameters=nncf.AdvancedQuantizationParameters(backend_params={"compress_weights": False}),
+    )
     ap, values = measure.of_file(result)
     say(f"INT8: AP {100 * ap:.2f}")
     if ap < before - max_drop / 100:
         say(f"INT8 costs {100 * (before - ap):.2f} points of AP; measuring what each layer costs")
         result = _restored(model, result, before, (ap, values), measure, len(validation), max_drop, say)
-    total, float_layers = _layers(result, model)
+    restored = _restored_layers(result, model, sensitive)
     import_module("openvino._offline_transformations").compress_quantize_weights_transformation(result)
-    notes = [f"{total - len(float_layers)} of {total} convolutions are INT8"]
-    if float_layers:
-        notes[0] += f"; in higher precision: {', '.join(float_layers)}"
+    total = len(_convolutions(model))
+    layers = [name if number == 1 else f"{name} (on {number} levels)" for name, number in restored.items()]
+    float_layers = ", ".join(["the first and all depthwise convolutions", *layers])
+    count = total - len(sensitive) - sum(restored.values())
+    notes = [f"{count} of {total} convolutions are INT8; in higher precision: {float_layers}"]
+    if len(validation) < _ENOUGH:
+        notes.append(
+            f"AP was measured on {len(validation)} images; on other images INT8 may cost more, so measure it there too"
+        )
     return result, notes
 
 
@@ -143,17 +162,24 @@ def _convolutions(model: Any) -> list[Any]:
     return [node for node in model.get_ordered_ops() if node.get_type_name().endswith("Convolution")]
 
 
-def _layers(quantized: Any, model: Any) -> tuple[int, list[str]]:
-    """The number of convolutions, and the layers of the float ``model`` whose weights are not quantized.
+def _sensitive(model: Any) -> list[Any]:
+    """The convolutions that lose most in INT8 and gain little time: the first one and depthwise ones."""
+    first, *others = _convolutions(model)
+    # The weights of a grouped convolution are (groups, outputs of a group, inputs of a group, height, width).
+    grouped = [node for node in others if node.get_type_name() == "GroupConvolution"]
+    return [first, *(node for node in grouped if list(node.input_value(1).get_shape())[1:3] == [1, 1])]
 
-    A subnet's layer is a convolution for each pyramid level.
+
+def _restored_layers(quantized: Any, model: Any, sensitive: Collection[str]) -> Counter[str]:
+    """The layers of the float ``model`` whose weights are not quantized, without the ``sensitive`` convolutions.
+
+    A layer is the name of its weight. One of a subnet has a convolution for each pyramid level.
     """
     # The quantization changes weights and their names, but keeps the names of convolutions.
     names = {node.get_friendly_name(): [*_weights(node)][-1].get_friendly_name() for node in _convolutions(model)}
-    convolutions = _convolutions(quantized)
-    kept = Counter(
+    return Counter(
         str(names[each.get_friendly_name()]).removeprefix("network.").removesuffix(".weight")
-        for each in convolutions
-        if not any(node.get_type_name() == "FakeQuantize" for node in _weights(each))
+        for each in _convolutions(quantized)
+        if each.get_friendly_name() not in sensitive
+        and not any(node.get_type_name() == "FakeQuantize" for node in _weights(each))
     )
-    return len(convolutions), [name if count == 1 else f"{name} (on {count} levels)" for name, count in kept.items()]
