@@ -68,7 +68,7 @@ class ModelInfo:
 
 
 def _class_names(values: Any) -> tuple[str, ...]:
-    names = tuple(values)
+    names = () if isinstance(values, str) else tuple(values)
     if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
         raise ValueError("its class names are missing or not unique")
     return names

@@ -94,6 +94,7 @@ def test_a_model_runs_in_every_runtime(weights: Path, tmp_path: Path) -> None:
     found = exported.model_sides(weights, tmp_path, Console(quiet=True), None, "val", threads=1)
     names = [side.name for side in found]
     assert names[0] == "PyTorch fp32"
+    assert {side.file_count for side in found} == {2}
     assert {"ONNX Runtime fp32", "OpenVINO fp32"} < set(names)
     assert "OpenVINO int8" not in names  # needs data
     for row in measured("tiny", found, Console(quiet=True)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,26 +111,30 @@ def test_a_file_with_a_fixed_size_and_batch(name: str, images: list[npt.NDArray[
 
 
 class _WithPostProcessing:
-    """A file of the kind ``detector`` that finds five objects."""
+    """A file of the kind ``detector`` that finds four or five objects, of at most five."""
 
+    count = 4
+    limited = False
     path = Path("model.onnx")
     arithmetic: Arithmetic = "fp32"
     model = ExportedModel(with_decode(INFO, score=0.2, max_detections=5), kind="detector")
 
     def __call__(self, images: npt.NDArray[Any], sizes: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
         count = len(images)
-        scores = np.array([[0.9, 0.8, 0.7, 0.3, 0.0]] * count, dtype=np.float32)
+        last = 0.25 if self.count == 5 else 0.0
+        scores = np.array([[0.9, 0.8, 0.7, 0.3, last]] * count, dtype=np.float32)
         return {
             "boxes": np.tile(np.array([1, 2, 30, 40], dtype=np.float32), (count, 5, 1)),
             "scores": scores,
             "labels": np.array([[0, 1, 2, 3, -1]] * count),
-            "counts": np.full(count, 4),
-            "limited": np.zeros(count, dtype=np.bool_),
+            "counts": np.full(count, self.count),
+            "limited": np.full(count, self.limited or self.count == 5),
         }
 
 
 def test_a_file_with_post_processing() -> None:
-    detector = RuntimeDetector(_WithPostProcessing())
+    network = _WithPostProcessing()
+    detector = RuntimeDetector(network)
     image = np.zeros((48, 48, 3), np.uint8)
     [found] = detector.detect([image])
     assert found.labels.tolist() == [0, 1, 2, 3]
@@ -137,6 +142,11 @@ def test_a_file_with_post_processing() -> None:
     assert found.limited.tolist() == []
     [fewer] = detector.detect([image], score=0.5)
     assert fewer.labels.tolist() == [0, 1, 2]
+    network.limited = True  # another detection would fit, so a limit on candidates was reached
+    assert detector.detect([image], score=0.5)[0].limited.tolist() == [0]
+    network.count = 5  # the limit on detections was reached, by scores below the threshold
+    assert detector.detect([image], score=0.5)[0].limited.tolist() == []
+    assert detector.detect([image])[0].limited.tolist() == [0]
     [two] = detector.detect([image], max_detections=2)
     assert (two.labels.tolist(), two.limited.tolist()) == ([0, 1], [0])
     for arguments in ({"score": 0.1}, {"max_detections": 6}):
@@ -187,6 +197,52 @@ def test_broken_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> N
     (tmp_path / "cut.pt2").write_bytes((folder / "model.pt2").read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="PyTorch cannot load the program"):
         load_exported(tmp_path / "cut.pt2", trusted=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        '"size": [100, 100]',
+        '"size": [-32, 64]',
+        '"size": [Infinity, 32]',
+        '"size": "64"',
+        '"batch": 1.5',
+        '"batch": true',
+        '"batch": 0',
+        '"batch": Infinity',
+        '"verified": [1]',
+        '"verified": "x"',
+        '"classes": "washer"',
+        '"classes": ["one", "two"]',
+        '"kind": "detector"',
+        '"mean": [1' + 400 * "0" + ", 0, 0]",
+        '"metrics": ' + 5000 * "[" + 5000 * "]",
+        '"config": {"anchors": {"scales": [1.0]}}',
+        '"config": {"anchors": {"strides": [8, 16, 32, 64]}}',
+        '"config": {"data": {"resize": "bilinear"}}',
+    ],
+)
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_metadata_that_is_damaged_or_of_another_network_is_refused(
+    folder: Path, tmp_path: Path, name: str, change: str
+) -> None:
+    text = f"{ExportedModel(INFO).to_json()[:-1]}, {change}}}"  # of two equal keys the last one counts
+    if name == "model.onnx":
+        write_onnx(tmp_path / name, onnx.load(folder / "model.onnx"), text)
+    else:
+        write_openvino(tmp_path / name, folder / "model.onnx", text)
+    with pytest.raises(CheckpointError, match=r"export .*again") as caught:
+        load(tmp_path / name).detect([np.zeros((60, 80, 3), np.uint8)])
+    assert "\n" not in str(caught.value)
+
+
+def test_several_threads_share_a_detector(folder: Path, images: list[npt.NDArray[np.uint8]]) -> None:
+    detector = load(folder / "model.xml", "fp32", threads=2)
+    expected = detector.detect(images)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: detector.detect(images), range(8)):
+            for one, other in zip(found, expected, strict=True):
+                assert_same(one, other)
 
 
 @pytest.mark.parametrize(

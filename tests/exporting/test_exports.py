@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from retinanet.data.image_sizes import padded_size
 from retinanet.data.synthetic import CLASSES
 from retinanet.detection.pytorch import PyTorchDetector
 from retinanet.detection.runtime import RuntimeDetector, load_exported
+from retinanet.detections import Detections
 from retinanet.errors import CheckpointError, ConfigError, DataError, ExportError
 from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.predict import predict
@@ -26,7 +29,7 @@ from retinanet.exporting.options import ExportOptions
 from retinanet.exporting.raw_outputs import DetectorFile
 from retinanet.exporting.sample_images import sample_images
 from retinanet.exporting.trace import trace
-from retinanet.exporting.verification import Verification
+from retinanet.exporting.verification import Verification, ap_of_both
 from retinanet.model import RetinaNet
 from retinanet.model_info import ModelInfo
 from retinanet.runtime.openvino import import_without_telemetry
@@ -289,6 +292,29 @@ def test_verify_refuses_a_file_of_another_model(exports: dict[str, api.Export]) 
         api.verify(exports["onnx"].path, "person")
 
 
+def test_verify_refuses_a_file_with_another_input_size(
+    exports: dict[str, api.Export], weights: Path, tmp_path: Path
+) -> None:
+    proto = onnx.load(str(exports["onnx"].path))
+    [entry] = proto.metadata_props
+    content = json.loads(entry.value)
+    content["config"]["data"]["size"] = 96
+    entry.value = json.dumps(content)
+    onnx.save(proto, str(tmp_path / "other.onnx"))
+    with pytest.raises(CheckpointError, match="input sizes differ"):
+        api.verify(tmp_path / "other.onnx", weights)
+
+
+def test_without_objects_the_detections_decide(parts: Path) -> None:
+    images, _ = read_eval(parts, "val")
+    nothing = Detections.concatenate([])
+    assert ap_of_both(images, nothing, nothing) == (0.0, 0.0)
+    assert ap_of_both(replace(images, ignore=np.ones_like(images.ignore)), nothing, nothing) is None
+    differs = Verification("int8", "images", Agreement(1, 100, 50))
+    assert differs.faults == ["50 of 100 detections differ"]
+    assert replace(differs, ap=(0.5, 0.5)).faults == []
+
+
 def test_verify_finds_other_weights_of_the_same_network(
     exports: dict[str, api.Export], weights: Path, tmp_path: Path
 ) -> None:
@@ -315,6 +341,16 @@ def test_settings_that_do_not_fit(weights: Path, own_parts: Path, tmp_path: Path
         api.export(weights, "onnx", tmp_path / "model.xml")
     with pytest.raises(ConfigError, match="give 512"):
         ExportOptions(size=(500,))
+    with pytest.raises(ConfigError, match="choose 18, 20"):
+        ExportOptions(opset=19)
+    with pytest.raises(ConfigError, match="--score is 2"):
+        ExportOptions(score=2)
+    (tmp_path / "own.bin").touch()
+    with pytest.raises(ConfigError, match=r"own\.bin would be overwritten"):
+        api.export(weights, "openvino", tmp_path / "own.xml")
+    with pytest.raises(ConfigError, match="is an exported file"):
+        api.export(tmp_path / "own.onnx", "onnx")
+    (tmp_path / "own.bin").unlink()
     with pytest.raises(ConfigError, match="opset"):
         ExportOptions(opset=5)
     with pytest.raises(DataError, match="too few for INT8"):

@@ -63,7 +63,7 @@ class Side:
         name: runtime and precision.
         network: one call of the network, with its input ready.
         detect: detection in one image, from a uint8 array in memory or from a file.
-        files: detection in a folder of ``_FILES`` images; ``None``: not measured.
+        files: detection in image files; ``None``: not measured.
         ap: AP on the dataset, 0–1.
         megabytes: size of the files of the model.
     """
@@ -74,6 +74,8 @@ class Side:
     files: Callable[[], Any] | None = None
     ap: float | None = None
     megabytes: float | None = None
+    file_count: int = 0
+    """Number of image files."""
 
 
 @dataclass(frozen=True)
@@ -110,17 +112,22 @@ def run(out: Path, console: Console, options: BenchOptions, side: int = _SIDE) -
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
             rows += measured(f"ResNet-50, {side}×{side}", resnet_sides(place, console, threads, side), console)
+            _save(out, rows, threads)
             sides = model_sides(weights, place, console, data, split, threads)
             rows += measured(Path(weights).stem, sides, console)
     finally:
         torch.set_num_threads(before)
-    head = {"processor": processor(), "threads": threads, "torch": torch.__version__, "versions": _versions()}
-    write_json(out / "export.json", {**head, "rows": [asdict(row) for row in rows]}, indent=1)
+    _save(out, rows, threads)
     console.print(table(rows))
     if not any(row.ap is not None for row in rows):
         return ["export.json"]
     write_atomically(out / "export.png", lambda temporary: _plot(rows, temporary))
     return ["export.json", "export.png"]
+
+
+def _save(out: Path, rows: Sequence[Row], threads: int) -> None:
+    head = {"processor": processor(), "threads": threads, "torch": torch.__version__, "versions": _versions()}
+    write_json(out / "export.json", {**head, "rows": [asdict(row) for row in rows]}, indent=1)
 
 
 def resnet_sides(folder: Path, console: Console, threads: int, side: int) -> list[Side]:
@@ -183,6 +190,7 @@ def model_sides(
                 _call(_detect_files, detector, sources),
                 ap,
                 megabytes,
+                len(sources),
             )
         )
     return sides
@@ -203,7 +211,7 @@ def measured(title: str, sides: Sequence[Side], console: Console) -> list[Row]:
     for side in sides:
         network, detect = (1000 * statistics.median(each[side.name]) for each in (networks, detections))
         files = folders[side.name]
-        rate = round(_FILES / statistics.median(files), 1) if files else None
+        rate = round(side.file_count / statistics.median(files), 1) if files else None
         rows.append(
             Row(
                 title,

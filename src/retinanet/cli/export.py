@@ -66,5 +66,7 @@ def run(argv: Sequence[str]) -> int:
     if given.to == "torch":  # only PyTorch programs of the user load it
         print_next(f"retinanet verify {quoted(result.path)} {quoted(given.weights)} --trust")
     else:
-        print_next(f"retinanet detect {quoted(result.path)} IMAGE")
+        # The default score of detection is 0.3.
+        lowest = f" --score {given.score:g}" if (given.score or 0) > 0.3 else ""
+        print_next(f"retinanet detect {quoted(result.path)} IMAGE{lowest}")
     return 0

@@ -114,9 +114,12 @@ class RuntimeDetector(Detector):
             if model.kind == "detector":
                 found += [_decoded(outputs, image, settings) for image in range(len(own))]
             else:
-                found += postprocess(
-                    Outputs.of(outputs), anchor_boxes(self.info.config.anchors, (height, width)), own, settings
-                )
+                levels, anchors = Outputs.of(outputs), anchor_boxes(self.info.config.anchors, (height, width))
+                if [level.shape[1] for level in levels.logits] != [len(level) for level in anchors]:
+                    raise CheckpointError(
+                        f"{self.network.path}: the anchors of its metadata do not fit the network; export it again"
+                    )
+                found += postprocess(levels, anchors, own, settings)
         return found
 
     def decode_config(self, score: float | None = None, max_detections: int | None = None) -> ResolvedDecodeConfig:
@@ -162,7 +165,9 @@ def _decoded(outputs: Mapping[str, npt.NDArray[Any]], image: int, settings: Reso
     boxes, scores, labels = (outputs[name][image, :count] for name in ("boxes", "scores", "labels"))
     # The file has compared logits with its own threshold, so only a higher threshold leaves detections out.
     kept = np.flatnonzero(scores > np.float32(settings.score))
-    limited = bool(outputs["limited"][image]) or len(kept) >= settings.max_detections
+    # The file reached its own limit on detections with lower scores, which a higher threshold leaves out anyway.
+    cut = bool(outputs["limited"][image]) and count < outputs["scores"].shape[1]
+    limited = cut or len(kept) >= settings.max_detections
     kept = kept[: settings.max_detections]
     found = Detections.of_one_image(boxes[kept], scores[kept], labels[kept])
     # Files of older versions do not have this output.

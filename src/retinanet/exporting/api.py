@@ -12,11 +12,10 @@ import torch
 from rich.console import Console
 
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.open_dataset import read_eval, with_model_classes
+from retinanet.data.formats.open_dataset import open_dataset, read_eval, read_train_val, with_model_classes
 from retinanet.detection.pytorch import PyTorchDetector
 from retinanet.detection.runtime import EXPORTED, load_exported
 from retinanet.errors import CheckpointError, ConfigError, ExportError
-from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.detections import read_detections
 from retinanet.evaluation.model_evaluation import detections_on
 from retinanet.exporting.agreement import REDUCED, Agreement, compare_detections
@@ -24,7 +23,7 @@ from retinanet.exporting.files import companions, staged, write_model
 from retinanet.exporting.graph import DETECTIONS, DetectorGraph, NetworkGraph, raw_names
 from retinanet.exporting.options import SUFFIXES, ExportOptions, Target
 from retinanet.exporting.trace import to_onnx, trace
-from retinanet.exporting.verification import Verification, verify_detector
+from retinanet.exporting.verification import Verification, ap_of_both, verify_detector
 from retinanet.machine import Precision
 from retinanet.model import RetinaNet
 from retinanet.model_info import ModelInfo
@@ -36,7 +35,18 @@ from retinanet.zoo.weights import load_weights
 
 _DEFAULT_OPTIONS, _DEFAULT_READING = ExportOptions(), ReadOptions()
 
-# A function that is told what happens.
+# What a file has in common with its weights. Score and limits can be other ones, see ExportOptions.
+_MODEL_PARTS: dict[str, Callable[[ModelInfo], object]] = {
+    "classes": lambda info: info.classes,
+    "networks": lambda info: info.config.model,
+    "anchors": lambda info: info.config.anchors,
+    "normalizations": lambda info: (info.mean, info.std),
+    "input sizes": lambda info: (info.config.data.size, info.config.data.longest, info.config.data.resize),
+    "pixel ranges": lambda info: info.config.data.pixel_range,
+    "NMS thresholds": lambda info: info.config.decode.nms,
+}
+
+# Receives a line at each stage.
 Say = Callable[[str], object]
 
 
@@ -107,6 +117,11 @@ def export(
     path = _path(weights, to, out)
     with explain_missing_packages(f"exporting to {to}"):
         _require_packages(to, options.int8)
+    if Path(weights).suffix.lower() in EXPORTED:
+        raise ConfigError(f"{weights} is an exported file; give the weights that it was exported from")
+    weights_file = path.with_suffix(".bin")
+    if to == "openvino" and weights_file.exists() and not path.exists():
+        raise ConfigError(f"{weights_file} would be overwritten; move it, or choose another name with --out")
     model, info = load_weights(weights)
     info = _with_limits(info, options)
     dataset, notes = _read(data, split, info, reading)
@@ -114,16 +129,22 @@ def export(
 
     description = ExportedModel(info, kind, "int8" if options.int8 else "fp32", options.input_size, options.batch)
     original = PyTorchDetector(model, info, precision="fp32", device="cpu")
-    converted = _converted(model, description, to, options, say)
+    calibration = dataset
     if options.int8:
-        from retinanet.exporting.int8 import quantized
+        from retinanet.exporting.int8 import quantized, require_images
 
         assert dataset is not None
-        say("quantizing to INT8 with accuracy control")
         calibration, more = _calibration_data(data, info, reading, dataset)
-        converted, remarks = quantized(converted, description, original, calibration, dataset, options.max_drop, say)
-        notes += [*more, *remarks]
+        notes += more
+        require_images(calibration, dataset)
     with staged(path) as staging:
+        converted = _converted(model, description, to, options, say)
+        if options.int8:
+            assert dataset is not None
+            assert calibration is not None
+            say("quantizing to INT8 with accuracy control")
+            converted, more = quantized(converted, description, original, calibration, dataset, options.max_drop, say)
+            notes += more
         write_model(to, converted, description, staging)
         done = []
         for precision in _precisions(to, options.int8):
@@ -200,12 +221,8 @@ def verify(
     exported = load_exported(Path(file), precision, trusted=trust)
     model, info = load_weights(weights)
     own = exported.info
-    if (
-        own.classes != info.classes
-        or own.config.model != info.config.model
-        or own.config.anchors != info.config.anchors
-    ):
-        raise CheckpointError(f"{file} was not exported from {weights}: classes, network or anchors differ")
+    if different := [name for name, part in _MODEL_PARTS.items() if part(own) != part(info)]:
+        raise CheckpointError(f"{file} was not exported from {weights}: {', '.join(different)} differ")
     dataset, _ = _read(data, split, info, reading)
     original = PyTorchDetector(model, own, precision="fp32", device="cpu")
     return verify_detector(original, exported, exported.network.arithmetic, dataset, console)
@@ -247,8 +264,7 @@ def verify_detections(
     for image, (width, height) in enumerate(dataset.sizes.tolist()):
         mine, other = ours.of_image(image), theirs.of_image(image)
         agreement += compare_detections(mine, other, (height, width), REDUCED, floor)
-    ap = tuple(coco_metrics(dataset, each).summary["AP"] for each in (ours, theirs))
-    return Verification("another program", dataset.name, agreement, ap=(ap[0], ap[1]))
+    return Verification("another program", dataset.name, agreement, ap=ap_of_both(dataset, ours, theirs))
 
 
 def _path(weights: str | Path, to: Target, out: str | Path | None) -> Path:
@@ -259,7 +275,7 @@ def _path(weights: str | Path, to: Target, out: str | Path | None) -> Path:
     path = Path(out)
     if path.is_dir():
         return path / f"{Path(weights).stem}{suffix}"
-    if path.suffix.lower() != suffix:
+    if path.suffix != suffix:
         raise ConfigError(f"--out {out}: {to} files end in {suffix}")
     return path
 
@@ -302,14 +318,12 @@ def _calibration_data(
     data: str | Path | None, info: ModelInfo, reading: ReadOptions, dataset: Dataset
 ) -> tuple[Dataset, list[str]]:
     """The images that the value ranges are taken from: those of the training, else those of the comparison."""
-    from retinanet.errors import DataError
-
-    try:
-        found, _ = _read(data, "train", info, reading)
-    except DataError:
+    assert data is not None
+    if not open_dataset(data, reading).has("train"):
         return dataset, ["there is no split train, so the value ranges come from the images that AP is measured on"]
-    assert found is not None
-    return found, []
+    # If val is held out of train, its images are not used for the value ranges.
+    train, _, _ = read_train_val(data, val_fraction=info.config.data.val_fraction, options=reading)
+    return with_model_classes(train, info.classes), []
 
 
 def _precisions(to: Target, int8: bool) -> list[str]:

@@ -11,8 +11,8 @@ from retinanet.errors import ConfigError
 Target = Literal["onnx", "openvino", "torch"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 
-# The lowest version of ONNX's operators that the exporter supports, and the highest that it was tested with.
-OPSETS = range(18, 24)
+# The versions of ONNX's operators that the exporter was tested with. (It fails with 19.)
+OPSETS = (18, 20, 21, 22, 23)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class ExportOptions:
         if self.batch is not None and self.batch < 1:
             raise ConfigError(f"--batch is {self.batch}; it must be at least 1")
         if self.opset not in OPSETS:
-            raise ConfigError(f"--opset is {self.opset}; it must lie between {OPSETS[0]} and {OPSETS[-1]}")
+            raise ConfigError(f"--opset is {self.opset}; choose {', '.join(map(str, OPSETS))}")
+        if self.score is not None and not 0 <= self.score < 1:
+            raise ConfigError(f"--score is {self.score}; it must lie between 0 and 1")
         if not 0 <= self.max_drop <= 100:
             raise ConfigError(f"--max-drop is {self.max_drop}; give points of AP from 0 to 100")
 

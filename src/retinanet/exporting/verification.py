@@ -60,8 +60,9 @@ class Verification:
 
     @property
     def tolerance(self) -> Tolerance:
-        """The accepted differences."""
-        return _tolerance(self.precision)
+        """The accepted differences. In reduced precision AP decides alone, if it is known."""
+        reduced = replace(REDUCED, score=np.inf, differing=np.inf) if self.ap is not None else REDUCED
+        return EXACT if self.precision == "fp32" else reduced
 
     @property
     def faults(self) -> list[str]:
@@ -72,9 +73,6 @@ class Verification:
             parts.append(("post-processing: ", self.postprocessing, _POSTPROCESSING))
         if self.ap is not None and self.drop > (0.05 if self.precision == "fp32" else self.max_drop):
             found.append(f"AP falls by {self.drop:.2f} points")
-        # AP is the judge of a reduced precision where it is known.
-        if self.ap is not None and self.precision != "fp32":
-            return found
         for where, part, accepted in parts:
             if part.raw is not None and not part.raw <= accepted.raw:
                 found.append(f"{where}an output differs by {part.raw:.2g}")
@@ -110,7 +108,7 @@ class Verification:
         lines.append(f"  {'':<28}{'difference':>12}{'accepted':>12}")
         raw = agreement.raw
         lines += [f"  {'outputs, relative':<28}{raw:>12.2g}{_accepted(limits.raw):>12}"] if raw is not None else []
-        share = f"{limits.differing:.1%}"
+        share = "any" if np.isinf(limits.differing) else f"{limits.differing:.1%}"
         lines.append(
             f"  {'detections that differ':<28}{agreement.differing:>12}{share:>12}   of {agreement.detections}"
         )
@@ -166,13 +164,18 @@ def verify_detector(
             for side, detections in zip(found, sides.compare(images), strict=True):
                 side += [each.moved(i) for i, each in zip(block, detections, strict=True)]
             bar.advance(len(block))
-    ap = None
-    if dataset is not None:
-        ours, theirs = (coco_metrics(dataset, Detections.concatenate(side)).summary["AP"] for side in found)
-        ap = (ours, theirs)
+    ap = None if dataset is None else ap_of_both(dataset, *(Detections.concatenate(side) for side in found))
     name = "a photo, drawn scenes and noise" if dataset is None else dataset.name
     checked = sides.detector_file.compare_postprocessing() if sides.detector_file else None
     return Verification(precision, name, sides.agreement, checked, ap, max_drop)
+
+
+def ap_of_both(dataset: Dataset, ours: Detections, theirs: Detections) -> tuple[float, float] | None:
+    """AP of both sides, or ``None`` if the dataset has no objects."""
+    if dataset.ignore.all():
+        return None
+    first, second = (coco_metrics(dataset, each).summary["AP"] for each in (ours, theirs))
+    return first, second
 
 
 def _image(dataset: Dataset, index: int, model: Detector) -> Pixels:

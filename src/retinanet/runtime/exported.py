@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retinanet._version import __version__
+from retinanet.data.image_sizes import PAD_TO
 from retinanet.errors import CheckpointError, ConfigError
 from retinanet.model_info import ModelInfo
 
@@ -19,6 +20,17 @@ from retinanet.model_info import ModelInfo
 # package can no longer read the file.
 METADATA_KEY = "retinanet"
 _FORMAT, _NUMBER = "retinanet-export", 1
+
+_DAMAGED = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+    ConfigError,
+)
 
 Kind = Literal["network", "detector"]
 ExportPrecision = Literal["fp32", "int8"]
@@ -92,7 +104,7 @@ class ExportedModel:
             if name != _FORMAT:
                 raise ValueError(f"its format is {values['format']!r}")
             newer = int(number) > _NUMBER
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except _DAMAGED as error:
             raise CheckpointError(f"{path}: its metadata cannot be read ({error}); export the model again") from error
         if newer:
             raise CheckpointError(
@@ -104,13 +116,26 @@ class ExportedModel:
                 info=ModelInfo.from_dict(values, where=str(path)),
                 kind=_one_of(values["kind"], Kind),
                 precision=_one_of(values["precision"], ExportPrecision),
-                size=None if values["size"] is None else (int(values["size"][0]), int(values["size"][1])),
-                batch=None if values["batch"] is None else int(values["batch"]),
-                verified=values["verified"],
+                size=None if values["size"] is None else _input_size(values["size"]),
+                batch=None if values["batch"] is None else _whole(values["batch"]),
+                verified=None if values["verified"] is None else dict(values["verified"]),
                 version=str(values["version"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ConfigError) as error:
+        except _DAMAGED as error:
             raise CheckpointError(f"{path}: its metadata cannot be read ({error}); export the model again") from error
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r} is not a number of images or pixels")
+    return value
+
+
+def _input_size(value: Any) -> tuple[int, int]:
+    height, width = (_whole(side) for side in value)
+    if height % PAD_TO or width % PAD_TO:
+        raise ValueError(f"the sides of its input, {height} and {width}, are not multiples of {PAD_TO}")
+    return height, width
 
 
 def _one_of(value: Any, choices: Any) -> Any:
@@ -139,6 +164,34 @@ class ExportedNetwork(Protocol):
             images: RGB ``(B, 3, H, W)`` of the type ``model.input_type``, 0–255; each image is at the top left.
             sizes: int64 ``(B, 2)``, height and width of each image inside the batch.
         """
+
+
+# Sides of a tensor; ``None``: any length.
+Shape = Sequence[int | None]
+
+
+def require_graph(model: ExportedModel, path: Path, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> None:
+    """Check that the inputs and outputs of a file are those that its metadata describes.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    height, width = model.size or (None, None)
+    expected: dict[str, Shape] = {"images": (model.batch, 3, height, width), "sizes": (model.batch, 2)}
+    classes, decode = len(model.info.classes), model.info.config.decode.resolved()
+    if model.kind == "detector":
+        limit = decode.max_detections
+        found = {"boxes": (model.batch, limit, 4), "scores": (model.batch, limit), "labels": (model.batch, limit)}
+        expected |= {**found, "counts": (model.batch,), "limited": (model.batch,)}
+    else:
+        for level in range(len(model.info.config.anchors.strides)):
+            expected[f"logits_{level}"] = (model.batch, None, classes)
+            expected[f"deltas_{level}"] = (model.batch, None, 4)
+    shapes = {**inputs, **outputs}
+    for name, shape in expected.items():
+        own = shapes.get(name)
+        if own is None or len(own) != len(shape) or any(a and b and a != b for a, b in zip(own, shape, strict=True)):
+            raise CheckpointError(f"{path}: {name!r} is not as its metadata says; export the model again")
 
 
 def require_file(path: Path) -> None:

@@ -12,7 +12,7 @@ import onnxruntime
 
 from retinanet.errors import CheckpointError, ConfigError
 from retinanet.machine import Precision, cores
-from retinanet.runtime.exported import METADATA_KEY, Arithmetic, ExportedModel, require_file
+from retinanet.runtime.exported import METADATA_KEY, Arithmetic, ExportedModel, require_file, require_graph
 
 _ERRORS_ONLY = 3
 
@@ -54,7 +54,15 @@ class OnnxNetwork:
         self.arithmetic: Arithmetic = "fp32"
         self.path = path
         self.model = ExportedModel.from_json(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
-        self._names = [output.name for output in self._session.get_outputs()]
+        inputs, outputs = (
+            {each.name: [side if isinstance(side, int) else None for side in each.shape] for each in values}
+            for values in (self._session.get_inputs(), self._session.get_outputs())
+        )
+        require_graph(self.model, path, inputs, outputs)
+        pixels = next(each.type for each in self._session.get_inputs() if each.name == "images")
+        if pixels != ("tensor(float)" if self.model.input_type is np.float32 else "tensor(uint8)"):
+            raise CheckpointError(f"{path}: its input is a {pixels}, which its metadata does not say; export it again")
+        self._names = list(outputs)
 
     def __call__(self, images: npt.NDArray[np.generic], sizes: npt.NDArray[np.int64]) -> Mapping[str, npt.NDArray[Any]]:
         """Compute the outputs of the file, by name; see :class:`retinanet.runtime.exported.ExportedNetwork`."""

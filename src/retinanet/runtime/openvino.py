@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from retinanet.errors import CheckpointError, ConfigError
 from retinanet.machine import Precision, cores
-from retinanet.runtime.exported import METADATA_KEY, Arithmetic, ExportedModel, require_file
+from retinanet.runtime.exported import METADATA_KEY, Arithmetic, ExportedModel, require_file, require_graph
 
 if TYPE_CHECKING:
     import openvino
@@ -78,11 +79,21 @@ class OpenVinoNetwork:
         self.arithmetic: Arithmetic = "bf16" if self._precision == "bf16" else "fp32"
         if self.model.precision == "int8":
             self.arithmetic = "int8"
+        inputs, outputs = (
+            {each.get_any_name(): _shape(each) for each in ports}
+            for ports in (self._network.inputs, self._network.outputs)
+        )
+        require_graph(self.model, path, inputs, outputs)
+        self._lock = Lock()
         self._names = [output.get_any_name() for output in self._network.outputs]
         self._compiled: OrderedDict[tuple[tuple[int, ...], int], list[openvino.InferRequest]] = OrderedDict()
 
     def __call__(self, images: npt.NDArray[np.generic], sizes: npt.NDArray[np.int64]) -> Arrays:
         """Compute the outputs of the file, by name; see :class:`retinanet.runtime.exported.ExportedNetwork`."""
+        with self._lock:  # a request computes one input at a time
+            return self._computed(images, sizes)
+
+    def _computed(self, images: npt.NDArray[np.generic], sizes: npt.NDArray[np.int64]) -> Arrays:
         together = self.model.batch or 1
         starts = range(0, len(images), together)
         requests = self._requests((together, *images.shape[1:]), len(starts))
@@ -127,6 +138,10 @@ class OpenVinoNetwork:
         if device.upper() not in (available := self._core.available_devices):
             raise ConfigError(f"device {device!r} cannot be used with OpenVINO; there is {', '.join(available)}")
         return device.upper()
+
+
+def _shape(port: Any) -> list[int | None]:
+    return [side.get_length() if side.is_static else None for side in port.get_partial_shape()]
 
 
 def has_bf16() -> bool:
