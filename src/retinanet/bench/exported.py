@@ -351,18 +351,15 @@ def _versions() -> dict[str, str]:
 
 
 def _plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw AP against the time of an image, with a label for each runtime."""
+    """Draw AP against the time of an image, with a marker for each runtime."""
     from matplotlib.figure import Figure
 
     known = [row for row in rows if row.ap is not None]
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     for row in known:
-        color = {"P": "#c8553d", "O": "#1f6f8b"}[row.side[0]]
-        axes.plot(row.detect_ms, 100 * (row.ap or 0), "o", color=color, markersize=6)
-        axes.annotate(
-            row.side, (row.detect_ms, 100 * (row.ap or 0)), xytext=(5, 5), textcoords="offset points", fontsize=8
-        )
+        marker = "o" if row.side.startswith("PyTorch") else "s"
+        axes.plot(row.detect_ms, 100 * (row.ap or 0), marker, markersize=7, label=row.side)
     values = [100 * (row.ap or 0) for row in known]
     # Half a point of room, so that differences of rounding do not fill the axis.
     axes.set_ylim(min(values) - 0.5, max(values) + 0.5)
@@ -370,4 +367,5 @@ def _plot(rows: Sequence[Row], path: Path) -> None:
     axes.set(xlabel="ms from an image file to its detections", ylabel="AP", title=known[0].model)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.2)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=110)

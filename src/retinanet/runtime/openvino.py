@@ -84,6 +84,9 @@ class OpenVinoNetwork:
             for ports in (self._network.inputs, self._network.outputs)
         )
         require_graph(self.model, path, inputs, outputs)
+        pixels = self._network.input("images").get_element_type().to_dtype()
+        if pixels != np.dtype(self.model.input_type):
+            raise CheckpointError(f"{path}: its input is {pixels}, which its metadata does not say; export it again")
         self._lock = Lock()
         self._names = [output.get_any_name() for output in self._network.outputs]
         self._compiled: OrderedDict[tuple[tuple[int, ...], int], list[openvino.InferRequest]] = OrderedDict()
