@@ -38,9 +38,9 @@ def photo(parts: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def images(photo: Path) -> list[Array]:
-    """Images of several shapes, two of each."""
+    """Images of several shapes. Two of them differ in size, but are padded to the same size."""
     with Image.open(photo) as image:
-        sizes = [(96, 96), (140, 90), (60, 130), (140, 90), (96, 96), (60, 130)]
+        sizes = [(96, 96), (140, 90), (60, 130), (132, 90), (96, 96), (60, 130)]
         rotated = [image.rotate(40 * i).resize(size) for i, size in enumerate(sizes)]
     return [np.asarray(image.convert("RGB")) for image in rotated]
 

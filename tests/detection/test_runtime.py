@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def images() -> list[npt.NDArray[np.uint8]]:
     random = np.random.default_rng(0)
-    shapes = [(96, 96), (140, 90), (60, 130), (140, 90), (96, 96), (1, 1)]
+    shapes = [(96, 96), (140, 90), (60, 130), (132, 90), (96, 96), (1, 1)]  # (140, 90) and (132, 90): one padded size
     return [random.integers(0, 255, (*shape, 3), dtype=np.uint8) for shape in shapes]
 
 

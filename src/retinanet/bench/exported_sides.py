@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from retinanet.detection.sources import detect_in_files, find_images
 from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.model_evaluation import detections_on
 from retinanet.exporting.api import export
-from retinanet.exporting.options import ExportOptions
+from retinanet.exporting.options import SUFFIXES, ExportOptions, Target
 from retinanet.hardware import autocast
 from retinanet.machine import Precision
 from retinanet.runtime.openvino import has_bf16
@@ -69,7 +70,7 @@ def resnet_sides(folder: Path, console: Console, threads: int, side: int) -> lis
     path = folder / "resnet50.safetensors"
     save_weights(path, imported.model.state_dict(), info)
     write_sample(folder / "scenes", images=50, size=side)
-    files = _exported(path, folder, console, folder / "scenes", "val", max_drop=100)
+    files = _exported(path, folder, console, folder / "scenes", "val", trained=False)
     image = np.ascontiguousarray(textured_image(side, side).transpose(1, 2, 0))
 
     @torch.inference_mode()
@@ -85,7 +86,7 @@ def resnet_sides(folder: Path, console: Console, threads: int, side: int) -> lis
     sides = [Side("torchvision fp32", their_network, theirs)]
     for name, detector, _, megabytes in _detectors(path, files, threads):
         pixels = detector.resize(image, (side, side))
-        detect = _call(detector.detect, [image])
+        detect = partial(detector.detect, [image])
         sides.append(Side(name, _network(detector, pixels), detect, megabytes=megabytes))
     return sides
 
@@ -116,8 +117,8 @@ def model_sides(
             Side(
                 name,
                 _network(detector, pixels),
-                _call(_detect_file, detector, paths[0]),
-                _call(_detect_files, detector, sources),
+                partial(_detect_file, detector, paths[0]),
+                partial(_detect_files, detector, sources),
                 ap,
                 megabytes,
                 len(sources),
@@ -136,29 +137,25 @@ class _Files:
 
 
 def _exported(
-    weights: str | Path, folder: Path, console: Console, data: Path | None, split: str, max_drop: float = 0.3
+    weights: str | Path, folder: Path, console: Console, data: Path | None, split: str, trained: bool = True
 ) -> _Files:
-    """Export to ONNX, OpenVINO and, if there is ``data``, to OpenVINO INT8. Each file is compared with the model."""
+    """Export to ONNX, OpenVINO and, if there is ``data``, to OpenVINO INT8. Each file is compared with the model.
+
+    A model that is not ``trained`` has no AP, so only its INT8 file needs the images of ``data``.
+    """
     files = _Files({}, {}, {})
-    float_options, int8_options = ExportOptions(graph="network"), ExportOptions(int8=True, max_drop=max_drop)
-    kinds: list[tuple[str, Any, ExportOptions]] = [
-        ("onnx", "onnx", float_options),
-        ("openvino", "openvino", float_options),
-    ]
-    if data is not None:
-        kinds.append(("int8", "openvino", int8_options))
+    network, int8 = ExportOptions(graph="network"), ExportOptions(int8=True, max_drop=0.3 if trained else 100)
+    kinds: list[tuple[str, Target, ExportOptions]] = [("onnx", "onnx", network), ("openvino", "openvino", network)]
+    kinds += [("int8", "openvino", int8)] if data is not None else []
     for name, to, options in kinds:
         console.print(f"{Path(weights).stem}: exporting to {name} …")
-        path = folder / f"{Path(weights).stem}-{name}{'.onnx' if to == 'onnx' else '.xml'}"
-        # The untrained ResNet-50 has no AP, so only its INT8 file needs the scenes.
-        images = data if max_drop < 100 or name == "int8" else None
+        path = folder / f"{Path(weights).stem}-{name}{SUFFIXES[to]}"
+        images = data if trained or options.int8 else None
         result = export(weights, to, path, data=images, split=split, options=options, console=console)
         files.paths[name], files.megabytes[name] = path, result.bytes / 1e6
-        if max_drop < 100:
-            for each in result.verifications:
-                if each.ap is not None:
-                    files.ap[name, each.precision] = each.ap[1]
-                    files.ap["torch", "fp32"] = each.ap[0]
+        for each in result.verifications if trained else ():
+            if each.ap is not None:
+                files.ap["torch", "fp32"], files.ap[name, each.precision] = each.ap
     return files
 
 
@@ -181,7 +178,7 @@ def _detectors(
 def _network(detector: PyTorchDetector | RuntimeDetector, pixels: Any) -> Callable[[], Any]:
     """A call of the detector's network with one image of the network's size."""
     if isinstance(detector, RuntimeDetector):
-        return _call(detector.network, *input_of([pixels], detector.network.model))
+        return partial(detector.network, *input_of([pixels], detector.network.model))
     batch = normalized_batch([torch.from_numpy(pixels).permute(2, 0, 1)], detector.model.mean, detector.model.std)
 
     @torch.inference_mode()
@@ -190,10 +187,6 @@ def _network(detector: PyTorchDetector | RuntimeDetector, pixels: Any) -> Callab
             return detector.network(batch)
 
     return network
-
-
-def _call(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    return lambda: function(*arguments)
 
 
 def _detect_file(detector: Detector, path: Path) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -152,20 +152,23 @@ def export(
             chosen: Precision = "auto" if precision == "int8" else precision  # type: ignore[assignment]
             file = load_exported(staging, chosen if to == "openvino" else "auto", trusted=True)
             done.append(verify_detector(original, file, precision, dataset, console, options.max_drop))
-        # A file that is right in fp32 is kept: it runs in fp32 if bf16 loses too much.
-        if faults := [
-            f"{each.precision}: {fault}" for each in done if each.precision != "bf16" for fault in each.faults
-        ]:
-            table = "\n".join(line for each in done for line in each.table())
-            raise ExportError(f"{path} was not written, because it would not agree with the model: {faults[0]}", table)
-        notes += [
-            f"bf16: {each.faults[0]}, so the file runs in fp32 unless --precision bf16 is given"
-            for each in done
-            if each.precision == "bf16" and each.faults
-        ]
+        notes += _accepted(done, path)
         description = replace(description, verified={each.precision: each.to_dict() for each in done})
         write_model(to, converted, description, staging)
     return Export(path, description, tuple(done), tuple(notes))
+
+
+def _accepted(verifications: Sequence[Verification], path: Path) -> list[str]:
+    """Return notes for the user, or refuse the file ``path``.
+
+    A file that is right in fp32 is kept: it runs in fp32 if bf16 loses too much.
+    """
+    failed = [each for each in verifications if each.faults]
+    if fatal := [each for each in failed if each.precision != "bf16"]:
+        table = "\n".join(line for each in verifications for line in each.table())
+        fault = f"{fatal[0].precision}: {fatal[0].faults[0]}"
+        raise ExportError(f"{path} was not written, because it would not agree with the model: {fault}", table)
+    return [f"bf16: {each.faults[0]}, so the file runs in fp32 unless --precision bf16 is given" for each in failed]
 
 
 def _converted(model: RetinaNet, description: ExportedModel, to: Target, options: ExportOptions, say: Say) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from retinanet.data.dataset import Dataset
 from retinanet.detection.pytorch import PyTorchDetector
 from retinanet.errors import DataError
-from retinanet.exporting.int8_measurement import CalibrationImages, Measurement
+from retinanet.exporting.int8_measurement import Measurement, NetworkInputs
 from retinanet.runtime.exported import ExportedModel
 from retinanet.runtime.openvino import import_without_telemetry
 
@@ -69,7 +69,7 @@ def quantized(
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # NNCF imports it; it looks for CUDA
     nncf = import_without_telemetry("nncf")
     nncf.set_log_level(logging.ERROR)
-    images = CalibrationImages(description, original)
+    images = NetworkInputs(description, original)
     chosen = np.random.default_rng(0).permutation(len(calibration))[:_CALIBRATION].tolist()
     inputs = nncf.Dataset(chosen, lambda index: images.inputs(calibration, index))
     measure = Measurement(images, validation)
@@ -91,7 +91,7 @@ def quantized(
     if ap < before - max_drop / 100:
         say(f"INT8 costs {100 * (before - ap):.2f} points of AP; measuring what each layer costs")
         aim = max_drop - min(0.02, max_drop / 2)  # the export compares with PyTorch, whose AP can be a little higher
-        result = _restored(model, result, before, (ap, values), measure, len(validation), aim, say)
+        result = _restored(model, result, before, (ap, values), measure, aim, say)
     restored = _restored_layers(result, model, sensitive)
     import_module("openvino._offline_transformations").compress_quantize_weights_transformation(result)
     total = len(_convolutions(model))
@@ -113,7 +113,6 @@ def _restored(
     before: float,
     measured: tuple[float, list[float]],
     measure: Measurement,
-    images: int,
     max_drop: float,
     say: Callable[[str], object],
 ) -> Any:
@@ -122,7 +121,7 @@ def _restored(
     ``nncf.quantize_with_accuracy_control`` would calibrate again, measure AP with float32 between the INT8 layers, and
     compile models for images of all sizes at once, which are several times slower. So its parts are used.
     """
-    nncf = import_without_telemetry("nncf")
+    nncf, images = import_without_telemetry("nncf"), len(measure)
     parts = "nncf.quantization.algorithms.accuracy_control"
     evaluators, restorers = import_module(f"{parts}.evaluator"), import_module(f"{parts}.algorithm")
 
@@ -170,7 +169,7 @@ def _convolutions(model: Any) -> list[Any]:
 
 
 def _sensitive(model: Any) -> list[Any]:
-    """The convolutions that lose most in INT8 and gain little time: the first one and depthwise ones."""
+    """The convolutions that lose most in INT8 and gain least: the first one and depthwise ones."""
     first, *others = _convolutions(model)
     # The weights of a grouped convolution are (groups, outputs of a group, inputs of a group, height, width).
     grouped = [node for node in others if node.get_type_name() == "GroupConvolution"]

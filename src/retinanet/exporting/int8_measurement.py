@@ -32,7 +32,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class CalibrationImages:
+class NetworkInputs:
     """Reads the images of a dataset as inputs of the network.
 
     Attributes:
@@ -96,12 +96,15 @@ class Measurement:
     """Measures models on a dataset: AP (0–1), and how far the outputs are from those of the float32 model.
 
     The value of an image is the negative mean difference of its best anchors' scores and deltas: 0 for the float32
-    model. It shows what a single layer costs, for which the AP of some images is too coarse.
+    model. The AP of a few images is too coarse to show what a single layer costs; this value is not.
     """
 
-    def __init__(self, images: CalibrationImages, dataset: Dataset) -> None:
+    def __init__(self, images: NetworkInputs, dataset: Dataset) -> None:
         self._images, self._dataset = images, dataset
         self._expected: list[_Best] = []
+
+    def __len__(self) -> int:
+        return len(self._dataset)
 
     def of_float_model(self, model: Any) -> float:
         """Measure AP in float32, and keep the outputs of the best anchors for comparisons."""
@@ -132,23 +135,23 @@ class Measurement:
         parts = zip(expected[1:], own[1:], strict=True)
         return -float(sum(np.abs(a.astype(np.float64) - b).mean() for a, b in parts))
 
-    def _of_file(self, model: Any, precision: Precision, see: Callable[[int, Arrays], object]) -> float:
+    def _of_file(self, model: Any, precision: Precision, record: Callable[[int, Arrays], object]) -> float:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.xml"
             write_model("openvino", model, self._images.description, path)
-            found = self._detect(load_exported(path, precision).network, range(len(self._dataset)), see)
+            found = self._detect(load_exported(path, precision).network, range(len(self)), record)
         return max(0.0, coco_metrics(self._dataset, Detections.concatenate(found)).summary["AP"])
 
     def _detect(
-        self, run: Callable[[Any, Any], Arrays], rows: Sequence[int], see: Callable[[int, Arrays], object]
+        self, run: Callable[[Any, Any], Arrays], rows: Sequence[int], record: Callable[[int, Arrays], object]
     ) -> list[Detections]:
-        """Detect objects in the images ``rows``, and pass the outputs of each to ``see``."""
+        """Detect objects in the images ``rows``, and pass the outputs of each to ``record``."""
         network = _Compiled(self._images.description, run)
         detector = RuntimeDetector(network)
         parts = []
         for row in rows:
             pixels, size = self._images.scaled(self._dataset, row)
             (found,) = detector.detect_scaled([pixels])
-            see(row, network.last)
+            record(row, network.last)
             parts.append(found.rescaled(pixels.shape[:2], size).moved(row))
         return parts
