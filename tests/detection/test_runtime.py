@@ -114,7 +114,7 @@ class _WithPostProcessing:
     """A file of the kind ``detector`` that finds four or five objects, of at most five."""
 
     count = 4
-    limited = False
+    limit = 0.0
     path = Path("model.onnx")
     arithmetic: Arithmetic = "fp32"
     model = ExportedModel(with_decode(INFO, score=0.2, max_detections=5), kind="detector")
@@ -128,7 +128,8 @@ class _WithPostProcessing:
             "scores": scores,
             "labels": np.array([[0, 1, 2, 3, -1]] * count),
             "counts": np.full(count, self.count),
-            "limited": np.full(count, self.limited or self.count == 5),
+            "limits": np.full(count, max(self.limit, last)),
+            "nonfinite": np.zeros(count, dtype=np.bool_),
         }
 
 
@@ -142,8 +143,10 @@ def test_a_file_with_post_processing() -> None:
     assert found.limited.tolist() == []
     [fewer] = detector.detect([image], score=0.5)
     assert fewer.labels.tolist() == [0, 1, 2]
-    network.limited = True  # another detection would fit, so a limit on candidates was reached
+    network.limit = 0.6  # a limit on candidates was reached
     assert detector.detect([image], score=0.5)[0].limited.tolist() == [0]
+    assert detector.detect([image], score=0.65)[0].limited.tolist() == []
+    network.limit = 0.0
     network.count = 5  # the limit on detections was reached, by scores below the threshold
     assert detector.detect([image], score=0.5)[0].limited.tolist() == []
     assert detector.detect([image])[0].limited.tolist() == [0]

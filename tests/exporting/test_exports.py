@@ -234,16 +234,17 @@ def test_predictions_that_are_not_finite_are_left_out_and_marked(
         load_exported(path)(images[:1])
 
 
-def test_a_file_without_the_mark_of_older_versions(exports: dict[str, api.Export], tmp_path: Path) -> None:
-    proto = onnx.load(str(exports["onnx"].path))
-    [mark] = [output for output in proto.graph.output if output.name == "nonfinite"]
-    proto.graph.output.remove(mark)
-    path = tmp_path / "older.onnx"
-    onnx.save(proto, str(path))
-    [found] = load_exported(path).detect(sample_images()[:1])
-    assert len(found) > 0
-    assert found.nonfinite.tolist() == []
-    assert DetectorFile(path, exports["onnx"].description).compare_postprocessing().within(EXACT)
+def test_limits_of_a_file_matter_only_above_the_threshold(weights: Path, tmp_path: Path) -> None:
+    """With a threshold above the scores that a limit left out, nothing can be missing."""
+    result = api.export(weights, "onnx", tmp_path / "few.onnx", options=ExportOptions(max_detections=3))
+    detector = load_exported(result.path)
+    found_in = [(image, detector.detect([image])[0]) for image in sample_images()]
+    full = [(image, found) for image, found in found_in if len(found) == 3]
+    assert full
+    for image, found in full:
+        assert found.limited.tolist() == [0]
+        middle = float(found.scores[1:].mean())
+        assert detector.detect([image], score=middle)[0].limited.tolist() == []
 
 
 @pytest.mark.usefixtures("converted")

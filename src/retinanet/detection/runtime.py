@@ -165,14 +165,12 @@ def _decoded(outputs: Mapping[str, npt.NDArray[Any]], image: int, settings: Reso
     boxes, scores, labels = (outputs[name][image, :count] for name in ("boxes", "scores", "labels"))
     # The file has compared logits with its own threshold, so only a higher threshold leaves detections out.
     kept = np.flatnonzero(scores > np.float32(settings.score))
-    # The file reached its own limit on detections with lower scores, which a higher threshold leaves out anyway.
-    cut = bool(outputs["limited"][image]) and count < outputs["scores"].shape[1]
-    limited = cut or len(kept) >= settings.max_detections
+    # A limit of the file matters if it left out scores above the threshold.
+    limited = outputs["limits"][image] > np.float32(settings.score) or len(kept) >= settings.max_detections
     kept = kept[: settings.max_detections]
     found = Detections.of_one_image(boxes[kept], scores[kept], labels[kept])
-    # Files of older versions do not have this output.
-    nonfinite = "nonfinite" in outputs and bool(outputs["nonfinite"][image])
-    return replace(found, limited=_position(limited), nonfinite=_position(nonfinite))
+    nonfinite = bool(outputs["nonfinite"][image])
+    return replace(found, limited=_position(bool(limited)), nonfinite=_position(nonfinite))
 
 
 def _position(marked: bool) -> npt.NDArray[np.int64]:

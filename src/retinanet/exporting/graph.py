@@ -23,7 +23,7 @@ from retinanet.exporting.suppression_op import LEFT_OUT, suppress_by_class
 from retinanet.model import Outputs, RetinaNet
 from retinanet.model.inference import for_inference
 
-DETECTIONS = ("boxes", "scores", "labels", "counts", "limited", "nonfinite")
+DETECTIONS = ("boxes", "scores", "labels", "counts", "limits", "nonfinite")
 
 # Every number but +∞ and NaN is at most this.
 _LARGEST = torch.finfo(torch.float32).max
@@ -71,8 +71,8 @@ class DetectorGraph(nn.Module):
 
     The inputs are those of :class:`NetworkGraph`. The first outputs are ``boxes`` ``(B, D, 4)`` in pixels of the input,
     ``scores`` ``(B, D)`` (0 after the last detection), ``labels`` int64 ``(B, D)`` (-1 after the last detection),
-    ``counts`` int64 ``(B,)``, ``limited`` bool ``(B,)``: whether an image reached a limit, so that detections with
-    lower scores may be missing, and ``nonfinite`` bool ``(B,)``: whether predictions that are NaN or infinite were left
+    ``counts`` int64 ``(B,)``, ``limits`` ``(B,)``: the score below which detections may be missing because the image
+    reached a limit, else 0, and ``nonfinite`` bool ``(B,)``: whether predictions that are NaN or infinite were left
     out. The results are those of :func:`retinanet.postprocess.postprocess`, with one exception: selected boxes that are
     not finite are left out and not replaced by the next candidates of their level. The outputs of the network follow; a
     file keeps them inside, where a verification finds them.
@@ -102,8 +102,8 @@ class DetectorGraph(nn.Module):
         above = logits > self.lowest
         finite = (boxes.abs() <= _LARGEST).all(dim=2)
         damaged = (above & ~finite).any(dim=1)
-        limits = sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # (B, 1, 4) w h w h
-        boxes = torch.minimum(boxes.clamp(min=0), limits)
+        corner = sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # (B, 1, 4) w h w h
+        boxes = torch.minimum(boxes.clamp(min=0), corner)
         inside = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
         logits = torch.where(above & finite & inside, logits, LEFT_OUT)
 
@@ -118,13 +118,15 @@ class DetectorGraph(nn.Module):
         best, order = logits.topk(self.config.max_detections, dim=1)
         kept = best > LEFT_OUT
         counts = kept.sum(dim=1)
-        cut, nonfinite = (torch.stack([level[part] for level in found]).any(dim=0) for part in (3, 4))
+        full = counts == self.config.max_detections
+        limits = torch.stack([*(level[3] for level in found), torch.where(full, best[:, -1], LEFT_OUT)])
+        nonfinite = torch.stack([level[4] for level in found]).any(dim=0)
         return (
             torch.where(kept[..., None], boxes.gather(1, order[..., None].expand(-1, -1, 4)), 0.0),
             torch.where(kept, best.sigmoid(), 0.0),
             torch.where(kept, labels.gather(1, order), -1),
             counts,
-            cut | (counts == self.config.max_detections),
+            torch.where(limits > self.lowest, limits.sigmoid(), 0.0).max(dim=0).values,
             nonfinite | damaged,
             *outputs.logits,
             *outputs.deltas,
@@ -136,7 +138,8 @@ class DetectorGraph(nn.Module):
         """Select the best predictions of a level.
 
         Returns:
-            Logits, boxes and labels; whether an image may have more of them; whether it has a logit that is NaN or +∞.
+            Logits, boxes and labels; for each image, the highest logit that may be left out, and whether a logit is
+            NaN or +∞.
         """
         classes = logits.shape[2]
         scores = logits.flatten(1)
@@ -148,9 +151,10 @@ class DetectorGraph(nn.Module):
         anchor = position // classes
         chosen = deltas.gather(1, anchor[..., None].expand(-1, -1, 4))
         boxes = decode_boxes(chosen, self._anchors(level, anchor, size))
-        full: Any = count == self.config.top_k
-        cut = full & (top.min(dim=1).values > self.lowest)
-        return top, boxes, position % classes, cut, ~finite.all(dim=1)
+        cut: Any = scores.shape[1] > self.config.top_k
+        lowest = top.min(dim=1).values
+        limit = torch.where(cut & (lowest > self.lowest), lowest, LEFT_OUT)
+        return top, boxes, position % classes, limit, ~finite.all(dim=1)
 
     def _anchors(self, level: int, anchor: Tensor, size: Sequence[int]) -> Tensor:
         """Anchor boxes ``(…, 4)`` at positions ``anchor`` of a level, as in :func:`retinanet.anchors.make_grid`."""

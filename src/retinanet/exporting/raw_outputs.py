@@ -95,8 +95,8 @@ class DetectorFile:
             parts = (found[name][image, :count] for name in ("boxes", "scores", "labels"))
             own = Detections.of_one_image(*parts)
             total += compare_detections(expected[image], own, size, EXACT, settings.score)
-            for mark in ("limited", "nonfinite"):
-                if mark in found and bool(found[mark][image]) != bool(len(getattr(expected[image], mark))):
+            for name, mark in (("limits", "limited"), ("nonfinite", "nonfinite")):
+                if name in found and bool(found[name][image]) != bool(len(getattr(expected[image], mark))):
                     total += Agreement(differing=len(expected[image]))
         return total
 

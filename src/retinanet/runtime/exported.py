@@ -182,7 +182,7 @@ def require_graph(model: ExportedModel, path: Path, inputs: Mapping[str, Shape],
     if model.kind == "detector":
         limit = decode.max_detections
         found = {"boxes": (model.batch, limit, 4), "scores": (model.batch, limit), "labels": (model.batch, limit)}
-        expected |= {**found, "counts": (model.batch,), "limited": (model.batch,)}
+        expected |= {**found, "counts": (model.batch,), "limits": (model.batch,), "nonfinite": (model.batch,)}
     else:
         for level in range(len(model.info.config.anchors.strides)):
             expected[f"logits_{level}"] = (model.batch, None, classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +20,13 @@ from retinanet.runtime.exported import METADATA_KEY, Arithmetic, ExportedModel, 
 if TYPE_CHECKING:
     import openvino
 
-# Number of compiled models that are kept, one for each size of the input. Each has its own copy of the weights.
-_COMPILED = 8
+# Number of compiled models that are kept, one for each size of the input. OpenVINO shares the weights between them;
+# each takes 5 to 20 MB more.
+_COMPILED = 64
+
+# Compiling takes as long as about 64 images. A size that has a model for one stream is compiled for several streams
+# after this number of images that could have run at the same time.
+_WORTH_COMPILING = 64
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -39,8 +44,8 @@ class OpenVinoNetwork:
             int8 file run in int8 in any case.
         device: ``auto`` and ``cpu``: the processor; otherwise the name of an OpenVINO device.
         threads: number of threads; unset: the number of cores.
-        streams: number of images that are computed at the same time, each with a share of the threads. Unset: a single
-            image gets all threads, and of several images each gets one thread.
+        streams: number of images that are computed at the same time, each with a share of the threads. Unset: one for
+            single images, and one for each thread as soon as several images of a size arrive together.
 
     Raises:
         CheckpointError: a file does not exist, is damaged, or was not written by this package.
@@ -89,7 +94,8 @@ class OpenVinoNetwork:
             raise CheckpointError(f"{path}: its input is {pixels}, which its metadata does not say; export it again")
         self._lock = Lock()
         self._names = [output.get_any_name() for output in self._network.outputs]
-        self._compiled: OrderedDict[tuple[tuple[int, ...], int], list[openvino.InferRequest]] = OrderedDict()
+        self._compiled: OrderedDict[tuple[int, ...], list[openvino.InferRequest]] = OrderedDict()
+        self._slowed: Counter[tuple[int, ...]] = Counter()  # images of each size that ran on too few streams
 
     def __call__(self, images: npt.NDArray[np.generic], sizes: npt.NDArray[np.int64]) -> Arrays:
         """Compute the outputs of the file, by name; see :class:`retinanet.runtime.exported.ExportedNetwork`."""
@@ -114,26 +120,30 @@ class OpenVinoNetwork:
 
     def _requests(self, shape: tuple[int, ...], runs: int) -> list[openvino.InferRequest]:
         """One request for each stream of the model that is compiled for inputs of ``shape``, for a number of runs."""
-        streams = self._streams or self._threads
-        if self._streams is None and runs == 1 and (shape, streams) not in self._compiled:
-            streams = 1  # all threads for the only image; compiling again takes longer than a slower run
-        key = (shape, streams)
-        if key not in self._compiled:
-            network = self._network
-            if network.is_dynamic():
-                network = network.clone()
-                network.reshape({"images": list(shape), "sizes": [shape[0], 2]})
-            settings = {
-                "INFERENCE_PRECISION_HINT": self._precision,
-                "INFERENCE_NUM_THREADS": self._threads,
-                "NUM_STREAMS": streams,
-            }
-            compiled = self._core.compile_model(network, self._device, settings if self._device == "CPU" else {})
-            self._compiled[key] = [compiled.create_infer_request() for _ in range(streams)]
-            if len(self._compiled) > _COMPILED:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(key)
-        return self._compiled[key]
+        # A single image gets all threads, of several images each gets one.
+        streams = self._streams or (1 if runs == 1 else self._threads)
+        own = self._compiled.get(shape, [])
+        if len(own) < streams:
+            self._slowed[shape] += runs
+            if not own or self._slowed[shape] > _WORTH_COMPILING:
+                self._compiled[shape] = self._compile(shape, streams)
+                if len(self._compiled) > _COMPILED:
+                    self._compiled.popitem(last=False)
+        self._compiled.move_to_end(shape)
+        return self._compiled[shape]
+
+    def _compile(self, shape: tuple[int, ...], streams: int) -> list[openvino.InferRequest]:
+        network = self._network
+        if network.is_dynamic():
+            network = network.clone()
+            network.reshape({"images": list(shape), "sizes": [shape[0], 2]})
+        settings = {
+            "INFERENCE_PRECISION_HINT": self._precision,
+            "INFERENCE_NUM_THREADS": self._threads,
+            "NUM_STREAMS": streams,
+        }
+        compiled = self._core.compile_model(network, self._device, settings if self._device == "CPU" else {})
+        return [compiled.create_infer_request() for _ in range(streams)]
 
     def _resolved_device(self, device: str) -> str:
         if device in ("auto", "cpu"):
