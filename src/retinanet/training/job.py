@@ -11,6 +11,8 @@ from rich.console import Console
 
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
+from retinanet.data.loader import TileSource
+from retinanet.data.object_counts import most_objects
 from retinanet.data.sampling import TrainingOrder, sampling_factors
 from retinanet.model import RetinaNet
 from retinanet.model_info import ModelInfo
@@ -29,6 +31,8 @@ class Job:
         out: the run's folder.
         console: where messages and progress are printed; quiet on all ranks except the main rank.
         processes: the ranks that train together.
+        tiles: the tiles of ``train_set`` if ``config.data.tile`` is set; :func:`retinanet.training.tiles.with_tiles`
+            adds them.
     """
 
     config: Config
@@ -37,6 +41,7 @@ class Job:
     out: Path
     console: Console
     processes: Processes
+    tiles: TileSource | None = None
 
     @property
     def last(self) -> Path:
@@ -48,12 +53,28 @@ class Job:
         """The weights of the best epoch, by AP on val."""
         return self.out / "best.safetensors"
 
+    @property
+    def source(self) -> Dataset | TileSource:
+        """The images or tiles that the training shows."""
+        return self.tiles or self.train_set
+
+    @property
+    def most_objects(self) -> int:
+        """Number of objects in the densest training image, or in the densest tile."""
+        return most_objects(self.train_set) if self.tiles is None else self.tiles.tiles.most_objects()
+
+    @property
+    def images_shown(self) -> Dataset:
+        """The training images, or the tiles as images."""
+        return self.train_set if self.tiles is None else self.tiles.tiles.as_dataset()
+
     def training_order(self, epochs: int, first_step: int = 0) -> TrainingOrder:
-        """Return the images of each step of ``epochs`` epochs, from ``first_step`` on."""
-        settings, factors = self.config.train, sampling_factors(self.train_set, self.config.data)
+        """Return the images or tiles of each step of ``epochs`` epochs, from ``first_step`` on."""
+        settings, tiles = self.config.train, self.tiles
+        factors = sampling_factors(self.train_set, self.config.data) if tiles is None else tiles.tiles.factors()
         rank, world_size = self.processes.rank, self.processes.world_size
         return TrainingOrder(
-            self.train_set, settings.batch, epochs, settings.seed, first_step, factors, rank, world_size
+            self.images_shown, settings.batch, epochs, settings.seed, first_step, factors, rank, world_size
         )
 
     def describe(self, model: RetinaNet, progress: Progress, metrics: dict[str, Any]) -> ModelInfo:
