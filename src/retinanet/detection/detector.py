@@ -119,7 +119,7 @@ class Detector(ABC):
             raise DataError(f"cannot detect in a {type(source).__name__}; {_ACCEPTED}")
         images: Sequence[ImageLike] = [source] if single else source  # type: ignore[list-item, assignment]
         pixel_range = self.info.config.data.pixel_range
-        if options := TileOptions.of(tile, overlap, tuple(tile_scales)):
+        if options := TileOptions.of(tile, overlap, tile_scales):
             tiling, results = self.tiling(options), []
             for image in images:
                 with _windows_of(image, pixel_range) as reader:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 from retinanet.data.windows import Window
 from retinanet.errors import ConfigError
@@ -45,12 +46,19 @@ class TileOptions:
             raise ConfigError(f"--tile-scales is {given}; give numbers above 0 and up to 1, such as 1 0.5")
 
     @classmethod
-    def of(cls, tile: TileSide | str | None, overlap: int | None, scales: tuple[float, ...]) -> Self | None:
-        """Return the options, or ``None`` if ``tile`` is ``None``: images are not divided.
+    def of(
+        cls,
+        tile: TileOptions | TileSide | str | None,
+        overlap: int | None = None,
+        scales: Sequence[float] = (1.0,),
+    ) -> TileOptions | None:
+        """Return the options that are meant by ``tile``, or ``None`` if it is ``None``: images are not divided.
 
         Raises:
-            ConfigError: a value is out of range, or there are values for tiles without ``tile``.
+            ConfigError: a value is out of range, or there are further settings without ``tile``.
         """
+        if isinstance(tile, TileOptions):
+            return tile
         if tile is None:
             if overlap is not None or tuple(scales) != (1.0,):
                 raise ConfigError("--overlap and --tile-scales are settings of tiles; add --tile auto")
@@ -59,7 +67,7 @@ class TileOptions:
             if not tile.isdecimal():
                 raise ConfigError(f"--tile is {tile!r}; give the side of the tiles in pixels, or auto")
             tile = int(tile)
-        return cls(tile, overlap, tuple(scales))  # type: ignore[arg-type]  # "auto" is the only text left
+        return cls(cast(TileSide, tile), overlap, tuple(scales))
 
 
 @dataclass(frozen=True)
