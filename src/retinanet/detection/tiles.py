@@ -26,20 +26,42 @@ def detect_tiled(
     max_detections: int | None = None,
 ) -> Detections:
     """Detect objects in the image of ``reader``; see :meth:`retinanet.detection.detector.Detector.detect_tiled`."""
-    settings = detector.decode_config(score)
-    limit = detector.tile_limit(max_detections)
+    found, tiles = detections_of_tiles(detector, reader, tiling, score, batch, detector.tile_limit(max_detections))
+    threshold = detector.decode_config(score).nms
+    kept = found.take(merge_tiles(found.boxes, found.scores, found.labels, found.images, tiles, threshold))
+    marks = {name: np.zeros(min(1, len(getattr(found, name))), dtype=np.int64) for name in ("limited", "nonfinite")}
+    whole = Detections(np.zeros(len(kept), dtype=np.int64), kept.boxes, kept.scores, kept.labels, **marks)
+    return whole.best(max_detections)
+
+
+def detections_of_tiles(
+    detector: Detector,
+    reader: WindowReader,
+    tiling: Tiling,
+    score: float | None = None,
+    batch: int = 8,
+    limit: int | None = None,
+) -> tuple[Detections, Tiles]:
+    """Detect objects in all tiles, without merging.
+
+    Args:
+        detector: the detector.
+        reader: the image.
+        tiling: the division into tiles.
+        score: lowest score; unset: the number that the weights store.
+        batch: tiles that go through the network together.
+        limit: largest number of detections of a tile; unset: the number that the weights store.
+
+    Returns:
+        Detections with boxes in pixels of the image, whose ``images`` are positions of tiles, and the tiles.
+    """
     passes = [(scale, tiling.windows(reader.size, scale)) for scale in tiling.scales]
     found: list[Detections] = []
     for scale, windows in passes:
-        for each in _detect_windows(
-            detector, reader, windows, tiling.input_shape(windows[0], scale), score, batch, limit
-        ):
+        shape = tiling.input_shape(windows[0], scale)
+        for each in _detect_windows(detector, reader, windows, shape, score, batch, limit):
             found.append(each.moved(len(found)))
-    joined, tiles = Detections.concatenate(found), _tiles(passes, reader.size, tiling)
-    kept = joined.take(merge_tiles(joined.boxes, joined.scores, joined.labels, joined.images, tiles, settings.nms))
-    marks = {name: np.zeros(min(1, len(getattr(joined, name))), dtype=np.int64) for name in ("limited", "nonfinite")}
-    whole = Detections(np.zeros(len(kept), dtype=np.int64), kept.boxes, kept.scores, kept.labels, **marks)
-    return whole.best(max_detections)
+    return Detections.concatenate(found), _tiles(passes, reader.size, tiling)
 
 
 def _detect_windows(
