@@ -31,7 +31,7 @@ from retinanet.recipes import load_recipe
 from retinanet.training.loop import train_on
 
 RESULT = Path(__file__).parent / "results" / "training_tiles.json"
-SIDE, TILE, VAL_IMAGES = 5000, 256, 5
+SIDE, TILE, VAL_IMAGES = 5000, 128, 5
 CLUSTERS, PARTS, LURES = 5, 12, 30  # of each image: clusters, objects of each cluster, lookalikes anywhere
 
 
