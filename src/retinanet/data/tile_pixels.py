@@ -10,8 +10,9 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,20 @@ import numpy.typing as npt
 from retinanet.data.dataset import Dataset
 from retinanet.data.deep_pixels import PixelRange
 from retinanet.data.images import read_image
+from retinanet.data.tiff_blocks import tiff_blocks
 from retinanet.data.windows import Window, WindowReader, open_windows
 from retinanet.errors import DataError, RetinaNetError
 from retinanet.files import write_atomically
 from retinanet.machine import cores
 
-# Suffixes of files whose windows are read without decoding the rest.
-_BY_WINDOW = frozenset({".tif", ".tiff"})
+# A TIFF file is read by window if its blocks that a tile touches have at most this many times the pixels of a tile.
+_MOST_DECODED = 16
 
 # An image of up to this many tiles is decoded for every tile; a file would save little time and take much space.
 _FEW_TILES = 4
+
+# Rows that are decoded together.
+_STRIP = 512
 
 # Bytes that must remain free on the disk, for checkpoints and other programs.
 _SPARE_BYTES = 1 << 30
@@ -54,7 +59,7 @@ class TilePixels:
             DataError: the image cannot be read, or its size differs from that in the annotations.
         """
         path, pixel_range = self.dataset.path(image), self.dataset.pixel_range
-        if path.suffix.lower() in _BY_WINDOW:
+        if reads_tiles(str(path), max(window.height, window.width)):
             reader = _reader(str(path), pixel_range, os.getpid())
             self._require_size(image, reader.size)
             return reader.read(window)
@@ -75,7 +80,24 @@ class TilePixels:
             )
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=1 << 16)
+def reads_tiles(path: str, tile: int) -> bool:
+    """Whether a tile of an image file can be read anywhere without decoding much else: from most TIFF files."""
+    if os.path.splitext(path)[1].lower() not in (".tif", ".tiff"):
+        return False
+    try:
+        blocks = tiff_blocks(Path(path))
+    except (DataError, OSError):  # reported when the image is decoded
+        return False
+    if blocks is None:
+        return False
+    blocks.close()
+    touched = [(-(-tile // side) + 1) * side for side in blocks.block]
+    covered = [min(length, side) for length, side in zip(blocks.size, touched, strict=True)]
+    return covered[0] * covered[1] <= _MOST_DECODED * tile**2
+
+
+@lru_cache(maxsize=4)
 def _reader(path: str, pixel_range: PixelRange | None, process: int) -> WindowReader:
     """Open a file once. A forked process opens it anew, because it would share the position in the file."""
     return open_windows(path, pixel_range)
@@ -86,10 +108,21 @@ def decoded_file(folder: Path, image: int) -> Path:
     return folder / f"{image}.npy"
 
 
+def _decode(dataset: Dataset, image: int, file: Path) -> None:
+    """Write the pixels of an image in the format of ``np.save``, strip by strip if they can be decoded so."""
+    with open_windows(dataset.path(image), dataset.pixel_range) as reader:
+        height, width = reader.size
+        pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(height, width, 3))
+        for top in range(0, height, _STRIP):
+            rows = min(_STRIP, height - top)
+            pixels[top : top + rows] = reader.read(Window(top, 0, rows, width))
+        pixels.flush()
+
+
 def images_to_decode(dataset: Dataset, tile: int) -> list[int]:
     """Select the images that :func:`decode_images` should decode: large, and in a format without windows."""
     large = dataset.sizes.prod(axis=1, dtype=np.int64) > _FEW_TILES * tile**2
-    return [i for i in np.flatnonzero(large).tolist() if dataset.path(i).suffix.lower() not in _BY_WINDOW]
+    return [i for i in np.flatnonzero(large).tolist() if not reads_tiles(str(dataset.path(i)), tile)]
 
 
 def decoded_bytes(dataset: Dataset, images: Sequence[int]) -> int:
@@ -128,11 +161,8 @@ def decode_images(
     """
 
     def decode(image: int) -> None:
-        try:
-            pixels = read_image(dataset.path(image), dataset.pixel_range)
-        except DataError:  # reported when a tile of it is read
-            return
-        write_atomically(decoded_file(folder, image), lambda temporary: np.save(temporary, pixels))
+        with suppress(DataError):  # reported when a tile of it is read
+            write_atomically(decoded_file(folder, image), partial(_decode, dataset, image))
 
     with ThreadPoolExecutor(max_workers=min(4, max(1, cores()))) as pool:  # Pillow releases the GIL while it decodes
         for _ in pool.map(decode, images):
