@@ -110,13 +110,12 @@ def decoded_file(folder: Path, image: int) -> Path:
 
 def _decode(dataset: Dataset, image: int, file: Path) -> None:
     """Write the pixels of an image in the format of ``np.save``, strip by strip if they can be decoded so."""
-    with open_windows(dataset.path(image), dataset.pixel_range) as reader:
+    with open_windows(dataset.path(image), dataset.pixel_range) as reader, file.open("wb") as out:
         height, width = reader.size
-        pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(height, width, 3))
-        for top in range(0, height, _STRIP):
-            rows = min(_STRIP, height - top)
-            pixels[top : top + rows] = reader.read(Window(top, 0, rows, width))
-        pixels.flush()
+        header = {"descr": "|u1", "fortran_order": False, "shape": (height, width, 3)}
+        np.lib.format.write_array_header_1_0(out, header)
+        for top in range(0, height, _STRIP):  # not into mapped memory: a full disk would end the process
+            out.write(reader.read(Window(top, 0, min(_STRIP, height - top), width)).tobytes())
 
 
 def images_to_decode(dataset: Dataset, tile: int) -> list[int]:
