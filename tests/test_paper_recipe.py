@@ -55,6 +55,7 @@ STATED: dict[str, dict[str, object]] = {
     "data": {
         "size": 800,
         "max_size": None,  # 1333, asserted below
+        "tile": None,
         "flip": 0.5,
         "scale": (1.0, 1.0),
         "crop": 0.0,
@@ -102,7 +103,8 @@ UNUSED: dict[str, dict[str, object]] = {
     "model": {"weights": None},
     "assign": {"candidates": 9},
     "loss": {"star_beta": 1.0, "ohem_batch": 128, "ohem_nms": 0.5},
-    "data": {"train": None, "val": None, "val_fraction": 0.1, "workers": None, "verify": "auto"} | READING,
+    "data": {"train": None, "val": None, "val_fraction": 0.1, "workers": None, "verify": "auto", "visible": 0.5}
+    | READING,
     "train": {
         "device": "auto",
         "seed": 0,

@@ -19,6 +19,10 @@ from retinanet.schema import require, require_at_least, require_finite, require_
 # Strides of the pyramid levels P3–P7.
 PYRAMID_STRIDES = (8, 16, 32, 64, 128)
 
+# An unset ``data.background`` with ``data.tile``. Most tiles of a large image have no objects, and a tile with objects
+# is mostly background, too. So tiles without objects take only a fifth of an epoch; others are shown in other epochs.
+_TILE_BACKGROUND = 0.2
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -168,6 +172,12 @@ class DataConfig(ReadOptions):
     """Shorter side of the network's input, in pixels. Larger inputs help with small objects and take more time."""
     max_size: int | None = None
     """Upper limit of the longer side, in pixels. Unset: size × 1333 / 800. Raise it for panoramas."""
+    tile: int | None = None
+    """Side of the square tiles that images are cut into, in pixels of the image. A tile is scaled to data.size. Set it
+    if objects are small against their images. Unset: whole images."""
+    visible: float = 0.5
+    """Smallest visible fraction of an object that is cut by a tile or a random crop. An object with a smaller fraction
+    is an ignore region."""
     resize: Literal["antialiased", "bilinear"] = "antialiased"
     """Resizing method. bilinear: without antialiasing and with sides rounded down, as torchvision's detectors do."""
     crowd: Literal["ignore", "drop", "object"] = "ignore"
@@ -183,8 +193,8 @@ class DataConfig(ReadOptions):
     repeat_rare: float = 0.0
     """Oversample images that contain a class present in fewer than this fraction of the images. 0 disables it."""
     background: float | None = None
-    """Images without objects are at most this fraction of an epoch. Images that are left out are shown in other
-    epochs. Unset: no limit."""
+    """Images (with data.tile: tiles) without objects are at most this fraction of an epoch. Those that are left out are
+    shown in other epochs. Unset: no limit, or 0.2 with data.tile."""
     workers: int | None = None
     """Processes that decode images. Unset: half of the cores, at most 8. Raise it if the training waits for images."""
     pixel_range: tuple[float, float] | None = None
@@ -202,6 +212,8 @@ class DataConfig(ReadOptions):
         require(32 <= self.size <= 8192, f"data.size is {self.size}; use 32 to 8192 pixels")
         long_enough = self.max_size is None or self.max_size >= self.size
         require(long_enough, f"data.max-size ({self.max_size}) is smaller than data.size ({self.size})")
+        require(self.tile is None or self.tile >= 64, f"data.tile is {self.tile}; use at least 64 pixels")
+        require(0 < self.visible <= 1, f"data.visible is {self.visible}; it must be a fraction, above 0 and at most 1")
         require(0 < self.val_fraction < 1, f"data.val-fraction is {self.val_fraction}; it must lie between 0 and 1")
         limits = self.pixel_range
         require(limits is None or limits[0] < limits[1], f"data.pixel-range is {limits}; give low < high")
@@ -219,6 +231,11 @@ class DataConfig(ReadOptions):
     def longest(self) -> int:
         """Upper limit of the longer side, in pixels."""
         return self.max_size or round(self.size * 1333 / 800)
+
+    @property
+    def background_limit(self) -> float | None:
+        """Largest fraction of an epoch that has no objects; ``None`` without a limit."""
+        return _TILE_BACKGROUND if self.background is None and self.tile is not None else self.background
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ _BASELINE_OR_PROGRESSIVE = (0xC0, 0xC1, 0xC2)
 _APP1 = 0xE1  # holds EXIF or XMP
 
 _T = TypeVar("_T")
+_Number = TypeVar("_Number", bound=np.generic)
 
 # Files whose headers are read by one task of a thread.
 _FILES_PER_TASK = 256
@@ -103,7 +104,7 @@ def _load_tiff(image: Image.Image) -> None:
         image.filename = name  # type: ignore[attr-defined]
 
 
-def turned_pixels(pixels: npt.NDArray[np.float32], orientation: int) -> npt.NDArray[np.float32]:
+def turned_pixels(pixels: npt.NDArray[_Number], orientation: int) -> npt.NDArray[_Number]:
     """Turn an array ``(H, W, …)`` as an image with this orientation is turned."""
     if orientation in (2, 3, 7, 8):
         pixels = pixels[:, ::-1]

@@ -15,9 +15,13 @@ def scaled_size(height: int, width: int, config: DataConfig, scale: float = 1.0)
     """Return the ``(height, width)`` after resizing. The aspect ratio is kept, and each side is at least 1.
 
     The shorter side becomes ``scale`` · ``config.size``, unless the longer side would exceed ``scale`` ·
-    ``config.longest``.
+    ``config.longest``. With ``config.tile``, every image is scaled like a square of that side, so objects have the same
+    size in tiles and in smaller images.
     """
-    factor = min(scale * config.size / min(height, width), scale * config.longest / max(height, width))
+    if config.tile is not None:
+        factor = scale * config.size / config.tile
+    else:
+        factor = min(scale * config.size / min(height, width), scale * config.longest / max(height, width))
     whole = math.floor if config.resize == "bilinear" else round
     return max(1, whole(height * factor)), max(1, whole(width * factor))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from retinanet.data.deep_pixels import PixelRange, Spread, deep_values, inverted, is_deep, spread_of, to_8_bits
 from retinanet.data.exif import Header, header_of_image, quick_header, upright
+from retinanet.data.rgb import plain_rgb
 from retinanet.errors import DataError
 from retinanet.files import special_file
 
@@ -91,21 +94,18 @@ def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> npt.N
     Raises:
         DataError: the file is missing, corrupt, not an image, or has more than ``MAX_PIXELS``.
     """
-    with _open(Path(path)) as image:
+    with open_image(Path(path)) as image:
         try:
             return to_rgb(image, pixel_range)
         except Exception as error:  # Pillow's decoders also raise struct.error, KeyError, MemoryError …
-            raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
+            raise DataError(f"{path}: cannot be decoded ({reason(error)}); replace or remove the file") from error
 
 
 def to_rgb(image: Image.Image, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
     """Convert a Pillow image to uint8 RGB ``(H, W, 3)``, as :func:`read_image` does."""
     if is_deep(image):
         return to_8_bits(deep_values(image), pixel_range, inverted(image))
-    image = upright(image)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return plain_rgb(upright(image))
 
 
 def image_header(path: Path) -> Header:
@@ -118,7 +118,7 @@ def image_header(path: Path) -> Header:
     found = None if special else quick_header(path)
     if found is not None and found.stored[0] * found.stored[1] <= MAX_PIXELS:
         return found
-    with _open(path) as image:
+    with open_image(path) as image:
         return header_of_image(image)
 
 
@@ -145,11 +145,11 @@ def pixel_spread(path: Path) -> Spread | None:
     Raises:
         DataError: the file is missing or not an image.
     """
-    with _open(path) as image:
+    with open_image(path) as image:
         try:
             return spread_of(deep_values(image)) if is_deep(image) else None
         except Exception as error:  # as in read_image
-            raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
+            raise DataError(f"{path}: cannot be decoded ({reason(error)}); replace or remove the file") from error
 
 
 class Thumbnail(NamedTuple):
@@ -177,7 +177,7 @@ def read_thumbnail(path: Path, side: int, pixel_range: PixelRange | None = None)
     Raises:
         DataError: as :func:`read_image`.
     """
-    with _open(path) as image:
+    with open_image(path) as image:
         try:
             size = header_of_image(image).upright
             image.draft("L", (4 * side, 4 * side))  # JPEG: reads every byte but computes few pixels
@@ -186,10 +186,20 @@ def read_thumbnail(path: Path, side: int, pixel_range: PixelRange | None = None)
             pixels = np.array(gray.resize((side, side), Image.Resampling.BOX))
             return Thumbnail(pixels, size, int(brightest) - int(darkest))  # type: ignore[arg-type]
         except Exception as error:  # as in read_image
-            raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
+            raise DataError(f"{path}: cannot be decoded ({reason(error)}); replace or remove the file") from error
 
 
-def _open(path: Path) -> Image.Image:
+def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open an image file with Pillow, without decoding its pixels.
+
+    Args:
+        path: the file.
+        max_pixels: largest number of pixels of the image. More than ``MAX_PIXELS`` also lifts Pillow's own limit, for
+            this file only.
+
+    Raises:
+        DataError: the file is missing, not an image, or has more pixels.
+    """
     if special := special_file(path):
         raise DataError(f"{path}: not an image but {special}; remove it or put the image there")
     suffix = path.suffix.lower()
@@ -202,23 +212,54 @@ def _open(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit below replaces Pillow's warning
-            image = Image.open(path)
+            image = Image.open(path) if max_pixels <= MAX_PIXELS else _opened_at_any_size(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such image file; correct the path or restore the file") from error
     except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{path}: image too large (limit {MAX_PIXELS / 1e6:.0f} megapixels); cut it into tiles"
-        ) from error
+        raise DataError(f"{path}: image {_too_large(max_pixels)}") from error
     except Exception as error:  # as in read_image
-        raise DataError(f"{path}: not a readable image ({_reason(error)}); replace or remove the file") from error
-    if image.width * image.height > MAX_PIXELS:
-        size = f"{image.width}×{image.height}"
+        raise DataError(f"{path}: not a readable image ({reason(error)}); replace or remove the file") from error
+    try:
+        check_pixels(path, image.size, max_pixels)
+    except DataError:
         image.close()
-        raise DataError(f"{path}: {size} is too large (limit {MAX_PIXELS / 1e6:.0f} megapixels); cut it into tiles")
+        raise
     return image
 
 
-def _reason(error: BaseException) -> str:
+def check_pixels(path: Path, size: tuple[int, int], max_pixels: int) -> None:
+    """Raise DataError if an image of ``(width, height)`` has more than ``max_pixels``."""
+    if size[0] * size[1] > max_pixels:
+        raise DataError(f"{path}: {size[0]}×{size[1]} {_too_large(max_pixels)}")
+
+
+def _too_large(max_pixels: int) -> str:
+    return (
+        f"is too large (limit {max_pixels / 1e6:.0f} megapixels); cut it into tiles, or raise max_pixels "
+        "if you trust the file"
+    )
+
+
+def _opened_at_any_size(path: Path) -> Image.Image:
+    """Open an image as ``Image.open`` does. Its limit is a global variable that other threads share."""
+    file = path.open("rb")
+    try:
+        start = file.read(16)
+        Image.init()
+        for name in Image.ID:
+            factory, accepts = Image.OPEN[name]
+            if accepts is None or accepts(start) is True:
+                file.seek(0)
+                with suppress(SyntaxError, IndexError, TypeError, struct.error):
+                    return factory(file, str(path))
+        raise UnidentifiedImageError
+    except BaseException:
+        file.close()
+        raise
+
+
+def reason(error: BaseException) -> str:
+    """Why an image cannot be decoded, for an error message: the first line of the decoder's message."""
     if isinstance(error, UnidentifiedImageError):  # its message repeats the path
         return "empty, or in an unknown format"
     if isinstance(error, OSError) and error.strerror:

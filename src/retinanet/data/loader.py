@@ -7,8 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,7 +20,9 @@ from retinanet.data.image_sizes import batches_of_one_padded_size, scaled_size
 from retinanet.data.images import read_image
 from retinanet.data.sample import Sample
 from retinanet.data.sampling import TrainingOrder
-from retinanet.data.transforms import resize, training_view
+from retinanet.data.tile_pixels import TilePixels
+from retinanet.data.training_tiles import TrainingTiles
+from retinanet.data.transforms import cut_ground_truth, resize, training_view
 from retinanet.data.verify import other_size
 from retinanet.data.workers import Workers
 from retinanet.errors import DataError
@@ -69,13 +73,28 @@ class Batch:
         return Batch(*columns)
 
 
-# Epoch, number of the batch in the epoch, and index of an image.
+@dataclass(frozen=True, eq=False)
+class TileSource:
+    """Tiles and where their pixels are read from."""
+
+    tiles: TrainingTiles
+    pixels: TilePixels
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def path(self, index: int) -> Path:
+        """Path of the image of tile ``index``."""
+        return self.tiles.dataset.path(int(self.tiles.images[index]))
+
+
+# Epoch, number of the batch in the epoch, and index of an image or a tile.
 _Key = tuple[int, int, int]
 
 
 @dataclass
 class _TrainingImages:
-    dataset: Dataset
+    source: Dataset | TileSource
     config: DataConfig
     seed: int
 
@@ -89,17 +108,22 @@ class _TrainingImages:
         unreadable: list[str] = []
         for _ in range(_TRIES):
             try:
-                sample = load_sample(self.dataset, index)
-                if self.config.verify == "never":  # otherwise the check before training has printed the note
-                    sample.remark = other_size(self.dataset, index, sample.size) or ""
-                sample = training_view(sample, self.config, rng, scale)
+                sample = training_view(self._load(index, rng), self.config, rng, scale)
             except DataError as error:
                 unreadable.append(str(error))
-                index = rng.randrange(len(self.dataset))
+                index = rng.randrange(len(self.source))
                 continue
             sample.instead_of = tuple(dict.fromkeys(unreadable))
             return sample
         return DataError(f"{_TRIES} images in a row cannot be read; check their disk. The first: {unreadable[0]}")
+
+    def _load(self, index: int, rng: random.Random) -> Sample:
+        if isinstance(self.source, TileSource):
+            return load_tile(self.source, index, rng)
+        sample = load_sample(self.source, index)
+        if self.config.verify == "never":  # otherwise the check before training has printed the note
+            sample.remark = other_size(self.source, index, sample.size) or ""
+        return sample
 
 
 @dataclass
@@ -124,6 +148,23 @@ def load_sample(dataset: Dataset, index: int) -> Sample:
         DataError: the image cannot be read.
     """
     pixels = read_image(dataset.path(index), dataset.pixel_range)
+    return _with_ground_truth(dataset, index, pixels, (pixels.shape[1], pixels.shape[0]))
+
+
+def load_tile(source: TileSource, index: int, rng: random.Random) -> Sample:
+    """Read tile ``index`` at a random place of its image, with its ground truth; see :func:`cut_ground_truth`.
+
+    Raises:
+        DataError: the image cannot be read, or its size differs from that in the annotations.
+    """
+    tiles, window = source.tiles, source.tiles.window(index, rng)
+    dataset, image = tiles.dataset, int(tiles.images[index])
+    width, height = dataset.sizes[image].tolist()
+    sample = _with_ground_truth(dataset, image, source.pixels.read(image, window), (width, height))
+    return cut_ground_truth(sample, (window.top, window.left), tiles.config.visible)
+
+
+def _with_ground_truth(dataset: Dataset, index: int, pixels: npt.NDArray[np.uint8], size: tuple[int, int]) -> Sample:
     rows = dataset.rows(index)
     ignored = dataset.ignore[rows]
     boxes = torch.from_numpy(dataset.boxes[rows])
@@ -134,19 +175,21 @@ def load_sample(dataset: Dataset, index: int) -> Sample:
         ignore=boxes[torch.from_numpy(ignored)],
         image_id=int(dataset.image_ids[index]),
         index=index,
-        size=(pixels.shape[1], pixels.shape[0]),
+        size=size,
     )
 
 
 def training_loader(
-    dataset: Dataset,
+    source: Dataset | TileSource,
     order: TrainingOrder,
     config: DataConfig,
     seed: int,
     pin_memory: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Batch]:
-    """Yield a :class:`Batch` per step of ``order``. An unreadable image is replaced by another image.
+    """Yield a :class:`Batch` per step of ``order``, which draws images, or tiles of images, from ``source``.
+
+    An unreadable image is replaced by another image.
 
     With ``pin_memory``, a thread moves the images to pinned memory, so that copies to a GPU do not block the CPU. While
     no image arrives, ``stop`` is asked whether to end early. If a worker process dies, a remark of the next batch says
@@ -156,12 +199,12 @@ def training_loader(
         DataError: many images in a row can no longer be read, or an image crashes the processes that read it.
     """
     remarks: list[str] = []
-    load = _TrainingImages(dataset, config, seed)
+    load = _TrainingImages(source, config, seed)
     workers = Workers(
         load,
         worker_count(config),
         warn=lambda message: remarks.append(f"{message}. Fewer --data.workers need less memory"),
-        describe=lambda keys: _named(dataset, [index for _, _, index in keys]),
+        describe=lambda keys: _named(source, [index for _, _, index in keys]),
         on_arrival=_pinned if pin_memory else _unchanged,
         stop=stop,
     )
@@ -180,10 +223,10 @@ def _pinned(samples: list[Sample | DataError]) -> list[Sample | DataError]:
     return [sample.pin_memory() if isinstance(sample, Sample) else sample for sample in samples]
 
 
-def _named(dataset: Dataset, indices: list[int]) -> str:
+def _named(source: Dataset | TileSource, indices: list[int]) -> str:
     """Name the first images."""
     more = f" and {len(indices) - 4} more" if len(indices) > 4 else ""
-    return ", ".join(str(dataset.path(index)) for index in indices[:4]) + more
+    return ", ".join(str(source.path(index)) for index in indices[:4]) + more
 
 
 class Timed:

@@ -15,26 +15,32 @@ from retinanet.data.dataset import Dataset
 Factors = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def sampling_factors(dataset: Dataset, config: DataConfig) -> Factors:
+def sampling_factors(dataset: Dataset, config: DataConfig, images: float | None = None) -> Factors:
     """Mean number of times that each image appears in an epoch: float64 ``(N,)``, 1 by default.
 
     Rare classes: a class that is present in a fraction f of the images has the factor
     max(1, √(``config.repeat_rare`` / f)), and an image has the factor of its rarest class (repeat-factor sampling,
     https://arxiv.org/abs/1908.03195, appendix A). Background: images without objects appear less often, so that they
-    make up at most a fraction ``config.background`` of an epoch.
+    make up at most a fraction ``config.background_limit`` of an epoch.
+
+    Args:
+        dataset: the images.
+        config: its ``repeat_rare`` and ``background_limit`` are used.
+        images: number of images that f refers to; if unset, all images of ``dataset``.
     """
     factors = np.ones(len(dataset))
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.offsets))[~dataset.ignore]
     labels = dataset.labels[~dataset.ignore]
     if config.repeat_rare > 0 and len(labels):
         pairs = np.unique(np.stack([owner, labels]), axis=1)  # count each class once per image
-        share = np.bincount(pairs[1], minlength=len(dataset.classes)) / len(dataset)
+        share = np.bincount(pairs[1], minlength=len(dataset.classes)) / (images or len(dataset))
         of_class = np.maximum(1, np.sqrt(config.repeat_rare / np.maximum(share, 1e-12)))
         np.maximum.at(factors, pairs[0], of_class[pairs[1]])
-    if config.background is not None:
+    limit = config.background_limit
+    if limit is not None:
         empty = np.ones(len(dataset), dtype=bool)
         empty[owner] = False
-        wanted = config.background / (1 - config.background) * factors[~empty].sum()
+        wanted = limit / (1 - limit) * factors[~empty].sum()
         if empty.any() and empty.sum() > wanted:
             factors[empty] = wanted / empty.sum()
     return factors

@@ -24,7 +24,10 @@ from retinanet.hardware import one_thread, to_device
 def training_view(sample: Sample, config: DataConfig, rng: random.Random, scale: float = 1.0) -> Sample:
     """Augment ``sample`` at ``scale`` times the configured size: crop, colors and flip as set in ``config``."""
     if rng.random() < config.crop:
-        sample = random_crop(sample, rng)
+        uncropped = sample.image.shape[-2:]
+        sample = random_crop(sample, rng, visible=config.visible)
+        if config.tile is not None:  # otherwise a crop is scaled like an image, which enlarges it
+            scale *= min(before / after for before, after in zip(uncropped, sample.image.shape[-2:], strict=True))
     sample = resize(sample, config, scale)
     if config.color > 0:  # done after resizing, because most images then have far fewer pixels
         sample.image = jitter_color(sample.image, config.color, rng)
@@ -66,23 +69,34 @@ def horizontal_flip(sample: Sample) -> Sample:
     return sample
 
 
-def random_crop(sample: Sample, rng: random.Random, smallest: float = 0.5) -> Sample:
-    """Crop a random window whose sides are ``smallest`` to 1 times those of the image.
-
-    An object is kept if at least half of its area is inside the window. The visible part of any other object becomes an
-    ignore region, because it is neither a good example nor background.
-    """
+def random_crop(sample: Sample, rng: random.Random, smallest: float = 0.5, visible: float = 0.5) -> Sample:
+    """Crop a random window whose sides are ``smallest`` to 1 times those of the image; see :func:`cut_ground_truth`."""
     height, width = sample.image.shape[-2:]
     new_height = max(1, round(height * rng.uniform(smallest, 1)))
     new_width = max(1, round(width * rng.uniform(smallest, 1)))
     top, left = rng.randint(0, height - new_height), rng.randint(0, width - new_width)
-    image = sample.image[:, top : top + new_height, left : left + new_width]
-    shift, limit = torch.tensor([left, top] * 2), torch.tensor([new_width, new_height] * 2)
+    sample.image = sample.image[:, top : top + new_height, left : left + new_width]
+    return cut_ground_truth(sample, (top, left), visible)
+
+
+def cut_ground_truth(sample: Sample, corner: tuple[int, int], visible: float) -> Sample:
+    """Move the ground truth of a larger image to the window that ``sample.image`` is.
+
+    An object is kept and clipped if at least the fraction ``visible`` of its area is inside the window. The visible
+    part of any other object becomes an ignore region, because it is neither a good example nor background.
+
+    Args:
+        sample: its image is the window, and its boxes are in pixels of the larger image.
+        corner: top and left of the window.
+        visible: a fraction, above 0 and at most 1.
+    """
+    (height, width), (top, left) = sample.image.shape[-2:], corner
+    shift, limit = torch.tensor([left, top] * 2), torch.tensor([width, height] * 2)
     clipped = (sample.boxes - shift).clamp(min=0).minimum(limit)
     remaining = _area(clipped) / _area(sample.boxes)
-    stays = remaining >= 0.5
+    stays = remaining >= visible
     cut = clipped[~stays & (remaining > 0)]
-    sample.image, sample.boxes, sample.labels = image, clipped[stays], sample.labels[stays]
+    sample.boxes, sample.labels = clipped[stays], sample.labels[stays]
     sample.ignore = torch.cat([(sample.ignore - shift).clamp(min=0).minimum(limit), cut])
     return sample
 

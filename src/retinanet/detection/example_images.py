@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from retinanet.data.array_windows import ArrayReader
 from retinanet.data.dataset import Dataset
 from retinanet.data.images import read_image
 from retinanet.data.verify import other_size
@@ -112,9 +113,17 @@ def prediction_images(
     drawn = {}
     for name, index in zip(names, chosen, strict=True):
         image = read_example(dataset, index)
-        [found] = detector.detect([image], score)
+        found = _detections(detector, image, score)
         drawn[name] = shrunk(draw_example(image, dataset, index, found), _LONGEST)
     return drawn
+
+
+def _detections(detector: Detector, image: npt.NDArray[np.uint8], score: float) -> Detections:
+    """Detect objects in an image, tile by tile if the detector was trained on tiles."""
+    options = detector.tile_options(None)
+    if options is None:
+        return detector.detect([image], score)[0]
+    return detector.detect_tiled(ArrayReader(image), detector.tiling(options), score)
 
 
 def save_images(folder: Path, images: Mapping[str, npt.NDArray[np.uint8]]) -> None:

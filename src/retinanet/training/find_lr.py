@@ -66,7 +66,7 @@ def _range_test(job: Job) -> tuple[list[float], list[float]]:
     state = TrainingState.create(config, len(job.train_set.classes), job.processes)
     meter, order = Meter(job.processes, deferred=False), job.training_order(epochs=_STEPS)
     data = replace(config.data, workers=0)  # the steps are too few to be worth starting processes
-    batches = zip(training_loader(job.train_set, order, data, settings.seed), order.lengths(), strict=False)
+    batches = zip(training_loader(job.source, order, data, settings.seed), order.lengths(), strict=False)
     rates: list[float] = []
     losses: list[float] = []
     lowest = math.inf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ from rich.console import Console
 
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
+from retinanet.data.learnt_sizes import learnt_sizes
+from retinanet.data.loader import TileSource
+from retinanet.data.object_counts import most_objects
 from retinanet.data.sampling import TrainingOrder, sampling_factors
 from retinanet.model import RetinaNet
 from retinanet.model_info import ModelInfo
+from retinanet.object_sizes import ObjectSizes
 from retinanet.training.checkpoint import Progress
 from retinanet.training.distributed import Processes
 
@@ -29,6 +34,8 @@ class Job:
         out: the run's folder.
         console: where messages and progress are printed; quiet on all ranks except the main rank.
         processes: the ranks that train together.
+        tiles: the tiles of ``train_set`` if ``config.data.tile`` is set; :func:`retinanet.training.tiles.with_tiles`
+            adds them.
     """
 
     config: Config
@@ -37,6 +44,7 @@ class Job:
     out: Path
     console: Console
     processes: Processes
+    tiles: TileSource | None = None
 
     @property
     def last(self) -> Path:
@@ -48,17 +56,41 @@ class Job:
         """The weights of the best epoch, by AP on val."""
         return self.out / "best.safetensors"
 
+    @cached_property
+    def objects(self) -> ObjectSizes | None:
+        """Sizes of the training objects at the input scale of the network."""
+        return learnt_sizes(self.train_set, self.config.data)
+
+    @property
+    def source(self) -> Dataset | TileSource:
+        """The images or tiles that the training shows."""
+        return self.tiles or self.train_set
+
+    @property
+    def most_objects(self) -> int:
+        """Number of objects in the densest training image, or in the densest tile."""
+        return most_objects(self.train_set) if self.tiles is None else self.tiles.tiles.most_objects()
+
+    @property
+    def images_shown(self) -> Dataset:
+        """The training images, or the tiles as images."""
+        return self.train_set if self.tiles is None else self.tiles.tiles.as_dataset()
+
     def training_order(self, epochs: int, first_step: int = 0) -> TrainingOrder:
-        """Return the images of each step of ``epochs`` epochs, from ``first_step`` on."""
-        settings, factors = self.config.train, sampling_factors(self.train_set, self.config.data)
+        """Return the images or tiles of each step of ``epochs`` epochs, from ``first_step`` on."""
+        settings, tiles = self.config.train, self.tiles
+        factors = sampling_factors(self.train_set, self.config.data) if tiles is None else tiles.tiles.factors()
         rank, world_size = self.processes.rank, self.processes.world_size
         return TrainingOrder(
-            self.train_set, settings.batch, epochs, settings.seed, first_step, factors, rank, world_size
+            self.images_shown, settings.batch, epochs, settings.seed, first_step, factors, rank, world_size
         )
 
     def describe(self, model: RetinaNet, progress: Progress, metrics: dict[str, Any]) -> ModelInfo:
         """Return what a weight file stores about ``model``."""
-        return ModelInfo.of(model, self.train_set.classes, self.config, metrics=metrics, progress=progress.to_dict())
+        progressed = progress.to_dict()
+        return ModelInfo.of(
+            model, self.train_set.classes, self.config, metrics=metrics, progress=progressed, objects=self.objects
+        )
 
     def warn(self, message: str) -> None:
         """Print a warning. Other ranks have a quiet console, so they print it to stderr."""

@@ -24,6 +24,7 @@ from retinanet.training.optim import learning_rate
 from retinanet.training.recorder import Recorder
 from retinanet.training.resume import Start, open_run, start, starting_progress
 from retinanet.training.stopping import StopRequest, TrainingStopped, stop_requests
+from retinanet.training.tiles import with_tiles
 from retinanet.training.tracking import open_trackers
 from retinanet.training.validation import Validation
 from retinanet.training.watch import objects_left_out
@@ -75,23 +76,29 @@ def train_job(job: Job, checkpoint: Checkpoint | None) -> Result:
     progress = starting_progress(job, checkpoint)
     if progress.finished is not None:
         return Result(job.best, read_info(job.best).metrics, 0.0, progress.finished)
-    run = start(job, checkpoint, progress)
+    with with_tiles(job) as job:
+        return _train(start(job, checkpoint, progress))
+
+
+def _train(run: Start) -> Result:
+    """Take the remaining steps of a training."""
     began, job, settings = time.monotonic(), run.job, run.job.config.train
     tracked = settings.track if job.processes.is_main else ()
     with (
-        open_trackers(tracked, job.out, job.config, progress.step, job.console) as trackers,
+        open_trackers(tracked, job.out, job.config, run.progress.step, job.console) as trackers,
         stop_requests() as stop,
         progress_bar(job.console, "images", run.total_images) as bar,
     ):
-        bar.advance(run.order.images_before(progress.step))
+        bar.advance(run.order.images_before(run.progress.step))
         recorder = Recorder(run, trackers, bar)
         on_gpu = run.state.device.type == "cuda"
         # Several ranks must take the same steps, so a single rank cannot give up waiting for its images.
         waits_no_longer = (lambda: stop.requested) if job.processes.world_size == 1 else (lambda: False)
-        loader = training_loader(job.train_set, run.order, job.config.data, settings.seed, on_gpu, waits_no_longer)
+        loader = training_loader(job.source, run.order, job.config.data, settings.seed, on_gpu, waits_no_longer)
         batches = Timed(loader)
         validation = Validation(run, recorder, trackers, batches)
-        if job.processes.is_main and not progress.step and (warning := objects_left_out(job.train_set, job.config)):
+        new = job.processes.is_main and not run.progress.step
+        if new and (warning := objects_left_out(job.images_shown, job.config)):
             recorder.warn(warning, step=0, epoch=0.0)
         finished = _train_steps(run, batches, recorder, validation, stop).finished
     unreadable: Counter[str] = Counter()

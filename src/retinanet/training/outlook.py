@@ -25,11 +25,12 @@ def outlook(train_set: Dataset, val_set: Dataset, config: Config) -> str:
     found: list[Finding] = list(class_findings(splits, {name: part.classes for name, part in splits.items()}))
     for name, part in splits.items():
         found += [finding_of(name, problem) for problem in part.problems]
+    scale = f"{data.size} px" if data.tile is None else f"{data.size} px in tiles of {data.tile} px of the images"
     epochs = "1 epoch" if settings.epochs == 1 else f"{settings.epochs} epochs"
     return (
         f"This training uses {contents(splits)} {problems(found, config)} It trains {config.model.backbone} at "
-        f"{data.size} px for {epochs} with {settings.batch} images per step, and keeps the weights with the best AP on "
-        "val."
+        f"{scale} for {epochs} with {settings.batch} {'images' if data.tile is None else 'tiles'} per step, and keeps "
+        "the weights with the best AP on val."
     )
 
 

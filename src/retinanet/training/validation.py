@@ -12,8 +12,10 @@ import numpy as np
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.loader import Timed, worker_count
+from retinanet.detection.detector import Detector
 from retinanet.detection.example_images import prediction_images, save_images
 from retinanet.detection.pytorch import PyTorchDetector
+from retinanet.detection.tile_plan import Tiling
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.evaluation.coco_ap import coco_metrics
@@ -21,6 +23,7 @@ from retinanet.evaluation.predict import predict
 from retinanet.machine import cores
 from retinanet.model import RetinaNet
 from retinanet.model_info import ModelInfo
+from retinanet.object_sizes import ObjectSizes
 from retinanet.training.checkpoint import Progress
 from retinanet.training.distributed import Processes
 from retinanet.training.recorder import Recorder
@@ -50,14 +53,14 @@ class Validation:
             progress = self._evaluate(progress, epoch)
         if job.processes.is_main and settings.images_every and epoch % settings.images_every == 0:
             folder = job.out / "images" / f"epoch_{epoch:04d}"
-            drawn = draw_predictions(self._run.state.best_model, job.config, job.val_set, folder)
+            drawn = draw_predictions(self._run.state.best_model, job.config, job.val_set, folder, job.objects)
             self._trackers.images(progress.step, drawn)
         return progress
 
     def _evaluate(self, progress: Progress, epoch: int) -> Progress:
         job, model, log = self._run.job, self._run.state.best_model, self._run.log
         waited = self._waited()
-        metrics, broken = validate(model, job.config, job.val_set, job.processes)
+        metrics, broken = validate(model, job.config, job.val_set, job.processes, job.objects)
         seconds = round(time.monotonic() - self._began, 1)
         line = {"step": progress.step, "epoch": epoch, "seconds": seconds, "data_wait": round(waited, 3)}
         self._recorder.evaluation(line, metrics)
@@ -114,20 +117,24 @@ def epoch_line(
 
 
 def validate(
-    model: RetinaNet, config: Config, val_set: Dataset, processes: Processes
+    model: RetinaNet, config: Config, val_set: Dataset, processes: Processes, objects: ObjectSizes | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the COCO metrics of ``model`` on ``val_set``, and messages of images that could not be read.
 
-    Unreadable images are left out. Every rank gets the same result.
+    Unreadable images are left out. Every rank gets the same result. ``objects`` are the sizes of the training objects,
+    which a detector that is trained on tiles needs.
 
     Raises:
         DataError: no image can be read.
     """
     processes.same_buffers(model)
-    detector = _detector(model, config, val_set)
+    detector = _detector(model, config, val_set, objects)
     own = np.asarray(processes.share(range(len(val_set))))
     unreadable: dict[int, str] = {}
-    found = predict(detector, val_set.subset(own), unreadable=unreadable) if len(own) else Detections.empty()
+    tiling = _tiling(detector, val_set)
+    found = Detections.empty()
+    if len(own):
+        found = predict(detector, val_set.subset(own), unreadable=unreadable, tiling=tiling)
     rows = np.column_stack([own[found.images], found.boxes, found.scores, found.labels]).astype(np.float64)
     rows = processes.gather_rows(rows)
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
@@ -147,13 +154,25 @@ def validate(
     return metrics, list(failed.values())
 
 
-def draw_predictions(model: RetinaNet, config: Config, val_set: Dataset, folder: Path) -> dict[str, Image]:
+def draw_predictions(
+    model: RetinaNet, config: Config, val_set: Dataset, folder: Path, objects: ObjectSizes | None = None
+) -> dict[str, Image]:
     """Draw the detections of ``model`` on a fixed choice of val images; write and return the drawings."""
-    drawings = prediction_images(_detector(model, config, val_set), val_set)
+    drawings = prediction_images(_detector(model, config, val_set, objects), val_set)
     save_images(folder, drawings)
     return drawings
 
 
-def _detector(model: RetinaNet, config: Config, val_set: Dataset) -> PyTorchDetector:
-    info = ModelInfo.of(model, val_set.classes, config)
+def _tiling(detector: Detector, val_set: Dataset) -> Tiling | None:
+    """Return the tiles of a detector that is trained on tiles; ``None`` if every image fits into a tile.
+
+    Images that fit into a tile have the same scale with and without tiles, and share batches only without.
+    """
+    tile = detector.info.config.data.tile
+    options = None if tile is None or val_set.sizes.max() <= tile else detector.tile_options(None)
+    return None if options is None else detector.tiling(options)
+
+
+def _detector(model: RetinaNet, config: Config, val_set: Dataset, objects: ObjectSizes | None) -> PyTorchDetector:
+    info = ModelInfo.of(model, val_set.classes, config, objects=objects)
     return PyTorchDetector(model, info, config.train.precision, str(next(model.parameters()).device))

@@ -10,6 +10,7 @@ import numpy as np
 
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
+from retinanet.data.object_counts import objects_per_image
 from retinanet.inspection.anchor_coverage import positives
 from retinanet.recipes import has_fitted_anchors
 
@@ -28,21 +29,25 @@ def objects_left_out(dataset: Dataset, config: Config) -> str | None:
     """Return a warning if many objects are matched with no anchor, else None.
 
     Args:
-        dataset: the training data, with crowds treated as in training; some of its images are checked.
+        dataset: the training images, or tiles as images, with crowds treated as in training. Some of those with
+            objects are checked.
         config: the settings; ``anchors``, ``assign`` and ``data`` are used.
     """
-    looked_at = np.sort(np.random.default_rng(0).permutation(len(dataset))[:_LOOKED_AT])
+    images = np.flatnonzero(objects_per_image(dataset))
+    looked_at = np.sort(np.random.default_rng(0).permutation(images)[:_LOOKED_AT])
     counts = positives(dataset.subset(looked_at), config)
     objects, left_out = int((counts >= 0).sum()), int((counts == 0).sum())
     if left_out <= _TOO_MANY * objects:
         return None
+    whole = config.data.tile is None
+    shown = "images" if whole else "tiles"
     advice = [
         "" if has_fitted_anchors(config) else "fit the anchors with 'retinanet data anchors'",
-        "try a larger --data.size",
+        "try a larger --data.size" if whole else "try a smaller --data.tile or a larger --data.size",
         "" if config.assign.method == "atss" else "use --assign.method atss",
     ]
     return (
-        f"{left_out} of {objects} objects ({left_out / objects:.0%}, in {len(looked_at)} images) are matched with no "
+        f"{left_out} of {objects} objects ({left_out / objects:.0%}, in {len(looked_at)} {shown}) are matched with no "
         "anchor, so nothing is learned from them: they are too small, too large or too long for the anchors at this "
         f"size; {', or '.join(filter(None, advice))}"
     )
