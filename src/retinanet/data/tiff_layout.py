@@ -105,6 +105,22 @@ def tiff_layout(path: Path) -> TiffLayout | None:
         return None
 
 
+def tiff_orientation(path: Path) -> int:
+    """EXIF orientation of the first image; 1 if the file has none, or cannot be read."""
+    from tifffile import TiffFile
+
+    try:
+        with TiffFile(path) as file:
+            return _orientation(file.pages.first)
+    except Exception:  # as above
+        return 1
+
+
+def _orientation(page: Any) -> int:
+    value = page.tags[_ORIENTATION].value if _ORIENTATION in page.tags else 1
+    return value if isinstance(value, int) and value in TURNS else 1
+
+
 def _layout(page: Any, file: Any) -> TiffLayout | None:
     height, width, samples = int(page.imagelength), int(page.imagewidth), int(page.samplesperpixel)
     planes = samples if int(page.planarconfig) == 2 else 1
@@ -125,7 +141,6 @@ def _layout(page: Any, file: Any) -> TiffLayout | None:
         rows = strip * max(1, min(STRIP_ROWS // strip, -(-height // strip)))
     if rows * across > LARGEST_BLOCK:
         return None
-    orientation = _number(page, _ORIENTATION, 1)
     return TiffLayout(
         order=str(page.parent.byteorder),
         size=(height, width),
@@ -141,15 +156,10 @@ def _layout(page: Any, file: Any) -> TiffLayout | None:
         photometric=int(page.photometric),
         offsets=offsets,
         counts=counts,
-        orientation=orientation if orientation in TURNS else 1,
+        orientation=_orientation(page),
         no_data=str(page.tags[_NO_DATA].value).strip("\0 ") if _NO_DATA in page.tags else "",
         tags=tuple(_tag(page.tags[code], file) for code in _DECODING if code in page.tags),
     )
-
-
-def _number(page: Any, code: int, default: int) -> int:
-    value = page.tags[code].value if code in page.tags else default
-    return int(value) if isinstance(value, int) else default
 
 
 def _dtype(page: Any) -> np.dtype[Any] | None:

@@ -19,7 +19,15 @@ from PIL import Image
 from retinanet.data import jpeg_blocks, png_blocks, tiff_blocks, tiff_layout
 from retinanet.data.blocks import LARGEST_BLOCK, Blocks, Pixels
 from retinanet.data.deep_pixels import PixelRange, is_deep, range_of, spread_of, to_8_bits
-from retinanet.data.exif import SIDEWAYS, header_of_image, orientation_of, turned_boxes, turned_pixels, upright
+from retinanet.data.exif import (
+    SIDEWAYS,
+    TURNED_BACK,
+    header_of_image,
+    orientation_of,
+    turned_boxes,
+    turned_pixels,
+    upright,
+)
 from retinanet.data.images import MAX_PIXELS, check_pixels, open_image, reason, to_rgb
 from retinanet.data.read_ahead import read_ahead
 from retinanet.data.rgb import plain_rgb
@@ -35,8 +43,6 @@ _CACHE_BYTES = 2**26
 # The range of values of a deep image is chosen from all values of an image with at most this many, or else from this
 # many blocks and values.
 _ALL_VALUES, _SAMPLE_BLOCKS, _SAMPLE_VALUES = 2**24, 64, 200_000
-
-_TURNED_BACK = {6: 8, 8: 6}
 
 
 def open_windows(path: str | Path, pixel_range: PixelRange | None = None, max_pixels: int = MAX_PIXELS) -> WindowReader:
@@ -120,7 +126,7 @@ class _BlockReader(WindowReader):
         top, left, height, width = window
         box = np.array([[left, top, left + width, top + height]], dtype=np.float64)
         orientation = self._blocks.orientation
-        back = turned_boxes(box, _TURNED_BACK.get(orientation, orientation), (self.size[1], self.size[0]))
+        back = turned_boxes(box, TURNED_BACK.get(orientation, orientation), (self.size[1], self.size[0]))
         x1, y1, x2, y2 = back[0].astype(int).tolist()
         return Window(y1, x1, y2 - y1, x2 - x1)
 
