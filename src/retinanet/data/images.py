@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import warnings
 from collections import Counter
@@ -96,6 +97,21 @@ def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> npt.N
             return to_rgb(image, pixel_range)
         except Exception as error:  # Pillow's decoders also raise struct.error, KeyError, MemoryError …
             raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
+
+
+def decode_image(content: bytes, where: str, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
+    """Decode the bytes of an image file as :func:`read_image` does; ``where`` names the image in messages.
+
+    Raises:
+        DataError: the content is corrupt, not an image, or has more than ``MAX_PIXELS``.
+    """
+    if _READS_HEIF and content[4:8] == b"ftyp":
+        _register_heif()
+    with _opened(io.BytesIO(content), where) as image:
+        try:
+            return to_rgb(image, pixel_range)
+        except Exception as error:  # as in read_image
+            raise DataError(f"{where}: cannot be decoded ({_reason(error)}); replace or remove it") from error
 
 
 def to_rgb(image: Image.Image, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
@@ -196,13 +212,22 @@ def _open(path: Path) -> Image.Image:
     if suffix in UNREAD_SUFFIXES and path.exists():
         raise DataError(f"{path}: {suffix[1:].upper()} files are not read: {UNREAD_SUFFIXES[suffix]}")
     if suffix in _HEIF:
-        import pillow_heif
+        _register_heif()
+    return _opened(path, path)
 
-        pillow_heif.register_heif_opener()
+
+def _register_heif() -> None:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+
+def _opened(file: Path | io.BytesIO, path: Path | str) -> Image.Image:
+    """Open an image whose messages name ``path``, and check its size."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit below replaces Pillow's warning
-            image = Image.open(path)
+            image = Image.open(file)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such image file; correct the path or restore the file") from error
     except Image.DecompressionBombError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +122,14 @@ class RuntimeDetector(Detector):
                     )
                 found += postprocess(levels, anchors, own, settings)
         return found
+
+    def fingerprint(self) -> str:
+        """Return a digest of the exported file, and the arithmetic that its runtime uses."""
+        digest = hashlib.blake2b(digest_size=16)
+        for path in (self.network.path, self.network.path.with_suffix(".bin")):
+            if path.is_file():
+                digest.update(path.read_bytes())
+        return f"{digest.hexdigest()} {self.network.arithmetic}"
 
     def decode_config(self, score: float | None = None, max_detections: int | None = None) -> ResolvedDecodeConfig:
         """Return the settings of post-processing, with another score threshold or limit if given.
