@@ -23,7 +23,8 @@ def test_detect_in_a_file(run: Command, weights: Path, parts: Path, tmp_path: Pa
     said = run("detect", weights, photo, "--out", tmp_path / "out")
     assert said.code == 0
     assert said.out.startswith("1 image: ")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["detections.csv", "detections.json", "wide.jpg"]
+    written = {path.name for path in (tmp_path / "out").glob("[!.]*")}
+    assert written == {"detections.csv", "detections.json", "detections.jsonl", "wide.jpg"}
     with Image.open(tmp_path / "out" / "wide.jpg") as drawn:
         assert drawn.size == (150, 70)
     content = json.loads((tmp_path / "out" / "detections.json").read_text())
@@ -54,13 +55,14 @@ def test_detect_in_folder_pattern_and_several(run: Command, weights: Path, parts
         ("csv", "detections.csv"),
         ("yolo", "labels/000000.txt"),
         ("voc", "annotations/000000.xml"),
+        ("jsonl", "detections.jsonl"),
     ],
 )
 def test_detect_formats(run: Command, weights: Path, parts: Path, tmp_path: Path, name: str, file: str) -> None:
     photo = parts / "images" / "000000.jpg"
     assert run("detect", weights, photo, "--out", tmp_path, "--format", name, "--no-draw").code == 0
-    found = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
-    assert found == {file} | ({"classes.txt", "labels.csv"} if name == "yolo" else set())
+    found = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("[!.]*") if p.is_file()}
+    assert found == {file, "detections.jsonl"} | ({"classes.txt", "labels.csv"} if name == "yolo" else set())
     assert (tmp_path / file).stat().st_size > 20
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Literal
 from urllib.parse import unquote
 
-from retinanet.data.images import IMAGE_SUFFIXES, is_image, unread_files
+from retinanet.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, is_image, unread_files
 from retinanet.detection.input_images import (
     LARGEST_FILE,
     ImageFile,
@@ -139,8 +139,8 @@ class SourceList:
             if is_image(path):
                 empty = False
                 yield ImageFile(Path(path), Path(os.path.relpath(path, folder)))
-            elif suffix := os.path.splitext(path)[1]:
-                others.append(suffix)
+            elif os.path.splitext(path)[1].lower() in UNREAD_SUFFIXES:
+                others.append(os.path.basename(path))
         left_out = list(unread_files(others)) + walk.problems
         if empty:
             raise _no_images(folder, "contains no image", left_out)
@@ -167,7 +167,7 @@ class SourceList:
             raise DataError(f"{source}: not a readable zip archive ({error}); replace it") from error
         self._archives[source] = archive
         names = sorted({info.filename for info in archive.infolist() if not info.is_dir()})
-        shown = [name for name in names if is_image(name) and not name.rsplit("/", 1)[-1].startswith(".")]
+        shown = [name for name in names if is_image(name) and not safe_name(name).name.startswith(".")]
         if not shown:
             raise _no_images(source, "contains no image", unread_files(names))
         for name in shown:
