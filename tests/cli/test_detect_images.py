@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -131,3 +133,39 @@ def test_score_out_of_range(run: Command, weights: Path, score: str) -> None:
 @pytest.mark.parametrize("flag", ["--threads", "--streams"])
 def test_threads_and_streams_are_settings_of_exported_files(run: Command, weights: Path, flag: str) -> None:
     assert "settings of exported files (.onnx, .xml)" in run.fails("detect", weights, "x.jpg", flag, "2", code=2)
+
+
+def test_detect_in_a_list_and_piped_paths(
+    run: Command, weights: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list.txt").write_text(f"{parts}/images/000000.jpg\n{parts}/images/000001.jpg\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{parts}/images/000002.jpg".encode())))
+    said = run("detect", weights, "-", "--list", tmp_path / "list.txt", "--out", tmp_path / "out", "--no-draw")
+    assert said.code == 0, said
+    assert said.out.startswith("3 images: ")
+    assert "images/s; the network waited" in said.out
+
+
+def test_detect_in_a_zip_archive(run: Command, weights: Path, parts: Path, tmp_path: Path) -> None:
+    archive = shutil.make_archive(str(tmp_path / "parts"), "zip", parts, "images")
+    assert run("detect", weights, archive, "--out", tmp_path / "out").out.startswith("12 images: ")
+    assert (tmp_path / "out" / "images" / "000000.jpg").is_file()
+
+
+def test_detect_resumes(run: Command, weights: Path, parts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "holds no record of an earlier run" in run.fails(
+        "detect", weights, parts / "images", "--out", out, "--resume"
+    )
+    whole = run("detect", weights, parts / "images", "--out", out)
+    results = {path.name: path.read_bytes() for path in out.glob("[!.]*")}
+    record = out / "detections.jsonl"
+    record.write_bytes(record.read_bytes()[:-1500])
+    said = run("detect", weights, parts / "images", "--out", out, "--resume")
+    assert said.code == 0, said
+    assert "of them recorded before" in said.out
+    assert whole.out.splitlines()[-1] == said.out.splitlines()[-1]
+    assert {path.name: path.read_bytes() for path in out.glob("[!.]*")} == results
+    assert "has score 0.3 (now 0.5)" in run.fails(
+        "detect", weights, parts / "images", "--out", out, "--resume", "--score", "0.5"
+    )

@@ -15,7 +15,7 @@ from retinanet.detection.pipeline import Pipeline, PipelineOptions, Task, detect
 from retinanet.detection.sources import find_images
 from stub_detector import StubDetector
 
-SIZES = [(40, 30), (30, 40), (64, 64), (20, 31)]  # three padded sizes
+SIZES = [(40, 30), (30, 40), (64, 64), (61, 40)]  # three padded sizes
 
 
 @pytest.fixture
