@@ -11,7 +11,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from retinanet.errors import RetinaNetError
 
@@ -35,6 +35,29 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         # After a failure, remove the half-written file. If its folder is a file, the removal fails, too, and
         # must not hide the first error.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def opened_atomically(path: Path) -> Iterator[IO[str]]:
+    """Open a text file for writing that replaces ``path`` if the block succeeds. Text is encoded as in
+    :func:`write_text`, and line breaks stay as they are.
+
+    Raises:
+        RetinaNetError: the file cannot be written; an existing file at ``path`` is untouched.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise not_written(path, error) from error
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -23,7 +25,8 @@ def test_detect_in_a_file(run: Command, weights: Path, parts: Path, tmp_path: Pa
     said = run("detect", weights, photo, "--out", tmp_path / "out")
     assert said.code == 0
     assert said.out.startswith("1 image: ")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["detections.csv", "detections.json", "wide.jpg"]
+    written = {path.name for path in (tmp_path / "out").glob("[!.]*")}
+    assert written == {"detections.csv", "detections.json", "detections.jsonl", "wide.jpg"}
     with Image.open(tmp_path / "out" / "wide.jpg") as drawn:
         assert drawn.size == (150, 70)
     content = json.loads((tmp_path / "out" / "detections.json").read_text())
@@ -54,13 +57,14 @@ def test_detect_in_folder_pattern_and_several(run: Command, weights: Path, parts
         ("csv", "detections.csv"),
         ("yolo", "labels/000000.txt"),
         ("voc", "annotations/000000.xml"),
+        ("jsonl", "detections.jsonl"),
     ],
 )
 def test_detect_formats(run: Command, weights: Path, parts: Path, tmp_path: Path, name: str, file: str) -> None:
     photo = parts / "images" / "000000.jpg"
     assert run("detect", weights, photo, "--out", tmp_path, "--format", name, "--no-draw").code == 0
-    found = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
-    assert found == {file} | ({"classes.txt", "labels.csv"} if name == "yolo" else set())
+    found = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("[!.]*") if p.is_file()}
+    assert found == {file, "detections.jsonl"} | ({"classes.txt", "labels.csv"} if name == "yolo" else set())
     assert (tmp_path / file).stat().st_size > 20
 
 
@@ -129,3 +133,39 @@ def test_score_out_of_range(run: Command, weights: Path, score: str) -> None:
 @pytest.mark.parametrize("flag", ["--threads", "--streams"])
 def test_threads_and_streams_are_settings_of_exported_files(run: Command, weights: Path, flag: str) -> None:
     assert "settings of exported files (.onnx, .xml)" in run.fails("detect", weights, "x.jpg", flag, "2", code=2)
+
+
+def test_detect_in_a_list_and_piped_paths(
+    run: Command, weights: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list.txt").write_text(f"{parts}/images/000000.jpg\n{parts}/images/000001.jpg\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{parts}/images/000002.jpg".encode())))
+    said = run("detect", weights, "-", "--list", tmp_path / "list.txt", "--out", tmp_path / "out", "--no-draw")
+    assert said.code == 0, said
+    assert said.out.startswith("3 images: ")
+    assert "images/s; the network waited" in said.out
+
+
+def test_detect_in_a_zip_archive(run: Command, weights: Path, parts: Path, tmp_path: Path) -> None:
+    archive = shutil.make_archive(str(tmp_path / "parts"), "zip", parts, "images")
+    assert run("detect", weights, archive, "--out", tmp_path / "out").out.startswith("12 images: ")
+    assert (tmp_path / "out" / "images" / "000000.jpg").is_file()
+
+
+def test_detect_resumes(run: Command, weights: Path, parts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "holds no record of an earlier run" in run.fails(
+        "detect", weights, parts / "images", "--out", out, "--resume"
+    )
+    whole = run("detect", weights, parts / "images", "--out", out)
+    results = {path.name: path.read_bytes() for path in out.glob("[!.]*")}
+    record = out / "detections.jsonl"
+    record.write_bytes(record.read_bytes()[:-1500])
+    said = run("detect", weights, parts / "images", "--out", out, "--resume")
+    assert said.code == 0, said
+    assert "of them recorded before" in said.out
+    assert whole.out.splitlines()[-1] == said.out.splitlines()[-1]
+    assert {path.name: path.read_bytes() for path in out.glob("[!.]*")} == results
+    assert "has score 0.3 (now 0.5)" in run.fails(
+        "detect", weights, parts / "images", "--out", out, "--resume", "--score", "0.5"
+    )

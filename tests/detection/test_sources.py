@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import io
 import os
+import sys
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-import retinanet
-from retinanet.detection.detector import Detector
-from retinanet.detection.sources import ImageFile, detect_in_files, files_left_out, find_images
+from retinanet.detection.input_images import ImageFile, InputImage
+from retinanet.detection.sources import SourceList, find_images
 from retinanet.errors import DataError
 
 
@@ -24,7 +26,7 @@ def album(tmp_path: Path) -> Path:
     return folder
 
 
-def names(sources: list[ImageFile]) -> list[str]:
+def names(sources: Iterable[InputImage]) -> list[str]:
     return [source.name.as_posix() for source in sources]
 
 
@@ -72,7 +74,9 @@ def test_images_behind_a_link_are_found(album: Path, tmp_path: Path) -> None:
 def test_files_that_are_not_read_are_counted(album: Path) -> None:
     for name in ("1.mp4", "2.MP4", "3.dng"):
         (album / name).write_bytes(b"")
-    assert [sentence.split(": ")[1:] for sentence in files_left_out([str(album)])] == [
+    listed = SourceList([str(album)])
+    assert listed.count() == 3
+    assert [sentence.split(": ")[1:] for sentence in listed.notes] == [
         ["2 MP4 files left out", "videos; extract their frames, for example with ffmpeg -i FILE frames/%06d.jpg"],
         ["1 DNG file left out", "convert them to JPEG or PNG"],
     ]
@@ -95,8 +99,8 @@ def test_sources_without_images(tmp_path: Path, source: str, message: str) -> No
     [
         ("", "a source is empty"),
         (" ", "a source is empty"),
-        ("https://example.org/x.jpg", "x.jpg: URLs are not supported; download"),
-        ("RTSP://camera", "URLs are not supported"),
+        ("https://example.org/x.jpg", "x.jpg: URLs are read only if they are allowed"),
+        ("RTSP://camera", "RTSP addresses are not supported"),
     ],
 )
 def test_what_is_no_path_is_refused(album: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:
@@ -105,23 +109,136 @@ def test_what_is_no_path_is_refused(album: Path, monkeypatch: pytest.MonkeyPatch
         find_images([source])
 
 
-def test_detections_come_in_order_and_bad_files_are_told(weights: Path, parts: Path, tmp_path: Path) -> None:
-    detector: Detector = retinanet.load(weights, precision="fp32", device="cpu")
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no image")
-    good = find_images([str(parts / "images")])
-    sources = [*good[:2], ImageFile(broken, Path("broken.jpg")), *good[2:7]]
-    results = list(detect_in_files(detector, sources, score=0.3, batch=2))
-    assert [result.file for result in results] == sources
-    for result in results:
-        if result.file.path == broken:
-            assert result.image is None
-            assert result.found is None
-            assert result.error is not None
-            assert "broken.jpg" in result.error
-            continue
-        assert result.error is None
-        assert result.image is not None
-        assert result.found is not None
-        alone = detector(result.file.path, score=0.3)
-        np.testing.assert_allclose(result.found.boxes, np.asarray(alone.xyxy, dtype=np.float32), atol=1e-3)
+def test_files_come_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    for name in ("b/z.jpg", "b.jpg", "a.jpg", "c/d/e.jpg", "c/a.jpg", "b-1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = [image.name for image in find_images([str(tmp_path)])]
+    assert found == sorted(found)
+    assert len(found) == 6
+
+
+def test_results_of_an_earlier_run_are_no_sources(album: Path) -> None:
+    (album / "out").mkdir()
+    Image.new("RGB", (20, 10)).save(album / "out" / "a.jpg")
+    assert len(names(SourceList([str(album)], out=album / "out"))) == 3
+    assert names(SourceList([str(album / "**" / "*.jpg")], out=album / "out")) == ["a.jpg", "a.jpg"]
+    assert names(SourceList([str(album / "out")], out=album / "out")) == ["a.jpg"]
+    assert names(SourceList([str(album / "out" / "*")], out=album / "out")) == ["a.jpg"]
+
+
+def test_list_of_paths_relative_to_the_list(album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    (album / "list.txt").write_bytes(b"\xef\xbb\xbfb.png\r\n\r\n" + f"{album}/a.jpg\n trip/a.jpg \ngone.jpg".encode())
+    found = find_images([f"@{album / 'list.txt'}"])
+    assert names(found) == ["b.png", "a.jpg", "trip/a.jpg", "gone.jpg"]
+    assert [image.read().shape for image in found[:3]] == [(10, 20, 3)] * 3
+    with pytest.raises(DataError, match=r"list\.txt:5: .*gone\.jpg: no such image file"):
+        found[3].read()
+
+
+def test_line_of_a_list_with_another_address_fails_alone(album: Path) -> None:
+    (album / "list.txt").write_text("ftp://example.org/x.jpg\nb.png\n")
+    first, second = find_images([f"@{album / 'list.txt'}"])
+    assert second.read().shape == (10, 20, 3)
+    with pytest.raises(DataError, match=r"list\.txt:1: .*ftp addresses are not supported"):
+        first.read()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "names no image"), (b"\n \n", "names no image"), (b"a\0b", "not a list in UTF-8"), (None, "No such file")],
+)
+def test_lists_that_are_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        find_images([f"@{tmp_path / 'list.txt'}"])
+
+
+class Stdin(io.TextIOWrapper):
+    """A standard input with some content."""
+
+    def __init__(self, content: bytes, terminal: bool = False) -> None:
+        super().__init__(io.BytesIO(content))
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+def test_paths_from_the_standard_input(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(album)
+    monkeypatch.setattr(sys, "stdin", Stdin(b"b.png\ntrip/a.jpg\nb.png"))
+    listed = SourceList(["-", "a.jpg"])
+    assert listed.count() is None
+    assert names(listed) == ["b.png", "trip/a.jpg", "a.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "ppm", "tiff", "webp", "bmp", "gif"])
+def test_image_from_the_standard_input(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (20, 10), (200, 10, 10)).save(content, kind)
+    monkeypatch.setattr(sys, "stdin", Stdin(content.getvalue()))
+    [image] = SourceList(["-"])
+    assert image.read().shape == (10, 20, 3)
+
+
+def test_standard_input_without_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(b"", terminal=True))
+    with pytest.raises(DataError, match="standard input is a terminal"):
+        find_images(["-"])
+    monkeypatch.setattr(sys, "stdin", Stdin(b""))
+    with pytest.raises(DataError, match="standard input: names no image"):
+        find_images(["-"])
+
+
+def zipped(path: Path, members: dict[str, bytes]) -> str:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return str(path)
+
+
+def test_images_of_a_zip_archive(album: Path, tmp_path: Path) -> None:
+    image = (album / "b.png").read_bytes()
+    source = zipped(tmp_path / "x.zip", {"trip/b.png": image, "notes.txt": b"", "a.png": image, ".c.png": image})
+    found = find_images([source])
+    assert names(found) == ["a.png", "trip/b.png"]
+    assert [each.address for each in found] == [f"{source}/a.png", f"{source}/trip/b.png"]
+    assert found[1].read().shape == (10, 20, 3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../evil.png", "/etc/evil.png", "..\\..\\evil.png", "C:\\evil.png", "a/../../evil.png", "..png/../evil.png"],
+)
+def test_names_in_an_archive_do_not_lead_out_of_the_output(album: Path, tmp_path: Path, name: str) -> None:
+    [found] = find_images([zipped(tmp_path / "x.zip", {name: (album / "b.png").read_bytes()})])
+    assert not found.name.is_absolute()
+    assert ".." not in found.name.parts
+    assert found.name.name == "evil.png"
+    assert found.read().shape == (10, 20, 3)
+
+
+def test_bomb_in_an_archive_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retinanet.detection.input_images.LARGEST_FILE", 10_000)
+    [found] = find_images([zipped(tmp_path / "x.zip", {"bomb.png": bytes(1_000_000)})])
+    assert (tmp_path / "x.zip").stat().st_size < 10_000
+    with pytest.raises(DataError, match=r"bomb\.png: 1 MB in the archive, more than 0 MB"):
+        found.read()
+
+
+def test_broken_archives(album: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.zip").write_bytes(b"PK\3\4 and nothing else")
+    with pytest.raises(DataError, match=r"broken\.zip: not a readable zip archive"):
+        find_images([str(tmp_path / "broken.zip")])
+    with pytest.raises(DataError, match=r"empty\.zip: contains no image"):
+        find_images([zipped(tmp_path / "empty.zip", {"notes.txt": b""})])
+    source = Path(zipped(tmp_path / "x.zip", {"b.png": (album / "b.png").read_bytes()}))
+    content = bytearray(source.read_bytes())
+    content[45] ^= 255  # inside the compressed member
+    source.write_bytes(bytes(content))
+    [found] = find_images([str(source)])
+    with pytest.raises(DataError, match=r"b\.png: (cannot be unpacked|cannot be decoded|not a readable)"):
+        found.read()

@@ -12,10 +12,13 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from retinanet.detection.sources import ImageFile, ImageResult
-from retinanet.detection.write import OutputFormat, Writer
+from retinanet.detection.input_images import ImageFile
+from retinanet.detection.pipeline import ImageResult
+from retinanet.detection.record import Record
+from retinanet.detection.result_files import write_result_files
+from retinanet.detection.write import OutputFormat, OutputNames, Outputs, Writer, refuse_overwriting
 from retinanet.detections import Detections
-from retinanet.errors import DataError
+from retinanet.errors import DataError, RetinaNetError
 
 CLASSES = ("nut & bolt", "screw")
 FORMATS: tuple[OutputFormat, ...] = ("coco", "csv", "yolo", "voc")
@@ -33,16 +36,25 @@ def image_result(folder: Path, name: str, found: Detections = FOUND) -> ImageRes
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.full((32, 40, 3), 90, dtype=np.uint8)
     Image.fromarray(image).save(path)
-    return ImageResult(ImageFile(path, Path(name)), image, found)
+    return ImageResult(ImageFile(path, Path(name)), (32, 40), found, image)
 
 
 def write(
     out: Path, images: list[ImageResult], formats: tuple[OutputFormat, ...] = FORMATS, draw: bool = True
 ) -> list[str]:
-    writer = Writer(out, CLASSES, formats, draw, [p.file for p in images])
-    for one in images:
-        writer.add(one)
-    return writer.finish()
+    outputs = Outputs(out, CLASSES, formats, draw)
+    out.mkdir(parents=True, exist_ok=True)
+    record = Record.start(out, CLASSES, {})
+    with Writer(outputs, record, OutputNames()) as writer:
+        for one in images:
+            writer.add(one)
+        writer.finish()
+    record.close()
+    return write_result_files(outputs, record)[1]
+
+
+def address(result: ImageResult) -> str:
+    return result.image.address
 
 
 @pytest.fixture
@@ -89,10 +101,10 @@ def test_images_of_one_name_can_be_told_apart(tmp_path: Path, source: Path) -> N
     write(tmp_path / "out", images, ("yolo", "voc"))
     with (tmp_path / "out" / "labels.csv").open(newline="") as file:
         rows = {row["labels"]: row["path"] for row in csv.DictReader(file)}
-    assert rows == {"labels/x.txt": str(images[0].file.path), "labels/x-2.txt": str(images[1].file.path)}
+    assert rows == {"labels/x.txt": address(images[0]), "labels/x-2.txt": address(images[1])}
     for name, one in zip(("x.xml", "x-2.xml"), images, strict=True):
         root = ET.parse(tmp_path / "out" / "annotations" / name).getroot()
-        assert root.findtext("path") == str(one.file.path)
+        assert root.findtext("path") == address(one)
 
 
 def test_voc(tmp_path: Path, source: Path) -> None:
@@ -123,19 +135,22 @@ def test_drawn_images_have_the_size_and_place_of_their_source(tmp_path: Path, so
             assert drawn.size == (40, 32)
     assert "drawn images" in written
     assert "detections.json" in written
-    assert not list((tmp_path / "out").rglob(".*")), "a temporary file stayed"
+    assert not list((tmp_path / "out").rglob(".*.jpg")), "a temporary file stayed"
 
 
 def test_drawing_longer_than_jpeg_allows_is_scaled_down(tmp_path: Path) -> None:
     image = np.zeros((4, 70_000, 3), dtype=np.uint8)
-    write(tmp_path / "out", [ImageResult(ImageFile(tmp_path / "a.png", Path("a.png")), image, NOTHING)])
+    write(tmp_path / "out", [ImageResult(ImageFile(tmp_path / "a.png", Path("a.png")), (4, 70_000), NOTHING, image)])
     with Image.open(tmp_path / "out" / "a.jpg") as drawn:
         assert drawn.width == 65_500
 
 
 def test_no_drawing(tmp_path: Path, source: Path) -> None:
-    assert write(tmp_path / "out", [image_result(source, "a.png")], ("csv",), draw=False) == ["detections.csv"]
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["detections.csv"]
+    assert write(tmp_path / "out", [image_result(source, "a.png")], ("csv",), draw=False) == [
+        "detections.csv",
+        "detections.jsonl",
+    ]
+    assert {p.name for p in (tmp_path / "out").glob("[!.]*")} == {"detections.csv", "detections.jsonl"}
 
 
 def test_images_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
@@ -159,15 +174,43 @@ def test_numbered_name_does_not_take_another_images_name(tmp_path: Path) -> None
 
 def test_sources_are_never_overwritten(source: Path) -> None:
     one = image_result(source, "a.jpg")
-    before = one.file.path.read_bytes()
     with pytest.raises(DataError, match=r"a\.jpg would replace"):
-        write(source, [one])
-    assert one.file.path.read_bytes() == before
+        refuse_overwriting(Outputs(source, CLASSES, (), True), [source / "a.jpg"], lambda: [one.image])
 
 
-def test_counts(tmp_path: Path, source: Path) -> None:
-    images = [image_result(source, "a.png"), image_result(source, "b.png")]
-    writer = Writer(tmp_path / "out", CLASSES, (), False, [p.file for p in images])
-    for one in images:
-        writer.add(one)
-    assert writer.counts == {"screw": 2, "nut & bolt": 2}
+def test_json_lines(tmp_path: Path, source: Path) -> None:
+    write(tmp_path / "out", [image_result(source, "trip/a.png"), image_result(source, "b.png", NOTHING)], ("jsonl",))
+    first, second = map(json.loads, (tmp_path / "out" / "detections.jsonl").read_text().splitlines())
+    assert (first["path"], first["width"], first["height"]) == (str(source / "trip/a.png"), 40, 32)
+    assert first["detections"] == [
+        {"box": [1.0, 2.0, 21.5, 30.25], "score": 0.875, "label": 1, "class": "screw"},
+        {"box": [0.0, 0.0, 40.0, 30.0], "score": 0.5, "label": 0, "class": "nut & bolt"},
+    ]
+    assert second["detections"] == []
+
+
+def test_images_that_cannot_be_read_are_listed(tmp_path: Path, source: Path) -> None:
+    broken = ImageResult(ImageFile(source / "x.jpg", Path("x.jpg")), error="x.jpg: cannot be decoded")
+    written = write(tmp_path / "out", [image_result(source, "a.png"), broken])
+    assert (tmp_path / "out" / "failed.txt").read_text() == "x.jpg: cannot be decoded\n"
+    assert written[-1] == "failed.txt"
+    assert not list((tmp_path / "out").rglob("x.*"))
+    with (tmp_path / "out" / "detections.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2
+
+
+def test_totals(tmp_path: Path, source: Path) -> None:
+    write(tmp_path / "out", [image_result(source, "a.png"), image_result(source, "b.png")], (), draw=False)
+    outputs = Outputs(tmp_path / "out", CLASSES, (), False)
+    record = Record(tmp_path / "out" / "detections.jsonl", CLASSES, 0, io.BytesIO())
+    totals, _ = write_result_files(outputs, record)
+    assert (totals.images, totals.counts) == (2, {"screw": 2, "nut & bolt": 2})
+
+
+def test_failing_drawing_ends_the_run_before_its_entry(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "trip").write_text("a file in the place of a folder")
+    with pytest.raises(RetinaNetError, match=r"trip/b\.jpg: cannot be written"):
+        write(out, [image_result(source, name) for name in ("a.png", "trip/b.png", "c.png")])
+    assert [json.loads(line)["name"] for line in (out / "detections.jsonl").read_text().splitlines()] == ["a"]

@@ -11,8 +11,11 @@ from PIL import Image
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_all
-from retinanet.detection.sources import ImageFile, ImageResult
-from retinanet.detection.write import OutputFormat, Writer
+from retinanet.detection.input_images import ImageFile
+from retinanet.detection.pipeline import ImageResult
+from retinanet.detection.record import Record
+from retinanet.detection.result_files import write_result_files
+from retinanet.detection.write import OutputFormat, OutputNames, Outputs, Writer
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.evaluation.detections import read_detections
@@ -32,13 +35,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for file in files:
         Image.fromarray(pixels).save(file.path)
     for name in get_args(OutputFormat):
-        writer = Writer(Path("out", name), ["cat", "dog"], [name], True, files)
-        boxes = np.array(BOXES)
-        found = Detections(np.zeros(2, int), boxes, np.array([0.9, 0.25]), np.array([1, 0]))
-        writer.add(ImageResult(files[0], pixels, found))
-        none = Detections(np.zeros(0, int), np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
-        writer.add(ImageResult(files[1], pixels, none))
-        writer.finish()
+        outputs = Outputs(Path("out", name), ("cat", "dog"), (name,), True)
+        outputs.out.mkdir(parents=True)
+        found = Detections(np.zeros(2, int), np.array(BOXES), np.array([0.9, 0.25]), np.array([1, 0]))
+        record = Record.start(outputs.out, outputs.classes, {})
+        with Writer(outputs, record, OutputNames()) as writer:
+            writer.add(ImageResult(files[0], (30, 40), found, pixels))
+            writer.add(ImageResult(files[1], (30, 40), Detections.empty(), pixels))
+            writer.finish()
+        record.close()
+        write_result_files(outputs, record)
     return tmp_path
 
 

@@ -36,8 +36,9 @@ from retinanet.data.loader import Batch, training_loader
 from retinanet.data.sampling import TrainingOrder
 from retinanet.data.synthetic import write_sample
 from retinanet.data.transforms import normalized_batch, resize_image
+from retinanet.detection.pipeline import detect_in_files
 from retinanet.detection.pytorch import PyTorchDetector, load_pytorch
-from retinanet.detection.sources import detect_in_files, find_images
+from retinanet.detection.sources import find_images
 from retinanet.hardware import autocast, resolve_precision
 from retinanet.losses import Normalizer, detection_losses, focal_loss
 from retinanet.machine import Precision
@@ -255,7 +256,7 @@ def from_files(images: int = 4, side: int = 320) -> Iterator[Case]:
 
         @torch.inference_mode()
         def theirs() -> Any:
-            images = [Image.open(source.path).convert("RGB") for source in sources]
+            images = [Image.open(source.address).convert("RGB") for source in sources]
             return [peer([to_tensor(image)]) for image in images]
 
         yield Case(

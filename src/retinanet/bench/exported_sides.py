@@ -20,9 +20,10 @@ from retinanet.data.images import read_image
 from retinanet.data.synthetic import CLASSES, write_sample
 from retinanet.data.transforms import normalized_batch
 from retinanet.detection.detector import Detector
+from retinanet.detection.pipeline import detect_in_files
 from retinanet.detection.pytorch import PyTorchDetector, load_pytorch
 from retinanet.detection.runtime import RuntimeDetector, input_of, load_exported
-from retinanet.detection.sources import detect_in_files, find_images
+from retinanet.detection.sources import find_images
 from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.evaluation.model_evaluation import detections_on
 from retinanet.exporting.api import export

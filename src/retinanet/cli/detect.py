@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import console, parse, print_notes
+from retinanet.detection.web_limits import WebLimits
 from retinanet.errors import RetinaNetError
 
 
@@ -21,7 +22,10 @@ class Arguments:
     """A .safetensors file of a training, an exported file (.onnx, .xml), or the name of a bundled model such as
     person."""
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE...")]
-    """Images, folders, or glob patterns such as 'photos/*.jpg'."""
+    """Images, folders, glob patterns such as 'photos/*.jpg', zip archives, http(s) URLs, lists (@FILE), or - for paths
+    or an image from the standard input."""
+    list: tuple[Path, ...] = ()
+    """Text files with the path or URL of an image per line; paths are relative to the file. The same as @FILE."""
     out: Path = Path("detections")
     """Folder for the drawn images and the files."""
     score: float = 0.3
@@ -36,11 +40,19 @@ class Arguments:
     """Pixels that neighboring tiles share. Unset: the length of the largest learnt object."""
     tile_scales: tuple[float, ...] = (1.0,)
     """Passes over each image: 1 0.5 adds tiles of twice the side, for objects that are larger than a tile."""
-    format: Literal["coco", "csv", "yolo", "voc"] | None = None
-    """File format: detections.json (coco), detections.csv, labels/*.txt (yolo; labels.csv names the image of each file)
-    or annotations/*.xml (voc). Unset: coco and csv."""
+    max_pixels: int | None = None
+    """Largest number of pixels of an image that is divided into tiles. Unset: 178 million. Raise it for files that you
+    trust."""
+    format: Literal["coco", "csv", "yolo", "voc", "jsonl", "geojson"] | None = None
+    """File format: detections.json (coco), detections.csv, labels/*.txt (yolo; labels.csv names the image of each
+    file), annotations/*.xml (voc) or geojson/*.geojson (for GeoTIFF files). Unset: coco and csv. detections.jsonl, a
+    line for each image, is always written."""
     draw: bool = True
     """Write copies of the images with the boxes drawn on them."""
+    resume: bool = False
+    """Continue an interrupted run with the same settings: images in OUT/detections.jsonl are not detected again."""
+    web: WebLimits = field(default_factory=WebLimits)
+    """Limits of downloads."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network. auto: bf16 if the hardware supports it, else fp32."""
     device: str = "auto"
@@ -56,6 +68,7 @@ def run(argv: Sequence[str]) -> int:
     """``retinanet detect WEIGHTS SOURCE...``."""
     given = parse(Arguments, argv, "retinanet detect")
     from retinanet.detection.loading import load
+    from retinanet.detection.result_files import FAILED
     from retinanet.detection.run import detect
     from retinanet.detection.tile_plan import TileOptions
     from retinanet.detection.write import OutputFormat
@@ -64,22 +77,29 @@ def run(argv: Sequence[str]) -> int:
     detector = load(given.weights, given.precision, given.device, threads=given.threads, streams=given.streams)
     result = detect(
         detector,
-        given.sources,
+        [*given.sources, *(f"@{path}" for path in given.list)],
         given.out,
         score=given.score,
         formats=formats,
         draw=given.draw,
         max_detections=given.max_detections,
         tile=TileOptions.of(given.tile, given.overlap, given.tile_scales),
+        max_pixels=given.max_pixels,
+        resume=given.resume,
+        web=given.web,
         console=console,
     )
     counts = ", ".join(f"{name} {count}" for name, count in result.counts.most_common(8)) or "no objects"
-    console.print(f"{result.images} image{'s' * (result.images != 1)}: {counts} (score ≥ {given.score:g})")
+    earlier = f", {result.resumed} of them recorded before" if given.resume else ""
+    console.print(f"{result.images} image{'s' * (result.images != 1)}{earlier}: {counts} (score ≥ {given.score:g})")
+    if result.speed:
+        console.print(result.speed)
     print_notes(result.notes)
     console.print(f"wrote {', '.join(result.written)} in {given.out}")
     if result.failed:
-        total = result.images + len(result.failed)
+        total = result.images + result.failed
+        more = f"; all are in {given.out / FAILED}" if result.failed > 3 else ""
         raise RetinaNetError(
-            f"{len(result.failed)} of {total} images could not be read: {'; '.join(result.failed[:3])}"
+            f"{result.failed} of {total} images could not be read: {'; '.join(result.failures[:3])}{more}"
         )
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import struct
 import warnings
@@ -99,6 +100,21 @@ def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> npt.N
             return to_rgb(image, pixel_range)
         except Exception as error:  # Pillow's decoders also raise struct.error, KeyError, MemoryError …
             raise DataError(f"{path}: cannot be decoded ({reason(error)}); replace or remove the file") from error
+
+
+def decode_image(content: bytes, where: str, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
+    """Decode the bytes of an image file as :func:`read_image` does; ``where`` names the image in messages.
+
+    Raises:
+        DataError: the content is corrupt, not an image, or has more than ``MAX_PIXELS``.
+    """
+    if _READS_HEIF and content[4:8] == b"ftyp":
+        _register_heif()
+    with _opened(io.BytesIO(content), where) as image:
+        try:
+            return to_rgb(image, pixel_range)
+        except Exception as error:  # as in read_image
+            raise DataError(f"{where}: cannot be decoded ({reason(error)}); replace or remove it") from error
 
 
 def to_rgb(image: Image.Image, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
@@ -206,13 +222,22 @@ def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if suffix in UNREAD_SUFFIXES and path.exists():
         raise DataError(f"{path}: {suffix[1:].upper()} files are not read: {UNREAD_SUFFIXES[suffix]}")
     if suffix in _HEIF:
-        import pillow_heif
+        _register_heif()
+    return _opened(path, path, max_pixels)
 
-        pillow_heif.register_heif_opener()
+
+def _register_heif() -> None:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+
+def _opened(file: Path | io.BytesIO, path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open an image whose messages name ``path``, and check its size."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit below replaces Pillow's warning
-            image = Image.open(path) if max_pixels <= MAX_PIXELS else _opened_at_any_size(path)
+            image = Image.open(file) if max_pixels <= MAX_PIXELS else _opened_at_any_size(file)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such image file; correct the path or restore the file") from error
     except Image.DecompressionBombError as error:
@@ -227,7 +252,7 @@ def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return image
 
 
-def check_pixels(path: Path, size: tuple[int, int], max_pixels: int) -> None:
+def check_pixels(path: Path | str, size: tuple[int, int], max_pixels: int) -> None:
     """Raise DataError if an image of ``(width, height)`` has more than ``max_pixels``."""
     if size[0] * size[1] > max_pixels:
         raise DataError(f"{path}: {size[0]}×{size[1]} {_too_large(max_pixels)}")
@@ -240,9 +265,9 @@ def _too_large(max_pixels: int) -> str:
     )
 
 
-def _opened_at_any_size(path: Path) -> Image.Image:
+def _opened_at_any_size(source: Path | io.BytesIO) -> Image.Image:
     """Open an image as ``Image.open`` does. Its limit is a global variable that other threads share."""
-    file = path.open("rb")
+    file = source.open("rb") if isinstance(source, Path) else source
     try:
         start = file.read(16)
         Image.init()
@@ -251,7 +276,7 @@ def _opened_at_any_size(path: Path) -> Image.Image:
             if accepts is None or accepts(start) is True:
                 file.seek(0)
                 with suppress(SyntaxError, IndexError, TypeError, struct.error):
-                    return factory(file, str(path))
+                    return factory(file, str(source) if isinstance(source, Path) else "")
         raise UnidentifiedImageError
     except BaseException:
         file.close()

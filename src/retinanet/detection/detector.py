@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -207,6 +209,10 @@ class Detector(ABC):
         self, images: Sequence[Pixels], score: float | None = None, max_detections: int | None = None
     ) -> list[Detections]:
         """Detect objects in RGB arrays ``(h, w, 3)`` in 0–255 that already have the network's input size."""
+
+    def fingerprint(self) -> str:
+        """Return a text that differs between detectors with other classes, settings, weights or arithmetic."""
+        return hashlib.blake2b(json.dumps(self.info.to_dict()).encode(), digest_size=16).hexdigest()
 
     def decode_config(self, score: float | None = None, max_detections: int | None = None) -> ResolvedDecodeConfig:
         """Return the settings of post-processing, with another score threshold or limit if given.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -93,6 +94,14 @@ class PyTorchDetector(Detector):
             outputs = self._outputs(batch)
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         return postprocess(outputs, grid, sizes, settings)
+
+    def fingerprint(self) -> str:
+        """Return a digest of the settings and of all weights, and the arithmetic of the network."""
+        digest = hashlib.blake2b(super().fingerprint().encode(), digest_size=16)
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return f"{digest.hexdigest()} {self.dtype} {self.device.type}"
 
     def _outputs(self, batch: Tensor) -> Outputs:
         if not self.compiled:

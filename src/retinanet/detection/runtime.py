@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +127,14 @@ class RuntimeDetector(Detector):
         """Return the limit on the detections of a tile if ``max_detections`` is that of the image; None: as stored."""
         # The limit of a file that contains the post-processing cannot be raised.
         return None if self.network.model.kind == "detector" else super().tile_limit(max_detections)
+
+    def fingerprint(self) -> str:
+        """Return a digest of the exported file, and the arithmetic that its runtime uses."""
+        digest = hashlib.blake2b(digest_size=16)
+        for path in (self.network.path, self.network.path.with_suffix(".bin")):
+            if path.is_file():
+                digest.update(path.read_bytes())
+        return f"{digest.hexdigest()} {self.network.arithmetic}"
 
     def decode_config(self, score: float | None = None, max_detections: int | None = None) -> ResolvedDecodeConfig:
         """Return the settings of post-processing, with another score threshold or limit if given.

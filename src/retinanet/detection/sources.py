@@ -1,132 +1,301 @@
-"""Find image files, and detect objects in them while the next files are decoded."""
+"""List the images of the sources of ``retinanet detect``, one by one, so that a million images take no memory."""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, Literal
+from urllib.parse import unquote
 
-import numpy as np
-import numpy.typing as npt
-
-from retinanet.data.formats.reading import walk
-from retinanet.data.images import IMAGE_SUFFIXES, is_image, read_image, unread_files
-from retinanet.data.windows import Window, open_windows
-from retinanet.detection.detector import Detector
-from retinanet.detection.tile_plan import Tiling
-from retinanet.detections import Detections
+from retinanet.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, is_image, unread_files
+from retinanet.detection.input_images import (
+    LARGEST_FILE,
+    ImageFile,
+    InputImage,
+    PipedImage,
+    RefusedImage,
+    WebImage,
+    ZippedImage,
+    safe_name,
+)
+from retinanet.detection.path_set import PathSet
+from retinanet.detection.web_limits import WebLimits
 from retinanet.errors import DataError
 
+SourceKind = Literal["stdin", "url", "folder", "zip", "file", "list", "pattern"]
 
-@dataclass(frozen=True)
-class ImageFile:
-    """An image file: its ``path``, and its ``name`` relative to the folder through which it was found."""
-
-    path: Path
-    name: Path
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class ImageResult:
-    """The result for one file: uint8 RGB ``image`` ``(H, W, 3)`` and ``found``, or the ``error`` of a broken file."""
+def kind_of(source: str) -> SourceKind:
+    """Return the kind of a source. A path that exists is never a pattern or a list."""
+    if source == "-":
+        return "stdin"
+    if _URL.match(source):
+        return "url"
+    if os.path.isdir(source):
+        return "folder"
+    if os.path.exists(source):
+        return "zip" if source.lower().endswith(".zip") else "file"
+    return "list" if source.startswith("@") else "pattern"
 
-    file: ImageFile
-    image: npt.NDArray[np.uint8] | None = None
-    found: Detections | None = None
-    error: str | None = None
+
+def find_images(sources: Sequence[str]) -> list[InputImage]:
+    """List all images of some sources; see :class:`SourceList`."""
+    listed = SourceList(sources)
+    listed.count()
+    return list(listed)
 
 
-def find_images(sources: Sequence[str]) -> list[ImageFile]:
-    """List the images of files, folders (searched recursively, through links too) and glob patterns, each image once.
+class SourceList:
+    """The images of all sources in a fixed order, each image once.
 
-    Raises:
-        DataError: a source is empty, does not exist or contains no image.
+    Iterating lists the sources anew. Files come in the order of their paths. A source is an image file, a folder
+    (searched recursively, through links too), a glob pattern, a zip archive, an ``http(s)`` URL, ``@`` and the name of
+    a text file with a path or URL per line, or ``-``: such lines, or an image, from the standard input.
+
+    Args:
+        sources: the sources.
+        web: limits of downloads; unset: URLs are refused.
+        out: output folder; images in it are results of an earlier run and left out, unless a source lies in it.
+
+    Attributes:
+        notes: sentences about files in folders that are not read; filled in by :meth:`count`.
     """
-    found: dict[Path, ImageFile] = {}
-    for source in sources:
-        if not source.strip():  # an empty path would mean the current folder
-            raise DataError("a source is empty (an unset shell variable?); give images or folders")
-        if re.match(r"[a-z][a-z0-9+.-]*://", source, re.IGNORECASE):
-            raise DataError(f"{source}: URLs are not supported; download the image and give its path")
-        path = Path(source)
-        if path.is_dir():
-            names = list(walk(path))
-            images = [ImageFile(p, p.relative_to(path)) for p in sorted(Path(n) for n in names if is_image(n))]
-            missing = "contains no image"
-        elif path.exists():
-            names = []  # an error says what is wrong with the only file
-            images = [ImageFile(path, Path(path.name))]
-            missing = ""
-        else:
-            names = sorted(glob.glob(source, recursive=True))
-            images = [ImageFile(Path(p), Path(Path(p).name)) for p in names if _is_image(Path(p))]
-            is_pattern = any(c in source for c in "*?[")
-            missing = "matches no image" if is_pattern else "no such file or folder"
-        if not images:
-            missing += "".join(f" ({left_out})" for left_out in unread_files(names))
-            raise DataError(f"{source}: {missing}; give images ({', '.join(sorted(IMAGE_SUFFIXES)[:4])} …) or folders")
-        for image in images:
-            found.setdefault(image.path, image)
-    return list(found.values())
+
+    def __init__(self, sources: Sequence[str], web: WebLimits | None = None, out: Path | None = None) -> None:
+        self.notes: list[str] = []
+        self._sources, self._web = tuple(sources), web
+        self._out = None if out is None else os.path.realpath(out)
+        self._archives: dict[str, zipfile.ZipFile] = {}
+        for source in self._sources:
+            if not source.strip():  # an empty path would mean the current folder
+                raise DataError("a source is empty (an unset shell variable?); give images or folders")
+
+    def __iter__(self) -> Iterator[InputImage]:
+        """List the images.
+
+        Raises:
+            DataError: a source does not exist or contains no image.
+        """
+        kinds = [kind_of(source) for source in self._sources]
+        # The images of one folder differ. Only other sources can name an image twice.
+        seen = None if kinds == ["folder"] or kinds == ["zip"] else PathSet()
+        for source, kind in zip(self._sources, kinds, strict=True):
+            for image in self._images_of(source, kind):
+                if seen is None or seen.add(_identity(image)):
+                    yield image
+
+    def count(self, visit: Callable[[InputImage], object] = lambda image: None) -> int | None:
+        """Check that every source can be listed and contains an image.
+
+        Args:
+            visit: called with every image, except those of the standard input.
+
+        Returns:
+            The number of images; ``None`` if the standard input is a source, which can be read once only.
+
+        Raises:
+            DataError: a source does not exist or contains no image.
+        """
+        self.notes = []
+        if "-" in self._sources and _stdin() is None:
+            raise DataError("standard input is a terminal; pipe paths or an image into the command, or give files")
+        others = SourceList([source for source in self._sources if source != "-"], self._web)
+        others._out, others._archives, others.notes = self._out, self._archives, self.notes
+        total = 0
+        for image in others:
+            visit(image)
+            total += 1
+        return None if "-" in self._sources else total
+
+    def _images_of(self, source: str, kind: SourceKind) -> Iterator[InputImage]:
+        match kind:
+            case "stdin":
+                return self._of_stdin()
+            case "url":
+                return iter([self._of_url(source)])
+            case "folder":
+                return self._of_folder(source)
+            case "zip":
+                return self._of_zip(source)
+            case "file":
+                return iter([ImageFile(Path(source), Path(Path(source).name))])
+            case "list":
+                return self._of_list(source.removeprefix("@"))
+            case "pattern":
+                return self._of_pattern(source)
+
+    def _of_folder(self, folder: str) -> Iterator[InputImage]:
+        walk = _Walk(folder, self._out)
+        others: list[str] = []
+        empty = True
+        for path in walk:
+            if is_image(path):
+                empty = False
+                yield ImageFile(Path(path), Path(os.path.relpath(path, folder)))
+            elif os.path.splitext(path)[1].lower() in UNREAD_SUFFIXES:
+                others.append(os.path.basename(path))
+        left_out = list(unread_files(others)) + walk.problems
+        if empty:
+            raise _no_images(folder, "contains no image", left_out)
+        self._note(f"{folder}: {sentence}" for sentence in left_out)
+
+    def _of_pattern(self, pattern: str) -> Iterator[InputImage]:
+        fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+        leave_out = self._out if self._out and not _lies_in(os.path.dirname(fixed) or ".", self._out) else None
+        names = sorted(glob.glob(pattern, recursive=True))
+        empty = True
+        for name in names:
+            hidden = os.path.basename(name).startswith(".")
+            if is_image(name) and not hidden and not (leave_out and _lies_in(os.path.dirname(name) or ".", leave_out)):
+                empty = False
+                yield ImageFile(Path(name), Path(Path(name).name))
+        if empty:
+            missing = "matches no image" if fixed != pattern else "no such file or folder"
+            raise _no_images(pattern, missing, unread_files(names))
+
+    def _of_zip(self, source: str) -> Iterator[InputImage]:
+        try:
+            archive = self._archives.get(source) or zipfile.ZipFile(source)
+        except (OSError, zipfile.BadZipFile, ValueError) as error:
+            raise DataError(f"{source}: not a readable zip archive ({error}); replace it") from error
+        self._archives[source] = archive
+        names = sorted({info.filename for info in archive.infolist() if not info.is_dir()})
+        shown = [name for name in names if is_image(name) and not safe_name(name).name.startswith(".")]
+        if not shown:
+            raise _no_images(source, "contains no image", unread_files(names))
+        for name in shown:
+            yield ZippedImage(archive, archive.getinfo(name), safe_name(name))
+        self._note(f"{source}: {sentence}" for sentence in unread_files(names))
+
+    def _of_list(self, path: str) -> Iterator[InputImage]:
+        try:
+            with open(path, "rb") as file:
+                start = file.read(1024)
+                file.seek(0)
+                if b"\0" in start:
+                    raise DataError(f"{path}: not a list in UTF-8; give a text file with a path or URL per line")
+                yield from self._of_lines(file, path, os.path.dirname(path))
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror}); give a text file with a path per line"
+            ) from error
+
+    def _of_stdin(self) -> Iterator[InputImage]:
+        stream = _stdin()
+        if stream is None:
+            return
+        first = stream.readline(4096)
+        if _is_binary(first):
+            yield PipedImage(first + stream.read(LARGEST_FILE))
+            return
+        rest = first + (b"" if first.endswith(b"\n") else stream.readline())
+        yield from self._of_lines((line for part in ([rest], stream) for line in part), "standard input", "")
+
+    def _of_lines(self, lines: Iterator[bytes] | IO[bytes], where: str, folder: str) -> Iterator[InputImage]:
+        """List the paths (relative to ``folder``) and URLs of a list. A missing file is an error when it is read."""
+        empty = True
+        for number, line in enumerate(lines, 1):
+            text = os.fsdecode(line.removeprefix(b"\xef\xbb\xbf")).strip()
+            if not text:
+                continue
+            empty = False
+            if _URL.match(text):
+                try:
+                    yield self._of_url(text)
+                except DataError as error:
+                    yield RefusedImage(text, f"{where}:{number}: {error}")
+            else:
+                name = Path(text).name if os.path.isabs(text) else text
+                yield ImageFile(Path(os.path.join(folder, text)), safe_name(name), f"{where}:{number}")
+        if empty:
+            raise DataError(f"{where}: names no image; give a path or URL per line")
+
+    def _of_url(self, url: str) -> InputImage:
+        match = _URL.match(url)
+        if match and match[1].lower() not in ("http", "https"):
+            raise DataError(f"{url}: {match[1]} addresses are not supported; download the image and give its path")
+        if self._web is None:
+            raise DataError(f"{url}: URLs are read only if they are allowed; pass web=WebLimits(), or give a path")
+        name = unquote(re.split(r"[?#]", url)[0].rsplit("/", 1)[-1])
+        return WebImage(url, safe_name(name), self._web)
+
+    def _note(self, sentences: Iterator[str]) -> None:
+        self.notes += [sentence for sentence in sentences if sentence not in self.notes]
 
 
-def files_left_out(sources: Sequence[str]) -> list[str]:
-    """Count the files in folders that hold images but cannot be read, such as HEIC files: a sentence for each kind."""
-    folders = [Path(source) for source in sources if os.path.isdir(source)]
-    return [f"{folder}: {sentence}" for folder in folders for sentence in unread_files(walk(folder))]
+class _Walk:
+    """The files below a folder in the order of their paths; hidden ones are left out. Each folder is visited once.
 
+    Args:
+        folder: where to start.
+        leave_out: real path of a folder that is left out if it lies below ``folder``.
 
-def detect_in_files(
-    detector: Detector,
-    files: Sequence[ImageFile],
-    score: float,
-    batch: int = 8,
-    max_detections: int | None = None,
-    tiling: Tiling | None = None,
-) -> Iterator[ImageResult]:
-    """Detect objects in every file, in order; threads decode the next files while the network works.
-
-    With ``tiling``, each image is divided into tiles, and the next tiles are decoded while the network works.
+    Attributes:
+        problems: sentences about folders that cannot be listed.
     """
-    if tiling is not None:
-        yield from (_detect_tiled(detector, file, tiling, score, batch, max_detections) for file in files)
-        return
-    pixel_range = detector.info.config.data.pixel_range
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        ahead = iter(files)
-        queue = [(file, pool.submit(read_image, file.path, pixel_range)) for file in islice(ahead, 2 * batch)]
-        while queue:
-            chunk, queue = queue[:batch], queue[batch:]
-            decoded = [(file, *_image_or_error(future)) for file, future in chunk]
-            queue += [(file, pool.submit(read_image, file.path, pixel_range)) for file in islice(ahead, len(chunk))]
-            images = [image for _, image, _ in decoded if image is not None]
-            found = iter(detector.detect(images, score, batch, max_detections))
-            for file, image, error in decoded:
-                yield ImageResult(file, image, next(found) if image is not None else None, error)
+
+    def __init__(self, folder: str, leave_out: str | None) -> None:
+        self.problems: list[str] = []
+        self._start, self._leave_out = folder, leave_out
+        self._visited: set[tuple[int, int]] = set()
+
+    def __iter__(self) -> Iterator[str]:
+        self._visited.clear()
+        yield from self._below(self._start)
+
+    def _below(self, parent: str) -> Iterator[str]:
+        try:
+            status = os.stat(parent)
+            if (place := (status.st_dev, status.st_ino)) in self._visited:
+                return
+            self._visited.add(place)
+            with os.scandir(parent) as entries:
+                kinds = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
+        except OSError as error:
+            self.problems.append(f"{parent} cannot be listed ({error.strerror}) and is left out")
+            return
+        for name in sorted(kinds):
+            path = os.path.join(parent, name)
+            if not kinds[name]:
+                yield path
+            elif self._wanted(path):
+                yield from self._below(path)
+
+    def _wanted(self, folder: str) -> bool:
+        """Whether a folder is neither the one to leave out nor a link to the start or to a folder above it."""
+        real = os.path.realpath(folder)
+        above = os.path.islink(folder) and _lies_in(self._start, real)
+        return not above and real != self._leave_out
 
 
-def _detect_tiled(
-    detector: Detector, file: ImageFile, tiling: Tiling, score: float, batch: int, max_detections: int | None
-) -> ImageResult:
-    try:
-        with open_windows(file.path, detector.info.config.data.pixel_range) as reader:
-            found = detector.detect_tiled(reader, tiling, score, batch, max_detections)
-            return ImageResult(file, reader.read(Window(0, 0, *reader.size)), found)
-    except DataError as error:
-        return ImageResult(file, error=str(error))
+def _lies_in(folder: str, parent: str) -> bool:
+    """Whether ``folder`` is the folder with the real path ``parent`` or lies below it."""
+    return f"{os.path.realpath(folder)}{os.sep}".startswith(os.path.join(parent, ""))
 
 
-def _image_or_error(future: Future[npt.NDArray[np.uint8]]) -> tuple[npt.NDArray[np.uint8] | None, str | None]:
-    try:
-        return future.result(), None
-    except DataError as error:
-        return None, str(error)
+def _identity(image: InputImage) -> str:
+    return os.path.abspath(image.path) if isinstance(image, ImageFile) else image.address
 
 
-def _is_image(path: Path) -> bool:
-    return is_image(path.name) and not path.name.startswith(".")
+def _stdin() -> IO[bytes] | None:
+    """The standard input; ``None`` if it is a terminal or closed."""
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        return None
+    return sys.stdin.buffer
+
+
+def _is_binary(line: bytes) -> bool:
+    """Whether the first line of the standard input belongs to an image and not to a list of paths."""
+    return b"\0" in line or line.startswith((b"\x89PNG", b"\xff\xd8\xff")) or re.match(rb"P[1-7]\s", line) is not None
+
+
+def _no_images(source: str, missing: str, left_out: Sequence[str] | Iterator[str]) -> DataError:
+    missing += "".join(f" ({sentence})" for sentence in left_out)
+    return DataError(f"{source}: {missing}; give images ({', '.join(sorted(IMAGE_SUFFIXES)[:4])} …) or folders")

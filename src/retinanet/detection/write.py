@@ -1,172 +1,205 @@
-"""Write detections to files: drawn images, COCO JSON, CSV, YOLO text and Pascal VOC XML."""
+"""Write the results of ``retinanet detect``: the record and the files of each image while it runs, the others at the
+end."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from html import escape
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from retinanet.data.formats.voc_xml import DETECTIONS
-from retinanet.detection.sources import ImageFile, ImageResult
-from retinanet.detections import Detections
+from retinanet.data.georeference import Georeference, georeference
+from retinanet.detection.geojson import write_geojson
+from retinanet.detection.input_images import ImageFile, InputImage
+from retinanet.detection.path_set import PathSet
+from retinanet.detection.pipeline import ImageResult
+from retinanet.detection.record import Entry, Record
+from retinanet.detection.texts import voc_text, yolo_text
 from retinanet.errors import DataError
-from retinanet.files import write_atomically, write_json, write_text
+from retinanet.files import write_atomically, write_text
+from retinanet.machine import cores
 
-OutputFormat = Literal["coco", "csv", "yolo", "voc"]
+OutputFormat = Literal["coco", "csv", "yolo", "voc", "jsonl", "geojson"]
 
 # Longest side of a JPEG file that the library can write.
 _JPEG_LONGEST = 65_500
 
+# Limits of the images whose files are being written.
+_WAITING_IMAGES, _WAITING_PIXELS = 32, 64_000_000
 
-class Writer:
-    """Collects the detections of one run of ``retinanet detect`` and writes them under ``out``.
 
-    Args:
+@dataclass(frozen=True)
+class Outputs:
+    """What a run writes.
+
+    Attributes:
         out: the folder.
         classes: names of the detector's classes.
-        formats: any of ``coco``, ``csv``, ``yolo``, ``voc``.
-        draw: also write a copy of each image with its boxes drawn.
-        files: all images that will be added; the names of the output files follow from these.
-
-    Raises:
-        DataError: a drawn image would overwrite its source.
+        formats: formats of the detections.
+        draw: whether copies of the images are written with their boxes drawn.
     """
 
-    def __init__(
-        self, out: Path, classes: Sequence[str], formats: Sequence[OutputFormat], draw: bool, files: Sequence[ImageFile]
-    ) -> None:
-        self.out, self.classes, self.formats, self.draw = out, tuple(classes), tuple(formats), draw
-        self.counts: Counter[str] = Counter()
-        self._names = _unique_names(files)
-        self._images: list[dict[str, Any]] = []
-        self._annotations: list[dict[str, Any]] = []
-        self._rows: list[list[Any]] = []
-        self._labels: list[list[str]] = []
-        if draw:
-            originals = {file.path.resolve() for file in files}
-            clash = next((f for f in files if self._drawn(f).resolve() in originals), None)
-            if clash is not None:
-                raise DataError(
-                    f"--out {out}: the drawn {self._drawn(clash)} would replace an input image; choose another --out"
-                )
+    out: Path
+    classes: tuple[str, ...]
+    formats: tuple[OutputFormat, ...]
+    draw: bool
+
+    def drawing(self, name: Path) -> Path:
+        """Return the path of the drawing of the image with the output name ``name``."""
+        return self.out / name.with_suffix(".jpg")
+
+
+class OutputNames:
+    """Gives every image a name that no other image has; equal names get numbers.
+
+    Args:
+        taken: names of images that are done already, without suffixes.
+    """
+
+    def __init__(self) -> None:
+        self._taken = PathSet()
+
+    def take(self, name: str) -> None:
+        """Reserve a name without a suffix."""
+        self._taken.add(name)
+
+    def name_of(self, image: InputImage) -> Path:
+        """Return the output name of an image, which is reserved from now on."""
+        name, number = image.name, 1
+        while not self._taken.add(name.with_suffix("").as_posix()):
+            number += 1
+            name = image.name.with_stem(f"{image.name.stem}-{number}")
+        return name
+
+
+class Writer:
+    """Writes the files of each image, and then its entry in the record. Threads draw and encode.
+
+    Args:
+        outputs: what to write.
+        record: where to append the entries.
+        names: the names that are given away.
+
+    Attributes:
+        without_coordinates: number of images for which no GeoJSON was written, because they are no GeoTIFF files.
+    """
+
+    def __init__(self, outputs: Outputs, record: Record, names: OutputNames) -> None:
+        self._outputs, self._record, self._names = outputs, record, names
+        self._pool = ThreadPoolExecutor(max_workers=min(4, max(2, cores())))
+        self._waiting: deque[tuple[Entry, Future[None] | None, int]] = deque()
+        self._pixels = 0
+        self.without_coordinates = 0
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def add(self, result: ImageResult) -> None:
-        """Draw and record the detections of one image."""
-        assert result.image is not None
+        """Write the files of one image; they may be finished later, but before its entry is in the record.
+
+        Raises:
+            RetinaNetError: a file of this or an earlier image cannot be written.
+        """
+        name = self._names.name_of(result.image)
+        stem = name.with_suffix("").as_posix()
+        if result.found is None or result.size is None:
+            entry, jobs = Entry(result.image.address, stem, None, error=str(result.error)), []
+        else:
+            entry = Entry.of(result.image.address, stem, result.size, result.found)
+            jobs = self._jobs(result, entry, name)
+        pixels = 0 if result.pixels is None else result.pixels.shape[0] * result.pixels.shape[1]
+        self._pixels += pixels
+        self._waiting.append((entry, self._pool.submit(_run, jobs) if jobs else None, pixels))
+        while self._waiting and (
+            len(self._waiting) > _WAITING_IMAGES or self._pixels > _WAITING_PIXELS or _is_done(self._waiting[0][1])
+        ):
+            self._finish_first()
+
+    def finish(self) -> None:
+        """Wait until the files of all images are written.
+
+        Raises:
+            RetinaNetError: a file cannot be written.
+        """
+        while self._waiting:
+            self._finish_first()
+
+    def _finish_first(self) -> None:
+        entry, job, pixels = self._waiting.popleft()
+        self._pixels -= pixels
+        if job is not None:
+            job.result()
+        self._record.append(entry)
+
+    def _write_geojson(self, result: ImageResult, name: Path) -> None:
+        reference = _georeference(result.image)
+        if reference is None:
+            self.without_coordinates += 1
+            return
         assert result.found is not None
-        found, file = result.found, result.file
-        height, width = result.image.shape[:2]
-        image_id = len(self._images) + 1
-        self._images.append({"id": image_id, "file_name": str(file.path), "width": width, "height": height})
-        lines = []
-        for box, score, label in rows_of(found):
-            x1, y1, x2, y2 = (round(v, 2) for v in box)
-            name, score = self.classes[label], round(score, 4)
-            self.counts[name] += 1
-            self._annotations.append(
-                {
-                    "id": len(self._annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": label + 1,
-                    "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
-                    "area": round((x2 - x1) * (y2 - y1), 2),
-                    "iscrowd": 0,
-                    "score": score,
-                }
+        path = self._outputs.out / "geojson" / name.with_suffix(".geojson")
+        write_geojson(path, result.found, self._outputs.classes, reference, result.image.address)
+
+    def _jobs(self, result: ImageResult, entry: Entry, name: Path) -> list[Callable[[], object]]:
+        """Return the functions that write the files of one image."""
+        outputs, jobs = self._outputs, list[Callable[[], object]]()
+        if "yolo" in outputs.formats:
+            jobs.append(lambda: write_text(outputs.out / "labels" / name.with_suffix(".txt"), yolo_text(entry)))
+        if "voc" in outputs.formats:
+            path = outputs.out / "annotations" / name.with_suffix(".xml")
+            jobs.append(lambda: write_text(path, voc_text(entry, outputs.classes)))
+        if "geojson" in outputs.formats:
+            jobs.append(lambda: self._write_geojson(result, name))
+        if outputs.draw:
+            jobs.append(lambda: _draw(result, outputs.classes, outputs.drawing(name)))
+        return jobs
+
+
+def _georeference(image: InputImage) -> Georeference | None:
+    """Where the pixels of an image lie on the Earth; only TIFF files say so."""
+    is_tiff = isinstance(image, ImageFile) and image.path.suffix.lower() in (".tif", ".tiff")
+    return georeference(image.path) if is_tiff and isinstance(image, ImageFile) else None
+
+
+def refuse_overwriting(outputs: Outputs, inside: Sequence[Path], images: Callable[[], Sequence[InputImage]]) -> None:
+    """Raise DataError if a drawing would replace one of the input files ``inside`` the output folder."""
+    if not (outputs.draw and inside):
+        return
+    names, originals = OutputNames(), {path.resolve() for path in inside}
+    for image in images():
+        drawing = outputs.drawing(names.name_of(image))
+        if drawing.resolve() in originals:
+            raise DataError(
+                f"--out {outputs.out}: the drawn {drawing} would replace an input image; choose another --out"
             )
-            self._rows.append([str(file.path), x1, y1, x2, y2, name, score])
-            center = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
-            lines.append(f"{label} {' '.join(f'{v:.6f}' for v in center)} {score}\n")
-        if not len(found):
-            self._rows.append([str(file.path), "", "", "", "", "", ""])
-        if "yolo" in self.formats:
-            path = Path("labels") / self._names[file].with_suffix(".txt")
-            self._labels.append([path.as_posix(), str(file.path)])
-            write_text(self.out / path, "".join(lines))
-        if "voc" in self.formats:
-            xml = self._voc(file, width, height, found)
-            write_text(self.out / "annotations" / self._names[file].with_suffix(".xml"), xml)
-        if self.draw:
-            _save_jpeg(self._drawn(file), self._drawing(result.image, found))
-
-    def finish(self) -> list[str]:
-        """Write the files that cover all images; return descriptions of the files under ``out``."""
-        written = ["drawn images"] if self.draw and self._images else []
-        if "coco" in self.formats:
-            categories = [{"id": k + 1, "name": name} for k, name in enumerate(self.classes)]
-            content = {"images": self._images, "annotations": self._annotations, "categories": categories}
-            write_json(self.out / "detections.json", content)
-            written.append("detections.json")
-        if "csv" in self.formats:
-            header = ["path", "x1", "y1", "x2", "y2", "class", "score"]
-            write_text(self.out / "detections.csv", _csv([header, *self._rows]))
-            written.append("detections.csv")
-        if "yolo" in self.formats:
-            write_text(self.out / "classes.txt", "".join(f"{name}\n" for name in self.classes))
-            write_text(self.out / "labels.csv", _csv([["labels", "path"], *self._labels]))
-            written.append("labels/*.txt (labels.csv names their images)")
-        if "voc" in self.formats:
-            written.append("annotations/*.xml")
-        return written
-
-    def _drawn(self, file: ImageFile) -> Path:
-        return self.out / self._names[file].with_suffix(".jpg")
-
-    def _drawing(self, image: npt.NDArray[np.uint8], found: Detections) -> npt.NDArray[np.uint8]:
-        from retinanet.detection.draw import draw
-
-        return draw(image, found, self.classes)
-
-    def _voc(self, file: ImageFile, width: int, height: int, found: Detections) -> str:
-        objects = "".join(
-            f"  <object>\n    <name>{_xml(self.classes[label])}</name>\n    <score>{score:.4f}</score>\n"
-            + "    <bndbox>"
-            + "".join(f"<{k}>{v:.2f}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
-            + "</bndbox>\n  </object>\n"
-            for box, score, label in rows_of(found)
-        )
-        size = f"<width>{width}</width><height>{height}</height><depth>3</depth>"
-        name, path = _xml(file.path.name), _xml(str(file.path))
-        source = f"<source><database>{DETECTIONS}</database></source>"
-        head = f"  <filename>{name}</filename>\n  <path>{path}</path>\n  {source}\n  <size>{size}</size>\n"
-        return f"<annotation>\n{head}{objects}</annotation>\n"
 
 
-def _xml(text: str) -> str:
-    return escape(text, quote=False)  # xml.sax.saxutils would import urllib, which takes 20 ms
+def _run(jobs: Sequence[Callable[[], object]]) -> None:
+    for job in jobs:
+        job()
 
 
-def rows_of(found: Detections) -> Iterator[tuple[list[float], float, int]]:
-    """Box, score and label of each detection, as plain numbers."""
-    return zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+def _is_done(job: Future[None] | None) -> bool:
+    return job is None or job.done()
 
 
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+def _draw(result: ImageResult, classes: Sequence[str], path: Path) -> None:
+    from retinanet.detection.draw import draw
 
-
-def _unique_names(files: Sequence[ImageFile]) -> dict[ImageFile, Path]:
-    """Return each image's output path, relative to the output folder; equal names get numbers."""
-    names: dict[ImageFile, Path] = {}
-    taken: set[Path] = set()
-    for file in files:
-        name, number = file.name, 1
-        while name.with_suffix("") in taken:
-            number += 1
-            name = file.name.with_stem(f"{file.name.stem}-{number}")
-        taken.add(name.with_suffix(""))
-        names[file] = name
-    return names
+    assert result.pixels is not None
+    assert result.found is not None
+    assert result.size is not None
+    found = result.found.rescaled(result.size, result.pixels.shape[:2])
+    _save_jpeg(path, draw(result.pixels, found, classes))
 
 
 def _save_jpeg(path: Path, pixels: npt.NDArray[np.uint8]) -> None:

@@ -1,0 +1,197 @@
+"""Images that ``retinanet detect`` reads: files, members of zip archives, URLs, and an image piped into the command."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from retinanet.data.array_windows import ArrayReader
+from retinanet.data.deep_pixels import PixelRange
+from retinanet.data.images import MAX_PIXELS, decode_image, read_image
+from retinanet.data.windows import WindowReader, open_windows
+from retinanet.detection.web_limits import WebLimits
+from retinanet.errors import DataError
+
+# Size of the largest encoded image that is taken from an archive or a pipe. The largest image that is decoded takes
+# 534 MB without any compression, so a larger file is malicious or damaged.
+LARGEST_FILE = 600_000_000
+
+# Characters that some file systems refuse or that a terminal executes.
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*]')
+
+# Longest part of a path that all file systems accept, with room for a number, in characters of up to four bytes.
+_LONGEST_NAME = 50
+
+
+class InputImage(ABC):
+    """An image that can be read.
+
+    Attributes:
+        name: path of its output files, relative to the output folder. Several images may have the same name.
+    """
+
+    name: Path
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """How output files and messages name the image, such as its path or its URL."""
+
+    @abstractmethod
+    def read(self, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
+        """Return uint8 RGB ``(H, W, 3)``; see :func:`retinanet.data.images.read_image`.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+
+    def windows(self, pixel_range: PixelRange | None = None, max_pixels: int = MAX_PIXELS) -> WindowReader:
+        """Open the image to read windows of it; see :func:`retinanet.data.windows.open_windows`.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        return ArrayReader(self.read(pixel_range))
+
+
+@dataclass(frozen=True)
+class ImageFile(InputImage):
+    """An image file.
+
+    Attributes:
+        path: the file.
+        name: its path relative to the folder through which it was found.
+        listed: place in the list that names the file, such as ``list.txt:3``; empty if there is none.
+    """
+
+    path: Path
+    name: Path
+    listed: str = ""
+
+    @property
+    def address(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    def read(self, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
+        """Return uint8 RGB ``(H, W, 3)``."""
+        try:
+            return read_image(self.path, pixel_range)
+        except DataError as error:
+            if not self.listed:
+                raise
+            raise DataError(f"{self.listed}: {error}") from error
+
+    def windows(self, pixel_range: PixelRange | None = None, max_pixels: int = MAX_PIXELS) -> WindowReader:
+        """Open the file to read windows of it, without decoding it whole where its format allows it."""
+        return open_windows(self.path, pixel_range, max_pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class ZippedImage(InputImage):
+    """A member of a zip archive. Nothing is extracted to disk.
+
+    Attributes:
+        archive: the open archive; several threads may read from it.
+        member: the entry of the image.
+        name: its name in the archive, without parts that lead out of a folder.
+    """
+
+    archive: zipfile.ZipFile
+    member: zipfile.ZipInfo
+    name: Path
+
+    @property
+    def address(self) -> str:
+        """The path of the archive and the name in the archive."""
+        return f"{self.archive.filename}/{self.member.filename}"
+
+    def read(self, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
+        """Return uint8 RGB ``(H, W, 3)``."""
+        if self.member.file_size > LARGEST_FILE:
+            size = f"{self.member.file_size / 1e6:,.0f} MB"
+            raise DataError(f"{self.address}: {size} in the archive, more than {LARGEST_FILE // 10**6} MB; left out")
+        try:
+            content = self.archive.read(self.member)  # never more than the declared size
+        except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+            reason = str(error).split("\n")[0][:120]  # RuntimeError: encrypted; NotImplementedError: compression
+            raise DataError(f"{self.address}: cannot be unpacked ({reason}); unpack it yourself") from error
+        return decode_image(content, self.address, pixel_range)
+
+
+@dataclass(frozen=True)
+class WebImage(InputImage):
+    """An image at an ``http`` or ``https`` URL, downloaded when it is read."""
+
+    url: str
+    name: Path
+    limits: WebLimits
+
+    @property
+    def address(self) -> str:
+        """The URL."""
+        return self.url
+
+    def read(self, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
+        """Return uint8 RGB ``(H, W, 3)``."""
+        from retinanet.detection.web import fetch  # takes a tenth of a second
+
+        return decode_image(fetch(self.url, self.limits), self.url, pixel_range)
+
+
+@dataclass(frozen=True, eq=False)
+class PipedImage(InputImage):
+    """An image whose bytes were piped into the command."""
+
+    content: bytes
+    name: Path = Path("stdin")
+
+    @property
+    def address(self) -> str:
+        """The word that stands for the standard input on the command line."""
+        return "-"
+
+    def read(self, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
+        """Return uint8 RGB ``(H, W, 3)``."""
+        if len(self.content) > LARGEST_FILE:
+            raise DataError(f"standard input: more than {LARGEST_FILE // 10**6} MB; pipe one image or a list of paths")
+        return decode_image(self.content, "standard input", pixel_range)
+
+
+@dataclass(frozen=True)
+class RefusedImage(InputImage):
+    """A line of a list that cannot be read as an image, such as an address of another scheme."""
+
+    text: str
+    reason: str
+    name: Path = Path("image")
+
+    @property
+    def address(self) -> str:
+        """The line."""
+        return self.text
+
+    def read(self, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
+        """Raise DataError."""
+        raise DataError(self.reason)
+
+
+def safe_name(text: str) -> Path:
+    """Return a relative path without ``..``, drive letters and characters that file systems refuse."""
+    parts = [_UNSAFE.sub("_", part) for part in re.split(r"[/\\]", re.sub(r"^[A-Za-z]:", "", text))]
+    kept = [part for part in parts if part.strip(". ")]
+    return Path(*(_shortened(part) for part in kept)) if kept else Path("image")
+
+
+def _shortened(part: str) -> str:
+    stem, dot, suffix = part.rpartition(".")
+    if not stem or len(suffix) > 8:
+        return part[:_LONGEST_NAME]
+    return stem[:_LONGEST_NAME] + dot + suffix

@@ -1,0 +1,293 @@
+"""Detect objects in many images: threads read the next images while the network works, and results stay in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from retinanet.data.image_sizes import padded_size
+from retinanet.data.images import MAX_PIXELS
+from retinanet.detection.detector import Detector, Pixels
+from retinanet.detection.input_images import InputImage
+from retinanet.detection.overview import overview
+from retinanet.detection.tile_plan import Tiling
+from retinanet.detections import Detections
+from retinanet.errors import DataError
+from retinanet.machine import cores
+
+# Limits of the images that wait for others of their padded size, or for the result of an earlier image.
+_WAITING_IMAGES, _WAITING_PIXELS = 64, 64_000_000
+
+# Limit of the pixels of images that are read ahead. Their sizes are unknown, so they count like the last images.
+_AHEAD_PIXELS = 32_000_000
+
+
+@dataclass(frozen=True)
+class Task:
+    """An image to detect objects in.
+
+    Attributes:
+        image: the image.
+        done: whether an earlier run has recorded its result.
+        size: for such an image, its ``(height, width)``; ``None`` if it could not be read.
+    """
+
+    image: InputImage
+    done: bool = False
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """The result for one image.
+
+    Attributes:
+        image: the image.
+        size: its ``(height, width)``; ``None`` if it could not be read.
+        found: detections in pixels of the image; ``None`` if it could not be read.
+        pixels: uint8 RGB ``(h, w, 3)`` if they are to be drawn on; smaller than ``size`` if the image is very large.
+        error: why it could not be read.
+    """
+
+    image: InputImage
+    size: tuple[int, int] | None = None
+    found: Detections | None = None
+    pixels: npt.NDArray[np.uint8] | None = None
+    error: str | None = None
+
+
+@dataclass
+class Timing:
+    """Time of a run in seconds.
+
+    Attributes:
+        reading: time in which the network waited for images.
+        writing: time in which it waited until results were drawn and written.
+        total: time from the start to the last result.
+        images: number of results so far.
+    """
+
+    reading: float = 0.0
+    writing: float = 0.0
+    total: float = 0.0
+    images: int = 0
+
+    def __str__(self) -> str:
+        seconds = max(self.total, 1e-9)
+        waits = f"{self.reading / seconds:.0%} for images, {self.writing / seconds:.0%} for output files"
+        return f"{self.images / seconds:.3g} images/s; the network waited {waits}"
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """Settings of a :class:`Pipeline`; see :meth:`retinanet.detection.detector.Detector.detect`.
+
+    Attributes:
+        score: lowest score of a detection.
+        batch: largest number of images or tiles that go through the network together.
+        max_detections: largest number of detections per image; unset: the number that the weights store.
+        keep_pixels: whether results contain the pixels of their images.
+        tiling: how images are divided into tiles; unset: each image is scaled as a whole.
+        max_pixels: largest number of pixels of an image that is divided into tiles.
+    """
+
+    score: float
+    batch: int = 8
+    max_detections: int | None = None
+    keep_pixels: bool = True
+    tiling: Tiling | None = None
+    max_pixels: int = MAX_PIXELS
+
+
+@dataclass(eq=False)
+class _Item:
+    """An image on its way. ``scaled`` is the input of the network."""
+
+    task: Task
+    size: tuple[int, int] | None = None
+    scaled: Pixels | None = None
+    pixels: npt.NDArray[np.uint8] | None = None
+    error: str | None = None
+    found: Detections | None = None
+    finished: bool = False
+
+
+class Pipeline:
+    """Runs a detector over images.
+
+    Only images of one padded size share a batch. Which images do depends on their order and sizes alone, not on
+    the time that reading takes: the last bits of some networks depend on the batch, so this gives every run the same
+    result, also a run that is resumed.
+
+    Args:
+        detector: the detector.
+        options: score threshold, batch size and limits.
+
+    Attributes:
+        timing: how long the network has waited for images.
+    """
+
+    def __init__(self, detector: Detector, options: PipelineOptions) -> None:
+        self.timing = Timing()
+        self._detector, self._options = detector, options
+        self._range = detector.info.config.data.pixel_range
+        self._largest = 1  # pixels of the largest of the last images
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[ImageResult]:
+        """Yield the results in the order of ``tasks``, without those of images that are done."""
+        begin = perf_counter()
+        if self._options.tiling is not None:
+            yield from self._timed(self._tiled(tasks, self._options.tiling), begin)
+            return
+        window = _Window(self._detector, self._options.batch)
+        pool = ThreadPoolExecutor(max_workers=min(8, max(2, cores())))
+        try:
+            for item in self._in_order(tasks, pool):
+                for batch in window.add(item):
+                    self._detect(batch)
+                yield from self._timed(window.results(), begin)
+            for batch in window.rest():
+                self._detect(batch)
+            yield from self._timed(window.results(), begin)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _tiled(self, tasks: Iterable[Task], tiling: Tiling) -> Iterator[ImageResult]:
+        """Divide one image after the other into tiles; the next tiles are read while the network works."""
+        options = self._options
+        for image in (task.image for task in tasks if not task.done):
+            try:
+                with image.windows(self._range, options.max_pixels) as reader:
+                    found = self._detector.detect_tiled(
+                        reader, tiling, options.score, options.batch, options.max_detections
+                    )
+                    pixels = overview(reader) if options.keep_pixels else None
+                    yield ImageResult(image, reader.size, found, pixels)
+            except DataError as error:
+                yield ImageResult(image, error=str(error))
+
+    def _timed(self, results: Iterable[ImageResult], begin: float) -> Iterator[ImageResult]:
+        """Yield ``results``, and measure how long the caller works on them."""
+        for result in results:
+            self.timing.images += 1
+            start = perf_counter()
+            self.timing.total = start - begin
+            yield result
+            self.timing.writing += perf_counter() - start
+
+    def _in_order(self, tasks: Iterable[Task], pool: ThreadPoolExecutor) -> Iterator[_Item]:
+        """Read images ahead; yield them in order."""
+        ahead: deque[_Item | Future[_Item]] = deque()
+        for task in tasks:
+            # The size of an image that is done decides which images share a batch. Its pixels are rarely needed.
+            ahead.append(_Item(task, task.size) if task.done else pool.submit(self._read, task))
+            while len(ahead) > max(1, min(2 * self._options.batch, _AHEAD_PIXELS // self._largest)):
+                yield self._waited_for(ahead.popleft())
+        while ahead:
+            yield self._waited_for(ahead.popleft())
+
+    def _waited_for(self, item: _Item | Future[_Item]) -> _Item:
+        if isinstance(item, Future):
+            begin = perf_counter()
+            item = item.result()
+            self.timing.reading += perf_counter() - begin
+        if item.size is not None:
+            self._largest = max(item.size[0] * item.size[1], self._largest * 7 // 8)
+        return item
+
+    def _read(self, task: Task) -> _Item:
+        """Read and scale an image; it runs in a thread."""
+        try:
+            pixels = task.image.read(self._range)
+        except DataError as error:
+            return _Item(task, error=str(error))
+        size = (pixels.shape[0], pixels.shape[1])
+        scaled = self._detector.resize(pixels, self._detector.scaled_size(*size))
+        return _Item(task, size, scaled, pixels if self._options.keep_pixels else None)
+
+    def _detect(self, batch: list[_Item]) -> None:
+        """Detect objects in a batch, unless all of its images are done."""
+        for item in batch:
+            item.finished = True
+        if all(item.task.done for item in batch):
+            return
+        readable = [(item, item if item.scaled is not None else self._read(item.task)) for item in batch]
+        inputs = [(item, read.scaled) for item, read in readable if read.scaled is not None]
+        found = self._detector.detect_scaled(
+            [scaled for _, scaled in inputs], self._options.score, self._options.max_detections
+        )
+        for (item, scaled), detections in zip(inputs, found, strict=True):
+            assert item.size is not None
+            item.scaled, item.found = None, detections.rescaled(scaled.shape[:2], item.size)
+
+
+@dataclass
+class _Window:
+    """The images that are not finished, and those after them, in order.
+
+    Attributes:
+        detector: it knows the sizes of its inputs.
+        batch: number of images of a full batch.
+    """
+
+    detector: Detector
+    batch: int
+    _items: deque[_Item] = field(default_factory=deque)
+    _groups: dict[tuple[int, int], list[_Item]] = field(default_factory=dict)
+    _ready: deque[_Item] = field(default_factory=deque)
+    _pixels: int = 0
+
+    def add(self, item: _Item) -> Iterator[list[_Item]]:
+        """Add an image; yield the batches that have to be detected now, each after the one before is finished."""
+        self._items.append(item)
+        if item.size is None:
+            item.finished = True
+        else:
+            self._pixels += item.size[0] * item.size[1]
+            size = padded_size([self.detector.scaled_size(*item.size)])
+            self._groups.setdefault(size, []).append(item)
+            if len(self._groups[size]) == self.batch:
+                yield self._groups.pop(size)
+        self._release()
+        while len(self._items) > _WAITING_IMAGES or (self._items and self._pixels > _WAITING_PIXELS):
+            yield self._oldest_group()
+            self._release()
+
+    def rest(self) -> Iterator[list[_Item]]:
+        """Yield the batches of all images that are left."""
+        while self._groups:
+            yield self._oldest_group()
+        self._release()
+
+    def results(self) -> Iterator[ImageResult]:
+        """Yield the results of finished images without a gap."""
+        while self._ready:
+            item = self._ready.popleft()
+            if not item.task.done:
+                yield ImageResult(item.task.image, item.size, item.found, item.pixels, item.error)
+
+    def _oldest_group(self) -> list[_Item]:
+        return self._groups.pop(next(iter(self._groups)))  # a dictionary keeps the order in which groups began
+
+    def _release(self) -> None:
+        while self._items and self._items[0].finished:
+            item = self._items.popleft()
+            self._pixels -= 0 if item.size is None else item.size[0] * item.size[1]
+            self._ready.append(item)
+
+
+def detect_in_files(
+    detector: Detector,
+    images: Iterable[InputImage],
+    score: float,
+    batch: int = 8,
+    max_detections: int | None = None,
+) -> Iterator[ImageResult]:
+    """Detect objects in images, in order; see :class:`Pipeline`."""
+    yield from Pipeline(detector, PipelineOptions(score, batch, max_detections)).run(map(Task, images))

@@ -1,0 +1,133 @@
+"""A run of ``retinanet detect`` that is killed and resumed gives the files of an uninterrupted run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from killed_detection import run
+from retinanet.detection.run import detect
+from retinanet.errors import CheckpointError, DataError, RetinaNetError
+from stub_detector import StubDetector
+
+
+def write_images(folder: Path, count: int) -> Path:
+    """Small images of two sizes; a few cannot be read, and two share a name."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / f"{number % 7}" / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        side = 20 if rng.random() < 0.3 else 40
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
+        if number % 50 == 10:
+            path.write_bytes(b"no image")
+    shutil.copy(folder / "0" / "000.png", folder / "0" / "000.bmp.png")
+    Image.new("RGB", (20, 20)).save(folder / "0" / "000.bmp")
+    return folder
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """The content of all files below ``out``."""
+    paths = [path for path in out.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_killed_and_resumed_run_gives_the_same_files(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", 250)
+    run(folder, tmp_path / "whole", resume=False)
+    script = Path(__file__).with_name("killed_detection.py")
+    command = [sys.executable, str(script), str(folder), str(tmp_path / "killed"), "0"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 3
+    whole, killed = contents(tmp_path / "whole"), contents(tmp_path / "killed")
+    assert whole.keys() == killed.keys()
+    assert [name for name in whole if whole[name] != killed[name]] == []
+    assert len(whole["failed.txt"].splitlines()) == 5
+    assert "0/000-2.jpg" in whole  # two images share the name
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """30 images, all readable but one."""
+    return write_images(tmp_path / "images", 30)
+
+
+def test_finished_run_goes_on_with_new_images(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = detect(StubDetector(), folder, out)
+    assert (first.images, first.failed, first.resumed) == (31, 1, 0)
+    again = StubDetector()
+    same = detect(again, folder, out, resume=True)
+    assert (same.images, same.failed, same.resumed, same.counts) == (31, 1, 32, first.counts)
+    assert again.batches == []
+    assert same.speed == ""
+    Image.new("RGB", (20, 20), (3, 3, 3)).save(folder / "0" / "000.jpg")
+    more = detect(again, folder, out, resume=True)
+    assert (more.images, more.resumed) == (32, 32)
+    assert len(again.batches) == 1  # with the earlier images that would share its batch
+    assert (out / "0" / "000-3.jpg").exists()
+
+
+def test_record_may_lie_in_the_folder_of_the_images(folder: Path) -> None:
+    first = detect(StubDetector(), folder, folder / "out")
+    again = detect(StubDetector(), folder, folder / "out", resume=True)
+    assert again.images == again.resumed - 1 == first.images
+
+
+def test_failing_output_half_way_tells_how_to_go_on(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "3").write_text("in the place of a folder")
+    with pytest.raises(RetinaNetError, match=r"cannot be written \(.*\); choose another folder; then go on with"):
+        detect(StubDetector(), folder, out)
+    (out / "3").unlink()
+    resumed = detect(StubDetector(), folder, out, resume=True)
+    detect(StubDetector(), folder, tmp_path / "whole")
+    assert resumed.resumed > 10
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_ctrl_c_tells_how_to_go_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(StubDetector):
+        def detect_scaled(self, *args: object, **more: object) -> list[object]:  # type: ignore[override]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="stopped; the results so far are in"):
+        detect(Stopped(), folder, tmp_path / "out")
+
+
+def test_other_weights_or_settings_are_refused(folder: Path, tmp_path: Path) -> None:
+    class Other(StubDetector):
+        def fingerprint(self) -> str:
+            return "other"
+
+    out = tmp_path / "out"
+    detect(StubDetector(), folder, out)
+    before = contents(out)
+    with pytest.raises(CheckpointError, match=r"has weights .* \(now other\)"):
+        detect(Other(), folder, out, resume=True)
+    with pytest.raises(CheckpointError, match=r"has score 0.3 \(now 0.5\)"):
+        detect(StubDetector(), folder, out, resume=True, score=0.5)
+    assert contents(out) == before
+    detect(StubDetector(), folder, out, resume=True, formats="csv")
+
+
+def test_missing_images_of_a_list_are_told_at_the_end(folder: Path, tmp_path: Path) -> None:
+    (folder / "list.txt").write_text("0/000.png\nnowhere.png\n0/007.png\n0/000.png\n")
+    result = detect(StubDetector(), f"@{folder / 'list.txt'}", tmp_path / "out")
+    assert (result.images, result.failed) == (2, 1)
+    assert "list.txt:2" in result.failures[0]
+    assert (tmp_path / "out" / "failed.txt").read_text() == result.failures[0] + "\n"
+
+
+def test_urls_are_refused_unless_they_are_allowed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="URLs are read only if they are allowed"):
+        detect(StubDetector(), "https://example.org/x.jpg", tmp_path / "out")
