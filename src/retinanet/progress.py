@@ -25,7 +25,7 @@ def shows_progress(console: Console) -> bool:
 class Bar:
     """Counts finished items."""
 
-    def __init__(self, progress: Progress, what: str, total: int) -> None:
+    def __init__(self, progress: Progress, what: str, total: int | None) -> None:
         self._progress = progress
         self._task = progress.add_task(what, total=total)
 
@@ -39,8 +39,8 @@ class Bar:
 
 
 @contextmanager
-def progress_bar(console: Console, what: str, total: int) -> Iterator[Bar]:
-    """Show a progress bar while the block runs; it disappears afterwards."""
+def progress_bar(console: Console, what: str, total: int | None) -> Iterator[Bar]:
+    """Show a progress bar while the block runs; it disappears afterwards. ``total`` is None if it is not known."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
