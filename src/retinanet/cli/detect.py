@@ -15,13 +15,14 @@ from retinanet.errors import RetinaNetError
 
 @dataclass(frozen=True)
 class Arguments:
-    """Detect objects in images; draw them and write them to files."""
+    """Detect objects in images and videos; draw them and write them to files."""
 
     weights: Annotated[Positional[Path], arg(metavar="WEIGHTS")]
     """A .safetensors file of a training, an exported file (.onnx, .xml), or the name of a bundled model such as
     person."""
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE...")]
-    """Images, folders, or glob patterns such as 'photos/*.jpg'."""
+    """Images, folders, or glob patterns such as 'photos/*.jpg'. Or videos, streams such as rtsp://HOST/PATH, webcams
+    (webcam:0), or numbered frames (frame_%06d.png)."""
     out: Path = Path("detections")
     """Folder for the drawn images and the files."""
     score: float = 0.3
@@ -29,10 +30,16 @@ class Arguments:
     max_detections: int | None = None
     """Largest number of detections per image. Unset: the number that the weights store. Raise it for dense images."""
     format: Literal["coco", "csv", "yolo", "voc"] | None = None
-    """File format: detections.json (coco), detections.csv, labels/*.txt (yolo; labels.csv names the image of each file)
+    """File format of detections in images: detections.json (coco), detections.csv, labels/*.txt (yolo; labels.csv names the image of each file)
     or annotations/*.xml (voc). Unset: coco and csv."""
     draw: bool = True
     """Write copies of the images with the boxes drawn on them."""
+    track: bool = False
+    """Give the objects of a video ids that stay the same from frame to frame (ByteTrack)."""
+    video: bool = False
+    """Treat the sources as videos: a folder as a sequence of frames, a URL as a stream."""
+    frame_rate: float = 25.0
+    """Frames per second of a sequence of images."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network. auto: bf16 if the hardware supports it, else fp32."""
     device: str = "auto"
@@ -61,14 +68,22 @@ def run(argv: Sequence[str]) -> int:
         formats=formats,
         draw=given.draw,
         max_detections=given.max_detections,
+        track=given.track,
+        video=given.video,
+        frame_rate=given.frame_rate,
         console=console,
     )
     counts = ", ".join(f"{name} {count}" for name, count in result.counts.most_common(8)) or "no objects"
-    console.print(f"{result.images} image{'s' * (result.images != 1)}: {counts} (score ≥ {given.score:g})")
+    for line in result.videos:
+        console.print(line)
+    what = "frame" if result.videos else "image"
+    console.print(f"{result.images} {what}{'s' * (result.images != 1)}: {counts} (score ≥ {given.score:g})")
     print_notes(result.notes)
     console.print(f"wrote {', '.join(result.written)} in {given.out}")
     if result.failed:
         total = result.images + len(result.failed)
+        if result.videos:
+            raise RetinaNetError("; ".join(result.failed))
         raise RetinaNetError(
             f"{len(result.failed)} of {total} images could not be read: {'; '.join(result.failed[:3])}"
         )

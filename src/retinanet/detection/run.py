@@ -14,6 +14,8 @@ from retinanet.decode_config import limit_note, nonfinite_note
 from retinanet.detection.detector import Detector
 from retinanet.detection.loading import load
 from retinanet.detection.sources import detect_in_files, files_left_out, find_images
+from retinanet.detection.video_options import VideoOptions
+from retinanet.detection.video_sources import is_video
 from retinanet.detection.write import OutputFormat, Writer
 from retinanet.errors import ConfigError
 from retinanet.files import make_folder
@@ -32,6 +34,7 @@ class DetectionRun:
         failed: error messages for files that could not be read.
         out: folder of the files.
         notes: sentences about files that were left out, and about images that reached the limit on detections.
+        videos: a line about each video. ``images`` then is the number of frames.
     """
 
     images: int
@@ -40,6 +43,7 @@ class DetectionRun:
     failed: list[str]
     out: Path
     notes: list[str]
+    videos: tuple[str, ...] = ()
 
 
 @explain_missing_packages("retinanet.detect")
@@ -52,25 +56,33 @@ def detect(
     formats: OutputFormat | Sequence[OutputFormat] = ("coco", "csv"),
     draw: bool = True,
     max_detections: int | None = None,
+    track: bool = False,
+    video: bool = False,
+    frame_rate: float = 25.0,
     console: Console | None = None,
 ) -> DetectionRun:
-    """Detect objects in image files, as the command ``retinanet detect`` does.
+    """Detect objects in image files or videos, as the command ``retinanet detect`` does.
 
     To get the detections themselves, use :func:`retinanet.load`.
 
     Args:
         weights: a weight file, an exported file, the name of a bundled model, or a detector (to choose its precision
             and device).
-        sources: images, folders or glob patterns.
+        sources: images, folders or glob patterns; or videos, streams (``rtsp://…``), webcams (``webcam:0``) and
+            patterns of frames (``frame_%06d.png``).
         out: folder for the drawn images and the files.
         score: lowest score reported, 0 ≤ ``score`` < 1.
-        formats: one or more file formats of the detections: ``coco``, ``csv``, ``yolo``, ``voc``.
+        formats: one or more file formats of the detections: ``coco``, ``csv``, ``yolo``, ``voc``. Detections in a
+            video are always written as JSON Lines.
         draw: draw the boxes on copies of the images.
         max_detections: largest number of detections per image; unset: the number that the weights store.
+        track: give the objects of a video ids that stay the same from frame to frame.
+        video: treat all sources as videos: folders as sequences of frames, URLs as streams.
+        frame_rate: frames per second of a sequence of images.
         console: where the progress bar is shown.
 
     Raises:
-        ConfigError: a setting is out of range.
+        ConfigError: a setting is out of range, or images and videos are mixed.
         DataError: there is no image, or a drawn image would overwrite its source.
         CheckpointError: the weights cannot be read.
     """
@@ -83,6 +95,9 @@ def detect(
     if not listed:
         raise ConfigError("no images given; name images, folders or patterns after WEIGHTS")
     places = [str(source) for source in listed]
+    if _are_videos(places, video, track):
+        options = VideoOptions(score, max_detections, track=track, draw=draw, frame_rate=frame_rate)
+        return _detect_in_videos(weights, places, Path(out), options, console)
     files = find_images(places)
     detector = weights if isinstance(weights, Detector) else load(weights)
     settings = detector.decode_config(score, max_detections)
@@ -103,3 +118,33 @@ def detect(
     notes = files_left_out(places) + ([limit_note(limited, images, settings)] if limited else [])
     notes += [nonfinite_note(nonfinite, images)] if nonfinite else []
     return DetectionRun(images, writer.counts, writer.finish(), failed, Path(out), notes)
+
+
+def _are_videos(sources: Sequence[str], video: bool, track: bool) -> bool:
+    videos = [source for source in sources if video or is_video(source)]
+    if videos and len(videos) < len(sources):
+        raise ConfigError(f"{videos[0]} is a video, and other sources are images; use one command for each kind")
+    if track and not videos:
+        raise ConfigError(
+            "--track follows objects through a video; give a video, or add --video for a folder of frames"
+        )
+    return bool(videos)
+
+
+def _detect_in_videos(
+    weights: str | Path | Detector, sources: Sequence[str], out: Path, options: VideoOptions, console: Console | None
+) -> DetectionRun:
+    from retinanet.detection.video import detect_videos  # imports PyAV
+
+    detector = weights if isinstance(weights, Detector) else load(weights)
+    runs, failed = detect_videos(detector, sources, out, options, console)
+    counts: Counter[str] = sum((run.counts for run in runs), Counter())
+    return DetectionRun(
+        images=sum(run.frames for run in runs),
+        counts=counts,
+        written=[name for run in runs for name in run.written],
+        failed=failed,
+        out=out,
+        notes=[note for run in runs for note in run.notes],
+        videos=tuple(run.summary() for run in runs),
+    )
