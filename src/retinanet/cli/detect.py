@@ -30,8 +30,8 @@ class Arguments:
     max_detections: int | None = None
     """Largest number of detections per image. Unset: the number that the weights store. Raise it for dense images."""
     format: Literal["coco", "csv", "yolo", "voc"] | None = None
-    """File format of detections in images: detections.json (coco), detections.csv, labels/*.txt (yolo; labels.csv names the image of each file)
-    or annotations/*.xml (voc). Unset: coco and csv."""
+    """File format: detections.json (coco), detections.csv, labels/*.txt (yolo; labels.csv names the image of each file)
+    or annotations/*.xml (voc). Unset: coco and csv. Detections in a video are always written as JSON Lines."""
     draw: bool = True
     """Write copies of the images with the boxes drawn on them."""
     track: bool = False

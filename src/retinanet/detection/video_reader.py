@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from retinanet.data.deep_pixels import PixelRange
 from retinanet.data.images import image_size, read_image
-from retinanet.detection.video_connection import Connection
+from retinanet.detection.video_connection import Audio, Connection
 from retinanet.detection.video_options import ConnectionLimits
 from retinanet.detection.video_sources import VideoSource
 from retinanet.errors import DataError
@@ -42,7 +42,7 @@ class Frame:
     pts: int
     duration: int
     time: float
-    audio: tuple[av.Packet[Any], ...] = ()
+    audio: tuple[Audio, ...] = ()
 
 
 class Timeline:
@@ -77,17 +77,17 @@ class Timeline:
         """Let the next frame follow the last one after the time that passes until then."""
         self._shift = None
 
-    def shifted(self, packet: av.Packet[Any]) -> av.Packet[Any] | None:
-        """Shift compressed audio like the frames; None if it is from before the first frame."""
+    def shift(self, packet: av.Packet[Any]) -> bool:
+        """Shift the time stamps of compressed audio like those of the frames; False if it is from before the first."""
         if not self._shift:
-            return packet if self._shift == 0 else None
+            return self._shift == 0
         assert packet.time_base is not None
         by = int(self._shift * self.time_base / packet.time_base)
         if packet.dts is None or packet.dts + by < 0:
-            return None
+            return False
         packet.dts += by
         packet.pts = None if packet.pts is None else packet.pts + by
-        return packet
+        return True
 
 
 class VideoReader:
@@ -102,6 +102,7 @@ class VideoReader:
         rate: usual number of frames per second.
         total: number of frames if it is known, else an estimate, or None for a stream.
         audio: the audio streams.
+        aspect: width of a pixel of the upright image divided by its height; known after the first frame.
         reconnects: number of times that a dropped connection was opened again.
         notes: sentences about problems.
 
@@ -120,20 +121,14 @@ class VideoReader:
         self.total = self._frames_expected()
         from_zero = source.network or source.device is not None
         self._timeline = Timeline(self.time_base, round(1 / (self.rate * self.time_base)), from_zero)
-        self._rotation = 0
+        self.aspect = Fraction(1)
         self._first_raw: int | None = None
-        self._audio: list[av.Packet[Any]] = []
+        self._audio: list[Audio] = []
 
     @property
     def broken(self) -> int:
-        """Number of frames that could not be decoded, or only with errors."""
+        """Number of frames that could not be decoded, or only with errors, on all connections."""
         return self._broken_before + self._connection.broken
-
-    @property
-    def aspect(self) -> Fraction:
-        """Width of a pixel of the upright image divided by its height. Known after the first frame."""
-        stored = self._connection.video.codec_context.sample_aspect_ratio or Fraction(1)
-        return 1 / stored if self._rotation % 180 == 90 else stored
 
     def __iter__(self) -> Iterator[Frame]:
         try:
@@ -148,9 +143,9 @@ class VideoReader:
         """End reading, also while it waits to connect again. May be called from another thread."""
         self._closed.set()
 
-    def trailing_audio(self) -> tuple[av.Packet[Any], ...]:
+    def trailing_audio(self) -> tuple[Audio, ...]:
         """Return the audio that was read since the last frame."""
-        packets = tuple(p for p in (self._timeline.shifted(each) for each in self._audio) if p is not None)
+        packets = tuple(each for each in self._audio if self._timeline.shift(each.packet))
         self._audio = []
         return packets
 
@@ -159,7 +154,7 @@ class VideoReader:
         for item in self._connection:
             if self._closed.is_set():
                 return
-            if isinstance(item, av.Packet):
+            if isinstance(item, Audio):
                 self._audio.append(item)
             elif not (resumed_file and item.pts is not None and item.pts <= self._timeline.last_raw):
                 if self._first_raw is None:
@@ -167,9 +162,11 @@ class VideoReader:
                 yield self._frame(item)
 
     def _frame(self, decoded: Any) -> Frame:
-        self._rotation = decoded.rotation
+        turns = round(decoded.rotation / 90) % 4
+        stored = self._connection.video.codec_context.sample_aspect_ratio or Fraction(1)
+        self.aspect = 1 / stored if turns % 2 else stored
         pts = self._timeline.pts(decoded.pts)
-        image = np.rot90(decoded.to_ndarray(format="rgb24"), round(self._rotation / 90) % 4)
+        image = np.rot90(decoded.to_ndarray(format="rgb24"), turns)
         number, self._count = self._count, self._count + 1
         seconds = float(pts * self.time_base)
         duration = decoded.duration or 0
@@ -209,9 +206,14 @@ class VideoReader:
         """Use the new connection, unless it only repeats what was read."""
         self._broken_before += old.broken
         self._connection = new
-        repeats = old.ended and not self.source.realtime and new.video.start_time == self._first_raw
-        if repeats and new.video.start_time is not None and "jpeg" not in new.container.format.name:
-            return False  # a file without a stated size, whose end looks like a dropped connection
+        starts_anew = new.video.start_time is not None and new.video.start_time == self._first_raw
+        goes_on = self.source.realtime or new.is_file or "jpeg" in new.container.format.name
+        if starts_anew and not goes_on:
+            self.notes.append(
+                f"the source ended after {self._count} frames; it starts with the same time stamp when it is opened "
+                "again, as a file does"
+            )
+            return False
         self.reconnects += 1
         if not new.is_file:
             self._timeline.restart()
@@ -224,7 +226,7 @@ class VideoReader:
             return
         reached = float((last + 2 * self._timeline.step) * self.time_base)
         if self._timeline.last_raw == last and reached < end - _TRUNCATED:
-            self.notes.append(f"ends at {reached:.1f} s, but its header states {end:.1f} s; it is probably truncated")
+            self.notes.append(f"ends at {reached:.1f} s, but its header states {end:.1f} s; it is truncated or damaged")
 
 
 class SequenceReader:
@@ -259,6 +261,6 @@ class SequenceReader:
     def close(self) -> None:
         """Do nothing: reading ends with the iteration."""
 
-    def trailing_audio(self) -> tuple[av.Packet[Any], ...]:
+    def trailing_audio(self) -> tuple[Audio, ...]:
         """Return no audio."""
         return ()

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace
 
+from retinanet.detection.video_connection import Audio
 from retinanet.detection.video_reader import Frame, SequenceReader, VideoReader
 from retinanet.errors import MissingPackageError
 from retinanet.files import not_written
@@ -61,7 +62,7 @@ class VideoWriter:
         with self._explained():
             self._container = av.open(str(self._temporary), "w")
         self._video = self._video_stream(reader)
-        self._audio = {each.index: self._container.add_stream_from_template(each) for each in reader.audio}
+        self._audio = [self._container.add_stream_from_template(each) for each in reader.audio]
 
     def write(self, frame: Frame, image: Pixels) -> None:
         """Write ``image`` ``(H, W, 3)``, uint8 RGB, with the time stamp of ``frame``, and the audio before it.
@@ -85,10 +86,10 @@ class VideoWriter:
         with self._explained():
             self._mux(self._video.encode(picture))
 
-    def write_audio(self, packets: Sequence[av.Packet[Any]]) -> None:
+    def write_audio(self, packets: Sequence[Audio]) -> None:
         """Copy compressed audio. Packets that the container refuses, such as those out of order, are left out."""
-        for packet in packets:
-            packet.stream = self._audio[packet.stream.index]
+        for stream, packet in packets:
+            packet.stream = self._audio[stream]
             with self._explained():
                 try:
                     self._container.mux(packet)
