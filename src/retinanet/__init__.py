@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from retinanet.detection.detector import Detector as Detector
     from retinanet.detection.loading import load as load
     from retinanet.detection.run import detect as detect
+    from retinanet.detection.video import frames as frames
     from retinanet.evaluation.model_comparison import compare as compare
     from retinanet.evaluation.model_evaluation import evaluate as evaluate
     from retinanet.exporting.api import export as export
@@ -35,6 +36,7 @@ __all__ = [
     "evaluate",
     "export",
     "fit_anchors",
+    "frames",
     "inspect",
     "load",
     "train",
@@ -51,6 +53,7 @@ _LAZY = {
     "evaluate": "retinanet.evaluation.model_evaluation",
     "export": "retinanet.exporting.api",
     "fit_anchors": "retinanet.inspection.anchor_fit",
+    "frames": "retinanet.detection.video",
     "inspect": "retinanet.inspection.dataset_inspection",
     "load": "retinanet.detection.loading",
     "train": "retinanet.training.api",

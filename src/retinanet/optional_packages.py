@@ -17,6 +17,8 @@ _EXTRAS = {
     "supervision": ("supervision", "torch"),
     "onnxruntime": ("ONNX Runtime", "runtime"),
     "openvino": ("OpenVINO", "openvino"),
+    "av": ("PyAV", "video"),
+    "scipy": ("SciPy", "video"),
     "onnx": ("onnx", "export"),
     "onnxscript": ("onnxscript", "export"),
     "onnxslim": ("onnxslim", "export"),

@@ -66,7 +66,7 @@ class BlobDetector(Detector):
         return [self._blobs(image[..., 0] > 127, self.decode_config(score, max_detections)) for image in images]
 
     def _blobs(self, white: npt.NDArray[np.bool_], settings: DecodeConfig) -> Detections:
-        from scipy.ndimage import find_objects, label  # type: ignore[import-untyped]
+        from scipy.ndimage import find_objects, label
 
         found = find_objects(label(white, np.ones((3, 3)))[0])
         boxes = np.array([(x.start, y.start, x.stop, y.stop) for y, x in found], np.float32).reshape(-1, 4)

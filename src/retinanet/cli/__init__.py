@@ -19,7 +19,7 @@ from retinanet.optional_packages import explain_missing_packages
 VERBS = {
     "train": ("train", "train a detector on your images"),
     "eval": ("evaluate", "evaluate a detector on a dataset, or compare two"),
-    "detect": ("detect", "detect objects in images; draw them and write them to files"),
+    "detect": ("detect", "detect objects in images and videos; draw them and write them to files"),
     "export": ("export", "write a model as ONNX, OpenVINO or torch.export, and compare it with the weights"),
     "verify": ("verify", "compare an exported file with the weights it was exported from"),
     "convert": ("convert", "convert torchvision's RetinaNet weights into a file of this package"),
@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(" | ".join([f"error: {first}", *(" ".join(line.split()) for line in rest)]))
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt as stopped:
-        errors.print(f"{stopped}; go on with --resume" if str(stopped) else "stopped")
+        hint = "; go on with --resume" if getattr(stopped, "resumable", True) else ""
+        errors.print(f"{stopped}{hint}" if str(stopped) else "stopped")
         return 130
     except (OSError, MemoryError, RuntimeError) as error:
         failure = machine_failure(error, verb)

@@ -16,14 +16,15 @@ from retinanet.errors import RetinaNetError
 
 @dataclass(frozen=True)
 class Arguments:
-    """Detect objects in images; draw them and write them to files."""
+    """Detect objects in images and videos; draw them and write them to files."""
 
     weights: Annotated[Positional[Path], arg(metavar="WEIGHTS")]
     """A .safetensors file of a training, an exported file (.onnx, .xml), or the name of a bundled model such as
     person."""
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE...")]
     """Images, folders, glob patterns such as 'photos/*.jpg', zip archives, http(s) URLs, lists (@FILE), or - for paths
-    or an image from the standard input."""
+    or an image from the standard input. Or videos, streams such as rtsp://HOST/PATH, webcams (webcam:0), or numbered
+    frames (frame_%06d.png)."""
     list: tuple[Path, ...] = ()
     """Text files with the path or URL of an image per line; paths are relative to the file. The same as @FILE."""
     out: Path = Path("detections")
@@ -46,13 +47,19 @@ class Arguments:
     format: Literal["coco", "csv", "yolo", "voc", "jsonl", "geojson"] | None = None
     """File format: detections.json (coco), detections.csv, labels/*.txt (yolo; labels.csv names the image of each
     file), annotations/*.xml (voc) or geojson/*.geojson (for GeoTIFF files). Unset: coco and csv. detections.jsonl, a
-    line for each image, is always written."""
+    line for each image, is always written; of videos, nothing else."""
     draw: bool = True
     """Write copies of the images with the boxes drawn on them."""
     resume: bool = False
     """Continue an interrupted run with the same settings: images in OUT/detections.jsonl are not detected again."""
     web: WebLimits = field(default_factory=WebLimits)
     """Limits of downloads."""
+    video: bool = False
+    """Treat the sources as videos: a folder as a sequence of frames, a URL as a stream."""
+    track: bool = False
+    """Give the objects of a video ids that stay the same from frame to frame (ByteTrack)."""
+    frame_rate: float = 25.0
+    """Frames per second of a sequence of images."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network. auto: bf16 if the hardware supports it, else fp32."""
     device: str = "auto"
@@ -87,15 +94,23 @@ def run(argv: Sequence[str]) -> int:
         max_pixels=given.max_pixels,
         resume=given.resume,
         web=given.web,
+        video=given.video,
+        track=given.track,
+        frame_rate=given.frame_rate,
         console=console,
     )
+    for line in result.videos:
+        console.print(line)
     counts = ", ".join(f"{name} {count}" for name, count in result.counts.most_common(8)) or "no objects"
     earlier = f", {result.resumed} of them recorded before" if given.resume else ""
-    console.print(f"{result.images} image{'s' * (result.images != 1)}{earlier}: {counts} (score ≥ {given.score:g})")
+    what = f"{'frame' if result.videos else 'image'}{'s' * (result.images != 1)}"
+    console.print(f"{result.images} {what}{earlier}: {counts} (score ≥ {given.score:g})")
     if result.speed:
         console.print(result.speed)
     print_notes(result.notes)
     console.print(f"wrote {', '.join(result.written)} in {given.out}")
+    if result.failed and result.videos:
+        raise RetinaNetError("; ".join(result.failures))
     if result.failed:
         total = result.images + result.failed
         more = f"; all are in {given.out / FAILED}" if result.failed > 3 else ""

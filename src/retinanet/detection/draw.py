@@ -40,8 +40,15 @@ class _Label(NamedTuple):
     height: int
 
 
-def draw(image: npt.NDArray[np.uint8], found: Detections, classes: Sequence[str]) -> npt.NDArray[np.uint8]:
+def draw(
+    image: npt.NDArray[np.uint8],
+    found: Detections,
+    classes: Sequence[str],
+    ids: npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[np.uint8]:
     """Draw boxes, class names and scores on a copy of ``image``, uint8 RGB ``(H, W, 3)``.
+
+    Each class has a color. With the ids of tracked objects ``(D,)``, each id has a color, and labels show the ids.
 
     Line width and text size follow the image size, and lines are thinner on small boxes. With more than 40 detections
     the scores are left out. Labels are left out altogether if they would cover a fifth of the image.
@@ -50,7 +57,7 @@ def draw(image: npt.NDArray[np.uint8], found: Detections, classes: Sequence[str]
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
     thickness = line_width(min(height, width) / 300, np.asarray(found.boxes, dtype=np.float64), height * width)
-    colors = [COLORS[label % len(COLORS)] for label in found.labels.tolist()]
+    colors = [COLORS[number % len(COLORS)] for number in (found.labels if ids is None else ids).tolist()]
     for box, color in reversed(list(zip(found.boxes.tolist(), colors, strict=True))):  # the best on top
         pen.rectangle(_corners(box), outline=color, width=thickness)
     crowded = len(found) > _CROWDED
@@ -58,7 +65,7 @@ def draw(image: npt.NDArray[np.uint8], found: Detections, classes: Sequence[str]
     padding = max(1, thickness)
     labels = [
         _Label(text, color, *_label_size(text, font, padding))
-        for text, color in zip(_label_texts(found, classes, crowded), colors, strict=True)
+        for text, color in zip(_label_texts(found, classes, crowded, ids), colors, strict=True)
     ]
     if sum(label.width * label.height for label in labels) <= _COVERED * height * width:
         # To keep labels apart takes a time that grows with the square of their number.
@@ -180,8 +187,12 @@ def _corners(box: Box) -> Box:
     return (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1))
 
 
-def _label_texts(found: Detections, classes: Sequence[str], crowded: bool) -> list[str]:
+def _label_texts(
+    found: Detections, classes: Sequence[str], crowded: bool, ids: npt.NDArray[np.int64] | None
+) -> list[str]:
     names = [classes[label] for label in found.labels.tolist()]
+    if ids is not None:
+        names = [f"#{number} {name}" for number, name in zip(ids.tolist(), names, strict=True)]
     if crowded:
         return names
     return [f"{name} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)]

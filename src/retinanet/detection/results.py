@@ -27,25 +27,31 @@ class PlainDetections:
         confidence: float32 ``(D,)``, best first.
         class_id: int64 ``(D,)``.
         data: names of the classes ``(D,)`` in ``data["class_name"]``.
+        tracker_id: int64 ``(D,)``, ids of the tracked objects, or None without tracking.
     """
 
     xyxy: npt.NDArray[np.floating]
     confidence: npt.NDArray[np.floating]
     class_id: npt.NDArray[np.int64]
     data: dict[str, npt.NDArray[np.str_]]
+    tracker_id: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.confidence)
 
 
-def to_supervision(found: Detections, classes: Sequence[str]) -> supervision.Detections:
+def to_supervision(
+    found: Detections, classes: Sequence[str], ids: npt.NDArray[np.int64] | None = None
+) -> supervision.Detections:
     """Convert to ``supervision.Detections``, with class names in ``data["class_name"]``.
+
+    ``ids`` ``(D,)`` are the ids of tracked objects, which become ``tracker_id``.
 
     Without the package supervision, the result is a :class:`PlainDetections`.
     """
     names = np.array([classes[int(k)] for k in found.labels], dtype=np.str_)
     converted: supervision.Detections = _detections_class()(
-        xyxy=found.boxes, confidence=found.scores, class_id=found.labels, data={"class_name": names}
+        xyxy=found.boxes, confidence=found.scores, class_id=found.labels, data={"class_name": names}, tracker_id=ids
     )
     return converted
 

@@ -1,0 +1,91 @@
+"""``retinanet detect`` with videos: files, exit codes and messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clips import drawn, read_clip, write_clip
+from commands import Command
+from retinanet.data.images import read_image
+
+
+@pytest.fixture
+def clip(parts: Path, tmp_path: Path) -> Path:
+    """Ten frames with images of the sample dataset, of 96 × 96 pixels."""
+    images = sorted((parts / "images").glob("*.jpg"))[:10]
+    write_clip(tmp_path / "clip.mp4", [read_image(path) for path in images])
+    return tmp_path / "clip.mp4"
+
+
+def test_detect_and_track_in_a_video(run: Command, weights: Path, clip: Path, tmp_path: Path) -> None:
+    said = run("detect", weights, clip, "--out", tmp_path / "out", "--track")
+    assert said.code == 0, said
+    first, second, *_, last = said.out.splitlines()
+    assert first.startswith(f"{clip}: 10 frames, ")
+    assert "decode" in first
+    assert "network" in first
+    assert second.startswith("10 frames: ")
+    assert last == f"wrote clip.jsonl, clip.mp4 in {tmp_path / 'out'}"
+    assert len(read_clip(tmp_path / "out" / "clip.mp4").times) == 10
+
+
+def test_frames_have_the_detections_of_images(run: Command, weights: Path, parts: Path, tmp_path: Path) -> None:
+    """Lossless images of a folder give the same detections as a video and as images."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for k, path in enumerate(sorted((parts / "images").glob("*.jpg"))[:5]):
+        Image.fromarray(read_image(path)).save(folder / f"{k}.png")
+    assert run("detect", weights, folder, "--video", "--out", tmp_path / "v", "--no-draw").code == 0
+    assert run("detect", weights, folder, "--out", tmp_path / "i", "--no-draw", "--format", "coco").code == 0
+    content = json.loads((tmp_path / "i" / "detections.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "v" / "frames.jsonl").read_text().splitlines()]
+    assert len(lines) == 5
+    for number, line in enumerate(lines):
+        expected = [each for each in content["annotations"] if each["image_id"] == number + 1]
+        assert len(expected) == len(line["detections"])
+        for mine, other in zip(line["detections"], expected, strict=True):
+            x, y, width, height = other["bbox"]
+            np.testing.assert_allclose(mine["box"], [x, y, x + width, y + height], atol=0.02)
+            assert mine["label"] + 1 == other["category_id"]
+
+
+def test_wrong_uses_are_refused(run: Command, weights: Path, clip: Path, parts: Path, tmp_path: Path) -> None:
+    photo, out = parts / "images" / "000000.jpg", tmp_path / "out"
+    assert "--track follows objects through a video" in run.fails("detect", weights, photo, "--track", code=2)
+    assert "one command for each kind" in run.fails("detect", weights, photo, clip, code=2)
+    assert "--frame-rate is 0" in run.fails("detect", weights, clip, "--frame-rate", "0", code=2)
+    assert "no such file" in run.fails("detect", weights, tmp_path / "no.mp4", "--out", out)
+    assert "webcam:97" in run.fails("detect", weights, "webcam:97", "--out", out)
+    assert "matches no image" in run.fails("detect", weights, tmp_path / "f_%03d.png", "--out", out)
+
+
+def test_ctrl_c_leaves_a_playable_file(weights: Path, tmp_path: Path) -> None:
+    write_clip(tmp_path / "long.mp4", [drawn(k % 1000) for k in range(2000)])
+    command = [sys.executable, "-m", "retinanet", "detect", str(weights), str(tmp_path / "long.mp4")]
+    started = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    lines = tmp_path / "out" / "long.jsonl"
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit and not (lines.exists() and lines.stat().st_size > 2000):
+        time.sleep(0.05)
+    os.kill(started.pid, signal.SIGINT)
+    _, said = started.communicate(timeout=30)
+    assert started.returncode == 130, said
+    assert said.startswith("stopped after ")
+    assert len(said.strip().splitlines()) == 1
+    assert "resume" not in said
+    count = len(lines.read_text().splitlines())
+    assert 0 < count < 2000
+    assert len(read_clip(tmp_path / "out" / "long.mp4").times) == count
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["long.jsonl", "long.mp4"]

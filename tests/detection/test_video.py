@@ -1,0 +1,316 @@
+"""Detection in video files: time stamps, frame rate, audio, tracks and damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import supervision
+from PIL import Image
+
+import retinanet
+from clips import KnowingDetector, drawn, drawn_scene, number_of, one_box, read_clip, write_clip
+from retinanet.detection.video import VideoRun, VideoStopped, detect_videos
+from retinanet.detection.video_options import VideoOptions
+from retinanet.detections import Detections
+from retinanet.errors import ConfigError, DataError, RetinaNetError
+from tracks import idf1, imperfect, scene
+
+
+def detect(source: Path | str, out: Path, detector: KnowingDetector | None = None, **options: Any) -> VideoRun:
+    detector = detector or KnowingDetector([one_box()])
+    [run], errors = detect_videos(detector, [str(source)], out, VideoOptions(**options))
+    assert not errors
+    return run
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+UNEVEN = [0, 3003, 5000, 9009, 21_000, 21_700, 40_000, 90_000]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+@pytest.mark.parametrize("uneven", [False, True], ids=["constant", "variable"])
+def test_frames_time_stamps_and_duration_stay(tmp_path: Path, suffix: str, uneven: bool) -> None:
+    pts = UNEVEN if uneven else None
+    clip = tmp_path / f"clip{suffix}"
+    write_clip(clip, [drawn(k) for k in range(8)], pts)
+    run = detect(clip, tmp_path / "out")
+    before, after = read_clip(clip), read_clip(tmp_path / "out" / "clip.mp4")
+    assert after.times == before.times
+    assert after.numbers == before.numbers == list(range(8))
+    assert after.size == before.size
+    if suffix != ".mkv":  # Matroska states no duration of the video itself
+        assert after.duration == before.duration
+        assert after.rate == before.rate
+    assert (run.frames, run.written, run.notes) == (8, ["clip.jsonl", "clip.mp4"], [])
+    times = [line["time"] for line in lines(tmp_path / "out" / "clip.jsonl")]
+    np.testing.assert_allclose(times, [float(each) for each in before.times], atol=1e-6)
+
+
+@pytest.mark.parametrize("codec", ["aac", "libmp3lame", "pcm_s16le"])
+def test_audio_is_copied(tmp_path: Path, codec: str) -> None:
+    clip = tmp_path / "clip.mkv"
+    write_clip(clip, [drawn(k) for k in range(60)], audio=codec)
+    detect(clip, tmp_path / "out")
+    before, after = read_clip(clip), read_clip(tmp_path / "out" / "clip.mp4")
+    assert b"".join(data for _, data in after.audio) == b"".join(data for _, data in before.audio) != b""
+    assert float(abs(after.audio[0][0] - before.audio[0][0])) < 0.002  # Matroska rounds to milliseconds
+    if codec != "pcm_s16le":  # MP4 divides PCM into packets of its own
+        assert float(abs(after.audio[-1][0] - before.audio[-1][0])) < 0.03
+
+
+def test_video_starts_where_its_source_starts(tmp_path: Path) -> None:
+    write_clip(tmp_path / "late.ts", [drawn(k) for k in range(10)], [45_000 + 3000 * k for k in range(10)])
+    detect(tmp_path / "late.ts", tmp_path / "out")
+    before, after = read_clip(tmp_path / "late.ts"), read_clip(tmp_path / "out" / "late.mp4")
+    assert after.times == before.times
+    assert before.times[0] >= Fraction(1, 2)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, -90])
+def test_rotated_video_is_upright(tmp_path: Path, rotation: int) -> None:
+    upright = np.zeros((96, 64, 3), dtype=np.uint8)
+    upright[:32, :32] = (250, 30, 30)
+    stored = np.rot90(upright, -rotation // 90 % 4)  # the display turns it back, counterclockwise
+    write_clip(tmp_path / "turned.mp4", [stored] * 3, rotation=rotation)
+    [first, *_] = retinanet.frames(KnowingDetector([Detections.empty()]), tmp_path / "turned.mp4")
+    assert first.image.shape == upright.shape
+    assert np.abs(first.image.astype(int) - upright).mean() < 8
+    detect(tmp_path / "turned.mp4", tmp_path / "out", KnowingDetector([Detections.empty()]))
+    assert read_clip(tmp_path / "out" / "turned.mp4").size == (96, 64)
+
+
+def test_odd_sides_are_padded_and_colors_stay(tmp_path: Path) -> None:
+    image = np.full((97, 65, 3), (200, 60, 40), dtype=np.uint8)
+    (tmp_path / "odd").mkdir()
+    for k in range(3):
+        Image.fromarray(image).save(tmp_path / "odd" / f"{k}.png")
+    detect(f"{tmp_path}/odd/%d.png", tmp_path / "out", KnowingDetector([Detections.empty()]))
+    with av.open(str(tmp_path / "out" / "odd.mp4")) as container:
+        frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    assert frame.shape == (98, 66, 3)
+    assert np.abs(frame.astype(int) - (200, 60, 40)).max() <= 6
+
+
+def test_tracks_of_a_clip(tmp_path: Path) -> None:
+    """From file to file: crossing and vanishing objects, a variable frame rate, and the same ids in two runs."""
+    truth = scene(0, variable=True)
+    write_clip(tmp_path / "clip.mp4", drawn_scene(truth), [round(90_000 * at) for at in truth.times])
+    found = imperfect(truth, 0)
+    run = detect(tmp_path / "clip.mp4", tmp_path / "out", KnowingDetector(found), track=True)
+    again = detect(tmp_path / "clip.mp4", tmp_path / "again", KnowingDetector(found), track=True, batch=3)
+    text = (tmp_path / "out" / "clip.jsonl").read_bytes()
+    assert text == (tmp_path / "again" / "clip.jsonl").read_bytes()
+    frames = lines(tmp_path / "out" / "clip.jsonl")
+    boxes = [np.reshape([each["box"] for each in frame["detections"]], (-1, 4)) for frame in frames]
+    ids = [np.array([each["track"] for each in frame["detections"]], dtype=np.int64) for frame in frames]
+    assert idf1(truth, boxes, ids) > 0.9
+    assert run.objects == again.objects
+    assert sum(run.objects.values()) == len({k for each in ids for k in each.tolist()})
+
+
+def test_without_tracking_the_detections_are_those_of_the_images(tmp_path: Path) -> None:
+    detector = KnowingDetector([one_box(0.9), one_box(0.2), Detections.empty()])
+    write_clip(tmp_path / "clip.mp4", [drawn(k) for k in range(9)])
+    run = detect(tmp_path / "clip.mp4", tmp_path / "out", detector, batch=4, draw=False)
+    assert run.counts == {"car": 3}
+    assert run.written == ["clip.jsonl"]
+    assert sum(detector.batches) == 9
+    assert [len(line["detections"]) for line in lines(tmp_path / "out" / "clip.jsonl")] == [1, 0, 0] * 3
+
+
+def test_frames_for_programs(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mp4", [drawn(k) for k in range(20)])
+    seen = list(retinanet.frames(KnowingDetector([one_box()]), tmp_path / "clip.mp4", track=True))
+    assert [frame.number for frame in seen] == [number_of(frame.image) for frame in seen] == list(range(20))
+    assert all(isinstance(frame.found, supervision.Detections) for frame in seen)
+    assert [frame.found.tracker_id.tolist() for frame in seen if frame.found.tracker_id is not None] == [[1]] * 20
+
+
+def test_a_program_may_stop_early(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mp4", [drawn(k) for k in range(60)])
+    before = threading.active_count()
+    for frame in retinanet.frames(KnowingDetector([one_box()]), tmp_path / "clip.mp4"):
+        if frame.number == 3:
+            break
+    time.sleep(0.5)
+    assert threading.active_count() <= before
+
+
+def test_sequences_of_images(tmp_path: Path) -> None:
+    folder = tmp_path / "shots"
+    folder.mkdir()
+    for k in (1, 2, 9, 10, 11):
+        Image.fromarray(drawn(k)).save(folder / f"frame_{k}.png")
+    (folder / "frame_11.png").write_bytes(b"broken")
+    (folder / "other.txt").write_text("no frame")
+    for source in (f"{folder}/frame_%d.png", str(folder)):
+        run = detect(source, tmp_path / "out", frame_rate=10)
+        assert run.frames == 4
+        assert any("1 broken frames" in note for note in run.notes)
+    clip = read_clip(tmp_path / "out" / "shots.mp4")
+    assert clip.numbers == [1, 2, 9, 10]  # in the order of numbers, not of letters
+    assert clip.times == [Fraction(k, 10) for k in range(4)]
+
+
+def test_a_truncated_clip_gives_the_frames_that_are_there(tmp_path: Path) -> None:
+    write_clip(tmp_path / "whole.mp4", [drawn(k) for k in range(90)])
+    data = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 2 // 3])
+    run = detect(tmp_path / "cut.mp4", tmp_path / "out")
+    assert 20 < run.frames < 90
+    assert "truncated" in run.notes[-1]
+    numbers = read_clip(tmp_path / "out" / "cut.mp4").numbers
+    assert numbers == list(range(len(numbers)))
+
+
+def test_damage_in_the_middle_is_counted_and_survived(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.ts", [drawn(k) for k in range(90)], key_every=5)
+    data = bytearray((tmp_path / "clip.ts").read_bytes())
+    third = len(data) // 3
+    data[third : third + 3000] = bytes(k * 7 % 256 for k in range(3000))
+    (tmp_path / "damaged.ts").write_bytes(data)
+    run = detect(tmp_path / "damaged.ts", tmp_path / "out")
+    assert any("broken frames" in note for note in run.notes)
+    assert read_clip(tmp_path / "out" / "damaged.mp4").numbers[-10:] == list(range(80, 90))
+
+
+def test_a_clip_that_changes_its_size_keeps_the_first(tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for k, size in enumerate([(240, 320), (240, 320), (480, 640)]):
+        Image.fromarray(drawn(k, size)).save(folder / f"{k}.png")
+    run = detect(folder, tmp_path / "out")
+    assert any("1 frames were scaled" in note for note in run.notes)
+    assert read_clip(tmp_path / "out" / "mixed.mp4").size == (240, 320)
+
+
+class Interrupting(KnowingDetector):
+    """Simulates Ctrl-C in the tenth batch."""
+
+    def detect_scaled(self, images: Any, score: float | None = None, limit: int | None = None) -> list[Detections]:
+        if len(self.batches) == 10:
+            raise KeyboardInterrupt
+        return super().detect_scaled(images, score, limit)
+
+
+def test_a_stopped_run_leaves_a_playable_file(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mp4", [drawn(k) for k in range(90)], audio="aac")
+    with pytest.raises(VideoStopped, match=r"stopped after 20 frames, which are in clip\.jsonl and clip\.mp4"):
+        detect(tmp_path / "clip.mp4", tmp_path / "out", Interrupting([one_box()]), batch=2)
+    assert read_clip(tmp_path / "out" / "clip.mp4").numbers == list(range(20))
+    assert len(lines(tmp_path / "out" / "clip.jsonl")) == 20
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["clip.jsonl", "clip.mp4"]
+
+
+def no_codec(folder: Path) -> Path:
+    write_clip(folder / "codec.mp4", [drawn(0)])
+    (folder / "codec.mp4").write_bytes((folder / "codec.mp4").read_bytes().replace(b"avc1", b"zzzz"))
+    return folder / "codec.mp4"
+
+
+def no_video(folder: Path) -> Path:
+    (folder / "text.mp4").write_text("no video" * 100)
+    return folder / "text.mp4"
+
+
+def empty(folder: Path) -> Path:
+    (folder / "empty.mp4").touch()
+    return folder / "empty.mp4"
+
+
+def sound(folder: Path) -> Path:
+    with av.open(str(folder / "sound.mkv"), "w") as container:
+        stream = container.add_stream("aac", rate=44_100, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4410), dtype=np.int16), format="s16", layout="mono")
+        frame.sample_rate = 44_100
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    return folder / "sound.mkv"
+
+
+def no_frames(folder: Path) -> Path:
+    write_clip(folder / "none.mkv", [drawn(k) for k in range(30)])
+    data = (folder / "none.mkv").read_bytes()
+    (folder / "none.mkv").write_bytes(data[:750])  # the header only
+    return folder / "none.mkv"
+
+
+def pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "pipe.mp4")
+    return folder / "pipe.mp4"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (no_codec, "codec is unknown"),
+        (no_video, "is no video"),
+        (empty, "is no video"),
+        (sound, "no video stream"),
+        (no_frames, "no frame that can be decoded"),
+        (pipe, "is a named pipe"),
+        (lambda folder: folder / "missing.mp4", "no such file"),
+    ],
+    ids=["codec", "text", "empty", "sound", "no frames", "pipe", "missing"],
+)
+def test_bad_videos_give_one_line(tmp_path: Path, make: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message) as error:
+        detect(make(tmp_path), tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_bad_video_does_not_stop_the_others(tmp_path: Path) -> None:
+    write_clip(tmp_path / "good.mp4", [drawn(k) for k in range(5)])
+    sources = [str(no_video(tmp_path)), str(tmp_path / "good.mp4")]
+    runs, errors = detect_videos(KnowingDetector([one_box()]), sources, tmp_path / "out", VideoOptions())
+    assert [run.frames for run in runs] == [5]
+    assert "text.mp4" in errors[0]
+
+
+def test_the_source_is_never_replaced(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mp4", [drawn(k) for k in range(5)])
+    before = (tmp_path / "clip.mp4").read_bytes()
+    with pytest.raises(ConfigError, match="would replace its source"):
+        detect(tmp_path / "clip.mp4", tmp_path)
+    assert (tmp_path / "clip.mp4").read_bytes() == before
+
+
+def test_a_folder_that_vanishes_half_way_is_an_error_of_one_line(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mp4", [drawn(k) for k in range(60)])
+
+    class Removing(KnowingDetector):
+        def detect_scaled(self, images: Any, score: float | None = None, limit: int | None = None) -> list[Detections]:
+            if len(self.batches) == 3:
+                (tmp_path / "out").rename(tmp_path / "moved")
+            return super().detect_scaled(images, score, limit)
+
+    with pytest.raises(RetinaNetError, match="cannot be written"):
+        detect(tmp_path / "clip.mp4", tmp_path / "out", Removing([one_box()]))
+
+
+def test_a_full_disk_is_an_error_of_one_line(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    write_clip(tmp_path / "clip.mp4", [drawn(k) for k in range(60)])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "clip.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RetinaNetError, match="free some space"):
+        detect(tmp_path / "clip.mp4", tmp_path / "out")
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for wrong in ({"score": 1.0}, {"batch": 0}, {"frame_rate": 0.0}, {"score": 0.0, "track": True}):
+        with pytest.raises(ConfigError):
+            VideoOptions(**wrong)
