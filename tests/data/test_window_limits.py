@@ -183,6 +183,17 @@ def test_deep_images_without_a_range_have_one_range_for_all_windows(tmp_path: Pa
             np.testing.assert_array_equal(reader.read(Window(top, 0, 50, 128)), whole[top : top + 50])
 
 
+def test_a_damaged_deep_image_without_a_range_is_read_elsewhere(tmp_path: Path) -> None:
+    values = np.linspace(0, 65_535, 256 * 128).astype(np.uint16).reshape(256, 128)
+    file = saved(tmp_path, values, compression="zlib", rowsperstrip=64)
+    damage(file, 1)
+    with open_windows(file) as reader:
+        expected = np.rint(values[200:250] / 257).astype(np.uint8)
+        np.testing.assert_array_equal(reader.read(Window(200, 0, 50, 128))[:, :, 0], expected)
+        with pytest.raises(DataError, match="rows 64 to 128"):
+            reader.read(Window(60, 0, 50, 128))
+
+
 def test_the_range_of_a_large_deep_image_is_chosen_from_a_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

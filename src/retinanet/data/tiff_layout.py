@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from retinanet.data.blocks import LARGEST_BLOCK, STRIP_ROWS, strip_rows
 from retinanet.data.exif import TURNS
+from retinanet.files import start_of
 
-SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 UNCOMPRESSED = 1
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
@@ -89,6 +90,11 @@ class TiffLayout:
         """Bytes of a decompressed row of a block of one plane; 0 if the type of the values is unusual."""
         size = 0 if self.dtype is None else self.dtype.itemsize
         return self.block[1] * size * (self.samples if self.planes == 1 else 1)
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether a file starts as a TIFF or BigTIFF file does; ``False`` for files that cannot be read."""
+    return start_of(path).startswith(_SIGNATURES)
 
 
 def tiff_layout(path: Path) -> TiffLayout | None:
