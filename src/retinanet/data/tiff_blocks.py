@@ -31,6 +31,7 @@ from retinanet.data.tiff_layout import (
     WHITE_IS_ZERO,
     Tag,
     TiffLayout,
+    compression_name,
     tiff_layout,
 )
 from retinanet.errors import DataError
@@ -48,7 +49,7 @@ def tiff_blocks(path: Path) -> Blocks | None:
     """Open the first image of a TIFF file; ``None`` if it cannot be read block by block.
 
     Raises:
-        DataError: the image has more bands than colors.
+        DataError: the image has more bands than colors, or a compression that Pillow does not know.
     """
     layout = tiff_layout(path)
     if layout is None:
@@ -62,7 +63,30 @@ def tiff_blocks(path: Path) -> Blocks | None:
             f"{path}: {layout.samples} bands, and the file does not say which are red, green and blue; write an image "
             "of three bands, for example with gdal_translate -b 3 -b 2 -b 1 -colorinterp red,green,blue IN OUT"
         )
+    if not _opens(layout):
+        name = compression_name(layout.compression)
+        raise DataError(
+            f"{path}: the compression {name} is not read; convert the file, for example "
+            "with gdal_translate -co COMPRESS=DEFLATE -co TILED=YES IN OUT"
+        )
     return _RawTiff(path, layout) if _is_raw(layout) else None
+
+
+def deep_tiff(path: Path) -> Blocks | None:
+    """Open a TIFF file that is decoded without Pillow's conversions: with more than 8 bits per value, or planes.
+
+    Returns:
+        ``None`` if Pillow reads the pixels as they are, or if the file cannot be read block by block.
+
+    Raises:
+        DataError: as :func:`tiff_blocks`.
+    """
+    blocks = tiff_blocks(path)
+    if isinstance(blocks, _RawTiff):
+        return blocks
+    if blocks is not None:
+        blocks.close()
+    return None
 
 
 def _is_raw(layout: TiffLayout) -> bool:

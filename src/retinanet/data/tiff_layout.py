@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from retinanet.data.blocks import LARGEST_BLOCK, STRIP_ROWS, strip_rows
 from retinanet.data.exif import TURNS
+from retinanet.files import start_of
 
-SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 UNCOMPRESSED = 1
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
@@ -91,6 +92,11 @@ class TiffLayout:
         return self.block[1] * size * (self.samples if self.planes == 1 else 1)
 
 
+def is_tiff(path: Path) -> bool:
+    """Whether a file starts as a TIFF or BigTIFF file does; ``False`` for files that cannot be read."""
+    return start_of(path).startswith(_SIGNATURES)
+
+
 def tiff_layout(path: Path) -> TiffLayout | None:
     """Read the layout of the first image; ``None`` if it cannot be read block by block.
 
@@ -103,6 +109,13 @@ def tiff_layout(path: Path) -> TiffLayout | None:
             return _layout(file.pages.first, file.filehandle)
     except Exception:  # of a damaged header; Pillow's error is reported for it
         return None
+
+
+def compression_name(code: int) -> str:
+    """Name of a compression, such as ``JPEG2000``; its number if it has none."""
+    from tifffile import COMPRESSION
+
+    return COMPRESSION(code).name if code in set(COMPRESSION) else str(code)
 
 
 def tiff_orientation(path: Path) -> int:
