@@ -2,11 +2,11 @@
 
 Every ``python`` block and every ``retinanet`` line of a ``bash``, ``sh`` or ``console`` block is run, page by page and
 from top to bottom. The working folder contains ``photo.jpg``, the folder ``photos``, the video ``clip.mp4``, the data
-``parts`` and ``BCCD`` (tiny replacements), ``runs/parts/best.safetensors``, and a torchvision detector. Outputs of a command (``data sample
-OUT``, ``train --out RUN``) are removed before it runs. ``PLACEHOLDERS`` replaces words in capitals. ``torchrun`` lines
-run in their own processes. ``pip`` and ``make`` lines are not run, but their extras and targets must exist. ``git`` and
-``cd`` are skipped. Any other command fails the test, so that no command is unchecked. Blocks marked ``text`` or ``py``
-(excerpts of files) are not run.
+``parts`` and ``BCCD`` (tiny replacements), ``runs/parts/best.safetensors``, and a torchvision detector. Outputs of a
+command (``data sample OUT``, ``train --out RUN``) are removed before it runs. ``PLACEHOLDERS`` replaces words in
+capitals. ``torchrun`` lines run in their own processes. ``pip`` and ``make`` lines are not run, but their extras and
+targets must exist. ``git`` and ``cd`` are skipped. Any other command fails the test, so that no command is unchecked.
+Blocks marked ``text`` or ``py`` (excerpts of files) are not run.
 """
 
 from __future__ import annotations

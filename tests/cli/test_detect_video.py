@@ -69,6 +69,17 @@ def test_wrong_uses_are_refused(run: Command, weights: Path, clip: Path, parts: 
     assert "matches no image" in run.fails("detect", weights, tmp_path / "f_%03d.png", "--out", out)
 
 
+@pytest.mark.parametrize(("module", "name"), [("av", "PyAV"), ("scipy.optimize", "SciPy")])
+def test_a_missing_package_is_named_with_its_extra(
+    run: Command, weights: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    for loaded in [each for each in sys.modules if each.startswith("retinanet.detection.")]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, module, None)
+    line = run.fails("detect", weights, clip, "--track", "--out", tmp_path / "out")
+    assert f"needs {name}; install it with: pip install 'retinanet[video]'" in line
+
+
 def test_ctrl_c_leaves_a_playable_file(weights: Path, tmp_path: Path) -> None:
     write_clip(tmp_path / "long.mp4", [drawn(k % 1000, (96, 160)) for k in range(2000)])
     command = [sys.executable, "-m", "retinanet", "detect", str(weights), str(tmp_path / "long.mp4")]
