@@ -1,12 +1,12 @@
 """The code of the documentation runs, and its links and names exist.
 
 Every ``python`` block and every ``retinanet`` line of a ``bash``, ``sh`` or ``console`` block is run, page by page and
-from top to bottom. The working folder contains ``photo.jpg``, the folder ``photos``, the data ``parts`` and ``BCCD``
-(tiny replacements), ``runs/parts/best.safetensors``, and a torchvision detector. Outputs of a command (``data sample
-OUT``, ``train --out RUN``) are removed before it runs. ``PLACEHOLDERS`` replaces words in capitals. ``torchrun`` lines
-run in their own processes. ``pip`` and ``make`` lines are not run, but their extras and targets must exist. ``git`` and
-``cd`` are skipped. Any other command fails the test, so that no command is unchecked. Blocks marked ``text`` or ``py``
-(excerpts of files) are not run.
+from top to bottom. The working folder contains ``photo.jpg``, the folder ``photos``, the video ``clip.mp4``, the data
+``parts`` and ``BCCD`` (tiny replacements), ``runs/parts/best.safetensors``, and a torchvision detector. Outputs of a
+command (``data sample OUT``, ``train --out RUN``) are removed before it runs. ``PLACEHOLDERS`` replaces words in
+capitals. ``torchrun`` lines run in their own processes. ``pip`` and ``make`` lines are not run, but their extras and
+targets must exist. ``git`` and ``cd`` are skipped. Any other command fails the test, so that no command is unchecked.
+Blocks marked ``text`` or ``py`` (excerpts of files) are not run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from clips import write_clip
 from retinanet import cli
+from retinanet.data.images import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -94,6 +96,7 @@ def make_world(folder: Path, parts: Path, weights: Path) -> None:
     for number in range(2):
         shutil.copy(parts / "images" / f"{number:06d}.jpg", folder / "photos" / f"{number}.jpg")
     shutil.copy(folder / "photos" / "0.jpg", folder / "photo.jpg")
+    write_clip(folder / "clip.mp4", [read_image(path) for path in sorted((parts / "images").glob("*.jpg"))])
 
 
 def save_torchvision_model(path: Path) -> None:

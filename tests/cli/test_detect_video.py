@@ -69,18 +69,45 @@ def test_wrong_uses_are_refused(run: Command, weights: Path, clip: Path, parts: 
     assert "matches no image" in run.fails("detect", weights, tmp_path / "f_%03d.png", "--out", out)
 
 
-def test_ctrl_c_leaves_a_playable_file(weights: Path, tmp_path: Path) -> None:
-    write_clip(tmp_path / "long.mp4", [drawn(k % 1000) for k in range(2000)])
-    command = [sys.executable, "-m", "retinanet", "detect", str(weights), str(tmp_path / "long.mp4")]
+@pytest.mark.parametrize(("module", "name"), [("av", "PyAV"), ("scipy.optimize", "SciPy")])
+def test_a_missing_package_is_named_with_its_extra(
+    run: Command, weights: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    for loaded in [each for each in sys.modules if each.startswith("retinanet.detection.")]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, module, None)
+    line = run.fails("detect", weights, clip, "--track", "--out", tmp_path / "out")
+    assert f"needs {name}; install it with: pip install 'retinanet[video]'" in line
+
+
+# The command with a detector that starts at once.
+PROGRAM = """
+import sys
+from clips import KnowingDetector, one_box
+from retinanet import cli
+from retinanet.detection import loading
+
+loading.load = lambda *given, **settings: KnowingDetector([one_box()])
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_leaves_a_playable_file(tmp_path: Path) -> None:
+    write_clip(tmp_path / "long.mp4", [drawn(k % 1000, (96, 160)) for k in range(2000)])
+    words = ["detect", "any.safetensors", str(tmp_path / "long.mp4"), "--out", str(tmp_path / "out")]
     started = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROGRAM, *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     lines = tmp_path / "out" / "long.jsonl"
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 120
     while time.monotonic() < limit and not (lines.exists() and lines.stat().st_size > 2000):
         time.sleep(0.05)
     os.kill(started.pid, signal.SIGINT)
-    _, said = started.communicate(timeout=30)
+    _, said = started.communicate(timeout=120)
     assert started.returncode == 130, said
     assert said.startswith("stopped after ")
     assert len(said.strip().splitlines()) == 1
