@@ -21,7 +21,7 @@ def run(folder: Path, out: Path, resume: bool) -> None:
     detect(StubDetector(), folder, out, formats=("coco", "csv", "yolo"), resume=resume)
 
 
-def without_sync(descriptor: int) -> None:
+def without_sync(descriptor: object) -> None:
     """Do nothing in place of ``os.fsync``, which takes long and matters for power failures only."""
 
 
