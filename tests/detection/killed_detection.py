@@ -27,7 +27,7 @@ def without_sync(descriptor: object) -> None:
 
 def main(folder: Path, out: Path, seed: int) -> None:
     """Start and kill until a run ends by itself."""
-    os.fsync = without_sync
+    os.fsync = without_sync  # type: ignore[assignment]
     chance, kills, started = random.Random(seed), 0, False
     while True:
         child = os.fork()
