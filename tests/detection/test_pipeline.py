@@ -37,7 +37,9 @@ def test_results_come_in_order_and_batches_are_full(images: list[ImageFile]) -> 
     results = list(detect_in_files(detector, images, 0.3, batch=4))
     assert [result.image for result in results] == images
     assert "02.png" in str(results[2].error)
-    assert (results[2].found, results[2].pixels, results[2].size) == (None, None, None)
+    assert results[2].found is None
+    assert results[2].pixels is None
+    assert results[2].size is None
     sizes = [result.size for result in results if result.size]
     padded = {padded_size([size]) for size in sizes}
     assert len(padded) == 3

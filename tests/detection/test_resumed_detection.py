@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from killed_detection import run
+from killed_detection import run, without_sync
 from retinanet.detection.run import detect
 from retinanet.errors import CheckpointError, DataError, RetinaNetError
 from stub_detector import StubDetector
@@ -37,6 +37,11 @@ def contents(out: Path) -> dict[str, bytes]:
     """The content of all files below ``out``."""
     paths = [path for path in out.rglob("*") if path.is_file() and path.name != ".lock"]
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(autouse=True)
+def _no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", without_sync)
 
 
 def test_killed_and_resumed_run_gives_the_same_files(tmp_path: Path) -> None:
