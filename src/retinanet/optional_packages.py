@@ -21,6 +21,7 @@ _EXTRAS = {
     "onnxscript": ("onnxscript", "export"),
     "onnxslim": ("onnxslim", "export"),
     "nncf": ("NNCF", "export"),
+    "rasterio": ("rasterio", "geo"),
 }
 
 
