@@ -35,7 +35,7 @@ from retinanet.detection.tiles import detections_of_tiles
 from retinanet.detections import Detections
 from retinanet.evaluation.coco_ap import coco_metrics
 from retinanet.files import write_json
-from retinanet.overlaps import pair_iou, shared_area
+from retinanet.overlaps import BoxIndex, pair_iou, shared_area
 from tile_merging import greedy_nmm, nmm, nms, unmerged
 
 Pixels = npt.NDArray[np.uint8]
@@ -196,7 +196,7 @@ def compare(case: Collected) -> list[dict[str, Any]]:
 
 def _row(name: str, truth: Dataset, found: Detections, seconds: float) -> dict[str, Any]:
     metrics = coco_metrics(truth, found).to_dict()
-    shown = {key: round(metrics[key], 4) for key in ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")}
+    shown = {key: round(metrics[key], 4) for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
     doubled = 1000 * duplicates(truth, found) / len(truth.boxes)
     return {"merging": name, **shown, "duplicates": round(doubled, 1), "seconds": round(seconds, 3), "D": len(found)}
 
@@ -207,25 +207,26 @@ def duplicates(truth: Dataset, found: Detections) -> int:
     A detection with a score of at least 0.3 belongs to the object of its class with the highest IoU, if that is at
     least 0.5, or else to an object that contains 70 % of it, as a cut object does.
     """
-    extra = 0
-    for image in truth:
-        own = found.take((found.images == image) & (found.scores >= _SCORE))
-        rows = truth.rows(image)
-        objects, labels = truth.boxes[rows].astype(np.float64), truth.labels[rows]
-        counts = np.zeros(len(objects), dtype=np.int64)
-        for box, label in zip(own.boxes.astype(np.float64), own.labels, strict=True):
-            near = np.flatnonzero((labels == label) & (shared_area(objects, np.tile(box, (len(objects), 1))) > 0))
-            if not len(near):
-                continue
-            copies = np.tile(box, (len(near), 1))
-            iou, inside = pair_iou(objects[near], copies), shared_area(objects[near], copies)
-            inside /= max(1e-9, (box[2] - box[0]) * (box[3] - box[1]))
-            if iou.max() >= 0.5:
-                counts[near[iou.argmax()]] += 1
-            elif inside.max() >= 0.7:
-                counts[near[inside.argmax()]] += 1
-        extra += int(np.maximum(counts - 1, 0).sum())
-    return extra
+    own = found.take(found.scores >= _SCORE)
+    owners = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
+    boxes, objects = own.boxes.astype(np.float64), truth.boxes.astype(np.float64)
+    groups, object_groups = (i * len(truth.classes) + k for i, k in ((own.images, own.labels), (owners, truth.labels)))
+    matched = np.full(len(own), -1)
+    for covered in (True, False):  # the IoU counts more, so it comes last
+        index = BoxIndex(objects, 0.7 if covered else 0.5, object_groups)
+        best = np.zeros(len(own))
+        for first, second in index.search(boxes, groups, covered).chunks():
+            if covered:
+                areas = (boxes[first, 2:] - boxes[first, :2]).prod(axis=1)
+                share = shared_area(boxes[first], objects[second]) / areas
+            else:
+                share = pair_iou(boxes[first], objects[second])
+            enough = np.flatnonzero(share >= (0.7 if covered else 0.5))
+            enough = enough[np.argsort(share[enough])]  # the highest comes last
+            better = enough[share[enough] > best[first[enough]]]
+            best[first[better]], matched[first[better]] = share[better], second[better]
+    counts = np.bincount(matched[matched >= 0], minlength=len(objects))
+    return int(np.maximum(counts - 1, 0).sum())
 
 
 def cases(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Collected]]]:

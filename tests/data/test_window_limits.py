@@ -119,17 +119,18 @@ def test_the_limit_on_pixels_can_be_raised(tmp_path: Path) -> None:
 def test_images_over_the_limit_of_pillow_are_read_if_it_is_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # as if the images were huge
     monkeypatch.setattr(jpeg_blocks, "jpeg_blocks", lambda path, orientation: None)
-    for suffix in ("png", "jpg", "bmp", "tif"):
+    for suffix in ("png", "jpg", "bmp"):
         file = tmp_path / f"a.{suffix}"
-        Image.fromarray(NOISE).save(file, quality=100)
-        with pytest.raises(DataError, match="too large"):
-            read_image(file)
-        with open_windows(file, max_pixels=10**9) as reader:
-            found = reader.read(Window(10, 10, 30, 30))
-            assert np.abs(found.astype(int) - NOISE[10:40, 10:40]).mean() < (40 if suffix == "jpg" else 1e-9)
-        assert Image.MAX_IMAGE_PIXELS == 1000
+        Image.fromarray(NOISE).save(file)
+        whole = read_image(file)
+        with monkeypatch.context() as patched:
+            patched.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # as if the images were huge
+            with pytest.raises(DataError, match="too large"):
+                read_image(file)
+            with open_windows(file, max_pixels=10**9) as reader:
+                np.testing.assert_array_equal(reader.read(Window(10, 20, 30, 30)), whole[10:40, 20:50])
+            assert Image.MAX_IMAGE_PIXELS == 1000
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
@@ -180,6 +181,17 @@ def test_deep_images_without_a_range_have_one_range_for_all_windows(tmp_path: Pa
     with open_windows(file) as reader:
         for top in (0, 100, 200):
             np.testing.assert_array_equal(reader.read(Window(top, 0, 50, 128)), whole[top : top + 50])
+
+
+def test_a_damaged_deep_image_without_a_range_is_read_elsewhere(tmp_path: Path) -> None:
+    values = np.linspace(0, 65_535, 256 * 128).astype(np.uint16).reshape(256, 128)
+    file = saved(tmp_path, values, compression="zlib", rowsperstrip=64)
+    damage(file, 1)
+    with open_windows(file) as reader:
+        expected = np.rint(values[200:250] / 257).astype(np.uint8)
+        np.testing.assert_array_equal(reader.read(Window(200, 0, 50, 128))[:, :, 0], expected)
+        with pytest.raises(DataError, match="rows 64 to 128"):
+            reader.read(Window(60, 0, 50, 128))
 
 
 def test_the_range_of_a_large_deep_image_is_chosen_from_a_sample(
@@ -303,20 +315,24 @@ def test_overlapping_windows_row_by_row_decode_each_block_once(
         assert reader._kept_bytes < wide.nbytes / 2  # type: ignore[attr-defined]
 
 
+# VmHWM is the peak of this process only; ru_maxrss starts with the memory of the process that started it.
 MEASURE = """
-import resource, sys
+import sys
+from pathlib import Path
 from retinanet.data.windows import Window, open_windows
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+before = peak()
 with open_windows(sys.argv[1]) as reader:
     height, width = reader.size
     for top in range(0, height, 512):
         for left in range(0, width, 512):
             reader.read(Window(top, left, min(512, height - top), min(512, width - left)))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the unit of the peak memory depends on the system")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", ["tiled", "striped", "png"])
 def test_reading_by_window_takes_a_fraction_of_the_memory_of_the_image(tmp_path: Path, kind: str) -> None:
     pixels = np.zeros((12_000, 9000, 3), np.uint8)  # 309 MB
@@ -328,4 +344,4 @@ def test_reading_by_window_takes_a_fraction_of_the_memory_of_the_image(tmp_path:
         options = {"tile": (256, 256)} if kind == "tiled" else {"rowsperstrip": 16}
         tifffile.imwrite(file, pixels, photometric="rgb", compression="zlib", compressionargs={"level": 1}, **options)
     ended = subprocess.run([sys.executable, "-c", MEASURE, str(file)], capture_output=True, text=True, check=True)
-    assert float(ended.stdout) < 120
+    assert 5 < float(ended.stdout) < 130

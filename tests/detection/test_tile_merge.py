@@ -51,7 +51,8 @@ def brute_force(boxes: Floats, scores: Floats, labels: Ints, owners: Ints, tiles
     def covered(i: int) -> bool:
         own = boxes[i]
         return area(own) > 0 and any(
-            not cut[j] and intersection(own, boxes[j]) >= COVERED * area(own) for j in rivals(i)
+            (not cut[j] or area(boxes[j]) > area(own)) and intersection(own, boxes[j]) >= COVERED * area(own)
+            for j in rivals(i)
         )
 
     remaining = [i for i in fine if not (cut[i] and covered(i))]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +47,22 @@ class Blocks(ABC):
         """``(height, width)`` of one block, cut at the edge of the image."""
         top, left = row * self.block[0], column * self.block[1]
         return min(self.block[0], self.size[0] - top), min(self.block[1], self.size[1] - left)
+
+    def row_of_blocks(self, row: int) -> Pixels:
+        """Decode all blocks of a row of the grid: as :meth:`decode`, over the width of the image."""
+        return np.concatenate([self.decode(row, column) for column in range(self.grid[1])], axis=1)
+
+    def whole(self) -> Pixels:
+        """Decode the whole image, as it is stored."""
+        return np.concatenate([self.row_of_blocks(row) for row in range(self.grid[0])])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     @abstractmethod
     def decode(self, row: int, column: int) -> Pixels:

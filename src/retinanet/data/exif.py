@@ -28,6 +28,9 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Orientations that undo an orientation; all others undo themselves.
+TURNED_BACK = {6: 8, 8: 6}
+
 # Bytes of a file that are read first; they hold the header of most JPEG files.
 _HEAD = 4096
 

@@ -16,9 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from retinanet.data.blocks import Blocks
 from retinanet.data.deep_pixels import PixelRange, Spread, deep_values, inverted, is_deep, spread_of, to_8_bits
-from retinanet.data.exif import Header, header_of_image, quick_header, upright
+from retinanet.data.exif import Header, header_of_image, quick_header, turned_pixels, upright
 from retinanet.data.rgb import plain_rgb
+from retinanet.data.tiff_blocks import deep_tiff
+from retinanet.data.tiff_layout import is_tiff
 from retinanet.errors import DataError
 from retinanet.files import special_file
 
@@ -48,6 +51,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 _HEIF_REMEDY = "install retinanet[heic] to read them"
+_BITS = 258  # TIFF tag: bits per value
+
 _VIDEO_REMEDY = "videos; extract their frames, for example with ffmpeg -i FILE frames/%06d.jpg"
 _RAW_REMEDY = "convert them to JPEG or PNG"
 
@@ -94,9 +99,9 @@ def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> npt.N
     Raises:
         DataError: the file is missing, corrupt, not an image, or has more than ``MAX_PIXELS``.
     """
-    with open_image(Path(path)) as image:
+    with _opened(Path(path)) as image:
         try:
-            return to_rgb(image, pixel_range)
+            return _rgb_of_blocks(image, pixel_range) if isinstance(image, Blocks) else to_rgb(image, pixel_range)
         except Exception as error:  # Pillow's decoders also raise struct.error, KeyError, MemoryError …
             raise DataError(f"{path}: cannot be decoded ({reason(error)}); replace or remove the file") from error
 
@@ -118,7 +123,9 @@ def image_header(path: Path) -> Header:
     found = None if special else quick_header(path)
     if found is not None and found.stored[0] * found.stored[1] <= MAX_PIXELS:
         return found
-    with open_image(path) as image:
+    with _opened(path) as image:
+        if isinstance(image, Blocks):
+            return Header((image.size[1], image.size[0]), image.orientation)
         return header_of_image(image)
 
 
@@ -145,8 +152,10 @@ def pixel_spread(path: Path) -> Spread | None:
     Raises:
         DataError: the file is missing or not an image.
     """
-    with open_image(path) as image:
+    with _opened(path) as image:
         try:
+            if isinstance(image, Blocks):
+                return spread_of(_floats(image)) if image.deep else None
             return spread_of(deep_values(image)) if is_deep(image) else None
         except Exception as error:  # as in read_image
             raise DataError(f"{path}: cannot be decoded ({reason(error)}); replace or remove the file") from error
@@ -177,16 +186,53 @@ def read_thumbnail(path: Path, side: int, pixel_range: PixelRange | None = None)
     Raises:
         DataError: as :func:`read_image`.
     """
-    with open_image(path) as image:
+    with _opened(path) as image:
         try:
-            size = header_of_image(image).upright
-            image.draft("L", (4 * side, 4 * side))  # JPEG: reads every byte but computes few pixels
-            gray = Image.fromarray(to_rgb(image, pixel_range)).convert("L")
+            if isinstance(image, Blocks):
+                rgb = _rgb_of_blocks(image, pixel_range)
+                size = (rgb.shape[1], rgb.shape[0])
+            else:
+                size = header_of_image(image).upright
+                image.draft("L", (4 * side, 4 * side))  # JPEG: reads every byte but computes few pixels
+                rgb = to_rgb(image, pixel_range)
+            gray = Image.fromarray(rgb).convert("L")
             darkest, brightest = gray.getextrema()
             pixels = np.array(gray.resize((side, side), Image.Resampling.BOX))
             return Thumbnail(pixels, size, int(brightest) - int(darkest))  # type: ignore[arg-type]
         except Exception as error:  # as in read_image
             raise DataError(f"{path}: cannot be decoded ({reason(error)}); replace or remove the file") from error
+
+
+def _opened(path: Path) -> Image.Image | Blocks:
+    """Open an image file: TIFF files that Pillow would not read, or not with all bits, as blocks."""
+    try:
+        image = open_image(path)
+    except DataError:
+        blocks = deep_tiff(path) if is_tiff(path) else None
+        if blocks is not None and blocks.size[0] * blocks.size[1] <= MAX_PIXELS:
+            return blocks
+        if blocks is not None:
+            blocks.close()
+        raise
+    if image.format == "TIFF" and max(image.tag_v2.get(_BITS, (1,))) > 8 and (blocks := deep_tiff(path)):  # type: ignore[attr-defined]
+        image.close()
+        return blocks
+    return image
+
+
+def _rgb_of_blocks(blocks: Blocks, pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]:
+    if not blocks.deep:
+        return np.ascontiguousarray(turned_pixels(blocks.whole().astype(np.uint8, copy=False), blocks.orientation))
+    if pixel_range is None:
+        pixels = to_8_bits(_floats(blocks), None, blocks.inverted)
+    else:  # row by row, because four times as many bytes would be needed for the values
+        rows = (blocks.row_of_blocks(row).astype(np.float32, copy=False) for row in range(blocks.grid[0]))
+        pixels = np.concatenate([to_8_bits(row, pixel_range, blocks.inverted) for row in rows])
+    return np.ascontiguousarray(turned_pixels(pixels, blocks.orientation))
+
+
+def _floats(blocks: Blocks) -> npt.NDArray[np.float32]:
+    return blocks.whole().astype(np.float32, copy=False)
 
 
 def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:

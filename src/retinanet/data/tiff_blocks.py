@@ -65,6 +65,23 @@ def tiff_blocks(path: Path) -> Blocks | None:
     return _RawTiff(path, layout) if _is_raw(layout) else None
 
 
+def deep_tiff(path: Path) -> Blocks | None:
+    """Open a TIFF file that is decoded without Pillow's conversions: with more than 8 bits per value, or planes.
+
+    Returns:
+        ``None`` if Pillow reads the pixels as they are, or if the file cannot be read block by block.
+
+    Raises:
+        DataError: as :func:`tiff_blocks`.
+    """
+    blocks = tiff_blocks(path)
+    if isinstance(blocks, _RawTiff):
+        return blocks
+    if blocks is not None:
+        blocks.close()
+    return None
+
+
 def _is_raw(layout: TiffLayout) -> bool:
     """Whether :class:`_RawTiff` can read the file."""
     known = layout.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO) or (layout.photometric == RGB and layout.samples > 2)

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from retinanet.data.blocks import LARGEST_BLOCK, STRIP_ROWS, strip_rows
 from retinanet.data.exif import TURNS
+from retinanet.files import start_of
 
-SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 UNCOMPRESSED = 1
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
@@ -91,6 +92,11 @@ class TiffLayout:
         return self.block[1] * size * (self.samples if self.planes == 1 else 1)
 
 
+def is_tiff(path: Path) -> bool:
+    """Whether a file starts as a TIFF or BigTIFF file does; ``False`` for files that cannot be read."""
+    return start_of(path).startswith(_SIGNATURES)
+
+
 def tiff_layout(path: Path) -> TiffLayout | None:
     """Read the layout of the first image; ``None`` if it cannot be read block by block.
 
@@ -103,6 +109,22 @@ def tiff_layout(path: Path) -> TiffLayout | None:
             return _layout(file.pages.first, file.filehandle)
     except Exception:  # of a damaged header; Pillow's error is reported for it
         return None
+
+
+def tiff_orientation(path: Path) -> int:
+    """EXIF orientation of the first image; 1 if the file has none, or cannot be read."""
+    from tifffile import TiffFile
+
+    try:
+        with TiffFile(path) as file:
+            return _orientation(file.pages.first)
+    except Exception:  # as above
+        return 1
+
+
+def _orientation(page: Any) -> int:
+    value = page.tags[_ORIENTATION].value if _ORIENTATION in page.tags else 1
+    return value if isinstance(value, int) and value in TURNS else 1
 
 
 def _layout(page: Any, file: Any) -> TiffLayout | None:
@@ -125,7 +147,6 @@ def _layout(page: Any, file: Any) -> TiffLayout | None:
         rows = strip * max(1, min(STRIP_ROWS // strip, -(-height // strip)))
     if rows * across > LARGEST_BLOCK:
         return None
-    orientation = _number(page, _ORIENTATION, 1)
     return TiffLayout(
         order=str(page.parent.byteorder),
         size=(height, width),
@@ -141,15 +162,10 @@ def _layout(page: Any, file: Any) -> TiffLayout | None:
         photometric=int(page.photometric),
         offsets=offsets,
         counts=counts,
-        orientation=orientation if orientation in TURNS else 1,
+        orientation=_orientation(page),
         no_data=str(page.tags[_NO_DATA].value).strip("\0 ") if _NO_DATA in page.tags else "",
         tags=tuple(_tag(page.tags[code], file) for code in _DECODING if code in page.tags),
     )
-
-
-def _number(page: Any, code: int, default: int) -> int:
-    value = page.tags[code].value if code in page.tags else default
-    return int(value) if isinstance(value, int) else default
 
 
 def _dtype(page: Any) -> np.dtype[Any] | None:

@@ -7,25 +7,33 @@ All other files are decoded whole once. The pixels of a window are those of the 
 
 from __future__ import annotations
 
-import io
 from collections import OrderedDict
-from contextlib import nullcontext
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from retinanet.data import jpeg_blocks, png_blocks, tiff_blocks, tiff_layout
+from retinanet.data import jpeg_blocks, png_blocks, tiff_blocks
 from retinanet.data.blocks import LARGEST_BLOCK, Blocks, Pixels
 from retinanet.data.deep_pixels import PixelRange, is_deep, range_of, spread_of, to_8_bits
-from retinanet.data.exif import SIDEWAYS, header_of_image, orientation_of, turned_boxes, turned_pixels, upright
+from retinanet.data.exif import (
+    SIDEWAYS,
+    TURNED_BACK,
+    header_of_image,
+    orientation_of,
+    turned_boxes,
+    turned_pixels,
+    upright,
+)
 from retinanet.data.images import MAX_PIXELS, check_pixels, open_image, reason, to_rgb
 from retinanet.data.read_ahead import read_ahead
 from retinanet.data.rgb import plain_rgb
+from retinanet.data.tiff_layout import is_tiff
 from retinanet.data.window_reader import Window, WindowReader
 from retinanet.errors import DataError
-from retinanet.files import special_file
+from retinanet.files import start_of
 
 __all__ = ["Window", "WindowReader", "open_windows", "read_ahead"]
 
@@ -35,8 +43,6 @@ _CACHE_BYTES = 2**26
 # The range of values of a deep image is chosen from all values of an image with at most this many, or else from this
 # many blocks and values.
 _ALL_VALUES, _SAMPLE_BLOCKS, _SAMPLE_VALUES = 2**24, 64, 200_000
-
-_TURNED_BACK = {6: 8, 8: 6}
 
 
 def open_windows(path: str | Path, pixel_range: PixelRange | None = None, max_pixels: int = MAX_PIXELS) -> WindowReader:
@@ -65,13 +71,9 @@ def open_windows(path: str | Path, pixel_range: PixelRange | None = None, max_pi
 
 def _blocks(path: Path, max_pixels: int) -> Blocks | None:
     """Open a file to decode its blocks; ``None`` if it must be decoded whole, or is not an image."""
-    try:
-        with nullcontext(io.BytesIO()) if special_file(path) else path.open("rb") as file:
-            start = file.read(8)
-    except (OSError, ValueError):  # reported when the file is opened as an image
-        return None
+    start = start_of(path)
     blocks = None
-    if start.startswith(tiff_layout.SIGNATURES):
+    if is_tiff(path):
         blocks = tiff_blocks.tiff_blocks(path)
     elif start.startswith(png_blocks.SIGNATURE):
         blocks = png_blocks.png_blocks(path)
@@ -120,7 +122,7 @@ class _BlockReader(WindowReader):
         top, left, height, width = window
         box = np.array([[left, top, left + width, top + height]], dtype=np.float64)
         orientation = self._blocks.orientation
-        back = turned_boxes(box, _TURNED_BACK.get(orientation, orientation), (self.size[1], self.size[0]))
+        back = turned_boxes(box, TURNED_BACK.get(orientation, orientation), (self.size[1], self.size[0]))
         x1, y1, x2, y2 = back[0].astype(int).tolist()
         return Window(y1, x1, y2 - y1, x2 - x1)
 
@@ -163,18 +165,24 @@ class _BlockReader(WindowReader):
             ) from error
 
     def _chosen_range(self) -> PixelRange:
-        """The range of a deep image: from all of its values if it is small, or else from a sample."""
+        """The range of a deep image: from all of its values if it is small and intact, or else from a sample."""
         rows, columns = self._blocks.grid
         if self._blocks.size[0] * self._blocks.size[1] <= _ALL_VALUES:
-            lines = [np.concatenate([self._decoded(r, c) for c in range(columns)], axis=1) for r in range(rows)]
-            values = np.concatenate(lines)
-        else:
-            chosen = np.unique(np.linspace(0, rows * columns - 1, _SAMPLE_BLOCKS).astype(int)).tolist()
-            each = _SAMPLE_VALUES // len(chosen)
-            parts = [self._decoded(*divmod(number, columns)).reshape(-1) for number in chosen]
-            values = np.concatenate([part[:: max(1, part.size // each)] for part in parts])
-        spread = spread_of(values.astype(np.float32, copy=False))
-        return range_of([spread]) if spread is not None else (0.0, 1.0)
+            with suppress(Exception):  # a block is damaged; windows that do not need it are still read
+                return _range_of_values(self._blocks.whole())
+        chosen = np.unique(np.linspace(0, rows * columns - 1, _SAMPLE_BLOCKS).astype(int)).tolist()
+        each = _SAMPLE_VALUES // len(chosen)
+        parts = [np.zeros(0, np.float32)]
+        for number in chosen:
+            with suppress(DataError):
+                values = self._decoded(*divmod(number, columns)).reshape(-1)
+                parts.append(values[:: max(1, values.size // each)].astype(np.float32))
+        return _range_of_values(np.concatenate(parts))
+
+
+def _range_of_values(values: Pixels) -> PixelRange:
+    spread = spread_of(values.astype(np.float32, copy=False))
+    return (0.0, 1.0) if spread is None else range_of([spread])
 
 
 class _WholeReader(WindowReader):

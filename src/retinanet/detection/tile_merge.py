@@ -4,7 +4,8 @@ A detection is *cut* if it ends at an inner edge of its tile, because its object
 apply, each only to detections of one class in different tiles:
 
 1. A pass with larger tiles finds only objects that the pass before may have cut: those longer than its overlap.
-2. A cut detection yields to an uncut one that covers it: a neighboring tile holds the whole object.
+2. A cut detection yields to one that covers it and is not cut, or is larger: a neighboring tile holds the whole object,
+   or more of it.
 3. Of two detections with an IoU above the model's threshold the worse is dropped, as in non-maximum suppression. Uncut
    detections are better than cut ones, then the score decides.
 
@@ -25,7 +26,7 @@ from retinanet.overlaps import Bools, BoxIndex, Floats, Ints, pair_iou, shared_a
 # A detection is cut if it ends within this many pixels of the network's input from an inner edge of its tile.
 CUT_WITHIN = 2.0
 
-# A cut detection yields to an uncut one that covers at least this share of its area.
+# A cut detection yields to one that covers at least this share of its area.
 COVERED = 0.7
 
 # A pass with larger tiles keeps detections that are longer than this share of the overlap of the pass before.
@@ -93,17 +94,15 @@ def cut_by_edges(boxes: Floats, owners: Ints, tiles: Tiles) -> Bools:
 
 
 def _yielding(boxes: Floats, labels: Ints, owners: Ints, cut: Bools) -> Bools:
-    """Which boxes are cut, and covered by an uncut box of another tile: bool ``(D,)``."""
-    yields = np.zeros(len(boxes), dtype=np.bool_)
-    whole, parts = np.flatnonzero(~cut), np.flatnonzero(cut)
-    if not len(whole) or not len(parts):
-        return yields
+    """Which boxes are cut, and covered by a box of another tile that is uncut or larger: bool ``(D,)``."""
+    yields, parts = np.zeros(len(boxes), dtype=np.bool_), np.flatnonzero(cut)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    pairs = BoxIndex(boxes[whole], COVERED, labels[whole]).search(boxes[parts], labels[parts], covered=True)
-    for first, second in pairs.chunks():
-        part, cover = parts[first], whole[second]
+    pairs = BoxIndex(boxes, COVERED, labels).search(boxes[parts], labels[parts], covered=True)
+    for first, cover in pairs.chunks():
+        part = parts[first]
         covered = shared_area(boxes[part], boxes[cover]) >= COVERED * areas[part]
-        yields[part[covered & (owners[part] != owners[cover])]] = True
+        holds_more = ~cut[cover] | (areas[cover] > areas[part])
+        yields[part[covered & holds_more & (owners[part] != owners[cover])]] = True
     return yields
 
 
