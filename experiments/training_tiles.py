@@ -26,12 +26,16 @@ from retinanet.data.sampling import TrainingOrder, sampling_factors
 from retinanet.data.synthetic import CLASS_ODDS, CLASSES, LOOKALIKES, Scene, render_part
 from retinanet.data.training_tiles import training_tiles
 from retinanet.data.workbench import workbench
+from retinanet.detection.loading import load
+from retinanet.detection.tile_plan import TileOptions
+from retinanet.evaluation.coco_ap import coco_metrics
+from retinanet.evaluation.predict import predict
 from retinanet.files import write_json
 from retinanet.recipes import load_recipe
 from retinanet.training.loop import train_on
 
 RESULT = Path(__file__).parent / "results" / "training_tiles.json"
-SIDE, TILE, VAL_IMAGES = 5000, 128, 5
+SIDE, TILE, VAL_IMAGES, LARGE_VAL_IMAGES = 5000, 128, 5, 2
 CLUSTERS, PARTS, LURES = 5, 12, 30  # of each image: clusters, objects of each cluster, lookalikes anywhere
 
 
@@ -156,8 +160,17 @@ def train_both(out: Path, large: Path, cut: Path, epochs: int, seed: int) -> lis
         result = train_on(config, train_set, val_set, run, resume=True, console=Console())
         metrics = {key: result.metrics[key] for key in ("AP", "AP50", "AP75")}
         shown = {"epochs": passes, "images": passes * each}
-        rows.append({"trained on": name, "seed": seed, **shown, "seconds": round(result.seconds, 1), **metrics})
+        whole = {"AP on large images": ap_on_large_images(result.best, large, LARGE_VAL_IMAGES)}
+        seconds = {"seconds": round(result.seconds, 1)}
+        rows.append({"trained on": name, "seed": seed, **shown, **seconds, **metrics, **whole})
     return rows
+
+
+def ap_on_large_images(weights: Path, large: Path, count: int) -> float:
+    """AP on the first large val images, which are detected tile by tile."""
+    detector, dataset = load(weights, "fp32"), read_split(large, "val").subset(range(count))
+    tiling = detector.tiling(TileOptions("auto"))
+    return round(coco_metrics(dataset, predict(detector, dataset, tiling=tiling)).to_dict()["AP"], 4)
 
 
 def main() -> None:

@@ -54,10 +54,11 @@ def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_train_and_evaluate_as_one(parts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--data.tile", "64")], ids=["images", "tiles"])
+def test_two_processes_train_and_evaluate_as_one(parts: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     runs = {}
     for count in (1, 2):
-        process = start(parts, tmp_path / str(count), count)
+        process = start(parts, tmp_path / str(count), count, *more)
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
         assert said.count("\nbest AP ") == 1  # one of them speaks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,12 +92,13 @@ def _next(given: Arguments, base: Config, found: Inspection) -> str | None:
         place = f"--out {quoted(given.out)} --fix {quoted(fixed)}"
         return " ".join(["retinanet data inspect", quoted(given.dataset), place, *recipe, *flags])
     reading = given.config.data
+    config = replace(given.config, data=replace(reading, tile=reading.tile or found.advised_tile))
     splits = (reading.train, reading.val, reading) if given.fix is None else ()
     if not can_train(given.fix or given.dataset, *splits):
         return None
     data = quoted(given.fix or given.dataset)
     if found.needs_anchors:
-        flags = changed_flags(given.config, base, anchors, reading=given.fix is None)
+        flags = changed_flags(config, base, anchors, reading=given.fix is None)
         return " ".join(["retinanet data anchors", data, *recipe, *flags])
-    flags = changed_flags(given.config, base, every, reading=given.fix is None)
+    flags = changed_flags(config, base, every, reading=given.fix is None)
     return " ".join(["retinanet train", data, *recipe, *flags, *new_run()])

@@ -15,6 +15,7 @@ from retinanet.config import AnchorSpec, Config, DataConfig
 from retinanet.data.dataset import Dataset
 from retinanet.data.image_sizes import PAD_TO, scaled_size
 from retinanet.data.sample import MIN_SIDE
+from retinanet.data.training_tiles import training_tiles
 
 Floats = npt.NDArray[np.float32]
 
@@ -127,6 +128,10 @@ def positives(
     Returns:
         int64 ``(M,)``, one value per row of ``dataset.boxes``; −1 for ignore regions.
     """
+    if config.data.tile is not None and dataset.sizes.max() > config.data.tile:
+        found = _positives_in_tiles(dataset, config)
+        progress(len(dataset))
+        return found
     count = np.where(dataset.ignore, -1, 0).astype(np.int64)
     scaled, _ = _scaled_sizes(dataset, config.data)
     boxes = ScaledBoxes.of(dataset, config.data).boxes
@@ -147,6 +152,15 @@ def positives(
             every = np.concatenate(objects)
             count[every] = torch.bincount(matched[matched >= 0], minlength=len(every)).numpy()
             progress(len(batch))
+    return count
+
+
+def _positives_in_tiles(dataset: Dataset, config: Config) -> npt.NDArray[np.int64]:
+    """Count the positive anchors of each box in its tile. An object that is larger than a tile has none."""
+    tiles = training_tiles(dataset, config.data)
+    count = np.where(dataset.ignore, -1, 0).astype(np.int64)
+    with_objects = tiles.as_dataset().subset(np.flatnonzero(tiles.has_objects))  # keeps the order of the boxes
+    count[tiles.rows] = positives(with_objects, config)
     return count
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from retinanet.config import AssignConfig, Config
+from retinanet.config import Config
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats import write_coco
 from retinanet.data.formats.open_dataset import read_tolerantly, with_shared_classes
@@ -22,6 +22,7 @@ from retinanet.inspection.findings import Finding, by_kind
 from retinanet.inspection.repair import repair
 from retinanet.inspection.splits import without_unions
 from retinanet.inspection.survey import Balance, Survey, coverage_findings
+from retinanet.inspection.tile_advice import advised_tile, tile_findings
 from retinanet.optional_packages import explain_missing_packages
 from retinanet.progress import progress_bar
 from retinanet.recipes import has_fitted_anchors, resolve
@@ -71,6 +72,11 @@ class Inspection:
         """Whether anchors should be fitted: those of a recipe are assigned by IoU, and miss a tenth of the boxes."""
         by_iou = self.config.assign.method == "iou" and not has_fitted_anchors(self.config)
         return by_iou and self.train.reached < _WELL_REACHED
+
+    @property
+    def advised_tile(self) -> int | None:
+        """The ``data.tile`` that a training should use; ``None`` if it needs no tiles, or has them."""
+        return advised_tile(self.train.dataset, self.config.data)
 
     @property
     def max_detections(self) -> int:
@@ -124,7 +130,7 @@ def inspect(
         checked = run_checks(splits, failures, own_classes, config.data, whole, bar.advance, memory)
     with progress_bar(console, "assigning anchors", images) as bar:
         surveys = {split: Survey.of(data, config, bar.advance) for split, data in splits.items()}
-    findings = [*checked.findings, *_coverage_findings(surveys, config.assign)]
+    findings = [*checked.findings, *_findings_of_train(surveys, config)]
     result = Inspection(
         name=next(iter(splits.values())).title,
         splits=splits,
@@ -176,10 +182,10 @@ def write_repaired(inspection: Inspection, out: str | Path, console: Console | N
     return changes
 
 
-def _coverage_findings(surveys: dict[str, Survey], assign: AssignConfig) -> list[Finding]:
-    """Findings about the anchors of the first split, which is train if there is one."""
+def _findings_of_train(surveys: dict[str, Survey], config: Config) -> list[Finding]:
+    """Findings about the anchors and tiles of the first split, which is train if there is one."""
     split, survey = next(iter(surveys.items()))
-    return list(coverage_findings(split, survey, assign))
+    return [*coverage_findings(split, survey, config.assign), *tile_findings(split, survey.dataset, config.data)]
 
 
 def _loss_balance(survey: Survey, config: Config) -> list[str]:

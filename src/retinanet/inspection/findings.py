@@ -115,11 +115,17 @@ _KINDS = (
         "training treats these boxes as background, so the detector is unlikely to find them",
     ),
     Kind(
+        "small-objects",
+        "warning",
+        "split with objects that are small against their images",
+        "most objects are hard to detect at the size of the network's input; --data.tile trains on tiles",
+    ),
+    Kind(
         "tiny-box",
         "warning",
         "box with a side under 2 pixels of the network's input",
         "training leaves out boxes under 1 pixel and boxes under 2 are hard to detect; "
-        "raise --data.size or cut the images into tiles",
+        "raise --data.size or train on tiles with --data.tile",
     ),
     Kind(
         "never-measured",

@@ -10,6 +10,7 @@ from retinanet.inspection.checks import finding_of
 from retinanet.inspection.class_checks import class_findings
 from retinanet.inspection.findings import Finding
 from retinanet.inspection.paragraph import contents, problems
+from retinanet.inspection.tile_advice import tile_findings
 
 # The time is estimated after this many steps and seconds, and printed if at least the last number of seconds is left.
 _STEPS, _SECONDS, _WORTH = 10, 20.0, 120.0
@@ -23,6 +24,7 @@ def outlook(train_set: Dataset, val_set: Dataset, config: Config) -> str:
     splits = {"train": train_set, "val": val_set}
     settings, data = config.train, config.data
     found: list[Finding] = list(class_findings(splits, {name: part.classes for name, part in splits.items()}))
+    found += tile_findings("train", train_set, data)
     for name, part in splits.items():
         found += [finding_of(name, problem) for problem in part.problems]
     scale = f"{data.size} px" if data.tile is None else f"{data.size} px in tiles of {data.tile} px of the images"
