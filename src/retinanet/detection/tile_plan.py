@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self, cast
 
-from retinanet.data.windows import Window
+from retinanet.data.window_reader import Window
 from retinanet.errors import ConfigError
 from retinanet.object_sizes import ObjectSizes
 
