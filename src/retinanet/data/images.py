@@ -115,7 +115,7 @@ def decode_image(content: bytes, where: str, pixel_range: PixelRange | None = No
     """
     if _READS_HEIF and content[4:8] == b"ftyp":
         _register_heif()
-    with _opened(io.BytesIO(content), where) as image:
+    with _open_with_pillow(io.BytesIO(content), where) as image:
         try:
             return to_rgb(image, pixel_range)
         except Exception as error:  # as in read_image
@@ -269,7 +269,7 @@ def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise DataError(f"{path}: {suffix[1:].upper()} files are not read: {UNREAD_SUFFIXES[suffix]}")
     if suffix in _HEIF:
         _register_heif()
-    return _opened(path, path, max_pixels)
+    return _open_with_pillow(path, path, max_pixels)
 
 
 def _register_heif() -> None:
@@ -278,7 +278,7 @@ def _register_heif() -> None:
     pillow_heif.register_heif_opener()
 
 
-def _opened(file: Path | io.BytesIO, path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def _open_with_pillow(file: Path | io.BytesIO, path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open an image whose messages name ``path``, and check its size."""
     try:
         with warnings.catch_warnings():
