@@ -9,6 +9,7 @@ runs. Runs are resumed if the script is started again. The result is ``experimen
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -161,7 +162,8 @@ def train_both(out: Path, large: Path, cut: Path, epochs: int, seed: int) -> lis
         metrics = {key: result.metrics[key] for key in ("AP", "AP50", "AP75")}
         shown = {"epochs": passes, "images": passes * each}
         whole = {"AP on large images": ap_on_large_images(result.best, large, LARGE_VAL_IMAGES)}
-        seconds = {"seconds": round(result.seconds, 1)}
+        last = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        seconds = {"seconds": json.loads(last)["seconds"]}  # also of a run that was finished before
         rows.append({"trained on": name, "seed": seed, **shown, **seconds, **metrics, **whole})
     return rows
 

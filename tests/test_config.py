@@ -67,6 +67,8 @@ def test_numbers_must_be_finite(key: str, value: str) -> None:
         (lambda: LossConfig(ohem_nms=0.0), "loss.ohem-nms"),
         (lambda: LossConfig(ohem_nms=1.1), "loss.ohem-nms"),
         (lambda: DataConfig(size=16), "data.size"),
+        (lambda: DataConfig(tile=63), "data.tile"),
+        (lambda: DataConfig(visible=0), "data.visible"),
         (lambda: DataConfig(size=800, max_size=700), "data.max-size"),
         (lambda: DataConfig(val_fraction=0.0), "data.val-fraction"),
         (lambda: DataConfig(scale=(2.0, 1.0)), "data.scale"),
