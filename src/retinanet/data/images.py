@@ -306,8 +306,8 @@ def check_pixels(path: Path | str, size: tuple[int, int], max_pixels: int) -> No
 
 def _too_large(max_pixels: int) -> str:
     return (
-        f"is too large (limit {max_pixels / 1e6:.0f} megapixels); cut it into tiles, or raise max_pixels "
-        "if you trust the file"
+        f"is too large (limit {max_pixels / 1e6:.0f} megapixels); cut it into smaller images, or, if you trust the "
+        "file, detect in tiles (--tile) with a higher --max-pixels (Python: max_pixels)"
     )
 
 
