@@ -34,7 +34,8 @@ def main(folder: Path, out: Path, seed: int) -> None:
         if child == 0:
             run(folder, out, started)
             os._exit(0)
-        time.sleep(chance.uniform(0.02, 0.15))
+        # Longer from kill to kill, so that also a busy machine gets to the end.
+        time.sleep(chance.uniform(0.02, 0.1) * (1 + kills))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
