@@ -21,11 +21,12 @@ _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
 def read_foreign(path: Path) -> Mapping[str, Any]:
-    """Return the dictionary in a ``.safetensors`` or a pickled file (``.pth``, ``.pt``, ``.ckpt``, …), on the CPU.
+    """Return the dictionary in a ``.safetensors`` or a pickled file (``.pth``, ``.pkl``, ``.ckpt``, …), on the CPU.
 
     A list or tuple of dictionaries becomes a dictionary with the keys ``"0"``, ``"1"``, ….
 
-    Tensors and plain values are read. No other object is created: see :class:`retinanet.model.inert_pickle.Skipped`.
+    Tensors, NumPy arrays (as tensors) and plain values are read. No other object is created: see
+    :class:`retinanet.model.inert_pickle.Skipped`.
 
     Raises:
         CheckpointError: the file does not exist, is damaged, is not a dictionary, or asks to run code.
