@@ -57,7 +57,7 @@ def load_odtk(
     loaded = assemble(state, settings, classes, ORIGIN)
     for line in network.notes:
         note(line)
-    choices.explain(note)
+    choices.explain(note, config=False)
     return loaded
 
 

@@ -81,12 +81,13 @@ class Choices:
         self.assumed.append(f"{what} {_text(default)}")
         return default
 
-    def explain(self, note: Note) -> None:
-        """Say which defaults of the other program were assumed."""
+    def explain(self, note: Note, config: bool = True) -> None:
+        """Say which defaults of the other program were assumed, and whether a ``config`` can be given."""
         if self.assumed:
+            how = "--config FILE or these flags give" if config else "these flags give"
             note(
                 f"the file does not tell everything; {self.program}'s defaults are assumed: "
-                f"{'; '.join(self.assumed)} (--config FILE or these flags give others)"
+                f"{'; '.join(self.assumed)} ({how} others)"
             )
 
 
