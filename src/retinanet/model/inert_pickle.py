@@ -40,8 +40,10 @@ _HOSTILE = re.compile(
 # method of a class, such as "Dataset.collate", has an upper-case letter before the dot.
 _MEMBER = re.compile(r"(.*\.)?[a-z_]\w*\.[a-z_]\w*")
 _DICTIONARIES = ("collections.OrderedDict", "collections.defaultdict", "builtins.dict", "__builtin__.dict")
-# The function that NumPy pickles arrays with, before and since version 2, and types of their numbers.
+# The functions that NumPy pickles arrays with, before and since version 2 (the second from protocol 5 on), and types of
+# their numbers.
 _ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+_BUFFERS = ("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer")
 _ARRAY_TYPES = {
     "f2": torch.float16,
     "f4": torch.float32,
@@ -85,6 +87,10 @@ class Skipped:
     attributes: dict[Any, Any] = field(default_factory=dict)
 
 
+class AsksForCode(pickle.UnpicklingError):
+    """The file names a function that weights never need; the message is its name."""
+
+
 class Node:
     """The record of an object: the name of its class or function, the arguments, and what was put into the object."""
 
@@ -97,7 +103,7 @@ class Node:
     def __new__(cls, *arguments: Any, **settings: Any) -> Node:
         """Record a call of ``cls``, which stands for a class or a function; refuse a call of a method."""
         if cls.method:
-            raise pickle.UnpicklingError(cls.name)
+            raise AsksForCode(cls.name)
         node = super().__new__(cls)
         node.arguments, node.state, node.pairs = arguments, None, []
         return node
@@ -118,7 +124,7 @@ class Node:
 
     def __call__(self, *arguments: Any) -> None:
         """Refuse to call an object."""
-        raise pickle.UnpicklingError(f"a call of the result of {self.name}")
+        raise AsksForCode(f"a call of the result of {self.name}")
 
 
 class _Unpickler(pickle._Unpickler):
@@ -153,7 +159,7 @@ class _Unpickler(pickle._Unpickler):
         """Return a class of nodes of this file, never the class or function of that name."""
         full = f"{module}.{name}"
         if _HOSTILE.match(full) or _MEMBER.fullmatch(name):
-            raise pickle.UnpicklingError(full)
+            raise AsksForCode(full)
         method = "." in name and name.rpartition(".")[2][:1].islower()
         return self.classes.setdefault(full, type("Node", (Node,), {"name": full, "method": method}))
 
@@ -199,6 +205,9 @@ class _Values:
             return self._tensor(*value.arguments[:4])
         if value.name in _ARRAYS and type(value.state) is tuple and len(value.state) == 5:
             return _array(*value.state[1:])
+        if value.name in _BUFFERS and len(value.arguments) == 4:
+            content, kind, shape, order = value.arguments
+            return _array(shape, kind, order == "F", content)
         state = value.state[0] if type(value.state) is tuple and value.state else value.state
         attributes = self._dictionary(state.items()) if type(state) is dict else {}
         if value.pairs:  # a class of dictionaries, whose items may also be attributes
@@ -234,8 +243,8 @@ def _array(shape: Any, kind: Any, fortran: Any, content: Any) -> Tensor | Skippe
     dtype = _ARRAY_TYPES.get(kind.arguments[0]) if kind.name == "numpy.dtype" else None
     if dtype is None or kind.state[1] == ">":  # objects, text, and numbers in the byte order of other machines
         return Skipped("numpy.ndarray")
-    if isinstance(content, Node) and content.name == "_codecs.encode":  # bytes, in pickles of protocol 2
-        content = content.arguments[0]
+    if isinstance(content, Node):  # bytes in pickles of protocol 2, which has none: _codecs.encode(text), or bytes()
+        content = content.arguments[0] if content.arguments else b""
     content = content.encode("latin1") if isinstance(content, str) else content
     if len(content) != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"an array of shape {shape} has {len(content)} bytes")
@@ -258,7 +267,7 @@ def read_inert(path: Path) -> Any:
     Objects that are no data are :class:`Skipped`.
 
     Raises:
-        pickle.UnpicklingError: the file asks for a function that weights never need.
+        AsksForCode: the file asks for a function that weights never need.
         Exception: the file is damaged or was written otherwise.
     """
     if not zipfile.is_zipfile(path):

@@ -81,9 +81,9 @@ def _outputs(theirs: Tensor, own: Tensor, info: ModelInfo, classes: tuple[str, .
     anchors = len(theirs) // len(info.classes)
     if len(own) != anchors * len(classes) or theirs.shape[1:] != own.shape[1:]:
         raise CheckpointError("model.init: the detector has other anchors or channels; leave anchors.* and model.* out")
-    result = own.clone().view(anchors, len(classes), -1)
-    known = theirs.view(anchors, len(info.classes), -1)
+    result = own.reshape(anchors, len(classes), -1).clone()  # reshape, because convolutions are channels-last
+    known = theirs.reshape(anchors, len(info.classes), -1)
     for number, name in enumerate(classes):
         if name in info.classes:
             result[:, number] = known[:, info.classes.index(name)].to(result)
-    return result.view_as(own)
+    return result.reshape(own.shape)

@@ -113,9 +113,11 @@ def _structure(state: Mapping[str, Tensor], settings: PeerSettings, origin: Orig
     backbone, stage_channels = recognize_backbone(state, origin)
     depth = sum(key.startswith("classification.tower.") and value.ndim == 4 for key, value in state.items())
     c5 = convolution_shape(state, "fpn.lateral.2.weight", origin)[1]
+    bottlenecks = "backbone.body.layer1.0.conv3.weight" in state  # the blocks of ResNet-18 and 34 have no 1×1
     return replace(
         settings.model,
         backbone=backbone,
+        stride_in=settings.model.stride_in if bottlenecks else "3x3",
         stage_channels=stage_channels,
         pretrained=False,
         channels=channels,
