@@ -143,7 +143,8 @@ def test_options_of_other_programs_are_refused(model: RetinaNet) -> None:
 
 def test_a_configuration_is_read_and_not_executed(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    text = f"import os\nos.mkdir({str(mark)!r})\na = dict(b=[1, -2.5], c=open('x'), d={{'e': None}})\nf = a\ng = os.getcwd()"
+    code = f"import os\nos.mkdir({str(mark)!r})\ng = os.getcwd()\n"
+    text = code + "a = dict(b=[1, -2.5], c=open('x'), d={'e': None})\nf = a"
     assert read_literals(text) == {
         "a": {"b": [1, -2.5], "d": {"e": None}},
         "f": {"b": [1, -2.5], "d": {"e": None}},
