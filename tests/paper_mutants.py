@@ -120,8 +120,8 @@ MUTANTS = (
     Mutant(
         "Anchors are real numbers",
         GRID,
-        "return torch.cat([-half, half], dim=1)\n\n",
-        "return torch.cat([-half, half], dim=1).round()\n\n",
+        "return torch.cat([center - half, center + half +",
+        "half = half.round()\n    return torch.cat([center - half, center + half +",
     ),
     Mutant(
         "Each anchor has a one-hot target", CPU, "* classes + labels[foreground]", "* classes + 0 * labels[foreground]"

@@ -314,7 +314,7 @@ def test_the_stride_of_a_bottleneck_is_where_the_setting_says() -> None:
         structure = Structure(stride_in, (4, 8, 16, 32))  # type: ignore[arg-type]
         backbone = Backbone("resnet50", structure=structure)
         block = backbone.body.get_submodule("layer2.0")
-        assert (block.conv1.stride[0], block.conv2.stride[0]) == (first, second)  # type: ignore[union-attr, index]
+        assert (block.conv1.stride[0], block.conv2.stride[0]) == (first, second)  # type: ignore[index]
         assert [feature.shape[1:] for feature in backbone(torch.zeros(1, 3, 64, 64))] == [
             (32, 8, 8),
             (64, 4, 4),

@@ -31,7 +31,8 @@ def photo(height: int, width: int) -> npt.NDArray[np.uint8]:
 
 @pytest.mark.parametrize(("old", "new"), SHAPES)
 @pytest.mark.parametrize(
-    ("method", "tolerance"), [("antialiased", 1), ("bilinear", 1e-3), ("opencv", 0), ("pillow", 0), ("pillow_floor", 0)]
+    ("method", "tolerance"),
+    [("antialiased", 1), ("bilinear", 1e-3), ("opencv", 0), ("pillow", 0), ("pillow_floor", 0)],
 )
 def test_equals_the_resizing_of_the_training(
     old: tuple[int, int], new: tuple[int, int], method: str, tolerance: float
