@@ -120,8 +120,8 @@ MUTANTS = (
     Mutant(
         "Anchors are real numbers",
         GRID,
-        "return torch.cat([-half, half], dim=1)\n\n",
-        "return torch.cat([-half, half], dim=1).round()\n\n",
+        "return torch.cat([center - half, center + half +",
+        "half = half.round()\n    return torch.cat([center - half, center + half +",
     ),
     Mutant(
         "Each anchor has a one-hot target", CPU, "* classes + labels[foreground]", "* classes + 0 * labels[foreground]"
@@ -238,6 +238,14 @@ MUTANTS = (
     Mutant(
         "odtk trains on crowd boxes", DATASET, "ignore=self.ignore & (self.labels == NO_CLASS)", "ignore=self.ignore"
     ),
+    Mutant("Strides of a bottleneck", BACKBONE, 'if structure.stride_in == "1x1":', "if False:"),
+    Mutant("The first anchor of a level", GRID, "spec.offset * spec.strides[level]", "0.0"),
+    Mutant("Sides of a box are x2", GRID, ' + (spec.layout == "inclusive")', ""),
+    Mutant("Images are resized with antialiasing", "data/peer_resize.py", ">> 16) + 2) >> 2", ">> 16)) >> 2"),
+    Mutant("Sides of resized images", SIZES, 'case "bilinear" | "pillow_floor":', 'case "bilinear":'),
+    Mutant("Inputs are padded to multiples", SIZES, "// multiple) * multiple", "// PAD_TO) * PAD_TO"),
+    Mutant("Boxes are clipped to the image before", POST, 'config.clip == "padded"', "False"),
+    Mutant("Sides of a box are at most", CODING, 'if limit == "both" else None', "if False else None"),
     # What the paper leaves open
     Mutant("Nothing about a warm-up", OPTIM, "base * (0.001 + 0.999 * seen / warmup)", "base"),
     Mutant("Nothing about biases", CONFIG, "bias_decay: bool = True", "bias_decay: bool = False"),

@@ -30,6 +30,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from clips import write_clip
 from retinanet import cli
 from retinanet.data.images import read_image
+from retinanet.model import RetinaNet as RetinaNetOfOurs
+from retinanet.zoo.importers import detectron2, mmdet, odtk
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -48,8 +50,8 @@ PLACEHOLDERS = {
 
 # Appended to commands that would take minutes. Of two equal flags, the last one counts.
 SHORTER = {
-    "train": "--train.epochs 1 --data.size 64 --data.workers 0 --model.channels 64 --model.subnet-depth 1 "
-    "--train.precision fp32 --model.no-pretrained",
+    "train": "--train.epochs 1 --data.size 64 --data.workers 0 --train.precision fp32 "
+    "--model.channels 64 --model.subnet-depth 1 --model.no-pretrained",
     "data sample": "--images 12 --size 96",
     "reproduce": "--report",
 }
@@ -106,6 +108,19 @@ def save_torchvision_model(path: Path) -> None:
     torch.save(RetinaNet(backbone, 2).state_dict(), path)
 
 
+def save_peer_models(folder: Path) -> None:
+    """Small RetinaNets in the formats of detectron2, mmdetection and odtk."""
+    model = RetinaNetOfOurs("resnet18", 3, channels=64)
+    for origin, name, key in (
+        (detectron2.ORIGIN, "model_final.pth", "model"),
+        (mmdet.ORIGIN, "epoch_12.pth", "state_dict"),
+        (odtk.ORIGIN, "odtk.pth", "state_dict"),
+    ):
+        named = {origin.theirs(own).replace("*", "ResNet18FPN"): value for own, value in model.state_dict().items()}
+        torch.save({key: named}, folder / name)
+    (folder / "config.yaml").write_text("MODEL: {META_ARCHITECTURE: RetinaNet}\nINPUT: {FORMAT: BGR}\n")
+
+
 def run_retinanet(words: list[str]) -> None:
     words = [PLACEHOLDERS.get(word.removesuffix("..."), word) for word in words]
     verb = next((verb for verb in cli.VERBS if words[: len(verb.split())] == verb.split()), words[0])
@@ -115,7 +130,10 @@ def run_retinanet(words: list[str]) -> None:
     for folder in made:
         shutil.rmtree(folder, ignore_errors=True)
     if "--help" not in words:
-        words = [*words, *SHORTER.get(verb, "").split()]
+        shorter = SHORTER.get(verb, "").split()
+        if "--model.init" in words:  # its network is given
+            shorter = shorter[: shorter.index("--model.channels")]
+        words = [*words, *shorter]
     try:
         code = cli.main(words)
     except SystemExit as stop:
@@ -169,6 +187,8 @@ def test_code_runs(
     make_world(tmp_path, parts, weights)
     if "IN.pth" in page.read_text(encoding="utf-8"):
         save_torchvision_model(tmp_path / "torchvision.pth")
+    if "epoch_12.pth" in page.read_text(encoding="utf-8"):
+        save_peer_models(tmp_path)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):

@@ -42,6 +42,7 @@ STATED: dict[str, dict[str, object]] = {
         "ratios": (0.5, 1.0, 2.0),
         "strides": (8, 16, 32, 64, 128),
         "layout": "paper",
+        "offset": 0.0,
     },
     "assign": {"method": "iou", "foreground": 0.5, "background": 0.4, "force_best": False},
     "loss": {
@@ -80,12 +81,17 @@ STATED: dict[str, dict[str, object]] = {
 }
 # What the paper leaves open, and this implementation had to choose. ``docs/paper-to-code.md`` lists them, too.
 CHOSEN: dict[str, dict[str, object]] = {
-    "model": {"norm_eps": None, "freeze_stages": 0},
+    "model": {"norm_eps": None, "freeze_stages": 0, "stride_in": "3x3"},
     "assign": {"ignore_overlap": 0.5},
     "loss": {"beta": 0.11},
-    "data": {"resize": "antialiased", "crowd": "ignore"},
+    "data": {"resize": "antialiased", "crowd": "ignore", "pad_to": 32},
     "train": {"warmup": 8000, "bias_lr": 1.0, "bias_decay": True, "clip": None, "precision": "auto"},
-    "decode": {"max_detections": None, "top_k": None},  # 100 and 1000, more for dense training images
+    "decode": {
+        "max_detections": None,  # 100, and 1000 for top_k; more for dense training images
+        "top_k": None,
+        "clip": "image",
+        "size_limit": "above",
+    },
 }
 # Where the images are, and which images and boxes are left out.
 READING: dict[str, object] = {
@@ -100,7 +106,7 @@ READING: dict[str, object] = {
 }
 # Not read by the paper's losses and assignment, or without influence on the result.
 UNUSED: dict[str, dict[str, object]] = {
-    "model": {"weights": None},
+    "model": {"weights": None, "init": None, "stage_channels": None},
     "assign": {"candidates": 9},
     "loss": {"star_beta": 1.0, "ohem_batch": 128, "ohem_nms": 0.5},
     "data": {"train": None, "val": None, "val_fraction": 0.1, "workers": None, "verify": "auto", "visible": 0.5}

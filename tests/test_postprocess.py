@@ -54,18 +54,31 @@ def slow(outputs: Outputs, grid: AnchorGrid, image: int, size: tuple[int, int], 
             dx, dy, dw, dh = deltas[image, anchor].double().tolist()
             w, h = x2 - x1, y2 - y1
             x, y = x1 + w / 2 + dx * w, y1 + h / 2 + dy * h
-            w, h = w * math.exp(dw), h * math.exp(dh)
-            corners = [(x - w / 2, width), (y - h / 2, height), (x + w / 2, width), (y + h / 2, height)]
-            x1, y1, x2, y2 = (min(max(v, 0.0), float(limit)) for v, limit in corners)
-            if x1 < x2 and y1 < y2:
-                merged.append((label, score, [x1, y1, x2, y2]))
+            limits = {"above": (-math.inf, 62.5), "both": (1 / 62.5, 62.5), "none": (-math.inf, math.inf)}
+            least, most = limits[config.size_limit]
+            w, h = (side * min(max(math.exp(d), least), most) for side, d in ((w, dw), (h, dh)))
+            box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+            if config.clip == "image":
+                box = clip(box, (0, 0, 0, 0), (width, height, width, height))
+            elif config.clip == "padded":  # the first and the last pixel are inside the input
+                rows, columns = grid.image_size
+                box = clip(box, (0, 0, 1, 1), (columns - 1, rows - 1, columns, rows))
+            if box[0] < box[2] and box[1] < box[3]:
+                merged.append((label, score, box))
         start += logits.shape[1]
     result: Found = []
     for candidate in sorted(merged, key=lambda c: -c[1]):
         same = [better for better in result if better[0] == candidate[0]]
         if all(iou(better[2], candidate[2]) <= config.nms for better in same):
             result.append(candidate)
-    return result[: config.max_detections]
+    result = result[: config.max_detections]
+    if config.clip == "after_nms":
+        result = [(k, score, clip(box, (0, 0, 0, 0), (width, height, width, height))) for k, score, box in result]
+    return [each for each in result if each[2][0] < each[2][2] and each[2][1] < each[2][3]]
+
+
+def clip(box: list[float], low: tuple[float, ...], high: tuple[float, ...]) -> list[float]:
+    return [min(max(value, least), most) for value, least, most in zip(box, low, high, strict=True)]
 
 
 def predictions(grid: AnchorGrid, classes: int, images: int = 1, seed: int = 0, bias: float = -3.0) -> Outputs:
@@ -108,6 +121,20 @@ def test_against_a_slow_oracle(classes: int, config: DecodeConfig) -> None:
     (found,) = postprocess(outputs, grid, [SIZE], config)
     agree(found, expected)
     assert [str(a.dtype) for a in (found.boxes, found.scores, found.labels)] == ["float32", "float32", "int64"]
+
+
+@pytest.mark.parametrize("clip_to", ["image", "after_nms", "padded"])
+@pytest.mark.parametrize("size_limit", ["above", "both", "none"])
+def test_ways_of_clipping_and_limits_of_size_against_a_slow_oracle(clip_to: str, size_limit: str) -> None:
+    config = DecodeConfig(clip=clip_to, size_limit=size_limit)  # type: ignore[arg-type]
+    grid, size = make_grid(SPEC, SIZE), (SIZE[0] - 20, SIZE[1] - 9)
+    outputs = predictions(grid, 3, seed=1, bias=-4.0)
+    outputs = Outputs(outputs.logits, [level * 8 for level in outputs.deltas])  # some beyond the image and the limits
+    expected = slow(outputs, grid, 0, size, config)
+    assert len(expected) >= 7
+    (found,) = postprocess(outputs, grid, [size], config)
+    assert found.labels.tolist() == [label for label, _, _ in expected]
+    np.testing.assert_allclose(found.boxes, [box for _, _, box in expected], rtol=1e-5, atol=2e-3)
 
 
 def test_a_batch_of_two_images_of_different_size() -> None:

@@ -34,10 +34,19 @@ class ModelConfig:
     """Start from ImageNet weights. Turn it off only with a lot of data and a long training."""
     weights: str | None = None
     """Local file with the backbone's ImageNet weights (.safetensors or .pth), for machines without a network."""
+    init: str | None = None
+    """Detector to start from (fine-tuning): a weight file, or the name of a bundled model. The network, the anchors and
+    the way images are resized are taken from it; classes that it does not know start anew."""
     norm: Literal["frozen", "trained"] = "frozen"
     """Batch norm of the backbone: fixed at its ImageNet statistics, or trained, which needs large batches."""
     norm_eps: float | None = None
     """Epsilon that is added to the variance in the backbone's batch norm. Unset: the epsilon of the timm network."""
+    stride_in: Literal["3x3", "1x1"] = "3x3"
+    """Convolution of a ResNet's bottleneck that has the stride. 1x1: the first one, as in ResNets of Caffe and MSRA.
+    Change it only to match the weights of another program."""
+    stage_channels: tuple[int, ...] | None = None
+    """Channels inside the blocks of a ResNet's four stages, for narrower or wider networks. Unset: those of the timm
+    network, 64 128 256 512."""
     freeze_stages: int = 0
     """Number of backbone stages, counted from the stem, that are not trained. Raise it for little data."""
     channels: int | None = None
@@ -59,6 +68,9 @@ class ModelConfig:
         require_at_least(0, self, "model", "subnet_depth", "freeze_stages", "norm_eps")
         valid = self.channels is None or (self.channels > 0 and self.channels % 32 == 0)
         require(valid, f"model.channels is {self.channels}; use a positive multiple of 32")
+        stages = self.stage_channels
+        valid = stages is None or (len(stages) == 4 and min(stages) > 0)
+        require(valid, f"model.stage-channels is {stages}; give four positive numbers")
 
 
 @dataclass(frozen=True)
@@ -76,13 +88,19 @@ class AnchorSpec:
     """Aspect ratios, height divided by width, at constant area. Add ratios for long or tall objects."""
     strides: tuple[int, ...] = PYRAMID_STRIDES
     """Distance between neighboring anchors at each level, in pixels. The network allows only these values."""
-    layout: Literal["paper", "torchvision"] = "paper"
-    """Real-valued anchors (paper), or torchvision's, which are rounded to whole pixels. Set by 'retinanet convert'."""
+    layout: Literal["paper", "torchvision", "inclusive"] = "paper"
+    """Real-valued anchors (paper); torchvision's, which are rounded to whole pixels; or real-valued anchors whose last
+    row and column of pixels count as inside (odtk), so that they are one pixel larger. Set by 'retinanet convert'."""
+    offset: float = 0.0
+    """Center of the first anchor of each level, in strides: 0 is the corner of the image, 0.5 the middle of a cell."""
 
     def __post_init__(self) -> None:
         require_finite(self, "anchors")
         same = len(self.sizes) == len(self.strides)
         require(same, f"anchors.sizes has {len(self.sizes)} values and anchors.strides {len(self.strides)}")
+        require(0 <= self.offset <= 1, f"anchors.offset is {self.offset}; it must lie between 0 and 1")
+        fits = self.layout != "torchvision" or self.offset == 0
+        require(fits, f"anchors.offset is {self.offset}; torchvision's layout has an offset of 0")
         for name in ("sizes", "scales", "ratios", "strides"):
             values = getattr(self, name)
             require(len(values) > 0 and min(values) > 0, f"anchors.{name} is {values}; give positive numbers")
@@ -178,8 +196,12 @@ class DataConfig(ReadOptions):
     visible: float = 0.5
     """Smallest visible fraction of an object that is cut by a tile or a random crop. An object with a smaller fraction
     is an ignore region."""
-    resize: Literal["antialiased", "bilinear"] = "antialiased"
-    """Resizing method. bilinear: without antialiasing and with sides rounded down, as torchvision's detectors do."""
+    resize: Literal["antialiased", "bilinear", "pillow", "pillow_floor", "opencv"] = "antialiased"
+    """Resizing method. bilinear: without antialiasing and with sides rounded down, as torchvision's detectors do.
+    pillow: by Pillow, as detectron2 does. pillow_floor: by Pillow with sides rounded down, as odtk does. opencv:
+    without antialiasing, in OpenCV's integer arithmetic, as mmdetection does."""
+    pad_to: int = 32
+    """Sides of the network's input are padded to multiples of this number of pixels, itself a multiple of 32."""
     crowd: Literal["ignore", "drop", "object"] = "ignore"
     """Crowd and difficult boxes in training: ignored by the loss, dropped (background), or ordinary objects."""
     flip: float = 0.5
@@ -214,6 +236,8 @@ class DataConfig(ReadOptions):
         require(long_enough, f"data.max-size ({self.max_size}) is smaller than data.size ({self.size})")
         require(self.tile is None or self.tile >= 64, f"data.tile is {self.tile}; use at least 64 pixels")
         require(0 < self.visible <= 1, f"data.visible is {self.visible}; it must be a fraction, above 0 and at most 1")
+        padded = self.pad_to >= 32 and self.pad_to % 32 == 0
+        require(padded, f"data.pad-to is {self.pad_to}; use a multiple of 32, at least 32")
         require(0 < self.val_fraction < 1, f"data.val-fraction is {self.val_fraction}; it must lie between 0 and 1")
         limits = self.pixel_range
         require(limits is None or limits[0] < limits[1], f"data.pixel-range is {limits}; give low < high")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from numbers import Integral
+from typing import Literal
 
 from retinanet.schema import require, require_at_least, require_finite
 
@@ -36,6 +37,12 @@ class DecodeConfig:
     max_detections: int | None = None
     """Largest number of detections per image. Unset: chosen when the training starts, as twice the number of objects in
     the densest training image, but at least 100. The weights store the number."""
+    clip: Literal["image", "after_nms", "padded"] = "image"
+    """How boxes are clipped: to the image before NMS; to the image after NMS, so that NMS compares whole boxes
+    (detectron2); or to the padded input before NMS, so that boxes may reach beyond the image (odtk)."""
+    size_limit: Literal["above", "both", "none"] = "above"
+    """Limits of a box's sides relative to its anchor: at most 62.5 times as long; also at least 1/62.5 as long
+    (mmdetection); or no limit (odtk)."""
 
     def __post_init__(self) -> None:
         require_finite(self, "decode")
@@ -51,7 +58,8 @@ class DecodeConfig:
         """
         limit = min(_MOST, self.max_detections or max(LEAST_DETECTIONS, _rounded_up(_ROOM * objects)))
         top_k = min(_MOST, self.top_k or max(LEAST_CANDIDATES, _CANDIDATES * limit))
-        return ResolvedDecodeConfig(score=self.score, top_k=top_k, nms=self.nms, max_detections=limit)
+        own = {field.name: getattr(self, field.name) for field in fields(DecodeConfig)}
+        return ResolvedDecodeConfig(**{**own, "top_k": top_k, "max_detections": limit})
 
     def at_most(self, max_detections: int | None) -> ResolvedDecodeConfig:
         """Return the settings with both limits set, and with another ``max_detections`` unless it is ``None``.
@@ -69,8 +77,8 @@ class DecodeConfig:
             whole and max_detections >= 1,
             f"max-detections is {max_detections}; it must be a whole number of at least 1",
         )
-        fitting = DecodeConfig(self.score, None, self.nms, int(max_detections)).resolved()
-        return replace(fitting, top_k=max(own.top_k, fitting.top_k))
+        fitting = DecodeConfig(max_detections=int(max_detections)).resolved()
+        return replace(own, top_k=max(own.top_k, fitting.top_k), max_detections=fitting.max_detections)
 
 
 @dataclass(frozen=True)

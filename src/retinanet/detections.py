@@ -89,5 +89,20 @@ class Detections:
 
     def rescaled(self, size: Sequence[int], new_size: Sequence[int]) -> Detections:
         """Convert boxes from an image of ``(height, width)`` pixels to the same image at another size."""
-        factors = np.array([new_size[1] / size[1], new_size[0] / size[0]] * 2, dtype=np.float32)
-        return replace(self, boxes=self.boxes * factors)
+        return self.scaled(new_size[1] / size[1], new_size[0] / size[0])
+
+    def scaled(self, across: float, down: float, inclusive: bool = False) -> Detections:
+        """Multiply boxes by ``across`` (x) and ``down`` (y).
+
+        If ``inclusive``, the last row and column of pixels in a box are scaled, and the pixel is added afterwards.
+        """
+        factors = np.array([across, down] * 2, dtype=np.float32)
+        last = np.array([0, 0, inclusive, inclusive], dtype=np.float32)
+        return replace(self, boxes=(self.boxes - last) * factors + last)
+
+    def clipped(self, height: int, width: int) -> Detections:
+        """Clip boxes to an image of ``height`` and ``width``, and leave out those without area."""
+        boxes = np.clip(self.boxes, 0, np.array([width, height] * 2, dtype=np.float32))
+        found = replace(self, boxes=boxes)
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        return found if inside.all() else found.take(inside)

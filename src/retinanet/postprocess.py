@@ -33,7 +33,7 @@ class Candidates(NamedTuple):
     """Candidates of a batch for suppression, best first. Every image has the same number N of candidates.
 
     Attributes:
-        boxes: float32 ``(B, N, 4)``, clipped to each image; with some area where the score is above 0.
+        boxes: float32 ``(B, N, 4)``, clipped as ``decode.clip`` says; with some area where the score is above 0.
         scores: float32 ``(B, N)``; 0 where an image has fewer candidates.
         labels: int64 ``(B, N)``.
     """
@@ -71,8 +71,9 @@ def postprocess(
     On each level, the ``config.top_k`` highest scores above ``config.score`` are kept, and their boxes are decoded.
     Over all levels, a box is dropped if it overlaps a better box of its class by more than IoU ``config.nms``. The best
     ``config.max_detections`` boxes are returned. Images that reach one of these two limits are marked as
-    :attr:`Detections.limited`. Boxes that lie outside their image are left out, and so are predictions that are NaN or
-    infinite; their images are marked as :attr:`Detections.nonfinite`.
+    :attr:`Detections.limited`. Boxes that lie outside their image are left out (with ``config.clip`` ``padded``: they
+    are kept), and so are predictions that are NaN or infinite; their images are marked as
+    :attr:`Detections.nonfinite`.
 
     Args:
         outputs: the network's predictions for B images.
@@ -88,25 +89,28 @@ def postprocess(
     found = suppress(chosen.candidates, settings)
     nonfinite = chosen.nonfinite
     if bool(nonfinite.any()):  # a GPU has finished by now, so this does not wait
-        chosen = select(_without_nonfinite(outputs, grid), grid, image_sizes, settings)
+        chosen = select(_without_nonfinite(outputs, grid, settings), grid, image_sizes, settings)
         found = suppress(chosen.candidates, settings)
         nonfinite = nonfinite | chosen.nonfinite
     full = torch.tensor([len(each) >= settings.max_detections for each in found])
     limited = (chosen.cut.cpu() | full).tolist()
+    if settings.clip == "after_nms":
+        found = [each.clipped(*size) for each, size in zip(found, image_sizes, strict=True)]
     return [
         replace(each, limited=_position(reached), nonfinite=_position(damaged))
         for each, reached, damaged in zip(found, limited, nonfinite.tolist(), strict=True)
     ]
 
 
-def _without_nonfinite(outputs: Outputs, grid: AnchorGrid) -> Outputs:
+def _without_nonfinite(outputs: Outputs, grid: AnchorGrid, config: DecodeConfig) -> Outputs:
     """Give predictions that are not finite the lowest score, so that they do not displace others among the ``top_k``.
 
     These are logits that are NaN or infinite, and all logits of an anchor whose box is not finite.
     """
     levels = []
     for logits, deltas, anchors in zip(outputs.logits, outputs.deltas, grid.split(grid.boxes), strict=True):
-        sound = decode_boxes(deltas.float(), anchors).isfinite().all(dim=2, keepdim=True)  # (B, A_l, 1)
+        boxes = decode_boxes(deltas.float(), anchors, config.size_limit)
+        sound = boxes.isfinite().all(dim=2, keepdim=True)  # (B, A_l, 1)
         levels.append(torch.where(logits.isfinite() & sound, logits, -math.inf))
     return Outputs(levels, outputs.deltas)
 
@@ -133,10 +137,14 @@ def select(
         chosen = deltas.gather(1, anchor[..., None].expand(-1, -1, 4))  # (B, k, 4)
         levels.append((top, position % logits.shape[-1], chosen, anchors[anchor]))
     logit, label, delta, anchor = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))  # (B, N, …)
-    box = decode_boxes(delta.float(), anchor)
+    box = decode_boxes(delta.float(), anchor, config.size_limit)
     finite = box.isfinite().all(dim=2, keepdim=True)
-    sizes = to_device(torch.tensor(image_sizes, dtype=torch.float32), box.device).flip(1).repeat(1, 2)  # (B, 4) w h w h
-    box = torch.minimum(torch.where(finite, box, 0).clamp(min=0), sizes[:, None])
+    box = torch.where(finite, box, 0)
+    if config.clip == "padded":
+        box = clipped_to_input(box, *grid.image_size)
+    elif config.clip == "image":
+        sizes = to_device(torch.tensor(image_sizes, dtype=torch.float32), box.device).flip(1).repeat(1, 2)
+        box = torch.minimum(box.clamp(min=0), sizes[:, None])  # (B, 4) w h w h
     inside = (box[..., 2:] > box[..., :2]).all(dim=2)  # some area is left
     # compare in float32, because rounding to the precision of the logits would change the threshold
     above = logit.float() > lowest
@@ -145,6 +153,16 @@ def select(
     logit, order = logit.sort(dim=1, descending=True, stable=True)
     box = box.gather(1, order[..., None].expand(-1, -1, 4))
     return Selection(Candidates(box, logit.sigmoid(), label.gather(1, order)), cut, nonfinite)
+
+
+def clipped_to_input(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Clip ``boxes`` ``(…, 4)`` to the padded input as odtk does: first and last pixels of a box stay in the input.
+
+    So a box outside the input becomes one row or column of pixels at its border.
+    """
+    low = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+    high = boxes.new_tensor([width - 1, height - 1, width, height])
+    return boxes.clamp(low, high)
 
 
 def _above(scores: Tensor, lowest: float, top_k: int) -> tuple[Tensor, Tensor]:
@@ -193,10 +211,10 @@ def highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def suppress(candidates: Candidates, config: DecodeConfig) -> list[Detections]:
     """Drop boxes that overlap a better box of their class; see :func:`postprocess`."""
     config = config.resolved()
-    # Boxes are shifted by class, by more than the extent of the image, so that boxes of different classes never
-    # overlap. In float32 the shift would reduce the precision.
+    # Boxes are shifted by class, by more than the extent of all boxes, so that boxes of different classes never
+    # overlap. In float32 the shift would reduce the precision. Boxes that are not clipped have negative coordinates.
     boxes = candidates.boxes.double()
-    extent = boxes.amax() + 1 if boxes.numel() else 1
+    extent = boxes.amax() - boxes.amin().clamp(max=0) + 1 if boxes.numel() else 1
     apart = boxes + (candidates.labels * extent)[..., None]
     wanted = min(apart.shape[1], _PREFIX * config.max_detections)
     if apart.device.type == "cpu" or wanted**2 > _PAIRS:

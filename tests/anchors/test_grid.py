@@ -10,8 +10,8 @@ from torchvision.models.detection import retinanet_resnet50_fpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from retinanet.anchors import AnchorSpec, make_grid
-from retinanet.config import DecodeConfig
+from retinanet.anchors import AnchorSpec, assign, make_grid
+from retinanet.config import AssignConfig, DecodeConfig
 from retinanet.errors import ConfigError
 from retinanet.model import Outputs, RetinaNet
 from retinanet.postprocess import postprocess
@@ -249,3 +249,27 @@ def test_a_grid_first_made_in_inference_serves_training() -> None:
     weight = torch.ones(4, requires_grad=True)
     (grid.boxes * weight).sum().backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None
+
+
+def test_inclusive_anchors_in_the_middle_of_a_cell_by_hand() -> None:
+    """As odtk computes them: corners around the middle of a cell, and the last pixel counts."""
+    spec = AnchorSpec((32.0,), (1.0,), (1.0,), (8,), "inclusive", 0.5)
+    boxes = make_grid(spec, (16, 16)).boxes
+    assert boxes[0].tolist() == [4 - 16, 4 - 16, 4 + 16 + 1, 4 + 16 + 1]
+    assert boxes[3].tolist() == [12 - 16, 12 - 16, 12 + 17, 12 + 17]
+
+
+@pytest.mark.parametrize("method", ["iou", "atss"])
+def test_anchors_with_an_offset_are_matched_as_the_same_boxes_moved(method: str) -> None:
+    """Moving anchors and boxes by the same distance changes no match, away from the border."""
+    sizes, strides = (16.0, 32.0), (8, 16)
+    config = AssignConfig(method=method)  # type: ignore[arg-type]
+    plain = AnchorSpec(sizes, (1.0,), (0.5, 1.0), strides)
+    moved = AnchorSpec(sizes[:1], (1.0,), (0.5, 1.0), strides[:1], offset=0.5)
+    one_level = AnchorSpec(sizes[:1], (1.0,), (0.5, 1.0), strides[:1])
+    boxes = torch.tensor([[40.0, 40, 56, 57], [70, 33, 90, 60], [64, 64, 80, 80]])
+    before = assign(make_grid(one_level, (128, 128)), boxes, config=config)
+    after = assign(make_grid(moved, (128, 128)), boxes + 4, config=config)
+    assert (before >= 0).any()
+    assert torch.equal(before, after)
+    assert len(make_grid(plain, (128, 128)).boxes) > len(before)

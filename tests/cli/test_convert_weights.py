@@ -134,7 +134,7 @@ def test_convert_refuses_what_is_no_such_model(run: Command, tmp_path: Path) -> 
     for content in others:
         torch.save(content, source)
         line = run.fails("convert", source, out)
-        assert line.startswith(f"error: {source}: expected the state dict of torchvision's retinanet_resnet50_fpn")
+        assert line.startswith(f"error: {source}: expected a RetinaNet of torchvision, detectron2, mmdetection or odtk")
     torch.save([torch.zeros(2)], source)
     assert "found a list" in run.fails("convert", source, out)
     assert not out.parent.exists()

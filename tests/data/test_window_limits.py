@@ -109,7 +109,7 @@ def test_the_limit_on_pixels_can_be_raised(tmp_path: Path) -> None:
         files.append(tmp_path / f"a.{suffix}")
         Image.fromarray(NOISE).save(files[-1])
     for file in files:
-        with pytest.raises(DataError, match=r"128×256 is too large \(limit 0 megapixels\); cut it .* higher --max-pixels"):
+        with pytest.raises(DataError, match=r"128×256 is too large .* higher --max-pixels"):
             open_windows(file, max_pixels=128 * 256 - 1)
         with open_windows(file, max_pixels=128 * 256) as reader:
             assert reader.size == (256, 128)

@@ -21,7 +21,7 @@ from retinanet.anchors import AnchorSpec
 from retinanet.config import ModelConfig
 from retinanet.errors import ModelError
 from retinanet.model import RetinaNet
-from retinanet.model.backbone import OFFLINE_BACKBONE, Backbone, lite0_state_dict
+from retinanet.model.backbone import OFFLINE_BACKBONE, Backbone, Structure, lite0_state_dict
 from retinanet.model.fpn import FeaturePyramid
 
 
@@ -307,3 +307,21 @@ def test_a_deeper_network_of_the_family_is_refused(tmp_path: Path) -> None:
     torch.save(timm.create_model("resnet34").state_dict(), path)
     with pytest.raises(ModelError, match=r"of a deeper one; it has no 'layer1\.2\.conv1\.weight'"):
         Backbone("resnet18", weights=str(path))
+
+
+def test_the_stride_of_a_bottleneck_is_where_the_setting_says() -> None:
+    for stride_in, first, second in (("3x3", 1, 2), ("1x1", 2, 1)):
+        structure = Structure(stride_in, (4, 8, 16, 32))  # type: ignore[arg-type]
+        backbone = Backbone("resnet50", structure=structure)
+        block = backbone.body.get_submodule("layer2.0")
+        assert (block.conv1.stride[0], block.conv2.stride[0]) == (first, second)  # type: ignore[index]
+        assert [feature.shape[1:] for feature in backbone(torch.zeros(1, 3, 64, 64))] == [
+            (32, 8, 8),
+            (64, 4, 4),
+            (128, 2, 2),
+        ]
+
+
+def test_a_network_without_bottlenecks_has_no_stride_to_move() -> None:
+    with pytest.raises(ModelError, match="no bottleneck blocks"):
+        Backbone("resnet18", structure=Structure("1x1"))

@@ -9,12 +9,15 @@ from retinanet.anchors import AnchorSpec, make_grid
 from retinanet.runtime.anchors import anchor_boxes
 
 
-@pytest.mark.parametrize("layout", ["paper", "torchvision"])
+@pytest.mark.parametrize(
+    ("layout", "offset"), [("paper", 0.0), ("torchvision", 0.0), ("inclusive", 0.5), ("paper", 0.25)]
+)
 @given(rows=st.integers(1, 30), columns=st.integers(1, 30), scale=st.floats(0.5, 3), ratio=st.floats(0.1, 8))
 def test_anchors_equal_those_of_the_training_to_the_last_bit(
-    layout: str, rows: int, columns: int, scale: float, ratio: float
+    layout: str, offset: float, rows: int, columns: int, scale: float, ratio: float
 ) -> None:
-    spec = AnchorSpec(scales=(1.0, 2 ** (1 / 3), scale), ratios=(0.5, ratio), layout=layout)  # type: ignore[arg-type]
+    scales = (1.0, 2 ** (1 / 3), scale)
+    spec = AnchorSpec(scales=scales, ratios=(0.5, ratio), layout=layout, offset=offset)  # type: ignore[arg-type]
     size = (32 * rows, 32 * columns)
     grid = make_grid(spec, size)
     levels = anchor_boxes(spec, size)

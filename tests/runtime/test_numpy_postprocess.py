@@ -67,6 +67,18 @@ def test_random_and_equal_outputs(classes: int, seed: int, step: float, score: f
         assert_equal(found, expected)
 
 
+@pytest.mark.parametrize("clip", ["image", "after_nms", "padded"])
+@pytest.mark.parametrize("size_limit", ["above", "both", "none"])
+def test_ways_of_clipping_and_limits_of_size(clip: str, size_limit: str) -> None:
+    outputs = predictions(3, seed=2, bias=-4.0)
+    outputs = Outputs(outputs.logits, [level * 8 for level in outputs.deltas])
+    config = DecodeConfig(clip=clip, size_limit=size_limit)  # type: ignore[arg-type]
+    for found, expected in both(outputs, config):
+        assert len(found) > 5
+        np.testing.assert_array_equal(found.labels, expected.labels)
+        np.testing.assert_allclose(found.boxes, expected.boxes, rtol=1e-5, atol=1e-3)
+
+
 @pytest.mark.parametrize("top_k", [1, 20, 150])
 def test_only_the_best_of_a_level_are_candidates(top_k: int) -> None:
     for found, expected in both(predictions(3, top_k), DecodeConfig(top_k=top_k)):

@@ -70,17 +70,18 @@ def _candidates(grid: AnchorGrid, boxes: Tensor, candidates: int) -> tuple[Tenso
 
 def _nearest(grid: AnchorGrid, boxes: Tensor, candidates: int) -> Tensor:
     """Indices ``(G, N)`` of the anchors at the ``candidates`` positions nearest to each box's center, all levels."""
-    center = (boxes[:, :2] + boxes[:, 2:]) / 2
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
     per_location = grid.spec.per_location
     # The k nearest grid points lie within `reach` rows and columns of the nearest point, also at the grid's border. For
     # a center far outside the image, all k may lie in one row. On a GPU, a check of the centers would make the CPU
     # wait, so the larger reach is used.
     (rows, columns), (down, across) = grid.shapes[0], grid.strides[0]
-    limit = center.new_tensor([columns * across, rows * down])
-    inside = center.device.type == "cpu" and bool(((center >= 0) & (center <= limit)).all())
+    limit = middle.new_tensor([columns * across, rows * down])
+    inside = middle.device.type == "cpu" and bool(((middle >= 0) & (middle <= limit)).all())
     reach = math.ceil(math.sqrt(candidates)) if inside else candidates
     found, start = [], 0
     for (rows, columns), (down, across) in zip(grid.shapes, grid.strides, strict=True):
+        center = middle - middle.new_tensor([across, down]) * grid.spec.offset
         row = _window(center[:, 1] / down, reach + candidates // (2 * columns), rows)  # (G, h)
         column = _window(center[:, 0] / across, reach + candidates // (2 * rows), columns)  # (G, w)
         distance = ((row * down - center[:, 1:]) ** 2)[:, :, None] + ((column * across - center[:, :1]) ** 2)[:, None]

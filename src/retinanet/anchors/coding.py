@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,15 +28,18 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat([(box_center - anchor_center) / anchor_size, torch.log(box_size / anchor_size)], dim=-1)
 
 
-def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
+def decode_boxes(deltas: Tensor, anchors: Tensor, limit: Literal["above", "both", "none"] = "above") -> Tensor:
     """Return the boxes ``(…, 4)`` ``xyxy`` that ``deltas`` ``(…, 4)`` describe; inverse of :func:`encode`.
 
-    Log scales are limited to ``MAX_LOG_SCALE``.
+    Log scales are at most ``MAX_LOG_SCALE``; if ``limit`` is ``both``, they are also at least −``MAX_LOG_SCALE``.
     """
     size = anchors[..., 2:] - anchors[..., :2]
     center = anchors[..., :2] + 0.5 * size
     new_center = center + deltas[..., :2] * size
-    half = 0.5 * size * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE))
+    log_scale = deltas[..., 2:]
+    if limit != "none":
+        log_scale = log_scale.clamp(min=-MAX_LOG_SCALE if limit == "both" else None, max=MAX_LOG_SCALE)
+    half = 0.5 * size * torch.exp(log_scale)
     return torch.cat([new_center - half, new_center + half], dim=-1)
 
 

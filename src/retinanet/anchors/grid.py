@@ -20,12 +20,14 @@ class AnchorGrid:
         shapes: ``(rows, columns)`` of each level's feature map.
         strides: pixels between neighboring rows and columns, ``(vertical, horizontal)``, of each level.
         boxes: float32 ``(A, 4)``, ``xyxy`` pixels, not rounded to integers.
+        image_size: ``(height, width)`` of the padded image.
     """
 
     spec: AnchorSpec
     shapes: tuple[tuple[int, int], ...]
     strides: tuple[tuple[int, int], ...]
     boxes: Tensor
+    image_size: tuple[int, int]
 
     @property
     def level_sizes(self) -> list[int]:
@@ -42,9 +44,11 @@ class AnchorGrid:
 
 
 def base_anchors(spec: AnchorSpec, level: int) -> Tensor:
-    """Anchors of one location of ``level``, around (0, 0): ``(A, 4)`` float64, scale by scale, ratio by ratio.
+    """Anchors of the first location of ``level``: ``(A, 4)`` float64, scale by scale, ratio by ratio.
 
-    The ``torchvision`` layout orders them ratio by ratio, then scale by scale, and rounds them to whole pixels.
+    Their center is (0, 0), moved by ``spec.offset`` strides. The ``torchvision`` layout orders them ratio by ratio,
+    then scale by scale, and rounds them to whole pixels. In the ``inclusive`` layout, the last row and column of pixels
+    belong to an anchor, so the right and bottom sides lie one pixel further.
     """
     scales = torch.tensor(spec.scales, dtype=torch.float64)
     ratios = torch.tensor(spec.ratios, dtype=torch.float64)
@@ -57,7 +61,8 @@ def base_anchors(spec: AnchorSpec, level: int) -> Tensor:
         return torch.cat([-half, half], dim=1).round().double()
     width, height = side / ratios.sqrt(), side * ratios.sqrt()
     half = torch.stack([width, height], dim=-1).reshape(-1, 2) / 2
-    return torch.cat([-half, half], dim=1)
+    center = spec.offset * spec.strides[level]
+    return torch.cat([center - half, center + half + (spec.layout == "inclusive")], dim=1)
 
 
 @lru_cache(maxsize=64)
@@ -65,10 +70,10 @@ def base_anchors(spec: AnchorSpec, level: int) -> Tensor:
 def make_grid(spec: AnchorSpec, image_size: tuple[int, int]) -> AnchorGrid:
     """All anchors for an image of ``(height, width)`` pixels; cached, so do not write into ``boxes``.
 
-    A level of stride s has ⌈height/s⌉ × ⌈width/s⌉ locations. Location (i, j) is centered on pixel (j·s, i·s). This is
-    the center of the receptive field of that location in a stack of padded stride-2 convolutions. In the
-    ``torchvision`` layout, the distance between locations is the image's side divided by the number of locations,
-    rounded down: 114 for 7 locations on 800 pixels.
+    A level of stride s has ⌈height/s⌉ × ⌈width/s⌉ locations. Location (i, j) is centered on pixel (j·s, i·s), moved by
+    ``spec.offset`` · s. An offset of 0 is the center of the receptive field of that location in a stack of padded
+    stride-2 convolutions. In the ``torchvision`` layout, the distance between locations is the image's side divided by
+    the number of locations, rounded down: 114 for 7 locations on 800 pixels.
     """
     height, width = image_size
     shapes = tuple((-(-height // stride), -(-width // stride)) for stride in spec.strides)
@@ -82,4 +87,4 @@ def make_grid(spec: AnchorSpec, image_size: tuple[int, int]) -> AnchorGrid:
         centers = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flip(-1)  # (rows, columns, xy)
         boxes = centers.repeat(1, 1, 2)[:, :, None] + base_anchors(spec, level)  # (rows, columns, A, 4)
         levels.append(boxes.reshape(-1, 4))
-    return AnchorGrid(spec, shapes, strides, torch.cat(levels).float())
+    return AnchorGrid(spec, shapes, strides, torch.cat(levels).float(), image_size)

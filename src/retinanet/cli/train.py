@@ -61,11 +61,20 @@ def _next(arguments: Arguments, best: Path) -> str:
 
 
 def _default_settings(argv: Sequence[str]) -> Config:
-    """The defaults of the flags: the recipe's settings, or the run's settings with ``--resume``."""
+    """The defaults of the flags: the recipe's settings, or the run's settings with ``--resume``.
+
+    With ``--model.init``, the settings of the network are those of the detector that it names.
+    """
     last = Path(option(argv, "--out") or Arguments.out) / "last.safetensors"
     recipe = option(argv, "--recipe")
     if "--resume" in argv and recipe is None and last.exists():
         from retinanet.zoo.weights import read_info
 
         return read_info(last).config
-    return load_recipe(DEFAULT_RECIPE if recipe is None else recipe)
+    config = load_recipe(DEFAULT_RECIPE if recipe is None else recipe)
+    init = option(argv, "--model.init") or config.model.init
+    if init is None or "--help" in argv:
+        return config
+    from retinanet.training.fine_tuning import starting_config
+
+    return starting_config(config, {"model.init": init})

@@ -261,7 +261,7 @@ def evaluation_loader(
         DataError: an image cannot be read, and ``unreadable`` is not given.
     """
     scaled = [scaled_size(height, width, config) for width, height in dataset.sizes.tolist()]
-    batches = batches_of_one_padded_size(scaled, batch)
+    batches = batches_of_one_padded_size(scaled, batch, config.pad_to)
     workers = Workers(
         _EvaluationImages(dataset, config),
         worker_count(config) if len(batches) > 1 else 0,

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from retinanet.config import DataConfig
 from retinanet.data.image_sizes import padded_size, scaled_size
+from retinanet.data.peer_resize import resize_by_opencv, resize_by_pillow
 from retinanet.data.sample import Sample
 from retinanet.hardware import one_thread, to_device
 
@@ -53,8 +54,11 @@ def resize_image(image: Tensor, shape: tuple[int, int], config: DataConfig) -> T
         # without rounding. With several threads, PyTorch's last bits depend on their number.
         with one_thread():
             return interpolate(image[None].float(), size=shape, mode="bilinear", align_corners=False)[0]
-    if tuple(image.shape[-2:]) == shape:
+    if tuple(image.shape[-2:]) == tuple(shape):
         return image
+    if config.resize != "antialiased":
+        by_peer = resize_by_opencv if config.resize == "opencv" else resize_by_pillow
+        return torch.from_numpy(by_peer(image.permute(1, 2, 0).contiguous().numpy(), shape)).permute(2, 0, 1)
     result: Tensor = F.resize(image, list(shape), antialias=True)
     return result
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from retinanet.data.array_windows import ArrayReader
 from retinanet.data.deep_pixels import PixelRange
-from retinanet.data.image_sizes import batches_of_one_padded_size, scaled_size
+from retinanet.data.image_sizes import batches_of_one_padded_size, scale_factor, scaled_size
 from retinanet.data.images import read_image, to_rgb
 from retinanet.data.windows import WindowReader, open_windows
 from retinanet.decode_config import ResolvedDecodeConfig, limit_note, nonfinite_note
@@ -150,11 +150,11 @@ class Detector(ABC):
         """
         shapes = [self.scaled_size(*image.shape[:2]) for image in images]
         results: dict[int, Detections] = {}
-        for chunk in batches_of_one_padded_size(shapes, batch):
+        for chunk in batches_of_one_padded_size(shapes, batch, self.info.config.data.pad_to):
             scaled = [self.resize(images[i], shapes[i]) for i in chunk]
             found = self.detect_scaled(scaled, score, max_detections)
             for i, detections in zip(chunk, found, strict=True):
-                results[i] = detections.rescaled(shapes[i], images[i].shape[:2])
+                results[i] = self.in_image(detections, shapes[i], images[i].shape[:2])
         return [results[i] for i in range(len(images))]
 
     def tile_options(self, given: TileOptions | None) -> TileOptions | None:
@@ -199,6 +199,14 @@ class Detector(ABC):
     def scaled_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the ``(height, width)`` that an image is scaled to for the network."""
         return scaled_size(height, width, self.info.config.data)
+
+    def in_image(self, found: Detections, scaled: Sequence[int], size: Sequence[int]) -> Detections:
+        """Convert boxes from an image that was ``scaled`` to ``(height, width)`` to the image of the given ``size``."""
+        config = self.info.config
+        down, across = size[0] / scaled[0], size[1] / scaled[1]
+        if config.data.resize == "pillow_floor" and tuple(scaled) == scaled_size(size[0], size[1], config.data):
+            down = across = 1 / scale_factor(size[0], size[1], config.data)  # before the sides were rounded down
+        return found.scaled(across, down, inclusive=config.anchors.layout == "inclusive")
 
     @abstractmethod
     def resize(self, image: npt.NDArray[np.uint8], shape: tuple[int, int]) -> Pixels:

@@ -224,7 +224,7 @@ class Pipeline:
         )
         for (item, scaled), detections in zip(inputs, found, strict=True):
             assert item.size is not None
-            item.scaled, item.found = None, detections.rescaled(scaled.shape[:2], item.size)
+            item.scaled, item.found = None, self._detector.in_image(detections, scaled.shape[:2], item.size)
 
 
 @dataclass
@@ -250,7 +250,7 @@ class _Window:
             item.finished = True
         else:
             self._pixels += item.size[0] * item.size[1]
-            size = padded_size([self.detector.scaled_size(*item.size)])
+            size = padded_size([self.detector.scaled_size(*item.size)], self.detector.info.config.data.pad_to)
             self._groups.setdefault(size, []).append(item)
             if len(self._groups[size]) == self.batch:
                 yield self._groups.pop(size)

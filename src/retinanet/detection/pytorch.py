@@ -14,6 +14,7 @@ from torch import Tensor
 
 from retinanet.anchors import AnchorGrid, make_grid
 from retinanet.config import AnchorSpec
+from retinanet.data.image_sizes import padded_size
 from retinanet.data.transforms import normalized_batch, resize_image
 from retinanet.detection.detector import Detector, Pixels
 from retinanet.detections import Detections
@@ -83,16 +84,17 @@ class PyTorchDetector(Detector):
     ) -> list[Detections]:
         """Detect objects in RGB arrays ``(h, w, 3)`` in 0–255 that already have the network's input size.
 
-        ``padded_to`` is the ``(H, W)`` of the batch, as an exported file with a fixed size has it. Unset: multiples
-        of 32.
+        ``padded_to`` is the ``(H, W)`` of the batch, as an exported file with a fixed size has it. Unset: the
+        next multiples of ``data.pad_to``.
         """
         settings = self.decode_config(score, max_detections)
         tensors = [_as_tensor(image) for image in images]
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        padded_to = padded_to or padded_size(sizes, self.info.config.data.pad_to)
         batch = normalized_batch(tensors, self.model.mean, self.model.std, self.device, padded_to)
         grid = _grid_on(self.device, self.info.config.anchors, (batch.shape[-2], batch.shape[-1]))
         with autocast(self.device, self.dtype):
             outputs = self._outputs(batch)
-        sizes = [(image.shape[0], image.shape[1]) for image in images]
         return postprocess(outputs, grid, sizes, settings)
 
     def fingerprint(self) -> str:

@@ -120,7 +120,7 @@ class RuntimeDetector(Detector):
                     raise CheckpointError(
                         f"{self.network.path}: the anchors of its metadata do not fit the network; export it again"
                     )
-                found += postprocess(levels, anchors, own, settings)
+                found += postprocess(levels, anchors, own, settings, (height, width))
         return found
 
     def tile_limit(self, max_detections: int | None) -> int | None:
@@ -165,7 +165,7 @@ def input_of(
         filled up with images of one pixel.
     """
     sizes = [(image.shape[0], image.shape[1]) for image in images]
-    height, width = model.size or padded_size(sizes)
+    height, width = model.size or padded_size(sizes, model.info.config.data.pad_to)
     count = model.batch or len(images)
     batch = np.full((count, 3, height, width), filling, model.input_type)
     for row, image in zip(batch, images, strict=False):

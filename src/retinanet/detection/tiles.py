@@ -87,12 +87,11 @@ def _detect_windows(
     ahead = iter(windows)
     while images := list(islice(scaled, batch)):
         for window, found in zip(islice(ahead, len(images)), detector.detect_scaled(images, score, limit), strict=True):
-            yield _in_image(found, shape, window)
+            yield _moved(detector.in_image(found, shape, (window.height, window.width)), window)
 
 
-def _in_image(found: Detections, shape: tuple[int, int], window: Window) -> Detections:
-    """Convert boxes from the network's input to pixels of the image."""
-    own = found.rescaled(shape, (window.height, window.width))
+def _moved(own: Detections, window: Window) -> Detections:
+    """Convert boxes from pixels of a window to pixels of the image."""
     offset = np.array([window.left, window.top] * 2, dtype=np.float32)
     return Detections(own.images, own.boxes + offset, own.scores, own.labels, own.limited, own.nonfinite)
 

@@ -61,7 +61,7 @@ def predict(
     for images in read(detector, dataset, unreadable):
         found = detector.detect_scaled([image.pixels for image in images], max_detections=max_detections)
         for image, detections in zip(images, found, strict=True):
-            parts.append(detections.rescaled(image.pixels.shape[:2], image.size).moved(image.index))
+            parts.append(detector.in_image(detections, image.pixels.shape[:2], image.size).moved(image.index))
         progress(len(images))
     return Detections.concatenate(parts)  # the images are grouped by size
 
@@ -112,7 +112,7 @@ def _read_in_threads(
         return _ScaledImage(index, detector.resize(pixels, detector.scaled_size(height, width)), (height, width))
 
     shapes = [detector.scaled_size(height, width) for width, height in dataset.sizes.tolist()]
-    ahead = iter(batches_of_one_padded_size(shapes, _BATCH))
+    ahead = iter(batches_of_one_padded_size(shapes, _BATCH, detector.info.config.data.pad_to))
     with ThreadPoolExecutor(max_workers=min(8, max(2, cores()))) as pool:
         waiting: deque[list[tuple[int, Future[_ScaledImage]]]] = deque()
         for indices in ahead:

@@ -41,9 +41,15 @@ _MODEL_PARTS: dict[str, Callable[[ModelInfo], object]] = {
     "networks": lambda info: info.config.model,
     "anchors": lambda info: info.config.anchors,
     "normalizations": lambda info: (info.mean, info.std),
-    "input sizes": lambda info: (info.config.data.size, info.config.data.longest, info.config.data.resize),
+    "input sizes": lambda info: (
+        info.config.data.size,
+        info.config.data.longest,
+        info.config.data.resize,
+        info.config.data.pad_to,
+    ),
     "pixel ranges": lambda info: info.config.data.pixel_range,
     "NMS thresholds": lambda info: info.config.decode.nms,
+    "ways of decoding": lambda info: (info.config.decode.clip, info.config.decode.size_limit),
 }
 
 # Receives a line at each stage.

@@ -103,7 +103,10 @@ class DetectorGraph(nn.Module):
         finite = (boxes.abs() <= _LARGEST).all(dim=2)
         damaged = (above & ~finite).any(dim=1)
         corner = sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # (B, 1, 4) w h w h
-        boxes = torch.minimum(boxes.clamp(min=0), corner)
+        if self.config.clip == "padded":
+            boxes = _clipped_to_input(boxes, images)
+        elif self.config.clip == "image":
+            boxes = torch.minimum(boxes.clamp(min=0), corner)
         inside = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
         logits = torch.where(above & finite & inside, logits, LEFT_OUT)
 
@@ -116,15 +119,21 @@ class DetectorGraph(nn.Module):
         boxes = F.pad(boxes, (0, 0, 0, self.config.max_detections))
         labels = F.pad(labels, (0, self.config.max_detections))
         best, order = logits.topk(self.config.max_detections, dim=1)
+        full = (best > LEFT_OUT).sum(dim=1) == self.config.max_detections
+        limits = torch.stack([*(level[3] for level in found), torch.where(full, best[:, -1], LEFT_OUT)])
+        boxes, labels = boxes.gather(1, order[..., None].expand(-1, -1, 4)), labels.gather(1, order)
+        if self.config.clip == "after_nms":
+            boxes = torch.minimum(boxes.clamp(min=0), corner)
+            inside = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+            best, order = torch.where(inside, best, LEFT_OUT).topk(self.config.max_detections, dim=1)
+            boxes, labels = boxes.gather(1, order[..., None].expand(-1, -1, 4)), labels.gather(1, order)
         kept = best > LEFT_OUT
         counts = kept.sum(dim=1)
-        full = counts == self.config.max_detections
-        limits = torch.stack([*(level[3] for level in found), torch.where(full, best[:, -1], LEFT_OUT)])
         nonfinite = torch.stack([level[4] for level in found]).any(dim=0)
         return (
-            torch.where(kept[..., None], boxes.gather(1, order[..., None].expand(-1, -1, 4)), 0.0),
+            torch.where(kept[..., None], boxes, 0.0),
             torch.where(kept, best.sigmoid(), 0.0),
-            torch.where(kept, labels.gather(1, order), -1),
+            torch.where(kept, labels, -1),
             counts,
             torch.where(limits > self.lowest, limits.sigmoid(), 0.0).max(dim=0).values,
             nonfinite | damaged,
@@ -150,7 +159,7 @@ class DetectorGraph(nn.Module):
         top, position = scores.topk(count, dim=1)
         anchor = position // classes
         chosen = deltas.gather(1, anchor[..., None].expand(-1, -1, 4))
-        boxes = decode_boxes(chosen, self._anchors(level, anchor, size))
+        boxes = decode_boxes(chosen, self._anchors(level, anchor, size), self.config.size_limit)
         cut: Any = scores.shape[1] > self.config.top_k
         lowest = top.min(dim=1).values
         limit = torch.where(cut & (lowest > self.lowest), lowest, LEFT_OUT)
@@ -169,6 +178,13 @@ class DetectorGraph(nn.Module):
         x, y = column * across, row * down
         center = torch.stack([x, y, x, y], dim=-1).float()
         return base[anchor % len(base)] + center
+
+
+def _clipped_to_input(boxes: Tensor, images: Tensor) -> Tensor:
+    """Apply :func:`retinanet.postprocess.clipped_to_input` with sides that are known only when the graph runs."""
+    sides = torch.stack([boxes.new_ones(()) * images.shape[axis] for axis in (3, 2, 3, 2)])
+    pixel = boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+    return torch.minimum(torch.maximum(boxes, pixel), sides - pixel.flip(0))
 
 
 def _with_constant_padding(network: RetinaNet) -> RetinaNet:

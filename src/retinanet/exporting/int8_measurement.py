@@ -153,5 +153,5 @@ class Measurement:
             pixels, size = self._images.scaled(self._dataset, row)
             (found,) = detector.detect_scaled([pixels])
             record(row, network.last)
-            parts.append(found.rescaled(pixels.shape[:2], size).moved(row))
+            parts.append(detector.in_image(found, pixels.shape[:2], size).moved(row))
         return parts

@@ -197,7 +197,7 @@ class _Sides:
         """Compare both sides on some images, and return the detections of each, in pixels of the images."""
         shapes = [self.file.scaled_size(*image.shape[:2]) for image in images]
         scaled = [self.model.resize(image, shape) for image, shape in zip(images, shapes, strict=True)]
-        chunks = batches_of_one_padded_size(shapes, _BATCH)
+        chunks = batches_of_one_padded_size(shapes, _BATCH, self.file.info.config.data.pad_to)
         # One side after the other, because two runtimes that take turns disturb each other's threads.
         # No limits are given: max_detections would raise the model's top_k, while that of a detector file is fixed.
         padded = self.file.network.model.size
@@ -210,8 +210,8 @@ class _Sides:
             self.agreement += compare_detections(a, b, shape, self.tolerance, self.decode.score)
         sizes = list(zip(shapes, (image.shape[:2] for image in images), strict=True))
         return (
-            [each.rescaled(*size) for each, size in zip(ours, sizes, strict=True)],
-            [each.rescaled(*size) for each, size in zip(theirs, sizes, strict=True)],
+            [self.file.in_image(each, *size) for each, size in zip(ours, sizes, strict=True)],
+            [self.file.in_image(each, *size) for each, size in zip(theirs, sizes, strict=True)],
         )
 
     def _compare_raw(self, images: list[Any]) -> float:

@@ -13,7 +13,7 @@ from retinanet.anchors.assign import assign_batch
 from retinanet.anchors.grid import base_anchors, make_grid
 from retinanet.config import AnchorSpec, Config, DataConfig
 from retinanet.data.dataset import Dataset
-from retinanet.data.image_sizes import PAD_TO, scaled_size
+from retinanet.data.image_sizes import scaled_size
 from retinanet.data.sample import MIN_SIDE
 from retinanet.data.training_tiles import training_tiles
 
@@ -46,7 +46,7 @@ class ScaledBoxes:
         limits = np.tile(scaled[:, ::-1].astype(np.float32), 2)  # (N, 4)
         boxes = np.minimum(dataset.boxes * factors[image], limits[image])
         # Store columns contiguously, because the computations use whole columns.
-        return cls(np.asfortranarray(boxes), (-(-scaled // PAD_TO) * PAD_TO)[image])
+        return cls(np.asfortranarray(boxes), (-(-scaled // data.pad_to) * data.pad_to)[image])
 
     def __getitem__(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice) -> ScaledBoxes:
         return ScaledBoxes(self.boxes[rows], self.canvas[rows])
@@ -61,17 +61,20 @@ class ScaledBoxes:
             chunk, found = self[start : start + _CHUNK], best[start : start + _CHUNK]
             for level in range(len(spec.strides)):
                 nearest = chunk.nearest(spec, level)
-                for half in base_anchors(spec, level)[:, 2:].tolist():
+                base = base_anchors(spec, level)
+                for half in ((base[:, 2:] - base[:, :2]) / 2).tolist():
                     np.maximum(found, chunk.overlaps(nearest, half), out=found)
         return best
 
     def nearest(self, spec: AnchorSpec, level: int) -> npt.NDArray[np.float64]:
-        """Location of ``level`` nearest to the center of each box: ``(2, M)``, x and y."""
+        """Center of the anchors of ``level`` nearest to the center of each box: ``(2, M)``, x and y."""
         across = self.canvas.T[::-1]  # width, height
         counts = -(-across // spec.strides[level])  # columns, rows
         step = across // counts if spec.layout == "torchvision" else spec.strides[level]
-        center = (self.boxes[:, :2].T.astype(np.float64) + self.boxes[:, 2:].T) / 2
-        nearest: npt.NDArray[np.float64] = np.clip(np.rint(center / step), 0, counts - 1) * step
+        first = base_anchors(spec, level)[0]
+        offset = ((first[:2] + first[2:]) / 2).numpy()[:, None]  # the same for all anchors
+        center = (self.boxes[:, :2].T.astype(np.float64) + self.boxes[:, 2:].T) / 2 - offset
+        nearest: npt.NDArray[np.float64] = np.clip(np.rint(center / step), 0, counts - 1) * step + offset
         return nearest
 
     def overlaps(self, nearest: npt.NDArray[np.float64], half: Sequence[float]) -> Floats:
@@ -137,7 +140,7 @@ def positives(
     boxes = ScaledBoxes.of(dataset, config.data).boxes
     large = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= MIN_SIDE
     kept = large & ~dataset.ignore
-    padded = -(-scaled // PAD_TO) * PAD_TO
+    padded = -(-scaled // config.data.pad_to) * config.data.pad_to
     sizes, group = np.unique(padded, axis=0, return_inverse=True)
     for number, (height, width) in enumerate(sizes.tolist()):
         grid = make_grid(config.anchors, (height, width))

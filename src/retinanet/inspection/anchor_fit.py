@@ -198,7 +198,7 @@ def recipe_text(fit: AnchorFit, out: Path, recipe: str) -> str:
         recipe = os.path.relpath(Path(recipe).resolve(), out.resolve().parent)
     spec = fit.fitted.spec
     values = {name: list(getattr(spec, name)) for name in ("sizes", "scales", "ratios")}
-    content = {"recipe": recipe, "anchors": {**values, "layout": spec.layout}}
+    content = {"recipe": recipe, "anchors": {**values, "offset": spec.offset, "layout": spec.layout}}
     name = " ".join(fit.train.name.split())  # a line break would end the comment
     before, after = fit.current.coverage.share, fit.fitted.coverage.share
     return (

@@ -166,7 +166,8 @@ class _Search:
     def coverage(self, spec: AnchorSpec) -> AnchorCoverage:
         best = np.zeros(len(self.boxes), dtype=np.float32)
         for level in range(len(spec.strides)):
-            for width, height in base_anchors(spec, level)[:, 2:].tolist():
+            base = base_anchors(spec, level)
+            for width, height in ((base[:, 2:] - base[:, :2]) / 2).tolist():
                 np.maximum(best, self._overlaps(spec, level, width, height), out=best)
         return AnchorCoverage.of(best, self.threshold, self.weights)
 

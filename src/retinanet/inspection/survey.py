@@ -13,7 +13,7 @@ import torch
 
 from retinanet.config import AssignConfig, Config
 from retinanet.data.dataset import Dataset
-from retinanet.data.image_sizes import PAD_TO, scaled_size
+from retinanet.data.image_sizes import padded_size, scaled_size
 from retinanet.data.object_counts import objects_per_image
 from retinanet.inspection.anchor_coverage import ScaledBoxes, best_overlaps, positives
 from retinanet.inspection.findings import Finding
@@ -222,7 +222,7 @@ def _anchors(dataset: Dataset, config: Config) -> float:
     """Mean number of anchors per image."""
     total = 0
     for (width, height), images in zip(*np.unique(dataset.sizes, axis=0, return_counts=True), strict=True):
-        sides = [-(-side // PAD_TO) * PAD_TO for side in scaled_size(int(height), int(width), config.data)]
+        sides = padded_size([scaled_size(int(height), int(width), config.data)], config.data.pad_to)
         locations = sum(-(-sides[0] // s) * -(-sides[1] // s) for s in config.anchors.strides)
         total += int(images) * locations * config.anchors.per_location
     return total / len(dataset)

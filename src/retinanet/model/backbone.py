@@ -6,13 +6,15 @@ import difflib
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import huggingface_hub
 import timm
 import torch
+from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from retinanet.errors import CheckpointError, ModelError
@@ -26,6 +28,22 @@ STRIDES = (8, 16, 32)
 OFFLINE_BACKBONE = "tf_efficientnet_lite0"
 
 
+@dataclass(frozen=True)
+class Structure:
+    """Changes to the timm network of a backbone; only ResNets and ResNeXts have them.
+
+    Attributes:
+        stride_in: convolution of a bottleneck that has the stride; timm: ``3x3``.
+        stage_channels: channels inside the blocks of each stage; None: those of the timm network.
+    """
+
+    stride_in: Literal["3x3", "1x1"] = "3x3"
+    stage_channels: tuple[int, ...] | None = None
+
+
+_AS_IN_TIMM = Structure()
+
+
 class Backbone(nn.Module):
     """Images ``(B, 3, H, W)`` → C3, C4, C5 at strides 8, 16, 32.
 
@@ -37,6 +55,7 @@ class Backbone(nn.Module):
             because detection batches are too small to estimate the statistics.
         freeze_stages: number of stages, counted from the stem, whose parameters are not trained.
         norm_eps: number that batch norm adds to the variance; None: timm's value.
+        structure: changes to the timm network.
 
     Raises:
         ModelError: unknown name, a network without these strides, or weights that cannot be loaded.
@@ -50,9 +69,13 @@ class Backbone(nn.Module):
         trained_norm: bool = False,
         freeze_stages: int = 0,
         norm_eps: float | None = None,
+        structure: Structure = _AS_IN_TIMM,
     ) -> None:
         super().__init__()
-        self.body = _create(name, pretrained and weights is None and name != OFFLINE_BACKBONE)
+        download = pretrained and weights is None and name != OFFLINE_BACKBONE
+        if download and structure.stage_channels is not None:
+            raise ModelError("model.stage-channels: there are no ImageNet weights for it; add --model.no-pretrained")
+        self.body = _create(name, download, structure)
         info: Any = self.body.feature_info
         if tuple(info.reduction()) != STRIDES:
             raise ModelError(
@@ -204,9 +227,11 @@ def require_backbone(name: str) -> None:
         raise ModelError(f"no backbone {name!r}{hint}")
 
 
-def _create(name: str, pretrained: bool) -> nn.Module:
+def _create(name: str, pretrained: bool, structure: Structure) -> nn.Module:
     require_backbone(name)
     settings: dict[str, Any] = {"features_only": True, "out_indices": (-3, -2, -1), "pretrained": pretrained}
+    if structure.stage_channels is not None:
+        settings["channels"] = structure.stage_channels
     try:
         if pretrained and not _reaches_hub():
             settings["pretrained_cfg_overlay"] = {"file": _cached_weights(name)}
@@ -219,7 +244,18 @@ def _create(name: str, pretrained: bool) -> nn.Module:
     except (RuntimeError, AttributeError, IndexError, AssertionError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise ModelError(f"backbone {name!r} cannot be used for detection ({reason}); try e.g. resnet50") from error
+    if structure.stride_in == "1x1":
+        _stride_in_first_convolution(model, name)
     return model
+
+
+def _stride_in_first_convolution(body: nn.Module, name: str) -> None:
+    """Move the stride of each bottleneck from its 3×3 to its first 1×1 convolution, in place."""
+    blocks = [module for module in body.modules() if isinstance(module, Bottleneck)]
+    if not blocks:
+        raise ModelError(f"model.stride-in is 1x1, but backbone {name!r} has no bottleneck blocks; use e.g. resnet50")
+    for block in blocks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
 def _reaches_hub() -> bool:

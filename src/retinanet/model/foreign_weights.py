@@ -14,22 +14,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from retinanet.errors import CheckpointError
-from retinanet.model.inert_pickle import Skipped, read_inert
+from retinanet.model.inert_pickle import AsksForCode, Skipped, read_inert
 
 # A pickle begins with its protocol: torch.save writes 2, other programs newer ones.
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
-def read_foreign(path: Path) -> Mapping[str, Any]:
-    """Return the dictionary in a ``.safetensors`` or a pickled file (``.pth``, ``.pt``, ``.ckpt``, …), on the CPU.
+def read_foreign(path: str | Path) -> Mapping[str, Any]:
+    """Return the dictionary in a ``.safetensors`` or a pickled file (``.pth``, ``.pkl``, ``.ckpt``, …), on the CPU.
 
     A list or tuple of dictionaries becomes a dictionary with the keys ``"0"``, ``"1"``, ….
 
-    Tensors and plain values are read. No other object is created: see :class:`retinanet.model.inert_pickle.Skipped`.
+    Tensors, NumPy arrays (as tensors) and plain values are read. No other object is created: see
+    :class:`retinanet.model.inert_pickle.Skipped`.
 
     Raises:
         CheckpointError: the file does not exist, is damaged, is not a dictionary, or asks to run code.
     """
+    path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: {'a folder, not a weights file' if path.is_dir() else 'no such weights file'}")
     if path.suffix != ".safetensors":
@@ -49,7 +51,7 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
     except MemoryError:
         raise
     except Exception as error:  # torch raises many types for a damaged or hostile file
-        if isinstance(error, pickle.UnpicklingError):
+        if isinstance(error, AsksForCode):
             reason = (
                 f"it holds objects that could run code ({str(error)[:40]}); where it was made, save the state_dict() "
                 'alone, torch.save(model.state_dict(), "weights.pth"), and convert that'
@@ -57,7 +59,7 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
         elif isinstance(error, PermissionError):
             reason = "permission denied"
         else:
-            reason = "it is damaged or was not written by torch.save; export it again"
+            reason = "it is damaged or was not written by torch.save or pickle; export it again"
         raise CheckpointError(f"{path}: cannot be read: {reason}") from error
     if isinstance(content, list | tuple) and any(isinstance(each, Mapping) for each in content):
         content = {str(index): each for index, each in enumerate(content)}  # torch.save((state_dict, settings), …)

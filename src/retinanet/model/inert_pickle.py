@@ -1,14 +1,18 @@
-"""Read a file of ``torch.save`` without creating the objects in it: nothing that the file names is imported or called.
+"""Read a pickle without creating the objects in it: nothing that the file names is imported or called.
+
+Files of ``torch.save`` are read, and plain pickles with NumPy arrays, such as those of detectron2's model zoo.
 
 A pickle is a program that builds objects. Here every function and class that it names is replaced by a :class:`Node`,
 which only records how it was used. After the program has ended, :class:`_Values` looks through the records: those of
-dictionaries, tensors and modules become dictionaries and tensors, all others become :class:`Skipped`. Neither step can
+dictionaries, tensors, NumPy arrays and modules become dictionaries and tensors, all others become :class:`Skipped`.
+Neither step can
 reach a function of the file's choice, so the result does not depend on knowing which ones are harmful.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import re
 import struct
@@ -36,6 +40,21 @@ _HOSTILE = re.compile(
 # method of a class, such as "Dataset.collate", has an upper-case letter before the dot.
 _MEMBER = re.compile(r"(.*\.)?[a-z_]\w*\.[a-z_]\w*")
 _DICTIONARIES = ("collections.OrderedDict", "collections.defaultdict", "builtins.dict", "__builtin__.dict")
+# The functions that NumPy pickles arrays with, before and since version 2 (the second from protocol 5 on), and types of
+# their numbers.
+_ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+_BUFFERS = ("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer")
+_ARRAY_TYPES = {
+    "f2": torch.float16,
+    "f4": torch.float32,
+    "f8": torch.float64,
+    "i8": torch.int64,
+    "i4": torch.int32,
+    "i2": torch.int16,
+    "i1": torch.int8,
+    "u1": torch.uint8,
+    "b1": torch.bool,
+}
 _TYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -68,6 +87,10 @@ class Skipped:
     attributes: dict[Any, Any] = field(default_factory=dict)
 
 
+class AsksForCode(pickle.UnpicklingError):
+    """The file names a function that weights never need; the message is its name."""
+
+
 class Node:
     """The record of an object: the name of its class or function, the arguments, and what was put into the object."""
 
@@ -80,7 +103,7 @@ class Node:
     def __new__(cls, *arguments: Any, **settings: Any) -> Node:
         """Record a call of ``cls``, which stands for a class or a function; refuse a call of a method."""
         if cls.method:
-            raise pickle.UnpicklingError(cls.name)
+            raise AsksForCode(cls.name)
         node = super().__new__(cls)
         node.arguments, node.state, node.pairs = arguments, None, []
         return node
@@ -101,7 +124,7 @@ class Node:
 
     def __call__(self, *arguments: Any) -> None:
         """Refuse to call an object."""
-        raise pickle.UnpicklingError(f"a call of the result of {self.name}")
+        raise AsksForCode(f"a call of the result of {self.name}")
 
 
 class _Unpickler(pickle._Unpickler):
@@ -136,7 +159,7 @@ class _Unpickler(pickle._Unpickler):
         """Return a class of nodes of this file, never the class or function of that name."""
         full = f"{module}.{name}"
         if _HOSTILE.match(full) or _MEMBER.fullmatch(name):
-            raise pickle.UnpicklingError(full)
+            raise AsksForCode(full)
         method = "." in name and name.rpartition(".")[2][:1].islower()
         return self.classes.setdefault(full, type("Node", (Node,), {"name": full, "method": method}))
 
@@ -180,6 +203,11 @@ class _Values:
             return self(value.arguments[0])
         if value.name in ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"):
             return self._tensor(*value.arguments[:4])
+        if value.name in _ARRAYS and type(value.state) is tuple and len(value.state) == 5:
+            return _array(*value.state[1:])
+        if value.name in _BUFFERS and len(value.arguments) == 4:
+            content, kind, shape, order = value.arguments
+            return _array(shape, kind, order == "F", content)
         state = value.state[0] if type(value.state) is tuple and value.state else value.state
         attributes = self._dictionary(state.items()) if type(state) is dict else {}
         if value.pairs:  # a class of dictionaries, whose items may also be attributes
@@ -210,6 +238,20 @@ class _Values:
         return tuple(size.arguments[0] if isinstance(size, Node) else size)  # a torch.Size or a tuple
 
 
+def _array(shape: Any, kind: Any, fortran: Any, content: Any) -> Tensor | Skipped:
+    """Return the NumPy array that was pickled as its shape, type, order of axes and bytes, as a tensor."""
+    dtype = _ARRAY_TYPES.get(kind.arguments[0]) if kind.name == "numpy.dtype" else None
+    if dtype is None or kind.state[1] == ">":  # objects, text, and numbers in the byte order of other machines
+        return Skipped("numpy.ndarray")
+    if isinstance(content, Node):  # bytes in pickles of protocol 2, which has none: _codecs.encode(text), or bytes()
+        content = content.arguments[0] if content.arguments else b""
+    content = content.encode("latin1") if isinstance(content, str) else content
+    if len(content) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"an array of shape {shape} has {len(content)} bytes")
+    flat = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
+    return flat.reshape(shape[::-1]).permute(*range(len(shape))[::-1]) if fortran else flat.reshape(shape)
+
+
 def _state_dict(module: dict[Any, Any]) -> dict[str, Any]:
     """Return the state dict of a module, given its attributes; submodules are already converted."""
     own = {**module["_parameters"], **module["_buffers"]}
@@ -220,14 +262,16 @@ def _state_dict(module: dict[Any, Any]) -> dict[str, Any]:
 
 
 def read_inert(path: Path) -> Any:
-    """Return the content of a file that ``torch.save`` wrote; objects that are no data are :class:`Skipped`.
+    """Return the content of a pickle, or of a file that ``torch.save`` wrote.
+
+    Objects that are no data are :class:`Skipped`.
 
     Raises:
-        pickle.UnpicklingError: the file asks for a function that weights never need.
+        AsksForCode: the file asks for a function that weights never need.
         Exception: the file is damaged or was written otherwise.
     """
     if not zipfile.is_zipfile(path):
-        return _read_legacy(path)
+        return _read_pickles(path)
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         pickled = next(name for name in names if name.endswith("/data.pkl"))
@@ -240,12 +284,16 @@ def read_inert(path: Path) -> Any:
         return _Values(lambda key: bytearray(archive.read(f"{folder}data/{key}")))(content)
 
 
-def _read_legacy(path: Path) -> Any:
-    """Read the format before zip archives: five pickles, then each storage, after its number of elements."""
+def _read_pickles(path: Path) -> Any:
+    """Read a plain pickle, or the format of ``torch.save`` before zip archives.
+
+    That format has five pickles, of which the first is a number, then each storage, after its number of elements.
+    """
     with path.open("rb") as file:
-        magic, _, system = (_Unpickler(file).load() for _ in range(3))
+        magic = _Unpickler(file).load()
         if magic != _MAGIC:
-            raise ValueError("not written by torch.save")
+            return _Values(_no_storage)(magic)
+        _, system = (_Unpickler(file).load() for _ in range(2))
         _require_same_order("little" if system["little_endian"] else "big")
         unpickler = _Unpickler(file)
         content, keys = unpickler.load(), _Unpickler(file).load()
@@ -255,6 +303,10 @@ def _read_legacy(path: Path) -> Any:
             (count,) = struct.unpack("<q", file.read(8))
             storages[key] = bytearray(file.read(count * types[key].itemsize))
     return _Values(storages.__getitem__)(content)
+
+
+def _no_storage(key: str) -> bytearray:
+    raise ValueError(f"a plain pickle has no storage {key!r}")
 
 
 def _require_same_order(order: str) -> None:

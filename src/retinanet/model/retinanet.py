@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from retinanet.config import AnchorSpec, ModelConfig
-from retinanet.model.backbone import Backbone
+from retinanet.model.backbone import Backbone, Structure
 from retinanet.model.fpn import FeaturePyramid
 from retinanet.model.subnets import Subnet, initialize, set_prior
 
@@ -48,8 +48,9 @@ class RetinaNet(nn.Module):
         super().__init__()
         config = ModelConfig(backbone, **{"pretrained": False, **settings})
         trained_norm = config.norm == "trained"
+        structure = Structure(config.stride_in, config.stage_channels)
         self.backbone = Backbone(
-            backbone, config.pretrained, config.weights, trained_norm, config.freeze_stages, config.norm_eps
+            backbone, config.pretrained, config.weights, trained_norm, config.freeze_stages, config.norm_eps, structure
         )
         # Subnets of 256 channels would cost many times as much as a mobile backbone.
         channels = config.channels or (256 if self.backbone.channels[-1] >= 512 else 128)

@@ -11,7 +11,7 @@ import numpy as np
 from retinanet.anchors.grid import make_grid
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
-from retinanet.data.image_sizes import PAD_TO, scaled_size
+from retinanet.data.image_sizes import padded_size, scaled_size
 from retinanet.data.images import read_image
 from retinanet.detection.draw import closeup
 from retinanet.errors import DataError
@@ -188,8 +188,7 @@ def _unreached_figures(survey: Survey, config: Config, rows: Sequence[int]) -> I
             continue
         scaled = scaled_size(height, width, config.data)
         factors = np.array([scaled[1] / width, scaled[0] / height] * 2, dtype=np.float32)
-        down, across = (-(-side // PAD_TO) * PAD_TO for side in scaled)
-        anchors = make_grid(config.anchors, (down, across)).boxes.numpy().astype(np.float64)
+        anchors = make_grid(config.anchors, padded_size([scaled], config.data.pad_to)).boxes.numpy().astype(np.float64)
         box = dataset.boxes[row]
         ious = iou((box * factors).astype(np.float64)[None], anchors, np.zeros(len(anchors), dtype=np.bool_))
         both = np.stack([box, anchors[int(ious[0].argmax())] / factors]).astype(np.float32)

@@ -13,6 +13,7 @@ import torch
 
 from retinanet.anchors import assign_batch, make_grid
 from retinanet.data.dataset import Dataset
+from retinanet.data.image_sizes import padded_size
 from retinanet.data.loader import evaluation_loader
 from retinanet.data.transforms import normalized_batch
 from retinanet.detection.pytorch import PyTorchDetector, load_pytorch
@@ -136,7 +137,8 @@ def loss_distribution(
 def _anchor_losses(detector: PyTorchDetector, image: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     config = detector.info.config
     ((sample,),) = evaluation_loader(image, config.data)
-    pixels = normalized_batch([sample.image], detector.model.mean, detector.model.std, detector.device)
+    size = padded_size([sample.image.shape[-2:]], config.data.pad_to)
+    pixels = normalized_batch([sample.image], detector.model.mean, detector.model.std, detector.device, size)
     # compute the losses in float32, because detection may use bf16
     outputs = for_inference(detector.model).to(detector.device)(pixels)
     grid = make_grid(config.anchors, (pixels.shape[-2], pixels.shape[-1]))

@@ -35,7 +35,7 @@ def anchor_boxes(spec: AnchorSpec, image_size: tuple[int, int]) -> tuple[Floats,
 
 
 def _base_anchors(spec: AnchorSpec, level: int) -> npt.NDArray[np.float64]:
-    """Anchors of one location, ``(A, 4)``; see :func:`retinanet.anchors.grid.base_anchors`."""
+    """Anchors of the first location, ``(A, 4)``; see :func:`retinanet.anchors.grid.base_anchors`."""
     scales, ratios = np.array(spec.scales), np.array(spec.ratios)
     side = spec.sizes[level] * scales[:, None]
     if spec.layout == "torchvision":
@@ -45,4 +45,5 @@ def _base_anchors(spec: AnchorSpec, level: int) -> npt.NDArray[np.float64]:
         rounded: npt.NDArray[np.float64] = np.rint(np.concatenate([-half, half], axis=1)).astype(np.float64)
         return rounded
     half = np.stack([side / np.sqrt(ratios), side * np.sqrt(ratios)], axis=-1).reshape(-1, 2) / 2
-    return np.concatenate([-half, half], axis=1)
+    center = spec.offset * spec.strides[level]
+    return np.concatenate([center - half, center + half + (spec.layout == "inclusive")], axis=1)

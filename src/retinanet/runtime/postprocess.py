@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,7 @@ def postprocess(
     anchors: Sequence[Floats],
     image_sizes: Sequence[tuple[int, int]],
     config: DecodeConfig | None = None,
+    padded: tuple[int, int] | None = None,
 ) -> list[Detections]:
     """Convert outputs to the detections of each image; see :func:`retinanet.postprocess.postprocess`.
 
@@ -62,14 +63,18 @@ def postprocess(
         anchors: the anchors of each level, float32 ``(A_l, 4)``.
         image_sizes: ``(height, width)`` of each image inside the padded batch.
         config: thresholds and limits; the paper's by default.
+        padded: ``(height, width)`` of the batch, to which boxes are clipped if ``config.clip`` is ``padded``; unset:
+            the largest sides of the images.
     """
     settings = (config or DecodeConfig()).resolved()
+    padded = padded or (max(height for height, _ in image_sizes), max(width for _, width in image_sizes))
     results = []
     for image, size in enumerate(image_sizes):
         one = Outputs([level[image] for level in outputs.logits], [level[image] for level in outputs.deltas])
-        candidates = _select(one, anchors, size, settings)
+        candidates = _select(one, anchors, padded if settings.clip == "padded" else size, settings)
         found = _suppress(candidates, settings)
         limited = candidates.cut or len(found) >= settings.max_detections
+        found = found.clipped(*size) if settings.clip == "after_nms" else found
         results.append(replace(found, limited=_position(limited), nonfinite=_position(candidates.nonfinite)))
     return results
 
@@ -82,7 +87,7 @@ def _position(marked: bool) -> Ints:
 def _select(
     outputs: Outputs, anchors: Sequence[Floats], size: tuple[int, int], config: ResolvedDecodeConfig
 ) -> _Candidates:
-    """Select the best predictions of each level above the threshold, and decode them."""
+    """Select the best predictions of each level above the threshold, decode them, and clip the boxes to ``size``."""
     # Comparing logits avoids the sigmoid for the 99% of anchors that are below the threshold.
     lowest = np.float32(math.log(config.score / (1 - config.score)) if config.score > 0 else -math.inf)
     levels = []
@@ -96,23 +101,26 @@ def _select(
         position = np.flatnonzero((scores > lowest) & (scores < np.inf))
         chosen = position[_highest(scores[position], config.top_k)]
         anchor = chosen // logits.shape[-1]
-        box = decode_boxes(deltas[anchor], boxes[anchor])
+        box = decode_boxes(deltas[anchor], boxes[anchor], config.size_limit)
         if not np.isfinite(box).all():  # these boxes displaced others among the ``top_k``
             nonfinite = True
-            sound = np.asarray(np.isfinite(decode_boxes(deltas, boxes)).all(axis=1))
+            sound = np.asarray(np.isfinite(decode_boxes(deltas, boxes, config.size_limit)).all(axis=1))
             position = position[sound[position // logits.shape[-1]]]
             chosen = position[_highest(scores[position], config.top_k)]
             anchor = chosen // logits.shape[-1]
-            box = decode_boxes(deltas[anchor], boxes[anchor])
+            box = decode_boxes(deltas[anchor], boxes[anchor], config.size_limit)
         cut |= len(position) >= config.top_k < len(scores)
         levels.append((scores[chosen], chosen % logits.shape[-1], box))
     if not levels:
         nothing = np.zeros(0, dtype=np.float32)
         return _Candidates(nothing.reshape(0, 4), nothing, np.zeros(0, dtype=np.int64), cut, nonfinite)
     logit, label, box = (np.concatenate(parts) for parts in zip(*levels, strict=True))
-    height, width = size
-    limits = np.array([width, height] * 2, dtype=np.float32)
-    box = np.minimum(np.maximum(box, np.float32(0)), limits)
+    if config.clip != "after_nms":
+        height, width = size
+        # as in retinanet.postprocess.clipped_to_input
+        pixel = np.array([0, 0, 1, 1] if config.clip == "padded" else [0, 0, 0, 0], dtype=np.float32)
+        limits = np.array([width, height] * 2, dtype=np.float32)
+        box = np.clip(box, pixel, limits - pixel[::-1])
     inside = (box[:, 2:] > box[:, :2]).all(axis=1)  # some area is left
     usable = np.flatnonzero(inside)
     order = usable[np.argsort(-logit[usable], kind="stable")]
@@ -129,22 +137,27 @@ def _highest(values: Floats, count: int) -> Ints:
     return np.sort(np.concatenate([chosen, equal]))
 
 
-def decode_boxes(deltas: Floats, anchors: Floats) -> Floats:
+def decode_boxes(deltas: Floats, anchors: Floats, limit: Literal["above", "both", "none"] = "above") -> Floats:
     """Return the boxes ``(n, 4)`` ``xyxy`` that deltas describe; see :func:`retinanet.anchors.decode_boxes`."""
     with np.errstate(over="ignore", invalid="ignore"):  # the caller leaves out boxes that are not finite
         size = anchors[:, 2:] - anchors[:, :2]
         center = anchors[:, :2] + np.float32(0.5) * size
         new_center = center + deltas[:, :2] * size
-        half = np.float32(0.5) * size * np.exp(np.minimum(deltas[:, 2:], np.float32(_MAX_LOG_SCALE)))
+        log_scale = deltas[:, 2:]
+        if limit != "none":
+            log_scale = np.minimum(log_scale, np.float32(_MAX_LOG_SCALE))
+        if limit == "both":
+            log_scale = np.maximum(log_scale, np.float32(-_MAX_LOG_SCALE))
+        half = np.float32(0.5) * size * np.exp(log_scale)
         return np.concatenate([new_center - half, new_center + half], axis=1)
 
 
 def _suppress(candidates: _Candidates, config: ResolvedDecodeConfig) -> Detections:
     """Drop boxes that overlap a better box of their class."""
-    # Boxes are shifted by class, by more than the extent of the image, so that boxes of different classes never
+    # Boxes are shifted by class, by more than the extent of all boxes, so that boxes of different classes never
     # overlap. In float32 the shift would reduce the precision.
     apart = candidates.boxes.astype(np.float64)
-    apart += (candidates.labels * (apart.max(initial=0) + 1))[:, None]
+    apart += (candidates.labels * (apart.max(initial=0) - apart.min(initial=0) + 1))[:, None]
     keep = suppress_boxes(apart, config.nms, config.max_detections)
     return Detections.of_one_image(candidates.boxes[keep], _sigmoid(candidates.logits[keep]), candidates.labels[keep])
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from retinanet.config import DataConfig
+from retinanet.data.peer_resize import resize_by_opencv, resize_by_pillow
 
 Pixels = npt.NDArray[Any]
 
@@ -16,15 +16,17 @@ Pixels = npt.NDArray[Any]
 def resize_image(image: npt.NDArray[np.uint8], shape: tuple[int, int], config: DataConfig) -> Pixels:
     """Resize uint8 ``image`` ``(h, w, 3)`` to ``shape``; the result is float32 if ``config.resize`` is bilinear.
 
-    It equals :func:`retinanet.data.transforms.resize_image` up to rounding: by one gray level, or by 0.001 if it is
-    float32.
+    It equals :func:`retinanet.data.transforms.resize_image`: if ``config.resize`` is antialiased, up to one gray level,
+    and if it is bilinear, up to 0.001.
     """
-    if config.resize == "bilinear":
-        return _bilinear(image, shape)
-    if image.shape[:2] == shape:
-        return image
-    # Pillow's filter grows with the scale factor, as in torchvision with antialias=True.
-    return np.asarray(Image.fromarray(image).resize(shape[::-1], Image.Resampling.BILINEAR))
+    match config.resize:
+        case "bilinear":
+            return _bilinear(image, shape)
+        case "opencv":
+            return resize_by_opencv(image, shape)
+        case _:
+            # Pillow's filter grows with the scale factor, as in torchvision with antialias=True.
+            return resize_by_pillow(image, shape)
 
 
 def _bilinear(image: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[np.float32]:

@@ -63,7 +63,7 @@ def _range_test(job: Job) -> tuple[list[float], list[float]]:
     """Train at rising rates until the loss explodes; return the rate and the loss of each step."""
     settings = job.config.train
     config = replace(job.config, train=replace(settings, ema=None))
-    state = TrainingState.create(config, len(job.train_set.classes), job.processes)
+    state = TrainingState.create(config, job.train_set.classes, job.processes)
     meter, order = Meter(job.processes, deferred=False), job.training_order(epochs=_STEPS)
     data = replace(config.data, workers=0)  # the steps are too few to be worth starting processes
     batches = zip(training_loader(job.source, order, data, settings.seed), order.lengths(), strict=False)

@@ -25,6 +25,7 @@ from retinanet.training.checkpoint import (
 from retinanet.training.decode_limits import with_limits
 from retinanet.training.distributed import require_agreement
 from retinanet.training.find_lr import find_learning_rate
+from retinanet.training.fine_tuning import starting_config
 from retinanet.training.job import Job
 from retinanet.training.log import Log
 from retinanet.training.state import TrainingState
@@ -74,12 +75,20 @@ def open_run(
     _refuse_other_run(out, resume)
     last = out / "last.safetensors"
     if not last.exists():
-        return resolve(recipe, settings), None
+        return _starting_settings(recipe, settings or {}), None
     checkpoint = Checkpoint.read(last)
     config = resolve(recipe, settings, checkpoint.info.config)
     check_same_settings(last, checkpoint.info.config, config)
     stored = checkpoint.info.config.decode  # has the limits that were chosen at the start of the training
     return replace(config, decode=stored), checkpoint
+
+
+def _starting_settings(recipe: str | Config | None, settings: Mapping[str, Any]) -> Config:
+    """The settings of a new run. A :class:`Config` as the recipe is complete, unless ``model.init`` is added to it."""
+    base = resolve(recipe)
+    if not isinstance(recipe, Config) or "model.init" in settings:
+        base = starting_config(base, settings)
+    return resolve(base, settings)
 
 
 def _refuse_other_run(out: Path, resume: bool) -> None:
@@ -145,7 +154,7 @@ def start(job: Job, checkpoint: Checkpoint | None, progress: Progress) -> Start:
     agreed = {"data": progress.data, "val": progress.val, "settings": config.to_dict(), "step": progress.step}
     require_agreement(job.processes, agreed)
     pretrained = None if checkpoint is None else False
-    state = TrainingState.create(config, len(job.train_set.classes), job.processes, pretrained)
+    state = TrainingState.create(config, job.train_set.classes, job.processes, pretrained)
     if checkpoint is not None:
         restore_training(checkpoint.path, state)
         state.model.backbone.mean, state.model.backbone.std = checkpoint.info.mean, checkpoint.info.std

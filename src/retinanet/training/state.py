@@ -17,6 +17,7 @@ from retinanet.losses import Losses, Normalizer
 from retinanet.losses.imbalance import Imbalance
 from retinanet.model import RetinaNet
 from retinanet.training.distributed import Processes
+from retinanet.training.fine_tuning import start_from
 from retinanet.training.optim import MovingAverage, make_average, make_optimizer, set_learning_rate
 from retinanet.training.step import backward
 
@@ -60,12 +61,16 @@ class TrainingState:
     processes: Processes
 
     @classmethod
-    def create(cls, config: Config, num_classes: int, processes: Processes, pretrained: bool | None = None) -> Self:
+    def create(
+        cls, config: Config, classes: tuple[str, ...], processes: Processes, pretrained: bool | None = None
+    ) -> Self:
         """Return the state before the first step; ``pretrained=False`` skips weights that a checkpoint will replace."""
         device = resolve_device(config.train.device, processes.local_rank)
         dtype = resolve_precision(config.train.precision, device)
         torch.manual_seed(config.train.seed)
-        model = RetinaNet.from_config(config.model, config.anchors, num_classes, pretrained)
+        model = RetinaNet.from_config(config.model, config.anchors, len(classes), pretrained)
+        if config.model.init is not None and pretrained is not False:
+            start_from(model, config.model.init, classes)
         model.to(device).to(memory_format=torch.channels_last).train()
         if config.train.sync_norm:
             model = _with_synced_norm(model, device)

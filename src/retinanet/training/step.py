@@ -86,7 +86,7 @@ def backward(
     assert isinstance(model, RetinaNet)
     batch = batch if batch.images else _blank()
     device = next(model.parameters()).device
-    height, width = processes.largest(*padded_size(batch.sizes))
+    height, width = processes.largest(*padded_size(batch.sizes, config.data.pad_to))
     each = config.loss.normalizer == "image"
     truth: GroundTruth | None = None
     positives, divisor = 0, None
@@ -117,9 +117,10 @@ def backward(
 def forward_alone(model: RetinaNet, batch: Batch, config: Config, dtype: torch.dtype) -> tuple[Outputs, Losses]:
     """Return outputs and losses of ``batch`` without gradients, independent of the other images of its step."""
     device = next(model.parameters()).device
-    truth = match_ground_truth(batch, padded_size(batch.sizes), config)
+    size = padded_size(batch.sizes, config.data.pad_to)
+    truth = match_ground_truth(batch, size, config)
     with torch.no_grad(), autocast(device, dtype):
-        outputs = model(normalized_batch(batch.images, model.mean, model.std, device))
+        outputs = model(normalized_batch(batch.images, model.mean, model.std, device, size))
     # Mined anchors are counted on this rank only, because other ranks may have fewer images.
     alone = Normalizer(replace(config.loss, normalizer="rank"))
     with torch.no_grad():

@@ -74,7 +74,8 @@ def read_info(path: str | Path) -> ModelInfo:
         raise CheckpointError(f"{path}: no such weights file or bundled model ({', '.join(names)}){hint}")
     if path.suffix in (".pth", ".pt", ".ckpt", ".pkl", ".bin"):
         raise CheckpointError(
-            f"{path}: pickled checkpoints are not loaded, because they can run code; if it is a torchvision RetinaNet, "
+            f"{path}: pickled checkpoints are not loaded, because they can run code; if it is a RetinaNet of another "
+            f"program, "
             f"run 'retinanet convert {path} {path.with_suffix('.safetensors').name}' first"
         )
     try:

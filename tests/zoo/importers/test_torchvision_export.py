@@ -17,6 +17,7 @@ from retinanet.exporting.agreement import EXACT, compare_detections
 from retinanet.exporting.sample_images import sample_images
 from retinanet.hardware import one_thread
 from retinanet.zoo.conversion import convert_weights
+from retinanet.zoo.importers import ImportOptions
 from retinanet.zoo.weights import load_weights, save_weights
 from torchvision_parity import LONGEST, SIZE, as_array, see_theirs, smooth_image
 
@@ -39,7 +40,7 @@ def theirs() -> Any:
 def exported(theirs: Any, tmp_path_factory: pytest.TempPathFactory) -> Detector:
     folder = tmp_path_factory.mktemp("torchvision")
     torch.save(theirs.state_dict(), folder / "theirs.pth")
-    convert_weights(folder / "theirs.pth", folder / "ours.safetensors", CLASSES)
+    convert_weights(folder / "theirs.pth", folder / "ours.safetensors", ImportOptions(classes=tuple(CLASSES)))
     model, info = load_weights(folder / "ours.safetensors")
     data = replace(info.config.data, size=SIZE, max_size=LONGEST)
     decode = replace(info.config.decode, max_detections=LIMIT)

@@ -79,18 +79,20 @@ def _networks(content: Mapping[Any, Any], marker: str, path: tuple[str, ...], de
                 yield from _networks(inner, marker, (*path, str(key)), depth - 1)
 
 
-def find_class_names(checkpoint: Mapping[Any, Any], count: int) -> tuple[tuple[str, ...] | None, str]:
+def find_class_names(
+    checkpoint: Mapping[Any, Any], count: int, background: bool = True
+) -> tuple[tuple[str, ...] | None, str]:
     """Return the names of the network's ``count`` outputs if the checkpoint holds them, and the key of the names.
 
-    Without names, the second value is a note if there are names that do not fit, else empty. Names for all outputs but
-    one begin after the background, the first output of torchvision's detectors.
+    Without names, the second value is a note if there are names that do not fit, else empty. With a ``background``,
+    names for all outputs but one begin after it; it is the first output of torchvision's detectors.
     """
     note = ""
     for key, value in _named(checkpoint, _DEPTH):
         names = _by_index(value)
         if not names:
             continue
-        if max(names) == count - 2 and min(names) == 0 and len(names) == count - 1:
+        if background and max(names) == count - 2 and min(names) == 0 and len(names) == count - 1:
             names = {index + 1: name for index, name in names.items()} | {0: "__background__"}
         complete = tuple(names.get(index, f"class {index}") for index in range(count))
         if max(names) < count and len(set(complete)) == count:

@@ -7,41 +7,29 @@ resizing to 800/1333 without antialiasing, 300 detections. The settings are take
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import timm
-import torch
 from torch import Tensor
 
 from retinanet.config import AnchorSpec, AssignConfig, Config, DataConfig, DecodeConfig, LossConfig, ModelConfig
-from retinanet.errors import CheckpointError
 from retinanet.model import RetinaNet
-from retinanet.model.inert_pickle import Skipped
 from retinanet.model_info import ModelInfo
-from retinanet.zoo.importers.checkpoints import Network, find_class_names, find_network
+from retinanet.zoo.importers.checkpoints import find_class_names
+from retinanet.zoo.importers.networks import (
+    Origin,
+    convolution_shape,
+    load_tensors,
+    recognize_backbone,
+    require_names,
+    require_network,
+)
 
 # Mean and standard deviation of the input of torchvision's ImageNet ResNets, and so of all its detectors.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-# Backbones that torchvision's builder offers; timm uses the same names. The most common backbone comes first.
-_BACKBONES = (
-    "resnet50",
-    "resnet18",
-    "resnet34",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-)
-
-_MARKER = "head.classification_head.cls_logits.weight"
-_EXPECTED = "expected the state dict of torchvision's retinanet_resnet50_fpn or retinanet_resnet50_fpn_v2"
 
 
 def load_torchvision(
@@ -71,7 +59,7 @@ def load_torchvision(
     Raises:
         CheckpointError: the state dict is not of a torchvision RetinaNet, or a tensor is missing or has a wrong shape.
     """
-    network = _find_network(state_dict)
+    network = require_network(state_dict, ORIGIN)
     state = _canonical(network.state)
     config, num_classes = _describe(state, norm_eps)
     for line in network.notes:
@@ -83,25 +71,9 @@ def load_torchvision(
     names = _class_names(num_classes, classes)
     model = RetinaNet.from_config(config.model, config.anchors, num_classes, pretrained=False)
     model.backbone.mean, model.backbone.std = _MEAN, _STD
-    _load(model, state, layers=3 if config.model.subnet_norm == "group" else 2, norm_eps=config.model.norm_eps)
+    layers = 3 if config.model.subnet_norm == "group" else 2
+    load_tensors(model, _in_a_row(state, layers), replace(ORIGIN, theirs=partial(_theirs, layers=layers)))
     return model.eval(), ModelInfo.of(model, names, config)
-
-
-def _find_network(checkpoint: Mapping[str, Any]) -> Network:
-    if not isinstance(checkpoint, Mapping):
-        raise CheckpointError(f"{_EXPECTED}, got a {type(checkpoint).__name__}")
-    network = find_network(checkpoint, _MARKER)
-    if network is None:
-        inner = (checkpoint.get(key) for key in ("model", "state_dict", "model_state_dict"))
-        content = next((value for value in inner if isinstance(value, Mapping)), checkpoint)
-        found = ", ".join(map(str, list(content)[:2])) or "nothing"
-        raise CheckpointError(f"{_EXPECTED}; {_MARKER!r} is missing (found {found}, …)")
-    odd = next((key for key, value in network.state.items() if not isinstance(value, Tensor)), None)
-    if odd is not None:
-        value = network.state[odd]
-        kind = value.name if isinstance(value, Skipped) else type(value).__name__
-        raise CheckpointError(f"{_EXPECTED}; {odd!r} is a {kind} and not a tensor")
-    return network
 
 
 def _canonical(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,27 +100,27 @@ def _canonical(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _describe(state: dict[str, Tensor], norm_eps: float | None) -> tuple[Config, int]:
     """Return the settings with which this network computes the same as torchvision's, and the number of classes."""
     group_norm = any(re.fullmatch(r"classification\.tower\.\d+\.1\.weight", key) for key in state)
-    classes = _shape(state, "classification.predict.weight")[0]
-    boxes = _shape(state, "regression.predict.weight")[0]
+    classes = convolution_shape(state, "classification.predict.weight", ORIGIN)[0]
+    boxes = convolution_shape(state, "regression.predict.weight", ORIGIN)[0]
     spec = AnchorSpec(layout="torchvision")
     if boxes != 4 * spec.per_location or classes % spec.per_location or classes == 0:
-        raise CheckpointError(
-            f"{_EXPECTED}; the heads have {classes} and {boxes} outputs a location, "
+        raise ORIGIN.refuse(
+            f"the heads have {classes} and {boxes} outputs a location, "
             f"not K and 4 for each of {spec.per_location} anchors"
         )
-    channels, p6_input = _shape(state, "fpn.p6.weight")[:2]
+    channels, p6_input = convolution_shape(state, "fpn.p6.weight", ORIGIN)[:2]
     counts_batches = any(key.endswith("num_batches_tracked") for key in state)
     depth = len({key.split(".")[2] for key in state if key.startswith("classification.tower.")})
     least = 64 if group_norm else 32  # group norm has 32 groups, and each needs at least two channels here
     if channels % 32 or channels < least:
-        raise CheckpointError(
-            f"{_EXPECTED}; the pyramid has {channels} channels, not a multiple of 32 that is at least {least}"
-        )
+        raise ORIGIN.refuse(f"the pyramid has {channels} channels, not a multiple of 32 that is at least {least}")
     if norm_eps is None and not counts_batches:
         norm_eps = 0.0
+    backbone, stage_channels = recognize_backbone(state, ORIGIN)
     config = Config(
         model=ModelConfig(
-            backbone=_backbone(state),
+            backbone=backbone,
+            stage_channels=stage_channels,
             pretrained=False,
             norm_eps=norm_eps,
             channels=channels,
@@ -165,86 +137,20 @@ def _describe(state: dict[str, Tensor], norm_eps: float | None) -> tuple[Config,
     return config, classes // spec.per_location
 
 
-def _backbone(state: dict[str, Tensor]) -> str:
-    prefix = "backbone.body."
-    body = {key.removeprefix(prefix): value.shape for key, value in state.items() if key.startswith(prefix)}
-    nearest, least = "", math.inf
-    for name in _BACKBONES:
-        with torch.device("meta"):
-            network = timm.create_model(name, features_only=True, out_indices=(-3, -2, -1))
-        wanted = {key: value.shape for key, value in network.named_parameters()}
-        misfits = [key for key in wanted if body.get(key) != wanted[key]]
-        unknown = sorted(body.keys() - network.state_dict().keys())  # a ResNet-34 has all keys of a ResNet-18
-        if not misfits and not unknown:
-            return name
-        if len(misfits) + len(unknown) < min(least, len(wanted) / 2):
-            least = len(misfits) + len(unknown)
-            key = (misfits or unknown)[0]
-            if key not in body:
-                fault = f"is missing from its {name}"
-            elif misfits:
-                fault = f"has shape {tuple(body[key])} instead of {tuple(wanted[key])} ({name})"
-            else:
-                fault = f"does not belong to {name}"
-            nearest = f"{prefix + key!r} {fault}"
-    among = f"its backbone is none of {', '.join(_BACKBONES)}"
-    raise CheckpointError(f"{_EXPECTED}; {nearest or among}")
+def _in_a_row(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """Number the layers of the towers as this package does.
 
-
-def _load(model: RetinaNet, state: dict[str, Tensor], layers: int, norm_eps: float | None) -> None:
-    # torchvision nests the ``layers`` of a hidden layer (convolution, norm, ReLU); this package lists all in a row.
+    torchvision nests the ``layers`` of a hidden layer (convolution, norm, ReLU); this package lists all in a row.
+    """
     renamed = {}
     for key, value in state.items():
         match = re.fullmatch(r"(\w+\.tower)\.(\d+)\.(\d+)\.(weight|bias)", key)
         new = f"{match[1]}.{layers * int(match[2]) + int(match[3])}.{match[4]}" if match else key
-        renamed[new] = value.float() if value.is_floating_point() else value
-    wanted = model.state_dict()
-    counters = {key for key in wanted if key.endswith("num_batches_tracked")}
-    missing = [key for key in wanted if key not in renamed and key not in counters]
-    unknown = [key for key in renamed if key not in wanted]
-    misfits = [key for key in wanted if key in renamed and renamed[key].shape != wanted[key].shape]
-    if missing:
-        raise CheckpointError(f"{_EXPECTED}; {_theirs(missing[0], layers)!r} is missing ({len(missing)} in all)")
-    if misfits:
-        shapes = f"{tuple(renamed[misfits[0]].shape)} instead of {tuple(wanted[misfits[0]].shape)}"
-        raise CheckpointError(f"{_EXPECTED}; {_theirs(misfits[0], layers)!r} has shape {shapes}")
-    if unknown:
-        raise CheckpointError(
-            f"{_EXPECTED}; {_theirs(unknown[0], layers)!r} does not belong to it ({len(unknown)} in all)"
-        )
-    for key, value in renamed.items():
-        if value.layout != torch.strided or not (value.is_floating_point() or key.endswith("num_batches_tracked")):
-            kind = str(value.dtype).removeprefix("torch.")
-            raise CheckpointError(
-                f"{_EXPECTED}; {_theirs(key, layers)!r} is not a dense tensor of real numbers ({kind})"
-            )
-        if value.is_meta:
-            continue
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise CheckpointError(
-                f"{_EXPECTED}; {_theirs(key, layers)!r} holds NaN or infinity; its training has failed"
-            )
-        if key.endswith("running_var"):
-            _require_variance(key, value, norm_eps)
-    try:
-        model.load_state_dict(renamed, strict=False)
-    except RuntimeError as error:  # such as a tensor without data, on the "meta" device
-        raise CheckpointError(f"{_EXPECTED}; its tensors hold no values") from error
+        renamed[new] = value
+    return renamed
 
 
-def _require_variance(key: str, value: Tensor, eps: float | None) -> None:
-    """Check that variance + epsilon is above 0, because batch norm divides by its square root."""
-    least = value.min().item()
-    if least < 0:
-        raise CheckpointError(f"{_EXPECTED}; {key!r} holds the variance {least:g}, which is below 0")
-    if least == 0 and eps == 0:
-        raise CheckpointError(
-            f"{key!r} holds a variance of 0, and frozen batch norm is assumed to have no epsilon; "
-            "give norm_eps, usually 1e-5 (--norm-eps 1e-5)"
-        )
-
-
-def _theirs(key: str, layers: int) -> str:
+def _theirs(key: str, layers: int = 1) -> str:
     """Return torchvision's name of a tensor of this network, for messages."""
     if match := re.fullmatch(r"(\w+)\.tower\.(\d+)\.(\w+)", key):
         block, layer = divmod(int(match[2]), layers)
@@ -256,22 +162,16 @@ def _theirs(key: str, layers: int) -> str:
     return key.replace("regression.predict.", "head.regression_head.bbox_reg.")
 
 
-def _shape(state: dict[str, Tensor], key: str) -> tuple[int, ...]:
-    if key not in state or state[key].ndim != 4:
-        raise CheckpointError(f"{_EXPECTED}; {_theirs(key, 1)!r} is missing or not a convolution")
-    return tuple(state[key].shape)
+ORIGIN = Origin(
+    "head.classification_head.cls_logits.weight",
+    "expected the state dict of torchvision's retinanet_resnet50_fpn or retinanet_resnet50_fpn_v2",
+    _theirs,
+)
 
 
 def _class_names(count: int, names: Sequence[str] | None) -> tuple[str, ...]:
     if names is not None:
-        names = (names,) if isinstance(names, str) else tuple(names)
-        if not all(isinstance(name, str) and name for name in names):
-            raise CheckpointError("a class name is empty or not text; give a name for each output")
-        if len(names) != count or len(set(names)) != count:
-            raise CheckpointError(
-                f"{len(names)} class names for {count} outputs; give {count} different names, in order"
-            )
-        return names
+        return require_names(count, names)
     from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
     coco = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
