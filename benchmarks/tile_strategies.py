@@ -3,17 +3,18 @@
     python benchmarks/tile_strategies.py --aerial WEIGHTS --palms WEIGHTS --deeppcb WEIGHTS --data FOLDER [--out FILE]
 
 ``aerial``: a drawn image of 12,000×12,000 pixels with 5,000 objects, composed of cells (``benchmarks/aerial.py``).
-``palms``: the val images of palms, side by side in one mosaic. ``deeppcb``: test images of DeepPCB in mosaics of 2×2,
-and enlarged to twice their size. FOLDER holds ``palms`` and ``deeppcb``. Cases without weights are left out. The tiles
-of an image go through the network once, and each strategy merges the same detections.
+``palms``: val images of palms in mosaics of 3×3. ``deeppcb``: test images of DeepPCB in mosaics of 2×2, enlarged to
+twice their size, and in tiles at their native resolution. FOLDER holds ``palms`` and ``deeppcb``. Cases without weights
+are left out. The tiles of an image go through the network once, and each strategy merges the same detections.
 """
 
 from __future__ import annotations
 
 import argparse
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from retinanet.data.array_windows import ArrayReader
 from retinanet.data.dataset import Dataset, FileList
 from retinanet.data.formats.open_dataset import read_eval, with_model_classes
 from retinanet.data.images import read_image
+from retinanet.data.learnt_sizes import learnt_sizes
 from retinanet.detection.detector import Detector
 from retinanet.detection.tile_merge import Tiles, merge_tiles
 from retinanet.detection.tile_plan import TileOptions, Tiling
@@ -237,9 +239,10 @@ def cases(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Collect
     if given.palms:
         detector = retinanet.load(given.palms)
         data = with_model_classes(read_eval(given.data / "palms", "val")[0], detector.classes)
-        yield "palms", partial(collect, "palms", detector, _tiling(detector, data, given.data), mosaics(data, 7, 11))
+        data = data.subset(range(min(given.palms_images, len(data))))
+        yield "palms", partial(collect, "palms", detector, _tiling(detector, data, given.data), mosaics(data, 3, 3))
         fine = detector.tiling(TileOptions(tile=320))
-        yield "palms, tiles of 320", partial(collect, "palms", detector, fine, mosaics(data, 7, 11))
+        yield "palms, tiles of 320", partial(collect, "palms", detector, fine, mosaics(data, 3, 3))
     if given.deeppcb:
         detector = retinanet.load(given.deeppcb)
         data = with_model_classes(read_eval(given.data / "deeppcb", "test")[0], detector.classes)
@@ -254,10 +257,6 @@ def cases(given: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Collect
 
 def _tiling(detector: Detector, data: Dataset, folder: Path) -> Tiling:
     """Tiles as ``auto`` chooses them. Older weights get the sizes of their training data."""
-    from dataclasses import replace
-
-    from retinanet.data.learnt_sizes import learnt_sizes
-
     if detector.info.objects is None:
         train, _ = read_eval(folder / data.name.split("/")[0].split(" ")[0], "train")
         detector.info = replace(detector.info, objects=learnt_sizes(train, detector.info.config.data))
@@ -271,11 +270,16 @@ def main() -> None:
         parser.add_argument(f"--{name}", help="weights")
     parser.add_argument("--data", type=Path, help="folder of palms and deeppcb")
     parser.add_argument("--images", type=int, default=200, help="test images of DeepPCB")
+    parser.add_argument("--palms-images", type=int, default=72, help="val images of palms")
+    parser.add_argument("--keep", type=Path, help="folder for the detections of the tiles, as pickles")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tiles.json"))
     given = parser.parse_args()
     results: dict[str, Any] = {}
     for name, detect in cases(given):
         case = detect()
+        if given.keep:
+            given.keep.mkdir(parents=True, exist_ok=True)
+            (given.keep / f"{name.replace(', ', ' ').replace(' ', '_')}.pickle").write_bytes(pickle.dumps(case))
         print(name, case.note, f"network {case.seconds[0]:.1f} s", flush=True)
         results[name] = {
             "tiles": case.note,

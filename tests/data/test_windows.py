@@ -84,14 +84,17 @@ def test_windows_of_any_layout_equal_the_whole_decoded_by_tifffile(
 
 
 @pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg", "zstd", "packbits", "raw"])
+@pytest.mark.parametrize(
+    "compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg", "zstd", "lzma", "packbits", "raw", "group4"]
+)
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"])
 @given(data=st.data())
 @settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_windows_equal_read_image_for_every_mode_of_pillow(
     tmp_path: Path, mode: str, compression: str, order: str, data: st.DataObject
 ) -> None:
-    if compression == "jpeg" and mode not in ("L", "RGB", "CMYK", "YCbCr"):
+    modes = {"jpeg": ("L", "RGB", "CMYK", "YCbCr"), "group4": ("1",)}
+    if mode not in modes.get(compression, (mode,)):
         return
     if mode.startswith("I;16"):
         image = Image.fromarray((smooth(130, 90, 1)[:, :, 0].astype(np.uint16) * 211).astype(f"{order}u2"))

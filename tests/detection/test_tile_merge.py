@@ -22,7 +22,8 @@ def tiles_of(height: int, width: int, side: int, overlap: int, shortest: float =
 
 
 def merge(boxes: Floats, scores: Floats, labels: Ints, owners: Ints, tiles: Tiles, threshold: float = 0.5) -> list[int]:
-    return merge_tiles(boxes, scores, labels, owners, tiles, threshold).tolist()
+    kept: list[int] = merge_tiles(boxes, scores, labels, owners, tiles, threshold).tolist()
+    return kept
 
 
 def intersection(a: Floats, b: Floats) -> float:

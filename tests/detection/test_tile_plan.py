@@ -66,18 +66,18 @@ def test_a_reduced_pass_has_larger_tiles() -> None:
 def test_auto_shows_objects_as_large_as_in_the_training() -> None:
     plan = Tiling.choose(TileOptions(), SIZES, 320)
     assert plan.side == 1280  # 320 input pixels at a quarter
-    assert plan.overlap == 160  # 40 input pixels: the 99 % quantile
+    assert plan.overlap == 224  # 40 input pixels, the 99 % quantile, and a margin of 16
     assert plan.note == (
-        "tiles of 1280 pixels (at which objects of the size learnt appear as in the training), with an overlap of 160 "
-        "(the largest learnt objects, without the 1 % that are larger)"
+        "tiles of 1280 pixels (at which objects of the size learnt appear as in the training), with an overlap of 224 "
+        "(99 % of the learnt objects have up to 160 pixels, and a margin of 64)"
     )
 
 
 def test_the_overlap_follows_the_scale_of_given_tiles_and_is_at_most_half() -> None:
-    assert Tiling.choose(TileOptions(640), SIZES, 320).overlap == 80
+    assert Tiling.choose(TileOptions(640), SIZES, 320).overlap == 112
     plan = Tiling.choose(TileOptions(64), SIZES, 64)
     assert plan.overlap == 32
-    assert "half a tile; the largest learnt objects take 40" in plan.note
+    assert "half a tile; the largest learnt objects have 40 pixels" in plan.note
 
 
 def test_a_model_without_sizes_takes_a_quarter_and_refuses_auto() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from retinanet.data.windows import Window, WindowReader
+from retinanet.data.window_reader import Window, WindowReader
 
 
 class ArrayReader(WindowReader):

@@ -31,6 +31,7 @@ from retinanet.data.tiff_layout import (
     WHITE_IS_ZERO,
     Tag,
     TiffLayout,
+    compression_name,
     tiff_layout,
 )
 from retinanet.errors import DataError
@@ -48,7 +49,7 @@ def tiff_blocks(path: Path) -> Blocks | None:
     """Open the first image of a TIFF file; ``None`` if it cannot be read block by block.
 
     Raises:
-        DataError: the image has more bands than colors.
+        DataError: the image has more bands than colors, or a compression that Pillow does not know.
     """
     layout = tiff_layout(path)
     if layout is None:
@@ -61,6 +62,12 @@ def tiff_blocks(path: Path) -> Blocks | None:
         raise DataError(
             f"{path}: {layout.samples} bands, and the file does not say which are red, green and blue; write an image "
             "of three bands, for example with gdal_translate -b 3 -b 2 -b 1 -colorinterp red,green,blue IN OUT"
+        )
+    if not _opens(layout):
+        name = compression_name(layout.compression)
+        raise DataError(
+            f"{path}: the compression {name} is not read; convert the file, for example "
+            "with gdal_translate -co COMPRESS=DEFLATE -co TILED=YES IN OUT"
         )
     return _RawTiff(path, layout) if _is_raw(layout) else None
 

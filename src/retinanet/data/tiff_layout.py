@@ -111,6 +111,13 @@ def tiff_layout(path: Path) -> TiffLayout | None:
         return None
 
 
+def compression_name(code: int) -> str:
+    """Name of a compression, such as ``JPEG2000``; its number if it has none."""
+    from tifffile import COMPRESSION
+
+    return COMPRESSION(code).name if code in set(COMPRESSION) else str(code)
+
+
 def tiff_orientation(path: Path) -> int:
     """EXIF orientation of the first image; 1 if the file has none, or cannot be read."""
     from tifffile import TiffFile

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from retinanet.data.windows import Window, WindowReader, read_ahead
+from retinanet.data.read_ahead import read_ahead
+from retinanet.data.window_reader import Window, WindowReader
 from retinanet.detection.tile_merge import CUT_WITHIN, LONG_ENOUGH, Tiles, merge_tiles
 from retinanet.detection.tile_plan import Tiling
 from retinanet.detections import Detections
 
 if TYPE_CHECKING:
     from retinanet.detection.detector import Detector
+
+# Decoded windows that wait for the network take at most this many bytes, and at most a batch.
+_AHEAD_BYTES = 1 << 27
 
 
 def detect_tiled(
@@ -77,7 +81,9 @@ def _detect_windows(
 
     The next windows are decoded while the network works on ``batch`` windows.
     """
-    scaled = (detector.resize(pixels, shape) for pixels in read_ahead(reader, windows))
+    fitting = _AHEAD_BYTES // (3 * windows[0].height * windows[0].width)
+    decoded = read_ahead(reader, windows, max(1, min(batch, fitting)))
+    scaled = (detector.resize(pixels, shape) for pixels in decoded)
     ahead = iter(windows)
     while images := list(islice(scaled, batch)):
         for window, found in zip(islice(ahead, len(images)), detector.detect_scaled(images, score, limit), strict=True):
