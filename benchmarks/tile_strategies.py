@@ -4,8 +4,8 @@
 
 ``aerial``: a drawn image of 12,000×12,000 pixels with 5,000 objects, composed of cells (``benchmarks/aerial.py``).
 ``palms``: val images of palms in mosaics of 3×3. ``deeppcb``: test images of DeepPCB in mosaics of 2×2, enlarged to
-twice their size, and in tiles at their native resolution. FOLDER holds ``palms`` and ``deeppcb``. Cases without weights are left out. The tiles
-of an image go through the network once, and each strategy merges the same detections.
+twice their size, and in tiles at their native resolution. FOLDER holds ``palms`` and ``deeppcb``. Cases without weights
+are left out. The tiles of an image go through the network once, and each strategy merges the same detections.
 """
 
 from __future__ import annotations

@@ -143,3 +143,14 @@ def test_a_rare_class_is_all_that_is_annotated(experiment: Any, parts: Path) -> 
     assert 0 < len(rare["annotations"]) == len(wanted) < len(content["annotations"])
     with pytest.raises(SystemExit, match="no class 'cells'; there are"):
         experiment("rare_class").only(content, "cells")
+
+
+def test_cut_files_hold_the_objects_of_the_large_images(experiment: Any, tmp_path: Path) -> None:
+    tiles = experiment("training_tiles")
+    tiles.write_large(tmp_path / "large", 1, 600)
+    tiles.write_cut(tmp_path / "large", tmp_path / "cut", 200)
+    for split in ("train", "val"):
+        large, cut = (read_split(tmp_path / name, split) for name in ("large", "cut"))
+        assert (cut.sizes == 200).all()
+        assert (~cut.ignore).sum() >= (~large.ignore).sum() > 0
+        assert cut.areas[~cut.ignore].max() <= large.areas.max()
