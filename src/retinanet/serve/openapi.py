@@ -69,12 +69,13 @@ _EXAMPLE = {
 }
 _MODEL = {
     "type": "object",
-    "required": ["name", "default", "classes", "score", "max_detections", "tiles"],
+    "required": ["name", "default", "classes", "score", "lowest_score", "max_detections", "tiles"],
     "properties": {
         "name": {"type": "string"},
         "default": {"type": "boolean", "description": "whether requests that name no model use it"},
         "classes": {"type": "array", "items": {"type": "string"}},
         "score": {"type": "number", "description": "lowest score reported unless a request gives another"},
+        "lowest_score": {"type": "number", "description": "lowest score that a request may give"},
         "max_detections": {"type": "integer"},
         "tiles": {"type": "boolean", "description": "whether the query tile is accepted"},
     },

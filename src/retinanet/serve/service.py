@@ -106,8 +106,18 @@ class Service:
                 "default": name == self.default_model,
                 "classes": list(detector.classes),
                 "score": self.settings.score,
+                "lowest_score": lowest_score(detector),
                 "max_detections": detector.decode_config().max_detections,
                 "tiles": supports_tiles(detector),
             }
             for name, detector in self.models.items()
         ]
+
+
+def lowest_score(detector: Detector) -> float:
+    """Return the lowest score that the detector can report. A file with post-processing stores one."""
+    try:
+        detector.decode_config(0.0)
+    except ConfigError:
+        return detector.info.config.decode.score
+    return 0.0
