@@ -13,6 +13,9 @@ from retinanet.serve.settings import Limits
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
+# Bytes of a refused body that are received, as a multiple of the largest upload.
+_DISCARDED = 4
+
 # Bytes that a client must send per second, after the first seconds.
 _SLOWEST = 100_000
 
@@ -66,13 +69,13 @@ async def receive_body(receive: Receive, headers: Mapping[str, str], limits: Lim
         raise Refusal("upload_too_slow", "the body did not arrive in time") from error
 
 
-async def discard_body(receive: Receive, limits: Limits, seconds: float = 1.0) -> None:
+async def discard_body(receive: Receive, limits: Limits, seconds: float = 5.0) -> None:
     """Receive the rest of the body of a refused request and forget it.
 
     A client that still sends would otherwise see a broken connection and no answer. Large and slow bodies are not
     received to their end.
     """
-    left = round(limits.megabytes * 1e6)
+    left = round(_DISCARDED * limits.megabytes * 1e6)
     try:
         async with asyncio.timeout(seconds):
             while left > 0:

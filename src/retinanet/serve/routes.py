@@ -56,6 +56,7 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     with service.budget.charge() as charge:
         body = await receive_body(request.receive, request.headers, limits, charge)
         received = monotonic()
+        service.uploads += 1
         upload = upload_in(body, request.headers.get("content-type", ""))
         del body
         await _admit(upload, options, service, charge)

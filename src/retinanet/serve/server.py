@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from retinanet.serve.memory import give_memory_back
 from retinanet.serve.refusals import Refusal
 from retinanet.serve.service import Service
 from retinanet.serve.settings import Limits
@@ -95,6 +96,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, on_start: Callable[[], object] = lambda: None) -> None:
         self._service: Service = app.state.service
         self._on_start = on_start
+        self._trimmed_at = 0  # the number of uploads when memory was last returned
         limits = self._service.settings.limits
         config = uvicorn.Config(
             app,
@@ -116,10 +118,18 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Look after the connections; uvicorn calls it ten times per second."""
         if counter % 10 == 0:
+            self._give_memory_back()
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Connection):
                     connection.end_if_stalled()
         return await super().on_tick(counter)
+
+    def _give_memory_back(self) -> None:
+        """Return the memory of finished requests to the system, once after each busy time."""
+        uploads = self._service.uploads
+        if uploads != self._trimmed_at and self._service.budget.used("bytes") == 0:
+            self._trimmed_at = uploads
+            asyncio.get_running_loop().run_in_executor(None, give_memory_back)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more connections, answer all requests, and end.

@@ -28,12 +28,14 @@ class Service:
         settings: see :class:`ServeSettings`.
         token: the bearer token that clients need; ``None``: none.
         draining: whether the server is shutting down.
+        uploads: number of uploads that were looked at.
     """
 
     models: Mapping[str, Detector]
     settings: ServeSettings = field(default_factory=ServeSettings)
     token: str | None = None
     draining: bool = False
+    uploads: int = 0
 
     def __post_init__(self) -> None:
         if not self.models:

@@ -3,7 +3,7 @@
 import { detect, listModels, ServerError, useToken } from "./api.js";
 import { saveCsv, saveImage, saveJson } from "./downloads.js";
 import { drawDetections } from "./drawing.js";
-import { showClasses, showObjects, showThumbnails, showViews } from "./views.js";
+import { counted, showClasses, showObjects, showThumbnails, showViews } from "./views.js";
 
 const element = (id) => document.getElementById(id);
 
@@ -150,7 +150,7 @@ function summarize() {
     return;
   }
   const problem = Object.values(image.errors)[0];
-  const counts = shown(image).map(({ model, detections }) => `${detections.length} objects by ${model}`);
+  const counts = shown(image).map(({ model, detections }) => `${counted(detections.length)} by ${model}`);
   say(problem ? `${image.name}: ${problem}` : `${image.name}: ${counts.join(", ")}.`, Boolean(problem));
 }
 

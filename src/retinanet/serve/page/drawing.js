@@ -3,7 +3,8 @@
 // The colors of retinanet.detection.draw, so that a class has the same color everywhere.
 const COLORS = ["#56B4E9", "#E69F00", "#33C59A", "#F0E442", "#D98BB8", "#E8743B", "#8FA8FF", "#B7E07A", "#C9C9C9", "#FF9DA7"];
 
-// Longest side of a canvas on the page. Downloads have the size of the image.
+// Least and largest longest side of a canvas on the page: small images are enlarged. Downloads have the image's size.
+const LEAST = 640;
 const LONGEST = 1600;
 
 // With more boxes than this, labels would hide each other.
@@ -21,10 +22,11 @@ export function colorOf(classId) {
  * @param size {width, height} of the image in pixels; boxes refer to it.
  * @param detections the detections to draw, best first.
  * @param marked the detection that is emphasized, or null.
- * @param longest longest side of the canvas.
+ * @param longest longest side of the canvas; left out: chosen for the page.
  */
-export function drawDetections(canvas, image, size, detections, marked = null, longest = LONGEST) {
-  const scale = Math.min(1, longest / Math.max(size.width, size.height));
+export function drawDetections(canvas, image, size, detections, marked = null, longest = null) {
+  const own = Math.max(size.width, size.height);
+  const scale = (longest ?? Math.min(LONGEST, Math.max(LEAST, own))) / own;
   canvas.width = Math.max(1, Math.round(size.width * scale));
   canvas.height = Math.max(1, Math.round(size.height * scale));
   const pen = canvas.getContext("2d");
@@ -71,9 +73,10 @@ function drawLabel(pen, detection, scale, line, canvas) {
 /** Draw a detection and its surroundings, enlarged. */
 export function drawCloseup(canvas, image, size, detection) {
   const [x1, y1, x2, y2] = detection.box;
-  const side = Math.max(16, 1.5 * Math.max(x2 - x1, y2 - y1));
-  const left = (x1 + x2 - side) / 2;
-  const top = (y1 + y2 - side) / 2;
+  const side = Math.max(16, 1.3 * Math.max(x2 - x1, y2 - y1));
+  const start = (middle, length) => (side >= length ? (length - side) / 2 : Math.max(0, Math.min(middle - side / 2, length - side)));
+  const left = start((x1 + x2) / 2, size.width);
+  const top = start((y1 + y2) / 2, size.height);
   const scale = canvas.width / side;
   const pen = canvas.getContext("2d");
   pen.setTransform(1, 0, 0, 1, 0, 0);

@@ -7,6 +7,11 @@ const element = (id) => document.getElementById(id);
 // The table has at most this number of rows; downloads have all.
 const MOST_ROWS = 500;
 
+/** "1 object" or "2 objects". */
+export function counted(objects) {
+  return `${objects} object${objects === 1 ? "" : "s"}`;
+}
+
 function made(tag, text = "", properties = {}) {
   return Object.assign(document.createElement(tag), { textContent: text, ...properties });
 }
@@ -74,7 +79,7 @@ export function showViews(image, views, marked, mark) {
     drawDetections(canvas, image.bitmap, size, detections, marked);
     canvas.addEventListener("pointermove", (event) => mark(detectionAt(canvas, size, detections, event)));
     canvas.addEventListener("pointerleave", () => mark(null));
-    const text = error ?? (result ? `${model}: ${detections.length} objects` : `${model}: detecting …`);
+    const text = error ?? (result ? `${model}: ${counted(detections.length)}` : `${model}: detecting …`);
     figure.append(canvas, made("figcaption", text));
     place.append(figure);
   }
@@ -87,7 +92,7 @@ export function showObjects(image, views, mark) {
   element("zoom").hidden = true;
   element("caption").textContent = rows.length > MOST_ROWS
     ? `${rows.length} objects, the first ${MOST_ROWS} are listed`
-    : `${rows.length} objects`;
+    : counted(rows.length);
   element("rows").replaceChildren(...rows.slice(0, MOST_ROWS).map(({ model, each, size }) => {
     const [x1, y1, x2, y2] = each.box.map(Math.round);
     const row = made("tr");
