@@ -58,7 +58,7 @@ def suppress_in_blocks(boxes: Boxes, threshold: float, most: int | None = None) 
         own = np.arange(begin, min(begin + block, len(boxes)))
         own = own[~_overlapping(boxes[kept], boxes[own], threshold).any(axis=0)]
         better, worse = np.nonzero(np.triu(_overlapping(boxes[own], boxes[own], threshold), 1))
-        kept = np.concatenate([kept, own[_kept(len(own), better, worse)]])
+        kept = np.concatenate([kept, own[kept_of_pairs(len(own), better, worse)]])
         begin, block = begin + block, min(2 * block, _LARGEST_BLOCK)
     return kept
 
@@ -101,11 +101,17 @@ def _resolve(boxes: Boxes, pairs: PairRanges, threshold: float) -> Bools:
         too_high = _overlap(boxes[better], boxes[worse]) > threshold
         keys.append(better[too_high] * count + worse[too_high])
     better, worse = np.divmod(np.sort(np.concatenate([*keys, np.zeros(0, dtype=np.int64)])), count)
-    return _kept(count, better, worse)
+    return kept_of_pairs(count, better, worse)
 
 
-def _kept(count: int, better: Ints, worse: Ints) -> Bools:
-    """Mark the kept boxes, bool ``(n,)``, of pairs with too high an IoU, sorted by the better box."""
+def kept_of_pairs(count: int, better: Ints, worse: Ints) -> Bools:
+    """Mark the boxes that greedy suppression keeps, bool ``(count,)``, if boxes are sorted, best first.
+
+    Args:
+        count: number of boxes.
+        better: ``(P,)``, the better box of each pair of boxes that exclude each other, ascending.
+        worse: ``(P,)``, the other box of each pair.
+    """
     keep = np.ones(count, dtype=np.bool_)
     flags = memoryview(keep)  # type: ignore[arg-type]  # faster than indexing the array
     starts = np.flatnonzero(np.diff(better, prepend=-1))

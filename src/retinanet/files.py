@@ -170,3 +170,14 @@ def special_file(path: Path | str) -> str | None:
     if stat.S_ISREG(mode):
         return None
     return "a folder" if stat.S_ISDIR(mode) else "a named pipe" if stat.S_ISFIFO(mode) else "a device"
+
+
+def start_of(path: Path, count: int = 8) -> bytes:
+    """First bytes of a file; empty if it cannot be read or is not a regular file."""
+    if special_file(path):
+        return b""
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except (OSError, ValueError):
+        return b""

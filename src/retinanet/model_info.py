@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from retinanet.config import Config
+from retinanet.object_sizes import ObjectSizes
 
 if TYPE_CHECKING:
     from retinanet.model import RetinaNet
@@ -24,6 +25,7 @@ class ModelInfo:
         std: channel standard deviations that the input is divided by.
         metrics: metrics of the last evaluation, e.g. ``{"AP": 0.51, …}``.
         progress: progress of the training that wrote the file, see :class:`retinanet.training.checkpoint.Progress`.
+        objects: sizes of the training objects; ``None`` in files of older versions.
     """
 
     classes: tuple[str, ...]
@@ -32,9 +34,10 @@ class ModelInfo:
     std: tuple[float, ...]
     metrics: dict[str, Any] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
+    objects: ObjectSizes | None = None
 
     @classmethod
-    def of(cls, model: RetinaNet, classes: tuple[str, ...], config: Config, **rest: dict[str, Any]) -> Self:
+    def of(cls, model: RetinaNet, classes: tuple[str, ...], config: Config, **rest: Any) -> Self:
         """Return the description of ``model``."""
         resolved = replace(config, model=replace(config.model, channels=model.channels))
         return cls(classes, resolved, model.mean, model.std, **rest)
@@ -48,6 +51,7 @@ class ModelInfo:
             "std": self.std,
             "metrics": self.metrics,
             "progress": self.progress,
+            "objects": self.objects.to_dict() if self.objects else None,
         }
 
     @classmethod
@@ -64,6 +68,7 @@ class ModelInfo:
             std=_of_channels(values["std"], above=0.0),
             metrics=dict(values["metrics"]),
             progress=dict(values.get("progress", {})),
+            objects=ObjectSizes.from_dict(values.get("objects")),
         )
 
 

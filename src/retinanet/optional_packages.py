@@ -24,6 +24,7 @@ _EXTRAS = {
     "fastapi": ("FastAPI", "serve"),
     "uvicorn": ("uvicorn", "serve"),
     "prometheus_client": ("prometheus-client", "serve"),
+    "rasterio": ("rasterio", "geo"),
 }
 
 

@@ -3,15 +3,16 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
 from PIL import Image, TiffImagePlugin
 
 from retinanet.data.dataset import Dataset, DatasetBuilder
-from retinanet.data.images import read_image, read_thumbnail
+from retinanet.data.images import image_size, pixel_spread, read_image, read_thumbnail
 from retinanet.data.pixel_range import with_one_pixel_range
 
 SIZE = (40, 30)
@@ -147,3 +148,31 @@ def test_images_without_contrast_are_recognized(tmp_path: Path, value: int, cont
     file = save(tmp_path / "a.png", np.full((30, 40), value, np.uint8))
     assert read_thumbnail(file, 8).contrast == contrast
     assert read_thumbnail(save(tmp_path / "b.png", ramp(0, 255, "uint8")), 8).contrast > 200
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize(("dtype", "planar"), [("u2", "contig"), ("u2", "separate"), ("f4", "contig"), ("f4", None)])
+def test_deep_tiff_files_keep_all_bits_in_every_layout(
+    tmp_path: Path, order: Literal["<", ">"], compression: str | None, dtype: str, planar: str | None
+) -> None:
+    """Pillow keeps 8 bits of 16-bit colors, knows no other deep colors, and confuses byte orders."""
+    values = np.linspace(0, 4000, 30 * 40 * 3).reshape(30, 40, 3).astype(dtype)
+    expected = np.rint(values.astype(np.float64) * 255 / 4000).astype(np.uint8)
+    file = tmp_path / "a.tif"
+    if planar is None:
+        values, expected = values[:, :, 0], np.repeat(expected[:, :, :1], 3, axis=2)
+    stored = values.transpose(2, 0, 1) if planar == "separate" else values
+    kind = "minisblack" if planar is None else "rgb"
+    tags = [(274, 3, 1, 6, True)]
+    tifffile.imwrite(
+        file, stored, photometric=kind, planarconfig=planar, compression=compression, byteorder=order, extratags=tags
+    )
+    expected = np.rot90(expected, -1)
+    np.testing.assert_array_equal(read_image(file, (0, 4000)), expected)
+    np.testing.assert_array_equal(read_image(file), read_image(file, (0, 4095)))
+    assert image_size(file) == (30, 40)
+    spread = pixel_spread(file)
+    assert spread is not None
+    assert (spread.least, spread.most) == (0, values.max())
+    assert read_thumbnail(file, 8, (0, 4000)).size == (30, 40)

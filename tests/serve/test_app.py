@@ -83,6 +83,19 @@ def test_options_of_a_request(client: Client, photo: Path) -> None:
     assert client.detect(gray(50), "?model=held").json()["detections"][0]["box"][2] == 50
 
 
+def test_tiles_give_what_python_gives(client: Client, detector: Detector, photo: Path) -> None:
+    with Image.open(photo) as image:
+        content = encoded(image.resize((250, 170)), "PNG")
+    expected = detector(Image.open(io.BytesIO(content)), 0.3, tile=96)
+    answer = client.detect(content, "?tile=96").json()
+    np.testing.assert_allclose([each["box"] for each in answer["detections"]], expected.xyxy, atol=0.02)
+    assert answer["detections"] != client.detect(content).json()["detections"]
+    assert client.detect(content, "?tile=auto").code == "invalid_option"
+    assert client.detect(content, "?tile=20").code == "invalid_option"
+    many = client.detect(gray(9, (2000, 490)), "?tile=64")
+    assert (many.status, many.code) == (400, "invalid_option")
+
+
 def test_coco(client: Client, photo: Path) -> None:
     plain = client.detect(photo.read_bytes()).json()
     answer = form(client, photo.read_bytes(), accept="application/vnd.coco+json")

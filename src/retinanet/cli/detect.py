@@ -28,6 +28,13 @@ class Arguments:
     """Lowest score reported, 0 to 1. Lower it to find more objects, raise it to get fewer false positives."""
     max_detections: int | None = None
     """Largest number of detections per image. Unset: the number that the weights store. Raise it for dense images."""
+    tile: str | None = None
+    """Divide each image into tiles of this side in pixels; auto: the side at which objects appear as large as in the
+    training. For small objects in large images. Unset: each image is scaled as a whole."""
+    overlap: int | None = None
+    """Pixels that neighboring tiles share. Unset: the length of the largest learnt object."""
+    tile_scales: tuple[float, ...] = (1.0,)
+    """Passes over each image: 1 0.5 adds tiles of twice the side, for objects that are larger than a tile."""
     format: Literal["coco", "csv", "yolo", "voc"] | None = None
     """File format: detections.json (coco), detections.csv, labels/*.txt (yolo; labels.csv names the image of each file)
     or annotations/*.xml (voc). Unset: coco and csv."""
@@ -49,6 +56,7 @@ def run(argv: Sequence[str]) -> int:
     given = parse(Arguments, argv, "retinanet detect")
     from retinanet.detection.loading import load
     from retinanet.detection.run import detect
+    from retinanet.detection.tile_plan import TileOptions
     from retinanet.detection.write import OutputFormat
 
     formats: tuple[OutputFormat, ...] = ("coco", "csv") if given.format is None else (given.format,)
@@ -61,6 +69,7 @@ def run(argv: Sequence[str]) -> int:
         formats=formats,
         draw=given.draw,
         max_detections=given.max_detections,
+        tile=TileOptions.of(given.tile, given.overlap, given.tile_scales),
         console=console,
     )
     counts = ", ".join(f"{name} {count}" for name, count in result.counts.most_common(8)) or "no objects"

@@ -38,6 +38,13 @@ class Arguments:
     """Folder for the results. Default: eval/ beside WEIGHTS, or compare/ beside the second of two detectors."""
     max_detections: int | None = None
     """Largest number of detections per image. Unset: the number that the weights store. Raise it for dense images."""
+    tile: str | None = None
+    """Divide each image into tiles of this side in pixels; auto: the side at which objects appear as large as in the
+    training. For small objects in large images. Unset: each image is scaled as a whole."""
+    overlap: int | None = None
+    """Pixels that neighboring tiles share. Unset: the length of the largest learnt object."""
+    tile_scales: tuple[float, ...] = (1.0,)
+    """Passes over each image: 1 0.5 adds tiles of twice the side, for objects that are larger than a tile."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network. auto: bf16 if the hardware supports it, else fp32."""
     device: str = "auto"
@@ -54,11 +61,13 @@ def run(argv: Sequence[str]) -> int:
     if file := next((each for each in weights if each.lower().endswith(".json")), None):
         raise ConfigError(f"{file}: give a file of detections with its flag: --detections {file}")
 
+    from retinanet.detection.tile_plan import TileOptions
     from retinanet.evaluation.detections import DetectionFile
 
     sources: list[Source] = [*weights, *map(DetectionFile, given.detections)]
     settings: dict[str, Any] = {"precision": given.precision, "device": given.device, "options": given.data}
     settings["max_detections"] = given.max_detections
+    settings["tile"] = TileOptions.of(given.tile, given.overlap, given.tile_scales)
     if len(sources) == 2:
         return compare.run(sources[0], sources[1], data, given.out, given.split, settings)
     if len(sources) != 1:

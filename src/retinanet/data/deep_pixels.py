@@ -65,11 +65,15 @@ def deep_values(image: Image.Image) -> Floats:
     if _is_deep_png(image) and (path := getattr(image, "filename", "")):
         return turned_pixels(_png_values(path), orientation_of(image))
     image = upright(image)
-    values = np.asarray(image).astype(np.float32)
+    no_data = getattr(image, "tag_v2", {}).get(_NO_DATA, "")
+    return without_missing(np.asarray(image).astype(np.float32), str(no_data).strip("\0 "))
+
+
+def without_missing(values: Floats, no_data: str = "") -> Floats:
+    """Replace missing values by NaN, in place: huge numbers, and the number that ``no_data`` states if it is one."""
     values[~(np.abs(values) < _MISSING)] = np.nan
-    tags = getattr(image, "tag_v2", {})
-    with suppress(KeyError, ValueError):  # no such tag, or not a number
-        values[values == np.float32(str(tags[_NO_DATA]).strip("\0 "))] = np.nan
+    with suppress(ValueError):  # not a number
+        values[values == np.float32(no_data)] = np.nan
     return values
 
 

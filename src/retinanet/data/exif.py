@@ -28,6 +28,9 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Orientations that undo an orientation; all others undo themselves.
+TURNED_BACK = {6: 8, 8: 6}
+
 # Bytes of a file that are read first; they hold the header of most JPEG files.
 _HEAD = 4096
 
@@ -38,6 +41,7 @@ _BASELINE_OR_PROGRESSIVE = (0xC0, 0xC1, 0xC2)
 _APP1 = 0xE1  # holds EXIF or XMP
 
 _T = TypeVar("_T")
+_Number = TypeVar("_Number", bound=np.generic)
 
 # Files whose headers are read by one task of a thread.
 _FILES_PER_TASK = 256
@@ -103,7 +107,7 @@ def _load_tiff(image: Image.Image) -> None:
         image.filename = name  # type: ignore[attr-defined]
 
 
-def turned_pixels(pixels: npt.NDArray[np.float32], orientation: int) -> npt.NDArray[np.float32]:
+def turned_pixels(pixels: npt.NDArray[_Number], orientation: int) -> npt.NDArray[_Number]:
     """Turn an array ``(H, W, …)`` as an image with this orientation is turned."""
     if orientation in (2, 3, 7, 8):
         pixels = pixels[:, ::-1]

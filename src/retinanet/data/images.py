@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from retinanet.data.blocks import Blocks
 from retinanet.data.deep_pixels import PixelRange, Spread, deep_values, inverted, is_deep, spread_of, to_8_bits
-from retinanet.data.exif import Header, header_of_image, quick_header, upright
+from retinanet.data.exif import Header, header_of_image, quick_header, turned_pixels, upright
+from retinanet.data.rgb import plain_rgb
+from retinanet.data.tiff_blocks import deep_tiff
+from retinanet.data.tiff_layout import is_tiff
 from retinanet.errors import DataError
 from retinanet.files import special_file
 
@@ -45,6 +51,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 _HEIF_REMEDY = "install retinanet[heic] to read them"
+_BITS = 258  # TIFF tag: bits per value
+
 _VIDEO_REMEDY = "videos; extract their frames, for example with ffmpeg -i FILE frames/%06d.jpg"
 _RAW_REMEDY = "convert them to JPEG or PNG"
 
@@ -91,21 +99,18 @@ def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> npt.N
     Raises:
         DataError: the file is missing, corrupt, not an image, or has more than ``MAX_PIXELS``.
     """
-    with _open(Path(path)) as image:
+    with _opened(Path(path)) as image:
         try:
-            return to_rgb(image, pixel_range)
+            return _rgb_of_blocks(image, pixel_range) if isinstance(image, Blocks) else to_rgb(image, pixel_range)
         except Exception as error:  # Pillow's decoders also raise struct.error, KeyError, MemoryError …
-            raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
+            raise DataError(f"{path}: cannot be decoded ({reason(error)}); replace or remove the file") from error
 
 
 def to_rgb(image: Image.Image, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
     """Convert a Pillow image to uint8 RGB ``(H, W, 3)``, as :func:`read_image` does."""
     if is_deep(image):
         return to_8_bits(deep_values(image), pixel_range, inverted(image))
-    image = upright(image)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return plain_rgb(upright(image))
 
 
 def image_header(path: Path) -> Header:
@@ -118,7 +123,9 @@ def image_header(path: Path) -> Header:
     found = None if special else quick_header(path)
     if found is not None and found.stored[0] * found.stored[1] <= MAX_PIXELS:
         return found
-    with _open(path) as image:
+    with _opened(path) as image:
+        if isinstance(image, Blocks):
+            return Header((image.size[1], image.size[0]), image.orientation)
         return header_of_image(image)
 
 
@@ -145,11 +152,13 @@ def pixel_spread(path: Path) -> Spread | None:
     Raises:
         DataError: the file is missing or not an image.
     """
-    with _open(path) as image:
+    with _opened(path) as image:
         try:
+            if isinstance(image, Blocks):
+                return spread_of(_floats(image)) if image.deep else None
             return spread_of(deep_values(image)) if is_deep(image) else None
         except Exception as error:  # as in read_image
-            raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
+            raise DataError(f"{path}: cannot be decoded ({reason(error)}); replace or remove the file") from error
 
 
 class Thumbnail(NamedTuple):
@@ -177,19 +186,66 @@ def read_thumbnail(path: Path, side: int, pixel_range: PixelRange | None = None)
     Raises:
         DataError: as :func:`read_image`.
     """
-    with _open(path) as image:
+    with _opened(path) as image:
         try:
-            size = header_of_image(image).upright
-            image.draft("L", (4 * side, 4 * side))  # JPEG: reads every byte but computes few pixels
-            gray = Image.fromarray(to_rgb(image, pixel_range)).convert("L")
+            if isinstance(image, Blocks):
+                rgb = _rgb_of_blocks(image, pixel_range)
+                size = (rgb.shape[1], rgb.shape[0])
+            else:
+                size = header_of_image(image).upright
+                image.draft("L", (4 * side, 4 * side))  # JPEG: reads every byte but computes few pixels
+                rgb = to_rgb(image, pixel_range)
+            gray = Image.fromarray(rgb).convert("L")
             darkest, brightest = gray.getextrema()
             pixels = np.array(gray.resize((side, side), Image.Resampling.BOX))
             return Thumbnail(pixels, size, int(brightest) - int(darkest))  # type: ignore[arg-type]
         except Exception as error:  # as in read_image
-            raise DataError(f"{path}: cannot be decoded ({_reason(error)}); replace or remove the file") from error
+            raise DataError(f"{path}: cannot be decoded ({reason(error)}); replace or remove the file") from error
 
 
-def _open(path: Path) -> Image.Image:
+def _opened(path: Path) -> Image.Image | Blocks:
+    """Open an image file: TIFF files that Pillow would not read, or not with all bits, as blocks."""
+    try:
+        image = open_image(path)
+    except DataError:
+        blocks = deep_tiff(path) if is_tiff(path) else None
+        if blocks is not None and blocks.size[0] * blocks.size[1] <= MAX_PIXELS:
+            return blocks
+        if blocks is not None:
+            blocks.close()
+        raise
+    if image.format == "TIFF" and max(image.tag_v2.get(_BITS, (1,))) > 8 and (blocks := deep_tiff(path)):  # type: ignore[attr-defined]
+        image.close()
+        return blocks
+    return image
+
+
+def _rgb_of_blocks(blocks: Blocks, pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]:
+    if not blocks.deep:
+        return np.ascontiguousarray(turned_pixels(blocks.whole().astype(np.uint8, copy=False), blocks.orientation))
+    if pixel_range is None:
+        pixels = to_8_bits(_floats(blocks), None, blocks.inverted)
+    else:  # row by row, because four times as many bytes would be needed for the values
+        rows = (blocks.row_of_blocks(row).astype(np.float32, copy=False) for row in range(blocks.grid[0]))
+        pixels = np.concatenate([to_8_bits(row, pixel_range, blocks.inverted) for row in rows])
+    return np.ascontiguousarray(turned_pixels(pixels, blocks.orientation))
+
+
+def _floats(blocks: Blocks) -> npt.NDArray[np.float32]:
+    return blocks.whole().astype(np.float32, copy=False)
+
+
+def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open an image file with Pillow, without decoding its pixels.
+
+    Args:
+        path: the file.
+        max_pixels: largest number of pixels of the image. More than ``MAX_PIXELS`` also lifts Pillow's own limit, for
+            this file only.
+
+    Raises:
+        DataError: the file is missing, not an image, or has more pixels.
+    """
     if special := special_file(path):
         raise DataError(f"{path}: not an image but {special}; remove it or put the image there")
     suffix = path.suffix.lower()
@@ -202,23 +258,54 @@ def _open(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit below replaces Pillow's warning
-            image = Image.open(path)
+            image = Image.open(path) if max_pixels <= MAX_PIXELS else _opened_at_any_size(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such image file; correct the path or restore the file") from error
     except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{path}: image too large (limit {MAX_PIXELS / 1e6:.0f} megapixels); cut it into tiles"
-        ) from error
+        raise DataError(f"{path}: image {_too_large(max_pixels)}") from error
     except Exception as error:  # as in read_image
-        raise DataError(f"{path}: not a readable image ({_reason(error)}); replace or remove the file") from error
-    if image.width * image.height > MAX_PIXELS:
-        size = f"{image.width}×{image.height}"
+        raise DataError(f"{path}: not a readable image ({reason(error)}); replace or remove the file") from error
+    try:
+        check_pixels(path, image.size, max_pixels)
+    except DataError:
         image.close()
-        raise DataError(f"{path}: {size} is too large (limit {MAX_PIXELS / 1e6:.0f} megapixels); cut it into tiles")
+        raise
     return image
 
 
-def _reason(error: BaseException) -> str:
+def check_pixels(path: Path, size: tuple[int, int], max_pixels: int) -> None:
+    """Raise DataError if an image of ``(width, height)`` has more than ``max_pixels``."""
+    if size[0] * size[1] > max_pixels:
+        raise DataError(f"{path}: {size[0]}×{size[1]} {_too_large(max_pixels)}")
+
+
+def _too_large(max_pixels: int) -> str:
+    return (
+        f"is too large (limit {max_pixels / 1e6:.0f} megapixels); cut it into tiles, or raise max_pixels "
+        "if you trust the file"
+    )
+
+
+def _opened_at_any_size(path: Path) -> Image.Image:
+    """Open an image as ``Image.open`` does. Its limit is a global variable that other threads share."""
+    file = path.open("rb")
+    try:
+        start = file.read(16)
+        Image.init()
+        for name in Image.ID:
+            factory, accepts = Image.OPEN[name]
+            if accepts is None or accepts(start) is True:
+                file.seek(0)
+                with suppress(SyntaxError, IndexError, TypeError, struct.error):
+                    return factory(file, str(path))
+        raise UnidentifiedImageError
+    except BaseException:
+        file.close()
+        raise
+
+
+def reason(error: BaseException) -> str:
+    """Why an image cannot be decoded, for an error message: the first line of the decoder's message."""
     if isinstance(error, UnidentifiedImageError):  # its message repeats the path
         return "empty, or in an unknown format"
     if isinstance(error, OSError) and error.strerror:

@@ -13,11 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from retinanet.data.array_windows import ArrayReader
 from retinanet.data.deep_pixels import PixelRange
 from retinanet.data.image_sizes import batches_of_one_padded_size, scaled_size
 from retinanet.data.images import read_image, to_rgb
+from retinanet.data.windows import WindowReader, open_windows
 from retinanet.decode_config import ResolvedDecodeConfig, limit_note, nonfinite_note
 from retinanet.detection.results import to_supervision
+from retinanet.detection.tile_plan import TileOptions, TileSide, Tiling
+from retinanet.detection.tiles import detect_tiled
 from retinanet.detections import Detections
 from retinanet.errors import ConfigError, DataError
 from retinanet.model_info import ModelInfo
@@ -53,12 +57,26 @@ class Detector(ABC):
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str; it is one path here
-        self, source: ImageLike, score: float = ..., batch: int = ..., max_detections: int | None = ...
+        self,
+        source: ImageLike,
+        score: float = ...,
+        batch: int = ...,
+        max_detections: int | None = ...,
+        tile: TileSide | None = ...,
+        overlap: int | None = ...,
+        tile_scales: Sequence[float] = ...,
     ) -> supervision.Detections: ...
 
     @overload
     def __call__(
-        self, source: Sequence[ImageLike], score: float = ..., batch: int = ..., max_detections: int | None = ...
+        self,
+        source: Sequence[ImageLike],
+        score: float = ...,
+        batch: int = ...,
+        max_detections: int | None = ...,
+        tile: TileSide | None = ...,
+        overlap: int | None = ...,
+        tile_scales: Sequence[float] = ...,
     ) -> list[supervision.Detections]: ...
 
     def __call__(
@@ -67,15 +85,23 @@ class Detector(ABC):
         score: float = 0.3,
         batch: int = 8,
         max_detections: int | None = None,
+        tile: TileSide | None = None,
+        overlap: int | None = None,
+        tile_scales: Sequence[float] = (1.0,),
     ) -> supervision.Detections | list[supervision.Detections]:
         """Detect objects in one image, or in each image of a list.
 
         Args:
             source: a path, a Pillow image, a uint8 RGB array ``(H, W, 3)`` (or gray ``(H, W)``), or a list of these.
             score: lowest score returned.
-            batch: images that go through the network together.
-            max_detections: largest number of detections per image. Unset: the number that the weights store. If an
-                image reaches it, a warning says so.
+            batch: images, or tiles, that go through the network together.
+            max_detections: largest number of detections per image. Unset: the number that the weights store; with
+                tiles, no limit per image but this number per tile. If an image reaches a limit, a warning says so.
+            tile: divide each image into tiles of this side in pixels, for small objects in large images. ``"auto"``:
+                the side at which objects appear as large as in the training. Unset: each image is scaled as a whole.
+            overlap: pixels that neighboring tiles share. Unset: the length of the largest learnt object.
+            tile_scales: passes over the image, such as ``(1, 0.5)``: the second has tiles of twice the side, for
+                objects that are larger than a tile.
 
         Returns:
             ``supervision.Detections`` (a list if ``source`` is a list) with ``xyxy`` in pixels of the image,
@@ -83,6 +109,7 @@ class Detector(ABC):
             installed, a :class:`retinanet.detection.results.PlainDetections` with these attributes.
 
         Raises:
+            ConfigError: a setting is out of range, or ``tile`` is ``"auto"`` and the model stores no object sizes.
             DataError: an image cannot be read or has the wrong shape or type.
         """
         if not 0 <= score < 1 or batch < 1:
@@ -91,8 +118,14 @@ class Detector(ABC):
         if not single and not isinstance(source, list | tuple):
             raise DataError(f"cannot detect in a {type(source).__name__}; {_ACCEPTED}")
         images: Sequence[ImageLike] = [source] if single else source  # type: ignore[list-item, assignment]
-        arrays = [_as_rgb(image, self.info.config.data.pixel_range) for image in images]
-        results = self.detect(arrays, score, batch, max_detections)
+        pixel_range = self.info.config.data.pixel_range
+        if options := TileOptions.of(tile, overlap, tile_scales):
+            tiling, results = self.tiling(options), []
+            for image in images:
+                with _windows_of(image, pixel_range) as reader:
+                    results.append(self.detect_tiled(reader, tiling, score, batch, max_detections))
+        else:
+            results = self.detect([_as_rgb(image, pixel_range) for image in images], score, batch, max_detections)
         if limited := sum(len(each.limited) for each in results):
             warnings.warn(limit_note(limited, len(results), self.decode_config(score, max_detections)), stacklevel=2)
         if nonfinite := sum(len(each.nonfinite) for each in results):
@@ -121,6 +154,40 @@ class Detector(ABC):
                 results[i] = detections.rescaled(shapes[i], images[i].shape[:2])
         return [results[i] for i in range(len(images))]
 
+    def tiling(self, options: TileOptions) -> Tiling:
+        """Choose side and overlap of the tiles for this model; ``note`` of the result says them in a sentence.
+
+        Raises:
+            ConfigError: ``options.tile`` is ``auto`` and the model stores no object sizes, or the overlap is too large.
+        """
+        side = self.info.config.data.size
+        return Tiling.choose(options, self.info.objects, self.scaled_size(side, side)[0])
+
+    def detect_tiled(
+        self,
+        reader: WindowReader,
+        tiling: Tiling,
+        score: float | None = None,
+        batch: int = 8,
+        max_detections: int | None = None,
+    ) -> Detections:
+        """Detect objects in an image that is read by window, tile by tile; boxes are in pixels of the image.
+
+        Args:
+            reader: the image; see :func:`retinanet.data.windows.open_windows`.
+            tiling: the division into tiles; see :meth:`tiling`.
+            score: lowest score; unset: the number that the weights store.
+            batch: tiles that go through the network together. It does not change the result.
+            max_detections: largest number of detections in the image; unset: no limit. A tile has the limit that the
+                weights store. If the image or a tile reaches its limit, the result is marked as ``limited``.
+        """
+        return detect_tiled(self, reader, tiling, score, batch, max_detections)
+
+    def tile_limit(self, max_detections: int | None) -> int | None:
+        """Return the limit on the detections of a tile if ``max_detections`` is that of the image; None: as stored."""
+        stored = self.info.config.decode.resolved().max_detections
+        return max_detections if max_detections is not None and max_detections > stored else None
+
     def scaled_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the ``(height, width)`` that an image is scaled to for the network."""
         return scaled_size(height, width, self.info.config.data)
@@ -143,6 +210,12 @@ class Detector(ABC):
         """
         stored = self.info.config.decode.at_most(max_detections)
         return stored if score is None else replace(stored, score=score)
+
+
+def _windows_of(image: ImageLike, pixel_range: PixelRange | None) -> WindowReader:
+    if isinstance(image, str | Path):
+        return open_windows(image, pixel_range)
+    return ArrayReader(_as_rgb(image, pixel_range))
 
 
 def _as_rgb(image: ImageLike, pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from retinanet.decode_config import limit_note, nonfinite_note
 from retinanet.detection.detector import Detector
 from retinanet.detection.loading import load
 from retinanet.detection.sources import detect_in_files, files_left_out, find_images
+from retinanet.detection.tile_plan import TileOptions, TileSide
 from retinanet.detection.write import OutputFormat, Writer
 from retinanet.errors import ConfigError
 from retinanet.files import make_folder
@@ -52,6 +53,7 @@ def detect(
     formats: OutputFormat | Sequence[OutputFormat] = ("coco", "csv"),
     draw: bool = True,
     max_detections: int | None = None,
+    tile: TileOptions | TileSide | None = None,
     console: Console | None = None,
 ) -> DetectionRun:
     """Detect objects in image files, as the command ``retinanet detect`` does.
@@ -67,6 +69,8 @@ def detect(
         formats: one or more file formats of the detections: ``coco``, ``csv``, ``yolo``, ``voc``.
         draw: draw the boxes on copies of the images.
         max_detections: largest number of detections per image; unset: the number that the weights store.
+        tile: divide each image into tiles of this side in pixels, or ``"auto"``, or :class:`TileOptions`; unset: each
+            image is scaled as a whole.
         console: where the progress bar is shown.
 
     Raises:
@@ -86,12 +90,14 @@ def detect(
     files = find_images(places)
     detector = weights if isinstance(weights, Detector) else load(weights)
     settings = detector.decode_config(score, max_detections)
+    options = TileOptions.of(tile)
+    tiling = detector.tiling(options) if options else None
     writer = Writer(Path(out), detector.classes, chosen, draw, files)
     make_folder(Path(out))
     failed: list[str] = []
     limited = nonfinite = 0
     with progress_bar(console or plain_console(), "images", len(files)) as bar:
-        for result in detect_in_files(detector, files, score, max_detections=max_detections):
+        for result in detect_in_files(detector, files, score, max_detections=max_detections, tiling=tiling):
             if result.found is None:
                 failed.append(str(result.error))
             else:
@@ -100,6 +106,7 @@ def detect(
                 nonfinite += len(result.found.nonfinite)
             bar.advance(1)
     images = len(files) - len(failed)
-    notes = files_left_out(places) + ([limit_note(limited, images, settings)] if limited else [])
+    notes = [tiling.note] if tiling else []
+    notes += files_left_out(places) + ([limit_note(limited, images, settings)] if limited else [])
     notes += [nonfinite_note(nonfinite, images)] if nonfinite else []
     return DetectionRun(images, writer.counts, writer.finish(), failed, Path(out), notes)

@@ -122,6 +122,11 @@ class RuntimeDetector(Detector):
                 found += postprocess(levels, anchors, own, settings)
         return found
 
+    def tile_limit(self, max_detections: int | None) -> int | None:
+        """Return the limit on the detections of a tile if ``max_detections`` is that of the image; None: as stored."""
+        # The limit of a file that contains the post-processing cannot be raised.
+        return None if self.network.model.kind == "detector" else super().tile_limit(max_detections)
+
     def decode_config(self, score: float | None = None, max_detections: int | None = None) -> ResolvedDecodeConfig:
         """Return the settings of post-processing, with another score threshold or limit if given.
 

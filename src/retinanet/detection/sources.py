@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 from retinanet.data.formats.reading import walk
 from retinanet.data.images import IMAGE_SUFFIXES, is_image, read_image, unread_files
+from retinanet.data.windows import Window, open_windows
 from retinanet.detection.detector import Detector
+from retinanet.detection.tile_plan import Tiling
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 
@@ -85,8 +87,15 @@ def detect_in_files(
     score: float,
     batch: int = 8,
     max_detections: int | None = None,
+    tiling: Tiling | None = None,
 ) -> Iterator[ImageResult]:
-    """Detect objects in every file, in order; threads decode the next files while the network works."""
+    """Detect objects in every file, in order; threads decode the next files while the network works.
+
+    With ``tiling``, each image is divided into tiles, and the next tiles are decoded while the network works.
+    """
+    if tiling is not None:
+        yield from (_detect_tiled(detector, file, tiling, score, batch, max_detections) for file in files)
+        return
     pixel_range = detector.info.config.data.pixel_range
     with ThreadPoolExecutor(max_workers=2) as pool:
         ahead = iter(files)
@@ -99,6 +108,17 @@ def detect_in_files(
             found = iter(detector.detect(images, score, batch, max_detections))
             for file, image, error in decoded:
                 yield ImageResult(file, image, next(found) if image is not None else None, error)
+
+
+def _detect_tiled(
+    detector: Detector, file: ImageFile, tiling: Tiling, score: float, batch: int, max_detections: int | None
+) -> ImageResult:
+    try:
+        with open_windows(file.path, detector.info.config.data.pixel_range) as reader:
+            found = detector.detect_tiled(reader, tiling, score, batch, max_detections)
+            return ImageResult(file, reader.read(Window(0, 0, *reader.size)), found)
+    except DataError as error:
+        return ImageResult(file, error=str(error))
 
 
 def _image_or_error(future: Future[npt.NDArray[np.uint8]]) -> tuple[npt.NDArray[np.uint8] | None, str | None]:

@@ -13,6 +13,7 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_eval
 from retinanet.data.verify import verify_images
 from retinanet.decode_config import DecodeConfig, ResolvedDecodeConfig
+from retinanet.detection.tile_plan import TileOptions, TileSide
 from retinanet.errors import ConfigError
 from retinanet.evaluation.compare import Comparison, Contestant, compare_predictions, shared_classes
 from retinanet.evaluation.detections import DetectionFile, read_detections
@@ -40,6 +41,7 @@ def compare(
     opened: Opened = lambda dataset, notes: None,
     options: ReadOptions = _DEFAULT_OPTIONS,
     max_detections: int | None = None,
+    tile: TileOptions | TileSide | None = None,
 ) -> Comparison:
     """Compare two detectors on a dataset, and test whether the choice of images could explain the difference.
 
@@ -55,6 +57,7 @@ def compare(
         options: how the dataset is read.
         max_detections: largest number of detections per image. Unset: the higher one of the numbers that the weights
             store, or all detections of a file.
+        tile: divide each image into tiles for the detectors, see :func:`retinanet.evaluate`.
 
     Raises:
         RetinaNetError: the weights, the dataset or the detections cannot be read, the detectors share no class of the
@@ -63,6 +66,8 @@ def compare(
     DecodeConfig().at_most(max_detections)  # refuse an invalid number before anything is read
     sources = (a, b)
     detectors = [_load(source, precision, device) for source in sources]
+    tiles = TileOptions.of(tile)
+    tilings = [detector.tiling(tiles) if detector and tiles else None for detector in detectors]
     dataset, notes = _read_eval(data, split, detectors, options)
     classes = [dataset.classes if detector is None else detector.classes for detector in detectors]
     shared = shared_classes(dataset, (str(a), str(b)), (classes[0], classes[1]))
@@ -70,6 +75,7 @@ def compare(
     files = {
         i: read_detections(each.path, dataset) for i, each in enumerate(sources) if isinstance(each, DetectionFile)
     }
+    notes = [*notes, *dict.fromkeys(tiling.note for tiling in tilings if tiling)]
     opened(dataset, [*notes, *(remark for _, remarks in files.values() for remark in remarks)])
     found = {i: predictions.best(max_detections) for i, (predictions, _) in files.items()}
     stored = [detector.decode_config() for detector in detectors if detector is not None]
@@ -78,7 +84,7 @@ def compare(
     for i, detector in enumerate(detectors):
         if detector is not None:
             settings[i] = detector.decode_config(max_detections=limit)
-            found[i] = detections_on(dataset, detector, f"images, {sources[i]}", console, limit)
+            found[i] = detections_on(dataset, detector, f"images, {sources[i]}", console, limit, tilings[i])
     first, second = (Contestant(str(sources[i]), found[i], classes[i], max_detections, settings[i]) for i in (0, 1))
     counts = dataset.class_counts()
     steps = 2 * sum(counts[name] > 0 for name in shared)

@@ -14,7 +14,9 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.formats.open_dataset import read_eval, with_model_classes
 from retinanet.data.verify import verify_images
 from retinanet.decode_config import DecodeConfig, ResolvedDecodeConfig
+from retinanet.detection.tile_plan import TileOptions, TileSide, Tiling
 from retinanet.detections import Detections
+from retinanet.errors import ConfigError
 from retinanet.evaluation.analysis import Analysis, analyze
 from retinanet.evaluation.coco_ap import Metrics, coco_metrics
 from retinanet.evaluation.detections import DetectionFile, read_detections
@@ -84,6 +86,7 @@ def evaluate(
     opened: Opened = lambda dataset, notes: None,
     options: ReadOptions = _DEFAULT_OPTIONS,
     max_detections: int | None = None,
+    tile: TileOptions | TileSide | None = None,
 ) -> Evaluation:
     """Evaluate a detector on a dataset.
 
@@ -101,14 +104,19 @@ def evaluate(
         options: how the dataset is read. Images that cannot be read are also left out if the training left them out.
         max_detections: largest number of detections per image. Unset: the number that the weights store, or all
             detections of a file.
+        tile: divide each image into tiles of this side in pixels, or ``"auto"``, or :class:`TileOptions`. Unset: each
+            image is scaled as a whole.
 
     Raises:
         RetinaNetError: the weights, the dataset or the detections cannot be read, or the device cannot be used.
     """
     DecodeConfig().at_most(max_detections)  # refuse an invalid number before anything is read
+    options_of_tiles = TileOptions.of(tile)
     settings: ResolvedDecodeConfig | None = None
     config: Config | None = None
     if isinstance(weights, DetectionFile):
+        if options_of_tiles is not None:
+            raise ConfigError(f"{weights}: --tile is for a detector; a file of detections has no tiles, leave it out")
         dataset, notes = read_eval(data, split, options=AnnotationsOnly.of(options))
         predictions, remarks = read_detections(weights.path, dataset)
         predictions = predictions.best(max_detections)
@@ -127,20 +135,33 @@ def evaluate(
             with progress_bar(console or Console(), "checking images", len(dataset)) as bar:
                 dataset, left_out = verify_images(dataset, True, bar.advance)
             notes = [*notes, *left_out]
+        tiling = detector.tiling(options_of_tiles) if options_of_tiles else None
+        notes = [*notes, *(tiling.notes(_largest(dataset)) if tiling else [])]
         opened(dataset, notes)
         settings = detector.decode_config(max_detections=max_detections)
-        predictions = detections_on(dataset, detector, "images", console, max_detections)
+        predictions = detections_on(dataset, detector, "images", console, max_detections, tiling)
     metrics = replace(coco_metrics(dataset, predictions), voc=voc_metrics(dataset, predictions))
     analysis = analyze(dataset, predictions)
     name = str(weights)
     return Evaluation(name, dataset, predictions, metrics, analysis, tuple(notes), max_detections, settings, config)
 
 
+def _largest(dataset: Dataset) -> tuple[int, int]:
+    """``(height, width)`` of the image with the longest side."""
+    width, height = dataset.sizes[dataset.sizes.max(axis=1).argmax()].tolist()
+    return height, width
+
+
 def detections_on(
-    dataset: Dataset, detector: Detector, what: str, console: Console | None, max_detections: int | None = None
+    dataset: Dataset,
+    detector: Detector,
+    what: str,
+    console: Console | None,
+    max_detections: int | None = None,
+    tiling: Tiling | None = None,
 ) -> Detections:
     """Run a detector on a dataset with a progress bar named ``what``; labels are those of the detector."""
     from retinanet.evaluation.predict import predict
 
     with progress_bar(console or Console(), what, len(dataset)) as bar:
-        return predict(detector, dataset, bar.advance, max_detections=max_detections)
+        return predict(detector, dataset, bar.advance, max_detections=max_detections, tiling=tiling)

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from retinanet.data.dataset import Dataset
 from retinanet.data.image_sizes import batches_of_one_padded_size
 from retinanet.data.images import read_image
+from retinanet.data.windows import open_windows
 from retinanet.detection.detector import Detector, Pixels
 from retinanet.detection.runtime import RuntimeDetector
+from retinanet.detection.tile_plan import Tiling
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.machine import cores
@@ -35,6 +37,7 @@ def predict(
     progress: Callable[[int], object] = lambda images: None,
     unreadable: dict[int, str] | None = None,
     max_detections: int | None = None,
+    tiling: Tiling | None = None,
 ) -> Detections:
     """Detect objects in every image of ``dataset``, with boxes in pixels of the original images.
 
@@ -44,12 +47,15 @@ def predict(
         progress: called with the number of images just finished.
         unreadable: if given, collects the position and the error message of each image that cannot be read.
         max_detections: largest number of detections per image; unset: the detector's own limit.
+        tiling: divide each image into tiles; unset: each image is scaled as a whole.
 
     Raises:
         DataError: an image cannot be read and ``unreadable`` is not given.
     """
     # Deep images are scaled as in the training, and as the detector scales files.
     dataset = replace(dataset, pixel_range=detector.info.config.data.pixel_range)
+    if tiling is not None:
+        return _predict_tiled(detector, dataset, tiling, progress, unreadable, max_detections)
     read = _read_in_threads if isinstance(detector, RuntimeDetector) else _read_in_processes
     parts = []
     for images in read(detector, dataset, unreadable):
@@ -58,6 +64,29 @@ def predict(
             parts.append(detections.rescaled(image.pixels.shape[:2], image.size).moved(image.index))
         progress(len(images))
     return Detections.concatenate(parts)  # the images are grouped by size
+
+
+def _predict_tiled(
+    detector: Detector,
+    dataset: Dataset,
+    tiling: Tiling,
+    progress: Callable[[int], object],
+    unreadable: dict[int, str] | None,
+    max_detections: int | None,
+) -> Detections:
+    """Detect objects tile by tile, with one image after another, because their sizes may differ."""
+    parts = []
+    for index in dataset:
+        try:
+            with open_windows(dataset.path(index), dataset.pixel_range) as reader:
+                found = detector.detect_tiled(reader, tiling, batch=_BATCH, max_detections=max_detections)
+            parts.append(found.moved(index))
+        except DataError as error:
+            if unreadable is None:
+                raise
+            unreadable[index] = str(error)
+        progress(1)
+    return Detections.concatenate(parts)
 
 
 def _read_in_processes(

@@ -6,7 +6,6 @@ Only images with equal padded size and equal options share a batch, so that no i
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 from collections import deque
@@ -18,8 +17,10 @@ from time import monotonic
 import numpy as np
 import numpy.typing as npt
 
+from retinanet.data.array_windows import ArrayReader
 from retinanet.data.image_sizes import padded_size
 from retinanet.detection.detector import Detector, Pixels
+from retinanet.detection.tile_plan import Tiling
 from retinanet.detections import Detections
 from retinanet.serve.refusals import Refusal
 from retinanet.serve.settings import ServeSettings
@@ -39,13 +40,13 @@ class Options:
         model: name of the model.
         score: lowest score returned.
         max_detections: largest number of detections; ``None``: the number that the weights store.
-        tile: side of the tiles in pixels; ``None``: the image is scaled as a whole.
+        tiling: the division into tiles; ``None``: the image is scaled as a whole.
     """
 
     model: str
     score: float
     max_detections: int | None = None
-    tile: int | None = None
+    tiling: Tiling | None = None
 
 
 @dataclass
@@ -179,10 +180,10 @@ class Batcher:
         image = decode_upload(job.content, detector.info.config.data.pixel_range)
         job.content = b""
         job.size = (image.shape[0], image.shape[1])
-        if job.keep or job.options.tile is not None:
+        if job.keep or job.options.tiling is not None:
             job.image = image
         padded = (0, 0)
-        if job.options.tile is None:
+        if job.options.tiling is None:
             shape = detector.scaled_size(*job.size)
             job.scaled = detector.resize(image, shape)
             padded = padded_size([shape])
@@ -243,19 +244,19 @@ class Batcher:
     def _detections(self, jobs: list[Job]) -> list[Detections]:
         options = jobs[0].options
         detector = self._models[options.model]
-        if options.tile is not None:
+        if options.tiling is not None:
             images = [job.image for job in jobs if job.image is not None]
-            return detector.detect(images, options.score, 1, options.max_detections, tile=options.tile)  # type: ignore[call-arg]
+            return [
+                detector.detect_tiled(
+                    ArrayReader(image), options.tiling, options.score, self._settings.batch, options.max_detections
+                )
+                for image in images
+            ]
         scaled = [job.scaled for job in jobs if job.scaled is not None]
         results = detector.detect_scaled(scaled, options.score, options.max_detections)
         return [
             found.rescaled(pixels.shape[:2], job.size) for found, pixels, job in zip(results, scaled, jobs, strict=True)
         ]
-
-
-def supports_tiles(detector: Detector) -> bool:
-    """Whether the detector has the setting ``tile``."""
-    return "tile" in inspect.signature(detector.detect).parameters
 
 
 def _kind(error: BaseException) -> str:

@@ -69,7 +69,7 @@ _EXAMPLE = {
 }
 _MODEL = {
     "type": "object",
-    "required": ["name", "default", "classes", "score", "lowest_score", "max_detections", "tiles"],
+    "required": ["name", "default", "classes", "score", "lowest_score", "max_detections", "auto_tile"],
     "properties": {
         "name": {"type": "string"},
         "default": {"type": "boolean", "description": "whether requests that name no model use it"},
@@ -77,7 +77,7 @@ _MODEL = {
         "score": {"type": "number", "description": "lowest score reported unless a request gives another"},
         "lowest_score": {"type": "number", "description": "lowest score that a request may give"},
         "max_detections": {"type": "integer"},
-        "tiles": {"type": "boolean", "description": "whether the query tile is accepted"},
+        "auto_tile": {"type": ["integer", "null"], "description": "side that tile=auto chooses; null: it is refused"},
     },
 }
 _MODEL_LIST = {

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from time import monotonic
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from retinanet.detection.tile_plan import LEAST_TILE
 from retinanet.serve.answers import JPEG, PNG, answer_body, media_type
 from retinanet.serve.batcher import Found, Job, Options
 from retinanet.serve.bodies import Upload, receive_body, upload_in
@@ -38,8 +39,8 @@ class DetectQuery(BaseModel):
     max_detections: int | None = Field(
         None, ge=1, le=1_000_000, description="Largest number of detections. Unset: the number that the model stores."
     )
-    tile: int | None = Field(
-        None, ge=64, le=100_000, description="Side in pixels of tiles that large images are divided into. Unset: none."
+    tile: Annotated[int, Field(ge=LEAST_TILE, le=100_000)] | Literal["auto"] | None = Field(
+        None, description="Side in pixels of the tiles that an image is divided into, or auto. Unset: no tiles."
     )
 
 
@@ -72,8 +73,9 @@ async def _admit(upload: Upload, options: Options, service: Service, charge: Cha
     charge.add("requests", 1)
     limits = service.settings.limits
     header = await asyncio.to_thread(read_upload_header, upload.content, limits.megapixels)
-    if options.tile is not None:
-        tiles = math.ceil(header.width / options.tile) * math.ceil(header.height / options.tile)
+    if (tiling := options.tiling) is not None:
+        step = tiling.side - tiling.overlap
+        tiles = math.ceil(header.width / step) * math.ceil(header.height / step)
         if tiles > limits.tiles:
             raise Refusal("invalid_option", f"the image has {tiles} tiles; the limit is {limits.tiles}, so raise tile")
     charge.add("pixels", header.pixels)

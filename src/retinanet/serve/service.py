@@ -10,8 +10,9 @@ from time import monotonic
 from typing import Any
 
 from retinanet.detection.detector import Detector
+from retinanet.detection.tile_plan import TileOptions, TileSide, Tiling
 from retinanet.errors import ConfigError
-from retinanet.serve.batcher import Batcher, Found, Job, Options, supports_tiles
+from retinanet.serve.batcher import Batcher, Found, Job, Options
 from retinanet.serve.bodies import Receive
 from retinanet.serve.budget import Budget
 from retinanet.serve.metrics import Metrics
@@ -55,7 +56,7 @@ class Service:
         """Name of the model of requests that name none."""
         return next(iter(self.models))
 
-    def options(self, model: str | None, score: float | None, limit: int | None, tile: int | None) -> Options:
+    def options(self, model: str | None, score: float | None, limit: int | None, tile: TileSide | None) -> Options:
         """Check what a request asks for, and fill in the defaults.
 
         Raises:
@@ -68,15 +69,22 @@ class Service:
         chosen = self.settings.score if score is None else score
         if limit is not None and limit > self.settings.limits.detections:
             raise Refusal("invalid_option", f"max_detections may be at most {self.settings.limits.detections}")
-        if tile is not None and not supports_tiles(detector):
-            raise Refusal("invalid_option", "this version detects without tiles; leave tile out")
         try:
             detector.decode_config(chosen, limit)
         except ConfigError as error:  # its message names the path of the file
             raise Refusal(
                 "invalid_option", f"the model {name} has a fixed lowest score and number of detections; see /v1/models"
             ) from error
-        return Options(name, chosen, limit, tile)
+        return Options(name, chosen, limit, self._tiling(name, tile))
+
+    def _tiling(self, name: str, tile: TileSide | None) -> Tiling | None:
+        """The division into tiles that a request asks for."""
+        wanted = TileOptions.of(tile)
+        try:
+            return None if wanted is None else self.models[name].tiling(wanted)
+        except ConfigError as error:
+            hint = "stores no object sizes, so give tile as a number" if tile == "auto" else "needs larger tiles"
+            raise Refusal("invalid_option", f"the model {name} {hint}") from error
 
     async def detect(self, job: Job, receive: Receive) -> Found:
         """Let the batcher work on a job. If the client leaves, the job is dropped.
@@ -110,7 +118,7 @@ class Service:
                 "score": self.settings.score,
                 "lowest_score": lowest_score(detector),
                 "max_detections": detector.decode_config().max_detections,
-                "tiles": supports_tiles(detector),
+                "auto_tile": auto_tile(detector),
             }
             for name, detector in self.models.items()
         ]
@@ -123,3 +131,11 @@ def lowest_score(detector: Detector) -> float:
     except ConfigError:
         return detector.info.config.decode.score
     return 0.0
+
+
+def auto_tile(detector: Detector) -> int | None:
+    """Return the side in pixels that ``tile=auto`` chooses; ``None``: the model stores no object sizes."""
+    try:
+        return detector.tiling(TileOptions("auto")).side
+    except ConfigError:
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from rich.console import Console
 
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
+from retinanet.data.learnt_sizes import learnt_sizes
 from retinanet.data.sampling import TrainingOrder, sampling_factors
 from retinanet.model import RetinaNet
 from retinanet.model_info import ModelInfo
+from retinanet.object_sizes import ObjectSizes
 from retinanet.training.checkpoint import Progress
 from retinanet.training.distributed import Processes
 
@@ -48,6 +51,11 @@ class Job:
         """The weights of the best epoch, by AP on val."""
         return self.out / "best.safetensors"
 
+    @cached_property
+    def objects(self) -> ObjectSizes | None:
+        """Sizes of the training objects at the input scale of the network."""
+        return learnt_sizes(self.train_set, self.config.data)
+
     def training_order(self, epochs: int, first_step: int = 0) -> TrainingOrder:
         """Return the images of each step of ``epochs`` epochs, from ``first_step`` on."""
         settings, factors = self.config.train, sampling_factors(self.train_set, self.config.data)
@@ -58,7 +66,10 @@ class Job:
 
     def describe(self, model: RetinaNet, progress: Progress, metrics: dict[str, Any]) -> ModelInfo:
         """Return what a weight file stores about ``model``."""
-        return ModelInfo.of(model, self.train_set.classes, self.config, metrics=metrics, progress=progress.to_dict())
+        progressed = progress.to_dict()
+        return ModelInfo.of(
+            model, self.train_set.classes, self.config, metrics=metrics, progress=progressed, objects=self.objects
+        )
 
     def warn(self, message: str) -> None:
         """Print a warning. Other ranks have a quiet console, so they print it to stderr."""

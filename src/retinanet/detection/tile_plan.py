@@ -1,0 +1,175 @@
+"""Divide a large image into tiles: their side, their overlap, and their windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self, cast
+
+from retinanet.data.windows import Window
+from retinanet.errors import ConfigError
+from retinanet.object_sizes import ObjectSizes
+
+TileSide = int | Literal["auto"]
+
+# Smallest side of a tile in image pixels. Smaller tiles hold too little of the surroundings of an object.
+LEAST_TILE = 64
+
+# The overlap is at least as long as this percentage of the learnt objects, and at most this share of a tile. Without
+# learnt sizes it is the second share.
+_PERCENT, _MOST_OVERLAP, _USUAL_OVERLAP = 99, 0.5, 0.25
+
+
+@dataclass(frozen=True)
+class TileOptions:
+    """How the user wants large images to be divided.
+
+    Attributes:
+        tile: side of the tiles in image pixels; ``auto``: the side at which objects appear as large as in the training.
+        overlap: pixels that neighboring tiles share. Unset: the length of the largest learnt object.
+        scales: a pass over the image for each number: 1 with tiles of this side, 0.5 with tiles of twice the side,
+            reduced to half the resolution, for objects that are larger than a tile.
+    """
+
+    tile: TileSide = "auto"
+    overlap: int | None = None
+    scales: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if self.tile != "auto" and self.tile < LEAST_TILE:
+            raise ConfigError(f"--tile is {self.tile}; give at least {LEAST_TILE} pixels, or auto")
+        if self.overlap is not None and self.overlap < 0:
+            raise ConfigError(f"--overlap is {self.overlap}; give 0 or more pixels")
+        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+            given = " ".join(f"{scale:g}" for scale in self.scales) or "empty"
+            raise ConfigError(f"--tile-scales is {given}; give numbers above 0 and up to 1, such as 1 0.5")
+
+    @classmethod
+    def of(
+        cls,
+        tile: TileOptions | TileSide | str | None,
+        overlap: int | None = None,
+        scales: Sequence[float] = (1.0,),
+    ) -> TileOptions | None:
+        """Return the options that are meant by ``tile``, or ``None`` if it is ``None``: images are not divided.
+
+        Raises:
+            ConfigError: a value is out of range, or there are further settings without ``tile``.
+        """
+        if isinstance(tile, TileOptions):
+            return tile
+        if tile is None:
+            if overlap is not None or tuple(scales) != (1.0,):
+                raise ConfigError("--overlap and --tile-scales are settings of tiles; add --tile auto")
+            return None
+        if isinstance(tile, str) and tile != "auto":
+            if not tile.isdecimal():
+                raise ConfigError(f"--tile is {tile!r}; give the side of the tiles in pixels, or auto")
+            tile = int(tile)
+        return cls(cast(TileSide, tile), overlap, tuple(scales))
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The division of images into tiles.
+
+    Attributes:
+        side: side of the tiles at scale 1, in image pixels.
+        overlap: pixels that neighboring tiles share at scale 1.
+        scales: the passes over the image, in descending order.
+        input_side: side of a tile in the network's input.
+        note: a sentence for the user about the choice of side and overlap.
+    """
+
+    side: int
+    overlap: int
+    scales: tuple[float, ...]
+    input_side: int
+    note: str
+
+    @classmethod
+    def choose(
+        cls, options: TileOptions, objects: ObjectSizes | None, input_side: int, name: str = "the model"
+    ) -> Self:
+        """Choose side and overlap for a model.
+
+        Args:
+            options: the wishes of the user.
+            objects: the sizes of the training objects.
+            input_side: side of the network's input for square images.
+            name: the model, for messages.
+
+        Raises:
+            ConfigError: ``auto`` needs sizes that the model lacks, or the overlap is not smaller than the tile.
+        """
+        if options.tile == "auto":
+            if objects is None:
+                raise ConfigError(
+                    f"{name} stores no object sizes (it is from an older version), so --tile auto cannot choose; give "
+                    "the side of the tiles, such as --tile 640"
+                )
+            side = max(LEAST_TILE, round(input_side / objects.scale))
+            why = "at which objects of the size learnt appear as in the training"
+        else:
+            side, why = options.tile, "as given"
+        overlap, reason = _overlap(options, objects, side, input_side)
+        if overlap >= side:
+            raise ConfigError(f"--overlap is {overlap}, but tiles are {side} pixels wide; give a smaller overlap")
+        note = f"tiles of {side} pixels ({why}), with an overlap of {overlap} ({reason})"
+        return cls(side, overlap, tuple(sorted(set(options.scales), reverse=True)), input_side, note)
+
+    def side_at(self, scale: float) -> int:
+        """Side of the tiles of a pass, in image pixels."""
+        return round(self.side / scale)
+
+    def overlap_at(self, scale: float) -> int:
+        """Pixels of the image that neighboring tiles of a pass share."""
+        return round(self.overlap / scale)
+
+    def windows(self, size: tuple[int, int], scale: float = 1.0) -> list[Window]:
+        """Return the windows of a pass over an image of ``(height, width)``, row by row, all of one size.
+
+        The last row and the last column are shifted inwards. A window is smaller than a tile only if the image is.
+        """
+        side, overlap = self.side_at(scale), self.overlap_at(scale)
+        tops, lefts = (_starts(length, side, overlap) for length in size)
+        height, width = (min(side, length) for length in size)
+        return [Window(top, left, height, width) for top in tops for left in lefts]
+
+    def input_shape(self, window: Window, scale: float = 1.0) -> tuple[int, int]:
+        """Return the ``(height, width)`` that a window of a pass is scaled to for the network."""
+        factor = self.input_side / self.side_at(scale)
+        return max(1, round(window.height * factor)), max(1, round(window.width * factor))
+
+    def notes(self, largest: tuple[int, int]) -> list[str]:
+        """Return sentences for the user about images of up to ``(height, width)`` pixels."""
+        notes = [self.note]
+        if max(largest) < self.side:
+            notes.append(
+                f"no image is larger than a tile ({largest[1]}×{largest[0]} pixels at most), so each is detected in "
+                "one piece, at the scale of a tile"
+            )
+        return notes
+
+
+def _overlap(options: TileOptions, objects: ObjectSizes | None, side: int, input_side: int) -> tuple[int, str]:
+    """Return the overlap in image pixels, and the reason for it."""
+    if options.overlap is not None:
+        return options.overlap, "as given"
+    if objects is None:
+        return round(_USUAL_OVERLAP * side), "a quarter, because the model stores no object sizes"
+    largest = math.ceil(objects.longer_side(_PERCENT) * side / input_side)
+    most = int(_MOST_OVERLAP * side)
+    if largest > most:
+        return most, f"half a tile; the largest learnt objects take {largest}, see --tile-scales"
+    return largest, f"the largest learnt objects, without the {100 - _PERCENT} % that are larger"
+
+
+def _starts(length: int, side: int, overlap: int) -> list[int]:
+    """First pixels of the tiles along an axis of ``length`` pixels."""
+    if length <= side:
+        return [0]
+    step = max(1, side - overlap)
+    count = math.ceil((length - overlap) / step)
+    return [min(i * step, length - side) for i in range(count)]
