@@ -7,6 +7,7 @@ Only images with equal padded size and equal options share a batch, so that no i
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -124,7 +125,7 @@ class Batcher:
         on_batch: Callable[[int], object] = lambda images: None,
     ) -> None:
         self._models, self._settings, self._on_batch = dict(models), settings, on_batch
-        self._pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode", initializer=_use_one_thread)
         self._ahead = threading.Semaphore(_AHEAD * settings.batch)
         self._groups: dict[_Group, deque[Job]] = {}
         self._decoding = 0  # jobs that are not in a group yet
@@ -257,6 +258,14 @@ class Batcher:
         return [
             found.rescaled(pixels.shape[:2], job.size) for found, pixels, job in zip(results, scaled, jobs, strict=True)
         ]
+
+
+def _use_one_thread() -> None:
+    """Let PyTorch scale images in the calling thread, if it is in use. Its other threads work on the network."""
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(1)  # of this thread only
 
 
 def _kind(error: BaseException) -> str:
