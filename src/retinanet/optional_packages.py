@@ -23,6 +23,9 @@ _EXTRAS = {
     "onnxscript": ("onnxscript", "export"),
     "onnxslim": ("onnxslim", "export"),
     "nncf": ("NNCF", "export"),
+    "fastapi": ("FastAPI", "serve"),
+    "uvicorn": ("uvicorn", "serve"),
+    "prometheus_client": ("prometheus-client", "serve"),
     "rasterio": ("rasterio", "geo"),
 }
 

@@ -20,6 +20,7 @@ VERBS = {
     "train": ("train", "train a detector on your images"),
     "eval": ("evaluate", "evaluate a detector on a dataset, or compare two"),
     "detect": ("detect", "detect objects in images and videos; draw them and write them to files"),
+    "serve": ("serve", "answer requests for detections over HTTP, with a page for trying a model"),
     "export": ("export", "write a model as ONNX, OpenVINO or torch.export, and compare it with the weights"),
     "verify": ("verify", "compare an exported file with the weights it was exported from"),
     "convert": ("convert", "convert torchvision's RetinaNet weights into a file of this package"),

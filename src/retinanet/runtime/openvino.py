@@ -66,6 +66,8 @@ class OpenVinoNetwork:
             raise CheckpointError(f"{path}: {weights.name} is missing beside it; copy both files, or export again")
         self._openvino = import_without_telemetry("openvino")
         self._core = self._openvino.Core()
+        # Weights in memory stay as they are if the file is replaced; mapped weights would change or end the process.
+        self._core.set_property({"ENABLE_MMAP": False})
         self._device = self._resolved_device(device)
         self._threads, self._streams = threads or cores(), streams
         if precision not in ("auto", "fp32", "bf16"):

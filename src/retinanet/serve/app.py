@@ -1,0 +1,87 @@
+"""The web application: :func:`create_app` makes it, any ASGI server runs it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import anyio.to_thread
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from retinanet._version import __version__
+from retinanet.detection.detector import Detector
+from retinanet.serve.guard import Guard, refusal_headers
+from retinanet.serve.page_files import page_router
+from retinanet.serve.refusals import Refusal
+from retinanet.serve.routes import router
+from retinanet.serve.service import Service
+from retinanet.serve.settings import ServeSettings
+
+_DESCRIPTION = 'Detects objects in images. Errors are JSON with a code: `{"error": {"code": …, "message": …}}`.'
+
+
+def create_app(
+    models: Mapping[str, Detector], settings: ServeSettings | None = None, token: str | None = None
+) -> FastAPI:
+    """Make the application of a server. ``app.state.service`` is its :class:`Service`.
+
+    Args:
+        models: detectors by name; the first is used for requests that name none.
+        settings: limits and batches; unset: the defaults.
+        token: bearer token that clients need; unset: none.
+
+    Raises:
+        ConfigError: there is no model, or a model cannot report scores as low as ``settings.score``.
+    """
+    service = Service(models, settings or ServeSettings(), token)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        batcher = service.batcher  # starts its threads
+        yield
+        service.draining = True
+        await anyio.to_thread.run_sync(batcher.close)
+
+    # The pages of FastAPI for the document load scripts from other servers.
+    app = FastAPI(
+        title="retinanet",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.include_router(router)
+    app.include_router(page_router)
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(Guard, service=service)
+    return app
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Refusal)
+    service: Service = request.app.state.service
+    service.metrics.refused(error.code)
+    return JSONResponse(error.content(), error.status, refusal_headers(error))
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(each)[:60] for each in first["loc"][1:])
+    return await _refused(request, Refusal("invalid_option", f"{place}: {first['msg']}"))
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    refusal = Refusal(codes.get(error.status_code, "bad_request"), str(error.detail))
+    answer = await _refused(request, refusal)
+    answer.headers.update(error.headers or {})
+    return answer
