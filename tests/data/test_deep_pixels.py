@@ -14,6 +14,7 @@ from PIL import Image, TiffImagePlugin
 from retinanet.data.dataset import Dataset, DatasetBuilder
 from retinanet.data.images import image_size, pixel_spread, read_image, read_thumbnail
 from retinanet.data.pixel_range import with_one_pixel_range
+from retinanet.errors import DataError
 
 SIZE = (40, 30)
 
@@ -40,6 +41,36 @@ def write_color_png(file: Path, values: npt.NDArray[np.uint16], extra: bytes = b
     body = header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
     return file
+
+
+def test_damaged_color_png_files_are_refused(tmp_path: Path) -> None:
+    """Some decoders of 16-bit colors crash the process on such files."""
+    file = write_color_png(
+        tmp_path / "a.png", np.random.default_rng(0).integers(0, 4095, (30, 40, 3)).astype(np.uint16)
+    )
+    content, refused = file.read_bytes(), 0
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        damaged = bytearray(content[: rng.integers(1, len(content) + 1)])
+        for place in rng.integers(0, len(damaged), rng.integers(0, 4)):
+            damaged[place] = rng.integers(256)
+        file.write_bytes(damaged)
+        try:
+            assert read_image(file).shape[2] == 3
+        except DataError as error:
+            messages.append(str(error))
+    assert len(messages) > 100
+    assert all(str(file) in message for message in messages)
+
+
+def test_interlaced_color_png_files_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    file = write_color_png(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint16))
+    content = bytearray(file.read_bytes())
+    content[28] = 1  # interlace method
+    content[29:33] = zlib.crc32(bytes(content[12:29])).to_bytes(4, "big")
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="interlaced PNG with 16-bit colors; save it without interlacing"):
+        read_image(file)
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])

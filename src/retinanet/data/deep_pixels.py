@@ -8,6 +8,7 @@ detection. Without a stored range, each image is scaled by its own range.
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from retinanet.data.exif import orientation_of, turned_pixels, upright
-from retinanet.optional_packages import explain_missing_packages
+from retinanet.data.png_blocks import png_blocks
 
 Floats = npt.NDArray[np.float32]
 
@@ -134,10 +135,8 @@ def _is_deep_png(image: Image.Image) -> bool:
 
 
 def _png_values(path: str) -> Floats:
-    with explain_missing_packages("reading a PNG with 16-bit colors"):
-        from torchvision.io import ImageReadMode, decode_image
-
-    pixels = decode_image(path, mode=ImageReadMode.UNCHANGED)  # uint16 (C, H, W)
-    color = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
-    values: Floats = color.permute(1, 2, 0).numpy().astype(np.float32)
-    return values
+    blocks = png_blocks(Path(path))
+    if blocks is None:
+        raise ValueError("damaged, or an interlaced PNG with 16-bit colors; save it without interlacing")
+    with blocks:
+        return blocks.whole().astype(np.float32, copy=False)
