@@ -18,9 +18,11 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models.detection import RetinaNet
@@ -31,7 +33,9 @@ from clips import write_clip
 from retinanet import cli
 from retinanet.data.images import read_image
 from retinanet.model import RetinaNet as RetinaNetOfOurs
+from retinanet.object_sizes import ObjectSizes
 from retinanet.zoo.importers import detectron2, mmdet, odtk
+from retinanet.zoo.weights import load_weights, save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -93,7 +97,10 @@ def make_world(folder: Path, parts: Path, weights: Path) -> None:
     for name in ("parts", "BCCD"):
         shutil.copytree(parts, folder / name)
     (folder / "runs" / "parts").mkdir(parents=True)
-    shutil.copy(weights, folder / "runs" / "parts" / "best.safetensors")
+    model, info = load_weights(weights)
+    sizes = ObjectSizes.of(np.array([[0, 0, 10, 20], [0, 0, 5, 4]]), np.array([1.0, 1.0]))  # as a training stores them
+    path = folder / "runs" / "parts" / "best.safetensors"
+    save_weights(path, dict(model.state_dict()), replace(info, objects=sizes))
     (folder / "photos").mkdir()
     for number in range(2):
         shutil.copy(parts / "images" / f"{number:06d}.jpg", folder / "photos" / f"{number}.jpg")
