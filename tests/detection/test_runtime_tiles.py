@@ -26,7 +26,7 @@ def test_an_exported_file_detects_in_tiles_as_in_images(detector: RuntimeDetecto
     tiling = detector.tiling(TileOptions(96, 0))
     found = detector.detect_tiled(ArrayReader(mosaic), tiling, batch=3)
     parts = detector.detect(images)
-    boxes = [part.boxes + np.float32([96 * (i % 2), 96 * (i // 2)] * 2) for i, part in enumerate(parts)]
+    boxes = [part.boxes + np.array([96 * (i % 2), 96 * (i // 2)] * 2, np.float32) for i, part in enumerate(parts)]
     expected = np.column_stack([np.concatenate(boxes), np.concatenate([part.scores for part in parts])])
     own = np.column_stack([found.boxes, found.scores])
     assert len(own) == len(expected) > 10

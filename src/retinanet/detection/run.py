@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from rich.console import Console
 
@@ -89,7 +89,7 @@ def detect(
     places = [str(source) for source in listed]
     files = find_images(places)
     detector = weights if isinstance(weights, Detector) else load(weights)
-    settings = detector.decode_config(score, max_detections)
+    settings = detector.limits(score, max_detections, tiled=tile is not None)
     options = TileOptions.of(tile)
     tiling = detector.tiling(options) if options else None
     writer = Writer(Path(out), detector.classes, chosen, draw, files)
@@ -106,7 +106,8 @@ def detect(
                 nonfinite += len(result.found.nonfinite)
             bar.advance(1)
     images = len(files) - len(failed)
+    per: Literal["image", "tile"] = "tile" if tiling and max_detections is None else "image"
     notes = [tiling.note] if tiling else []
-    notes += files_left_out(places) + ([limit_note(limited, images, settings)] if limited else [])
+    notes += files_left_out(places) + ([limit_note(limited, images, settings, per)] if limited else [])
     notes += [nonfinite_note(nonfinite, images)] if nonfinite else []
     return DetectionRun(images, writer.counts, writer.finish(), failed, Path(out), notes)

@@ -30,6 +30,7 @@ def detect_tiled(
     max_detections: int | None = None,
 ) -> Detections:
     """Detect objects in the image of ``reader``; see :meth:`retinanet.detection.detector.Detector.detect_tiled`."""
+    detector.limits(score, max_detections, tiled=True)  # refuse invalid numbers before the work
     found, tiles = detections_of_tiles(detector, reader, tiling, score, batch, detector.tile_limit(max_detections))
     threshold = detector.decode_config(score).nms
     kept = found.take(merge_tiles(found.boxes, found.scores, found.labels, found.images, tiles, threshold))
