@@ -179,7 +179,7 @@ class Detector(ABC):
             reader: the image; see :func:`retinanet.data.windows.open_windows`.
             tiling: the division into tiles; see :meth:`tiling`.
             score: lowest score; unset: the number that the weights store.
-            batch: tiles that go through the network together. It does not change the result.
+            batch: largest number of tiles that go through the network together. It does not change the result.
             max_detections: largest number of detections in the image; unset: no limit. A tile has the limit that the
                 weights store. If the image or a tile reaches its limit, the result is marked as ``limited``.
         """
@@ -203,6 +203,10 @@ class Detector(ABC):
         """Return the limit on the detections of a tile if ``max_detections`` is that of the image; None: as stored."""
         stored = self.info.config.decode.resolved().max_detections
         return max_detections if max_detections is not None and max_detections > stored else None
+
+    def tile_batch(self, batch: int, shape: tuple[int, int]) -> int:
+        """Return how many tiles of ``(h, w)`` input pixels go through the network together if the user gave ``batch``."""
+        return batch
 
     def scaled_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the ``(height, width)`` that an image is scaled to for the network."""

@@ -54,7 +54,7 @@ def detections_of_tiles(
         reader: the image.
         tiling: the division into tiles.
         score: lowest score; unset: the number that the weights store.
-        batch: tiles that go through the network together.
+        batch: largest number of tiles that go through the network together.
         limit: largest number of detections of a tile; unset: the number that the weights store.
 
     Returns:
@@ -64,7 +64,8 @@ def detections_of_tiles(
     found: list[Detections] = []
     for scale, windows in passes:
         shape = tiling.input_shape(windows[0], scale)
-        for each in _detect_windows(detector, reader, windows, shape, score, batch, limit):
+        together = detector.tile_batch(batch, shape)
+        for each in _detect_windows(detector, reader, windows, shape, score, together, limit):
             found.append(each.moved(len(found)))
     return Detections.concatenate(found), _tiles(passes, reader.size, tiling)
 
