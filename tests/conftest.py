@@ -58,6 +58,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from retinanet.data.synthetic import CLASSES
     from retinanet.model import RetinaNet
     from retinanet.model_info import ModelInfo
+    from retinanet.object_sizes import ObjectSizes
     from retinanet.zoo.weights import save_weights
 
     config = Config.from_dict(
@@ -73,7 +74,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.nn.init.normal_(model.regression.predict.weight, std=0.008)
         torch.nn.init.constant_(model.classification.predict.bias, -2.5)  # type: ignore[arg-type]
     path = tmp_path_factory.mktemp("weights") / "best.safetensors"
-    save_weights(path, dict(model.state_dict()), ModelInfo.of(model, CLASSES, config))
+    sides = (12.0, 16.0, 22.0, 28.0, 34.0, 40.0, 44.0, 48.0)
+    info = ModelInfo.of(model, CLASSES, config, objects=ObjectSizes(sides, sides, 1.0))
+    save_weights(path, dict(model.state_dict()), info)
     return path
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,6 @@ def test_no_object_has_no_size(tmp_path: Path) -> None:
 
 def test_weights_and_exported_files_store_the_sizes(weights: Path, tmp_path: Path) -> None:
     model, info = load_weights(weights)
-    assert info.objects is None  # as in older files
     sizes = ObjectSizes.of(np.array([[0, 0, 10, 20], [0, 0, 5, 4]]), np.array([0.5, 0.5]))
     path = tmp_path / "own.safetensors"
     described = type(info).of(model, info.classes, info.config, objects=sizes)
@@ -49,13 +49,22 @@ def test_weights_and_exported_files_store_the_sizes(weights: Path, tmp_path: Pat
     assert ExportedModel.from_json(ExportedModel(described).to_json(), path).info.objects == sizes
 
 
+def test_older_files_have_no_sizes(weights: Path, tmp_path: Path) -> None:
+    model, info = load_weights(weights)
+    values = info.to_dict()
+    del values["objects"]
+    assert type(info).from_dict(values, "older").objects is None
+    save_weights(tmp_path / "none.safetensors", dict(model.state_dict()), replace(info, objects=None))
+    assert read_info(tmp_path / "none.safetensors").objects is None
+
+
 @pytest.mark.parametrize(
     "change", [{"scale": 0}, {"scale": "wide"}, {"areas": [1, 2]}, {"areas": [3] * 7 + [1]}, {"longer_sides": None}]
 )
 def test_damaged_sizes_are_an_error_of_one_line(weights: Path, tmp_path: Path, change: dict[str, object]) -> None:
     model, info = load_weights(weights)
     path = tmp_path / "own.safetensors"
-    save_weights(path, dict(model.state_dict()), info)
+    save_weights(path, dict(model.state_dict()), replace(info, objects=None))
     sizes = ObjectSizes.of(np.array([[0, 0, 10, 20]]), np.array([0.5]))
     assert sizes is not None
     damaged = sizes.to_dict() | change

@@ -97,10 +97,13 @@ def leaves_room(max_detections: int, objects: int) -> bool:
     return max_detections >= _ROOM * objects
 
 
-def limit_note(limited: int, images: int, config: ResolvedDecodeConfig) -> str:
-    """Say that ``limited`` of ``images`` images reached a limit of ``config``, and which option raises it."""
+def limit_note(limited: int, images: int, config: ResolvedDecodeConfig, per: Literal["image", "tile"] = "image") -> str:
+    """Say that ``limited`` of ``images`` images reached a limit of ``config``, and which option raises it.
+
+    ``per`` says what the limits are for.
+    """
     return (
-        f"{limited} of {images} images reached a limit ({config.max_detections} detections per image, {config.top_k} "
+        f"{limited} of {images} images reached a limit ({config.max_detections} detections per {per}, {config.top_k} "
         f"candidates per pyramid level, score ≥ {config.score:g}), so detections with lower scores may be missing; "
         "--max-detections (Python: max_detections) raises both limits"
     )

@@ -79,5 +79,16 @@ def test_wrong_tiles_are_an_error_of_one_line(
 
 
 def test_older_weights_ask_for_the_side(run: Command, weights: Path, large: Path, tmp_path: Path) -> None:
-    message = run.fails("detect", weights, large / "large.png", "--out", tmp_path, "--tile", "auto", code=2)
+    model, info = load_weights(weights)
+    older = tmp_path / "older.safetensors"
+    save_weights(older, dict(model.state_dict()), replace(info, objects=None))
+    message = run.fails("detect", older, large / "large.png", "--out", tmp_path, "--tile", "auto", code=2)
     assert "stores no object sizes" in message
+
+
+def test_a_model_equals_itself_in_tiles_of_the_same_side(
+    run: Command, sized: Path, large: Path, tmp_path: Path
+) -> None:
+    said = run("eval", sized, sized, large, "--out", tmp_path, "--tile", "96").out
+    assert "tiles of 96 pixels (as given)" in " ".join(said.split())
+    assert json.loads((tmp_path / "compare.json").read_text())["AP"]["delta"] == 0

@@ -208,3 +208,5 @@ def test_max_detections_keeps_the_best_and_says_so(detector: PyTorchDetector, mo
     with pytest.warns(UserWarning, match="reached a limit"):
         few = detector(mosaic, score=0.2, tile=96, max_detections=5)
     same(few, whole[:5])
+    with pytest.raises(ConfigError, match="max-detections is 0"):
+        detector(mosaic, tile=96, max_detections=0)

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from retinanet.data.deep_pixels import PixelRange
 from retinanet.data.image_sizes import batches_of_one_padded_size, scale_factor, scaled_size
 from retinanet.data.images import read_image, to_rgb
 from retinanet.data.windows import WindowReader, open_windows
-from retinanet.decode_config import ResolvedDecodeConfig, limit_note, nonfinite_note
+from retinanet.decode_config import DecodeConfig, ResolvedDecodeConfig, limit_note, nonfinite_note
 from retinanet.detection.results import to_supervision
 from retinanet.detection.tile_plan import TileOptions, TileSide, Tiling
 from retinanet.detection.tiles import detect_tiled
@@ -130,7 +130,9 @@ class Detector(ABC):
         else:
             results = self.detect([_as_rgb(image, pixel_range) for image in images], score, batch, max_detections)
         if limited := sum(len(each.limited) for each in results):
-            warnings.warn(limit_note(limited, len(results), self.decode_config(score, max_detections)), stacklevel=2)
+            settings = self.limits(score, max_detections, tiled=options is not None)
+            per: Literal["image", "tile"] = "tile" if options and max_detections is None else "image"
+            warnings.warn(limit_note(limited, len(results), settings, per), stacklevel=2)
         if nonfinite := sum(len(each.nonfinite) for each in results):
             warnings.warn(nonfinite_note(nonfinite, len(results)), RuntimeWarning, stacklevel=2)
         found = [to_supervision(each, self.classes) for each in results]
@@ -185,16 +187,34 @@ class Detector(ABC):
             reader: the image; see :func:`retinanet.data.windows.open_windows`.
             tiling: the division into tiles; see :meth:`tiling`.
             score: lowest score; unset: the number that the weights store.
-            batch: tiles that go through the network together. It does not change the result.
+            batch: largest number of tiles that go through the network together. It does not change the result.
             max_detections: largest number of detections in the image; unset: no limit. A tile has the limit that the
                 weights store. If the image or a tile reaches its limit, the result is marked as ``limited``.
         """
         return detect_tiled(self, reader, tiling, score, batch, max_detections)
 
+    def limits(
+        self, score: float | None = None, max_detections: int | None = None, tiled: bool = False
+    ) -> ResolvedDecodeConfig:
+        """Return the settings of post-processing of an image, or of the tiles of an image.
+
+        ``max_detections`` is the limit of the image. If it is unset, the limit of the result is that of an image, or of
+        a tile if ``tiled``.
+        """
+        if not tiled:
+            return self.decode_config(score, max_detections)
+        DecodeConfig().at_most(max_detections)  # refuse an invalid number
+        own = self.decode_config(score, self.tile_limit(max_detections))
+        return own if max_detections is None else replace(own, max_detections=max_detections)
+
     def tile_limit(self, max_detections: int | None) -> int | None:
         """Return the limit on the detections of a tile if ``max_detections`` is that of the image; None: as stored."""
         stored = self.info.config.decode.resolved().max_detections
         return max_detections if max_detections is not None and max_detections > stored else None
+
+    def tile_batch(self, batch: int, shape: tuple[int, int]) -> int:
+        """Return how many tiles of ``(h, w)`` input pixels go through the network together if the user gave ``batch``."""
+        return batch
 
     def scaled_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the ``(height, width)`` that an image is scaled to for the network."""

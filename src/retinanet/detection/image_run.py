@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -57,9 +57,9 @@ def detect_in_images(
     """
     total, inside = _counted(images, out, options.draw)
     detector = load_detector()
-    settings = detector.decode_config(options.score, options.max_detections)
     divided = detector.tile_options(options.tile)
     tiling = None if divided is None else detector.tiling(divided)
+    settings = detector.limits(options.score, options.max_detections, tiled=tiling is not None)
     outputs = Outputs(out, detector.classes, options.formats, options.draw)
     refuse_overwriting(outputs, inside, lambda: list(images))
     make_folder(out)
@@ -72,7 +72,8 @@ def detect_in_images(
         finally:
             record.close()
         sums, written = write_result_files(outputs, record)
-    notes = ([tiling.note] if tiling else []) + images.notes + _limit_notes(sums, settings)
+    per: Literal["image", "tile"] = "tile" if tiling and options.max_detections is None else "image"
+    notes = ([tiling.note] if tiling else []) + images.notes + _limit_notes(sums, settings, per)
     notes += [f"no GeoJSON for {unplaced} images that are not GeoTIFF files"] if unplaced else []
     speed = str(pipeline.timing) if pipeline.timing.images else ""
     return DetectionRun(sums.images, sums.counts, written, sums.failed, sums.failures, out, notes, resumed, speed)
@@ -177,6 +178,6 @@ def _told_how_to_go_on(out: Path) -> Iterator[None]:
         raise KeyboardInterrupt(f"stopped; the results so far are in {out}") from error
 
 
-def _limit_notes(sums: Totals, settings: ResolvedDecodeConfig) -> list[str]:
-    notes = [limit_note(sums.limited, sums.images, settings)] if sums.limited else []
+def _limit_notes(sums: Totals, settings: ResolvedDecodeConfig, per: Literal["image", "tile"]) -> list[str]:
+    notes = [limit_note(sums.limited, sums.images, settings, per)] if sums.limited else []
     return notes + ([nonfinite_note(sums.nonfinite, sums.images)] if sums.nonfinite else [])

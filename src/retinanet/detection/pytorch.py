@@ -27,6 +27,9 @@ from retinanet.model_info import ModelInfo
 from retinanet.postprocess import postprocess
 from retinanet.zoo.weights import load_weights
 
+# Pixels of the tiles that go through the network together on the CPU. More take more memory and no less time.
+_CPU_PIXELS = 1 << 19
+
 
 def load_pytorch(
     weights: str | Path, precision: Precision = "auto", device: str = "auto", compile: bool = False
@@ -68,6 +71,12 @@ class PyTorchDetector(Detector):
         self.compiled = compile
         if compile:
             self.network.compile()
+
+    def tile_batch(self, batch: int, shape: tuple[int, int]) -> int:
+        """Return how many tiles of ``(h, w)`` input pixels go through the network together if the user gave ``batch``."""
+        if self.device.type != "cpu":
+            return batch
+        return max(1, min(batch, _CPU_PIXELS // (shape[0] * shape[1])))
 
     def resize(self, image: npt.NDArray[np.uint8], shape: tuple[int, int]) -> Pixels:
         """Scale uint8 RGB ``image`` ``(H, W, 3)`` to ``shape``, as in the training."""

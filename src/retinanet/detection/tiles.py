@@ -30,6 +30,7 @@ def detect_tiled(
     max_detections: int | None = None,
 ) -> Detections:
     """Detect objects in the image of ``reader``; see :meth:`retinanet.detection.detector.Detector.detect_tiled`."""
+    detector.limits(score, max_detections, tiled=True)  # refuse invalid numbers before the work
     found, tiles = detections_of_tiles(detector, reader, tiling, score, batch, detector.tile_limit(max_detections))
     threshold = detector.decode_config(score).nms
     kept = found.take(merge_tiles(found.boxes, found.scores, found.labels, found.images, tiles, threshold))
@@ -53,7 +54,7 @@ def detections_of_tiles(
         reader: the image.
         tiling: the division into tiles.
         score: lowest score; unset: the number that the weights store.
-        batch: tiles that go through the network together.
+        batch: largest number of tiles that go through the network together.
         limit: largest number of detections of a tile; unset: the number that the weights store.
 
     Returns:
@@ -63,7 +64,8 @@ def detections_of_tiles(
     found: list[Detections] = []
     for scale, windows in passes:
         shape = tiling.input_shape(windows[0], scale)
-        for each in _detect_windows(detector, reader, windows, shape, score, batch, limit):
+        together = detector.tile_batch(batch, shape)
+        for each in _detect_windows(detector, reader, windows, shape, score, together, limit):
             found.append(each.moved(len(found)))
     return Detections.concatenate(found), _tiles(passes, reader.size, tiling)
 

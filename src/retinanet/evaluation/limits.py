@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -44,6 +44,8 @@ class Limits:
         nonfinite: number of images with predictions that were NaN or infinite.
         detector: the detector's settings; ``None`` for a file of detections.
         chosen: whether ``max_detections`` was given for this evaluation.
+        tiled: whether the images were divided into tiles. In that case the limits are those of a tile, unless
+            ``chosen``.
     """
 
     counted: int | None
@@ -54,6 +56,7 @@ class Limits:
     nonfinite: int
     detector: ResolvedDecodeConfig | None
     chosen: bool
+    tiled: bool = False
 
     @classmethod
     def of(
@@ -62,6 +65,7 @@ class Limits:
         predictions: Detections,
         max_detections: int | None = None,
         detector: ResolvedDecodeConfig | None = None,
+        tiled: bool = False,
     ) -> Limits:
         """Describe ``predictions``, which are from a file or from a detector with these settings."""
         number = counted(dataset)
@@ -74,6 +78,7 @@ class Limits:
             nonfinite=len(predictions.nonfinite),
             detector=detector,
             chosen=max_detections is not None,
+            tiled=tiled,
         )
 
     def protocol(self) -> str:
@@ -102,7 +107,8 @@ class Limits:
 
     def _limit_note(self) -> str:
         if self.detector is not None:
-            return limit_note(self.limited, self.images, self.detector)
+            per: Literal["image", "tile"] = "tile" if self.tiled and not self.chosen else "image"
+            return limit_note(self.limited, self.images, self.detector, per)
         return (
             f"{self.limited} of {self.images} images have more than {self.max_detections} detections; only the highest "
             "scores count; --max-detections (Python: max_detections) raises the limit"
@@ -110,10 +116,11 @@ class Limits:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to the form of ``metrics.json``; ``None`` means that there is no limit."""
+        of_tile = {"max_detections": None, "max_detections_per_tile": self.max_detections}
         return {
             "counted_per_class": self.counted,
             "most_objects": self.most_objects,
             "max_detections": self.max_detections,
             "images_at_limit": self.limited,
             "images_not_finite": self.nonfinite,
-        }
+        } | (of_tile if self.tiled and not self.chosen else {})

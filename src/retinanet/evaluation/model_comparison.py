@@ -56,7 +56,7 @@ def compare(
         opened: called with the dataset and notes for the user before the detectors run.
         options: how the dataset is read.
         max_detections: largest number of detections per image. Unset: the higher one of the numbers that the weights
-            store, or all detections of a file.
+            store (with ``tile``: no limit per image), or all detections of a file.
         tile: divide each image into tiles for the detectors, see :func:`retinanet.evaluate`.
 
     Raises:
@@ -79,11 +79,11 @@ def compare(
     opened(dataset, [*notes, *(remark for _, remarks in files.values() for remark in remarks)])
     found = {i: predictions.best(max_detections) for i, (predictions, _) in files.items()}
     stored = [detector.decode_config() for detector in detectors if detector is not None]
-    limit = max_detections or max((each.max_detections for each in stored), default=None)
+    limit = max_detections or (None if tiles else max((each.max_detections for each in stored), default=None))
     settings: list[ResolvedDecodeConfig | None] = [None, None]
     for i, detector in enumerate(detectors):
         if detector is not None:
-            settings[i] = detector.decode_config(max_detections=limit)
+            settings[i] = detector.limits(max_detections=limit, tiled=tiles is not None)
             found[i] = detections_on(dataset, detector, f"images, {sources[i]}", console, limit, tilings[i])
     first, second = (Contestant(str(sources[i]), found[i], classes[i], max_detections, settings[i]) for i in (0, 1))
     counts = dataset.class_counts()

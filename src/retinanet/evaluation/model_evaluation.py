@@ -53,6 +53,7 @@ class Evaluation:
         max_detections: largest number of detections per image of a file; ``None`` without a limit.
         detector: the detector's settings of post-processing; ``None`` for a file of detections.
         config: the settings of the detector's training; ``None`` for a file of detections.
+        tiled: whether the images were divided into tiles.
     """
 
     name: str
@@ -64,11 +65,12 @@ class Evaluation:
     max_detections: int | None = None
     detector: ResolvedDecodeConfig | None = None
     config: Config | None = None
+    tiled: bool = False
 
     @property
     def limits(self) -> Limits:
         """How many detections count, and how many images reached the limit on detections."""
-        return Limits.of(self.dataset, self.predictions, self.max_detections, self.detector)
+        return Limits.of(self.dataset, self.predictions, self.max_detections, self.detector, self.tiled)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to the content of ``metrics.json``."""
@@ -139,12 +141,15 @@ def evaluate(
         tiling = detector.tiling(options_of_tiles) if options_of_tiles else None
         notes = [*notes, *(tiling.notes(_largest(dataset)) if tiling else [])]
         opened(dataset, notes)
-        settings = detector.decode_config(max_detections=max_detections)
+        settings = detector.limits(max_detections=max_detections, tiled=tiling is not None)
         predictions = detections_on(dataset, detector, "images", console, max_detections, tiling)
     metrics = replace(coco_metrics(dataset, predictions), voc=voc_metrics(dataset, predictions))
     analysis = analyze(dataset, predictions)
     name = str(weights)
-    return Evaluation(name, dataset, predictions, metrics, analysis, tuple(notes), max_detections, settings, config)
+    tiled = options_of_tiles is not None
+    return Evaluation(
+        name, dataset, predictions, metrics, analysis, tuple(notes), max_detections, settings, config, tiled
+    )
 
 
 def _largest(dataset: Dataset) -> tuple[int, int]:
