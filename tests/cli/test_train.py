@@ -128,7 +128,7 @@ def test_stopped_and_resumed_is_as_if_never_stopped(
     assert run("train", parts, "--out", whole, *flags).code == 0
 
     write = Log.write
-    interrupted = []
+    interrupted: list[bool] = []
 
     def write_and_interrupt(log: Log, **values: Any) -> None:
         write(log, **values)
