@@ -213,7 +213,7 @@ class Detector(ABC):
         return max_detections if max_detections is not None and max_detections > stored else None
 
     def tile_batch(self, batch: int, shape: tuple[int, int]) -> int:
-        """Return how many tiles of ``(h, w)`` input pixels go through the network together, at most ``batch``."""
+        """Return how many tiles of ``(h, w)`` input pixels go through the network together; ``batch`` is wanted."""
         return batch
 
     def scaled_size(self, height: int, width: int) -> tuple[int, int]:

@@ -73,7 +73,7 @@ class PyTorchDetector(Detector):
             self.network.compile()
 
     def tile_batch(self, batch: int, shape: tuple[int, int]) -> int:
-        """Return how many tiles of ``(h, w)`` input pixels go through the network together, at most ``batch``."""
+        """Return how many tiles of ``(h, w)`` input pixels go through the network together; ``batch`` is wanted."""
         if self.device.type != "cpu":
             return batch
         return max(1, min(batch, _CPU_PIXELS // (shape[0] * shape[1])))
