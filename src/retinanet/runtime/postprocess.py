@@ -67,7 +67,7 @@ def postprocess(
             the largest sides of the images.
     """
     settings = (config or DecodeConfig()).resolved()
-    padded = padded or (max(height for height, _ in image_sizes), max(width for _, width in image_sizes))
+    padded = padded or (max((h for h, _ in image_sizes), default=0), max((w for _, w in image_sizes), default=0))
     results = []
     for image, size in enumerate(image_sizes):
         one = Outputs([level[image] for level in outputs.logits], [level[image] for level in outputs.deltas])
