@@ -19,7 +19,7 @@ from retinanet.errors import DataError
 # Errors of a file in a row after which reading ends: the rest is most likely damaged, too.
 _ERRORS_IN_A_ROW = 20
 
-# Flag of a stream that is a picture, such as the cover of an album.
+# Flag of a video stream with a single image, such as the cover of an album.
 _COVER = "attached_pic"
 
 

@@ -72,19 +72,19 @@ class VideoWriter:
         """
         if image.shape[:2] != self._size:
             self.resized += 1
-        picture = av.VideoFrame.from_ndarray(_even(image), format="rgb24")
-        picture = picture.reformat(
+        converted = av.VideoFrame.from_ndarray(_even(image), format="rgb24")
+        converted = picture.reformat(
             self._video.width,
             self._video.height,
             "yuv420p",
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
         )
-        picture.pts, picture.time_base = frame.pts, self._time_base
+        converted.pts, picture.time_base = frame.pts, self._time_base
         self._durations[frame.pts] = frame.duration
         self.write_audio(frame.audio)
         with self._explained():
-            self._mux(self._video.encode(picture))
+            self._mux(self._video.encode(converted))
 
     def write_audio(self, packets: Sequence[Audio]) -> None:
         """Copy compressed audio. Packets that the container refuses, such as those out of order, are left out."""
