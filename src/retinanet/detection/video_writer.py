@@ -73,14 +73,14 @@ class VideoWriter:
         if image.shape[:2] != self._size:
             self.resized += 1
         converted = av.VideoFrame.from_ndarray(_even(image), format="rgb24")
-        converted = picture.reformat(
+        converted = converted.reformat(
             self._video.width,
             self._video.height,
             "yuv420p",
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
         )
-        converted.pts, picture.time_base = frame.pts, self._time_base
+        converted.pts, converted.time_base = frame.pts, self._time_base
         self._durations[frame.pts] = frame.duration
         self.write_audio(frame.audio)
         with self._explained():
