@@ -22,21 +22,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         RetinaNetError: the file cannot be written; an existing file at ``path`` is untouched.
     """
-    # The temporary name ends with the same suffix, because writers such as matplotlib choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _renamed_to(path) as temporary:
         write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise not_written(path, error) from error
-    finally:
-        # After a failure, remove the half-written file. If its folder is a file, the removal fails, too, and
-        # must not hide the first error.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -47,17 +34,29 @@ def opened_atomically(path: Path) -> Iterator[IO[str]]:
     Raises:
         RetinaNetError: the file cannot be written; an existing file at ``path`` is untouched.
     """
+    with (
+        _renamed_to(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        yield file
+
+
+@contextlib.contextmanager
+def _renamed_to(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; if the block succeeds, its file replaces ``path``."""
+    # The temporary name ends with the same suffix, because writers such as matplotlib choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         raise not_written(path, error) from error
     finally:
+        # After a failure, remove the half-written file. If its folder is a file, the removal fails, too, and
+        # must not hide the first error.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
