@@ -11,7 +11,7 @@ from retinanet.data.image_sizes import padded_size
 from retinanet.detection import pipeline as pipeline_module
 from retinanet.detection.detector import Detector
 from retinanet.detection.input_images import ImageFile
-from retinanet.detection.pipeline import Pipeline, PipelineOptions, Task, detect_in_files
+from retinanet.detection.pipeline import Pipeline, PipelineOptions, Task, Timing, detect_in_files
 from retinanet.detection.sources import find_images
 from stub_detector import StubDetector
 
@@ -94,6 +94,12 @@ def test_timing_counts_images(images: list[ImageFile]) -> None:
     assert len(list(pipeline.run(map(Task, images)))) == pipeline.timing.images == 90
     assert 0 <= pipeline.timing.reading <= pipeline.timing.total
     assert "images/s; the network waited" in str(pipeline.timing)
+
+
+def test_timing_says_what_was_measured() -> None:
+    fast, slow = Timing(reading=1, writing=2, total=10, images=40), Timing(writing=1, total=50, images=4, tiled=True)
+    assert str(fast) == "4 images/s; the network waited 10% for images, 20% for output files"
+    assert str(slow) == "12.5 s per image; the network waited 2% for output files"
 
 
 def test_detections_are_those_of_each_image_alone(weights: Path, parts: Path) -> None:

@@ -71,17 +71,21 @@ class Timing:
         writing: time in which it waited until results were drawn and written.
         total: time from the start to the last result.
         images: number of results so far.
+        tiled: whether images are divided into tiles; ``reading`` is not measured then.
     """
 
     reading: float = 0.0
     writing: float = 0.0
     total: float = 0.0
     images: int = 0
+    tiled: bool = False
 
     def __str__(self) -> str:
         seconds = max(self.total, 1e-9)
-        waits = f"{self.reading / seconds:.0%} for images, {self.writing / seconds:.0%} for output files"
-        return f"{self.images / seconds:.3g} images/s; the network waited {waits}"
+        slow = self.images < seconds
+        rate = f"{seconds / max(1, self.images):.3g} s per image" if slow else f"{self.images / seconds:.3g} images/s"
+        reading = "" if self.tiled else f"{self.reading / seconds:.0%} for images, "
+        return f"{rate}; the network waited {reading}{self.writing / seconds:.0%} for output files"
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,7 @@ class Pipeline:
     def _tiled(self, tasks: Iterable[Task], tiling: Tiling) -> Iterator[ImageResult]:
         """Divide one image after the other into tiles; the next tiles are read while the network works."""
         options = self._options
+        self.timing.tiled = True
         for image in (task.image for task in tasks if not task.done):
             try:
                 with image.windows(self._range, options.max_pixels) as reader:
