@@ -35,7 +35,7 @@ def turned(folder: Path, orientation: int, pixels: npt.NDArray[np.uint8] = RGB) 
     return save(folder, pixels, f"{orientation}.png", exif=exif)
 
 
-@pytest.mark.parametrize(("name", "message"), [("a.mp4", "MP4 files are not read: videos; extract their frames")])
+@pytest.mark.parametrize(("name", "message"), [("a.mp4", "MP4 files are not read: videos; give each to")])
 def test_files_of_other_kinds_are_refused_with_their_kind(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(DataError, match=message):

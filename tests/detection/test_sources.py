@@ -77,7 +77,11 @@ def test_files_that_are_not_read_are_counted(album: Path) -> None:
     listed = SourceList([str(album)])
     assert listed.count() == 3
     assert [sentence.split(": ")[1:] for sentence in listed.notes] == [
-        ["2 MP4 files left out", "videos; extract their frames, for example with ffmpeg -i FILE frames/%06d.jpg"],
+        [
+            "2 MP4 files left out",
+            "videos; give each to 'retinanet detect' by its path, or extract its frames, for example with "
+            "ffmpeg -i FILE frames/%06d.jpg",
+        ],
         ["1 DNG file left out", "convert them to JPEG or PNG"],
     ]
     assert len(find_images([str(album)])) == 3

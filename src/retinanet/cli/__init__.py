@@ -23,7 +23,7 @@ VERBS = {
     "serve": ("serve", "answer requests for detections over HTTP, with a page for trying a model"),
     "export": ("export", "write a model as ONNX, OpenVINO or torch.export, and compare it with the weights"),
     "verify": ("verify", "compare an exported file with the weights it was exported from"),
-    "convert": ("convert", "convert torchvision's RetinaNet weights into a file of this package"),
+    "convert": ("convert", "convert a RetinaNet of torchvision, detectron2, mmdetection or odtk"),
     "reproduce": ("reproduce", "reproduce the paper's tables and figures, at small scale or on COCO"),
     "bench": ("bench", "compare the speed of this package and torchvision on this machine"),
     "data inspect": ("data_inspect", "find defects and hard objects in a dataset before training on it"),

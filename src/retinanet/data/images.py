@@ -54,7 +54,10 @@ IMAGE_SUFFIXES = frozenset(
 _HEIF_REMEDY = "install retinanet[heic] to read them"
 _BITS = 258  # TIFF tag: bits per value
 
-_VIDEO_REMEDY = "videos; extract their frames, for example with ffmpeg -i FILE frames/%06d.jpg"
+_VIDEO_REMEDY = (
+    "videos; give each to 'retinanet detect' by its path, or extract its frames, for example with "
+    "ffmpeg -i FILE frames/%06d.jpg"
+)
 _RAW_REMEDY = "convert them to JPEG or PNG"
 
 # Files that hold images but are not read, by suffix, with what to do about them.
