@@ -68,7 +68,7 @@ def test_scales_and_overlap_change_the_tiles(run: Command, sized: Path, large: P
     [
         (["--tile", "20"], "--tile is 20; give at least 64 pixels, or auto"),
         (["--tile", "96", "--overlap", "96"], "--overlap is 96, but tiles are 96 pixels wide; give a smaller overlap"),
-        (["--overlap", "96"], "add --tile auto"),
+        (["--overlap", "96", "--tile", "none"], "leave them out, or --tile none"),
     ],
 )
 def test_wrong_tiles_are_an_error_of_one_line(

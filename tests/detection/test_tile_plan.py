@@ -93,8 +93,8 @@ def test_a_model_without_sizes_takes_a_quarter_and_refuses_auto() -> None:
         ({"tile": "-5"}, "--tile is '-5'; give the side"),
         ({"tile": "big"}, "--tile is 'big'; give the side"),
         ({"tile": 100, "overlap": -1}, "--overlap is -1"),
-        ({"tile": None, "overlap": 10}, "add --tile auto"),
-        ({"tile": None, "scales": (1.0, 0.5)}, "add --tile auto"),
+        ({"tile": "none", "overlap": 10}, "leave them out, or --tile none"),
+        ({"tile": "none", "scales": (1.0, 0.5)}, "leave them out, or --tile none"),
         ({"tile": 100, "scales": ()}, "--tile-scales is empty"),
         ({"tile": 100, "scales": (1.0, 0.0)}, "--tile-scales is 1 0; give numbers above 0"),
         ({"tile": 100, "scales": (2.0,)}, "--tile-scales is 2; give numbers above 0"),
@@ -115,3 +115,9 @@ def test_images_smaller_than_a_tile_are_noted() -> None:
     plan = tiling(200, 20)
     assert len(plan.notes((300, 100))) == 1
     assert "no image is larger than a tile (120×100 pixels at most)" in plan.notes((100, 120))[1]
+
+
+def test_a_setting_of_tiles_without_a_side_means_auto() -> None:
+    assert TileOptions.of(None) is None
+    assert TileOptions.of(None, overlap=10) == TileOptions("auto", 10)
+    assert TileOptions.of(None, scales=(1.0, 0.5)) == TileOptions("auto", None, (1.0, 0.5))

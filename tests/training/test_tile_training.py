@@ -18,6 +18,8 @@ from retinanet.detection.loading import load
 from retinanet.detection.run import detect
 from retinanet.errors import CheckpointError, DataError, RetinaNetError
 from retinanet.evaluation.model_evaluation import evaluate
+from retinanet.serve.service import Service
+from retinanet.serve.settings import ServeSettings
 from retinanet.training import loop
 from retinanet.training.state import TrainingState
 from retinanet.zoo.weights import read_info
@@ -122,6 +124,16 @@ def test_weights_remember_their_tiles(trained: tuple[Path, str], large: Path, tm
     assert (detector.tiling(options).side, detector.tiling(options).input_side) == (TILE, 64)
     found = detect(weights, large / "images", tmp_path / "out", draw=False)
     assert any(note.startswith("tiles of 64 pixels") for note in found.notes)
+    whole = detect(weights, large / "images", tmp_path / "whole", draw=False, tile="none")
+    assert not any(note.startswith("tiles") for note in whole.notes)
+
+
+def test_a_server_of_such_weights_divides_images_too(trained: tuple[Path, str]) -> None:
+    service = Service({"tiles": load(trained[0] / "best.safetensors")}, ServeSettings())
+    options = service.options(None, None, None, None)
+    assert options.tiling is not None
+    assert options.tiling.side == TILE
+    assert service.options(None, None, None, "none").tiling is None
 
 
 def test_evaluation_after_and_during_the_training_merges_tiles(trained: tuple[Path, str], large: Path) -> None:

@@ -100,8 +100,8 @@ class Detector(ABC):
             max_detections: largest number of detections per image. Unset: the number that the weights store; with
                 tiles, no limit per image but this number per tile. If an image reaches a limit, a warning says so.
             tile: divide each image into tiles of this side in pixels, for small objects in large images. ``"auto"``:
-                the side at which objects appear as large as in the training. Unset: each image is scaled as a whole,
-                or ``"auto"`` if the model was trained on tiles.
+                the side at which objects appear as large as in the training. ``"none"``: each image is scaled
+                as a whole. Unset: ``"none"``, or ``"auto"`` if the model was trained on tiles.
             overlap: pixels that neighboring tiles share. Unset: the length of the largest learnt object.
             tile_scales: passes over the image, such as ``(1, 0.5)``: the second has tiles of twice the side, for
                 objects that are larger than a tile.
@@ -160,8 +160,14 @@ class Detector(ABC):
         return [results[i] for i in range(len(images))]
 
     def tile_options(self, given: TileOptions | None) -> TileOptions | None:
-        """Return ``given``, or ``auto`` if it is ``None`` and the model was trained on tiles."""
-        return TileOptions() if given is None and self.info.config.data.tile is not None else given
+        """Return how images are divided, or ``None`` if they are not.
+
+        Without wishes of the user (``given`` is ``None``), a model that was trained on tiles divides images as with
+        ``auto``.
+        """
+        if given is None and self.info.config.data.tile is not None:
+            return TileOptions()
+        return None if given is None or given.tile == "none" else given
 
     def tiling(self, options: TileOptions) -> Tiling:
         """Choose side and overlap of the tiles for this model; ``note`` of the result says them in a sentence.

@@ -59,8 +59,8 @@ def detect(
             ``geojson``. ``detections.jsonl`` is written in any case. For videos, only JSON Lines are written.
         draw: draw the boxes on copies of the images.
         max_detections: largest number of detections per image; unset: the number that the weights store.
-        tile: divide each image into tiles of this side in pixels, or ``"auto"``, or :class:`TileOptions`. Unset: each
-            image is scaled as a whole, unless the model was trained on tiles.
+        tile: divide each image into tiles of this side in pixels, or ``"auto"``, or :class:`TileOptions`; ``"none"``:
+            each image is scaled as a whole. Unset: ``"none"``, or ``"auto"`` if the model was trained on tiles.
         max_pixels: largest number of pixels of an image file that is divided into tiles. Unset: 178 million. Raise it
             for trusted files.
         resume: go on with the interrupted run in ``out``. Its result files equal those of an uninterrupted run.

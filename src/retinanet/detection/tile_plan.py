@@ -11,7 +11,7 @@ from retinanet.data.window_reader import Window
 from retinanet.errors import ConfigError
 from retinanet.object_sizes import ObjectSizes
 
-TileSide = int | Literal["auto"]
+TileSide = int | Literal["auto", "none"]
 
 # Smallest side of a tile in image pixels. Smaller tiles hold too little of the surroundings of an object.
 LEAST_TILE = 64
@@ -27,7 +27,8 @@ class TileOptions:
     """How the user wants large images to be divided.
 
     Attributes:
-        tile: side of the tiles in image pixels; ``auto``: the side at which objects appear as large as in the training.
+        tile: side of the tiles in image pixels; ``auto``: the side at which objects appear as large as in the training;
+            ``none``: images are not divided, although the model was trained on tiles.
         overlap: pixels that neighboring tiles share. Unset: the length of the largest learnt object, and a margin.
         scales: a pass over the image for each number: 1 with tiles of this side, 0.5 with tiles of twice the side,
             reduced to half the resolution, for objects that are larger than a tile.
@@ -38,8 +39,10 @@ class TileOptions:
     scales: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        if self.tile != "auto" and self.tile < LEAST_TILE:
+        if isinstance(self.tile, int) and self.tile < LEAST_TILE:
             raise ConfigError(f"--tile is {self.tile}; give at least {LEAST_TILE} pixels, or auto")
+        if self.tile == "none" and (self.overlap is not None or self.scales != (1.0,)):
+            raise ConfigError("--overlap and --tile-scales are settings of tiles; leave them out, or --tile none")
         if self.overlap is not None and self.overlap < 0:
             raise ConfigError(f"--overlap is {self.overlap}; give 0 or more pixels")
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
@@ -53,20 +56,22 @@ class TileOptions:
         overlap: int | None = None,
         scales: Sequence[float] = (1.0,),
     ) -> TileOptions | None:
-        """Return the options that are meant by ``tile``, or ``None`` if it is ``None``: images are not divided.
+        """Return the options that are meant by ``tile``, or ``None`` if nothing is given: the model decides.
+
+        ``overlap`` or ``scales`` without ``tile`` means ``auto``.
 
         Raises:
-            ConfigError: a value is out of range, or there are further settings without ``tile``.
+            ConfigError: a value is out of range, or there are further settings with ``none``.
         """
         if isinstance(tile, TileOptions):
             return tile
         if tile is None:
-            if overlap is not None or tuple(scales) != (1.0,):
-                raise ConfigError("--overlap and --tile-scales are settings of tiles; add --tile auto")
-            return None
-        if isinstance(tile, str) and tile != "auto":
+            if overlap is None and tuple(scales) == (1.0,):
+                return None
+            tile = "auto"
+        if isinstance(tile, str) and tile not in ("auto", "none"):
             if not tile.isdecimal():
-                raise ConfigError(f"--tile is {tile!r}; give the side of the tiles in pixels, or auto")
+                raise ConfigError(f"--tile is {tile!r}; give the side of the tiles in pixels, auto or none")
             tile = int(tile)
         return cls(cast(TileSide, tile), overlap, tuple(scales))
 
@@ -104,7 +109,7 @@ class Tiling:
         Raises:
             ConfigError: ``auto`` needs sizes that the model lacks, or the overlap is not smaller than the tile.
         """
-        if options.tile == "auto":
+        if not isinstance(options.tile, int):
             if objects is None:
                 raise ConfigError(
                     f"{name} stores no object sizes (it is from an older version), so --tile auto cannot choose; give "

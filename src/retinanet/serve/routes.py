@@ -39,8 +39,10 @@ class DetectQuery(BaseModel):
     max_detections: int | None = Field(
         None, ge=1, le=1_000_000, description="Largest number of detections. Unset: the number that the model stores."
     )
-    tile: Annotated[int, Field(ge=LEAST_TILE, le=100_000)] | Literal["auto"] | None = Field(
-        None, description="Side in pixels of the tiles that an image is divided into, or auto. Unset: no tiles."
+    tile: Annotated[int, Field(ge=LEAST_TILE, le=100_000)] | Literal["auto", "none"] | None = Field(
+        None,
+        description="Side in pixels of the tiles that an image is divided into, or auto, or none: the image is scaled "
+        "as a whole. Unset: none, or auto if the model was trained on tiles.",
     )
 
 

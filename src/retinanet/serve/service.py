@@ -79,11 +79,12 @@ class Service:
 
     def _tiling(self, name: str, tile: TileSide | None) -> Tiling | None:
         """The division into tiles that a request asks for."""
-        wanted = TileOptions.of(tile)
+        detector = self.models[name]
+        wanted = detector.tile_options(TileOptions.of(tile))
         try:
-            return None if wanted is None else self.models[name].tiling(wanted)
+            return None if wanted is None else detector.tiling(wanted)
         except ConfigError as error:
-            hint = "stores no object sizes, so give tile as a number" if tile == "auto" else "needs larger tiles"
+            hint = "needs larger tiles" if isinstance(tile, int) else "stores no object sizes, so give tile as a number"
             raise Refusal("invalid_option", f"the model {name} {hint}") from error
 
     async def detect(self, job: Job, receive: Receive) -> Found:
