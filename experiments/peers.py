@@ -27,6 +27,7 @@ import json
 import resource
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,22 @@ def build_peer(side: str, classes: int, **settings: Any) -> Any:
 
 def train_recipe(spec: dict[str, Any], train_set: Any, val_set: Any, epochs: int) -> dict[str, Any]:
     """Train with one of our recipes; returns the metrics on ``val_set``."""
-    from retinanet.config import Config
-    from retinanet.recipes import load_recipe
     from retinanet.training.loop import train_on
 
-    recipe, _, change = spec["side"].partition("_")
+    config = recipe_config(spec["side"], train_set)
+    config = replace(config, train=replace(config.train, epochs=epochs, eval_every=epochs, seed=spec["seed"]))
+    metrics: dict[str, Any] = train_on(config, train_set, val_set, folder_of(spec), resume=True).metrics
+    return metrics
+
+
+def recipe_config(side: str, train_set: Any) -> Any:
+    """The settings of one of our sides, without the length of the training."""
+    from retinanet.config import Config
+    from retinanet.recipes import load_recipe
+
+    recipe, _, change = side.partition("_")
     values = load_recipe(recipe).to_dict()
-    fixed = {"train": {"epochs": epochs, "eval_every": epochs, "seed": spec["seed"]}}
-    for changes in (COMMON, PAPER if recipe == "paper" else {}, fixed):
+    for changes in (COMMON, PAPER if recipe == "paper" else {}):
         for group, settings in changes.items():
             values[group] |= settings
     if change == "forced":
@@ -114,9 +123,7 @@ def train_recipe(spec: dict[str, Any], train_set: Any, val_set: Any, epochs: int
         values["loss"] |= {"classification": "focal", "alpha": 0.25, "gamma": 2.0}
     if change == "fitted":
         values["anchors"] = fitted_anchors(Config.from_dict(values), train_set)
-    result = train_on(Config.from_dict(values), train_set, val_set, folder_of(spec), resume=True)
-    metrics: dict[str, Any] = result.metrics
-    return metrics
+    return Config.from_dict(values)
 
 
 def best_rate(data_set: str, side: str = "torchvision") -> float | None:
