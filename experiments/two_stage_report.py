@@ -190,7 +190,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             _line(axes, points, color, NAMES[side])
         axes.set(title=f"{data_set}/{SETS[data_set].held_out}", xlabel="ms per image, from array to detections")
         axes.set(ylabel="AP (bar: range over the seeds)")
-        axes.set_xlim(0, None)
+        longest = max((t.median for row in rows if row.set == data_set and (t := row.timing)), default=1.0)
+        axes.set_xlim(0, 1.1 * longest)  # leaves room for the last label
         axes.set_ylim(0, None)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -232,6 +233,8 @@ learning rates, chosen on the held-out images. AP is in points: the mean over th
     python experiments/two_stage.py report
 
 ![AP against milliseconds per image, for three input sizes]({plot})
+
+Bars show the range over the seeds. Hollow points are timed with random weights.
 
 ## Trainings
 
