@@ -1,8 +1,9 @@
-"""The alternative detector: torchvision's ``RetinaNet`` class with its usual training.
+"""The alternative detectors: torchvision's ``RetinaNet`` class, and the training of both of torchvision's detectors.
 
 Network, anchors, matching, losses and post-processing are torchvision's. Backbone weights, images, resolution and
 evaluation are the same as in our runs. Batch norm is frozen, the only augmentation is a horizontal flip, SGD has 100
-steps of warm-up and two drops, gradients are clipped at 10, and crowd boxes are dropped.
+steps of warm-up and two drops, gradients are clipped at 10, and crowd boxes are dropped. ``torchvision_two_stage.py``
+has the Faster R-CNN, which is trained by the same functions.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -24,7 +26,9 @@ from retinanet.data.dataset import Dataset
 from retinanet.data.loader import load_sample
 from retinanet.data.transforms import horizontal_flip, resize
 from retinanet.detections import Detections
+from retinanet.errors import NonFiniteLossError
 from retinanet.evaluation.coco_ap import Metrics, coco_metrics
+from retinanet.files import write_atomically
 from retinanet.hardware import resolve_device
 from retinanet.model.backbone import Backbone
 from runs import MAX_SIZE, SIZE
@@ -52,20 +56,35 @@ class _Features(nn.Module):
             return dict(self.fpn({str(level): feature for level, feature in enumerate(features)}))
 
 
-class _Head(nn.Module):
-    """torchvision's head in bf16 with float32 outputs, so that losses and boxes are computed in float32."""
+class InBf16(nn.Module):
+    """``module`` in bf16 with float32 outputs, so that losses and boxes are computed in float32."""
 
-    def __init__(self, head: nn.Module, bf16: bool) -> None:
+    def __init__(self, module: nn.Module, bf16: bool) -> None:
         super().__init__()
-        self.head, self.bf16 = head, bf16
+        self.module, self.bf16 = module, bf16
 
-    def forward(self, features: list[Tensor]) -> dict[str, Tensor]:
-        with torch.autocast(features[0].device.type, torch.bfloat16, enabled=self.bf16):
-            outputs = self.head(features)
-        return {name: value.float() for name, value in outputs.items()}
+    def forward(self, features: Any) -> Any:
+        """The outputs of ``module``; ``features`` is a tensor or a list of tensors."""
+        first = features if isinstance(features, Tensor) else features[0]
+        with torch.autocast(first.device.type, torch.bfloat16, enabled=self.bf16):
+            outputs = self.module(features)
+        return in_float32(outputs)
+
+
+def in_float32(outputs: Any) -> Any:
+    """``outputs`` with all tensors in float32; ``outputs`` is a tensor, or dictionaries, lists or tuples of tensors."""
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    if isinstance(outputs, dict):
+        return {name: in_float32(value) for name, value in outputs.items()}
+    return type(outputs)(in_float32(value) for value in outputs)
+
+
+class _Head(InBf16):
+    """torchvision's RetinaNet head in bf16."""
 
     def compute_loss(self, *arguments: Any) -> dict[str, Tensor]:
-        result: dict[str, Tensor] = self.head.compute_loss(*arguments)  # type: ignore[operator]
+        result: dict[str, Tensor] = self.module.compute_loss(*arguments)  # type: ignore[operator]
         return result
 
 
@@ -87,16 +106,30 @@ def build(classes: int, bf16: bool, scaling: DataConfig = SCALING, limit: int = 
     return model
 
 
-def train_peer(train_set: Dataset, val_set: Dataset, epochs: int, lr: float, seed: int, bf16: bool = True) -> Metrics:
-    """Train and evaluate on ``val_set``."""
-    torch.manual_seed(seed)  # of the initial weights
-    model = build(len(train_set.classes), bf16)
-    train(model, train_set, epochs, lr, seed)
+def train_peer(
+    model: nn.Module, train_set: Dataset, val_set: Dataset, epochs: int, lr: float, seed: int, folder: Path
+) -> Metrics:
+    """Train ``model`` and evaluate it on ``val_set``. An interrupted training is resumed from its last epoch.
+
+    ``folder`` gets ``state.pt`` during the training and ``weights.safetensors`` after it.
+
+    Raises:
+        NonFiniteLossError: the loss became NaN or infinite.
+    """
+    weights, state = folder / "weights.safetensors", folder / "state.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    if weights.exists():
+        model.load_state_dict(load_file(weights))
+    else:
+        train(model, train_set, epochs, lr, seed, state=state)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+        write_atomically(weights, lambda temporary: save_file(tensors, temporary))
+        state.unlink(missing_ok=True)
     return coco_metrics(val_set, detect(model, val_set))
 
 
 def train(
-    model: RetinaNet,
+    model: nn.Module,
     train_set: Dataset,
     epochs: int,
     lr: float,
@@ -104,7 +137,11 @@ def train(
     scaling: DataConfig = SCALING,
     state: Path | None = None,
 ) -> None:
-    """Train ``model`` in place. After each epoch, everything is saved in the file ``state``, and read from it."""
+    """Train ``model`` in place. After each epoch, everything is saved in the file ``state``, and read from it.
+
+    Raises:
+        NonFiniteLossError: the loss became NaN or infinite.
+    """
     rng = random.Random(seed)
     train_set = train_set.with_crowds("drop")
     device = resolve_device()
@@ -117,9 +154,10 @@ def train(
         return min(1.0, (step + 1) / WARMUP) * 0.1 ** ((step > steps * 2 / 3) + (step > steps * 0.9))
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     done = _restore(state, parts, rng) if state and state.exists() else 0
     for epoch in range(done, epochs):
+        torch.manual_seed(1000 * seed + epoch)  # of the anchors and proposals that Faster R-CNN samples
         order = rng.sample(range(len(train_set)), len(train_set))
         for first in range(0, len(order) - BATCH + 1, BATCH):
             images, targets = [], []
@@ -130,6 +168,8 @@ def train(
                 images.append(sample.image.to(device).float() / 255)
                 targets.append({"boxes": sample.boxes.to(device), "labels": sample.labels.to(device)})
             loss = sum(model(images, targets).values())
+            if not torch.isfinite(loss):
+                raise NonFiniteLossError(f"the loss became NaN or infinite in epoch {epoch + 1} of {epochs}")
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 10.0)
@@ -152,7 +192,7 @@ def _restore(state: Path, parts: dict[str, Any], rng: random.Random) -> int:
 
 
 @torch.inference_mode()
-def detect(model: RetinaNet, dataset: Dataset, scaling: DataConfig = SCALING) -> Detections:
+def detect(model: nn.Module, dataset: Dataset, scaling: DataConfig = SCALING) -> Detections:
     """Detections of ``model`` in each image of ``dataset``, in pixels of the image."""
     device = next(model.parameters()).device
     model.eval()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -78,6 +80,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     info = ModelInfo.of(model, CLASSES, config, objects=ObjectSizes(sides, sides, 1.0))
     save_weights(path, dict(model.state_dict()), info)
     return path
+
+
+@pytest.fixture
+def experiment(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Imports a module of ``experiments/`` by its name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "experiments"))
+    return importlib.import_module
 
 
 @pytest.fixture

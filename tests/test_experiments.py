@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +17,6 @@ from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.synthetic import write_sample
 from retinanet.detections import Detections
 from retinanet.inspection.anchor_coverage import best_overlaps
-
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
-
-
-@pytest.fixture
-def experiment(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    return importlib.import_module
 
 
 def test_every_candidate_is_a_valid_configuration_that_changes_something(experiment: Any, tmp_path: Path) -> None:
