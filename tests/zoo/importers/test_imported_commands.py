@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 import retinanet
 from commands import Command
 from labelled import labelled_by
+from peer_vectors import SMALL, Load, Vectors, assert_equal_detections
 from retinanet.config import Config
 from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.images import read_image
@@ -23,7 +25,10 @@ from retinanet.exporting.sample_images import sample_images
 from retinanet.model import RetinaNet
 from retinanet.zoo.conversion import convert_weights
 from retinanet.zoo.importers import ImportOptions
-from retinanet.zoo.importers.detectron2 import ORIGIN
+from retinanet.zoo.importers.detectron2 import ORIGIN, load_detectron2
+from retinanet.zoo.importers.mmdet import load_mmdet
+from retinanet.zoo.importers.odtk import load_odtk
+from retinanet.zoo.weights import save_weights
 
 # As in detectron2's file of a training; everything that its state dict does not tell.
 CONFIG = """
@@ -149,3 +154,36 @@ def test_fine_tuning_to_other_classes_lowers_the_loss(
     assert len(losses) > 16
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
     assert retinanet.load(tmp_path / "run" / "last.safetensors", device="cpu").classes == ("washer", *renamed.values())
+
+
+@pytest.mark.parametrize(
+    ("peer", "load", "size"),
+    [
+        ("detectron2", load_detectron2, (160, 448)),
+        ("mmdet", load_mmdet, (160, 448)),
+        ("odtk", load_odtk, (256, 512)),
+    ],
+)
+def test_an_exported_file_has_the_detections_of_the_program(
+    peer: str, load: Load, size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network is exported for the size of one image, which is faster than for all sizes."""
+    few = sample_images()[-2:]
+    monkeypatch.setattr(verification, "sample_images", lambda: few)
+    vectors = Vectors.of(peer)
+    model, info = load(vectors.state(), SMALL)
+    save_weights(tmp_path / "a.safetensors", model.state_dict(), info)
+    kind: Literal["detector", "network"] = "detector" if peer == "detectron2" else "network"
+    options = ExportOptions(size=size, batch=1, graph=kind)
+    result = api.export(tmp_path / "a.safetensors", "onnx", options=options)
+    assert not result.notes
+    (found,) = retinanet.load(result.path).detect([vectors.image("wide")])
+    assert_equal_detections(found, vectors.read("expected"), "wide.default")
+
+
+def test_a_fixed_size_with_another_padding_than_the_models_is_noted() -> None:
+    [note] = ExportOptions(size=(256, 320)).padding_notes(128)
+    assert "multiples of 128" in note
+    assert "--size 256 384" in note
+    assert ExportOptions(size=(256, 384)).padding_notes(128) == []
+    assert ExportOptions().padding_notes(128) == []
