@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from retinanet.errors import CheckpointError, ConfigError, RetinaNetError
 from retinanet.zoo.importers import ImportOptions
+from retinanet.zoo.importers.checkpoints import find_class_names
 from retinanet.zoo.importers.detectron2 import load_detectron2
 from retinanet.zoo.importers.literal_config import read_literals, steps
 from retinanet.zoo.importers.mmdet import load_mmdet
@@ -48,6 +49,7 @@ MMDET = {
     "model.type": "RetinaNet",
     "model.backbone.style": "pytorch",
     "model.backbone.dilations": (1, 1, 1, 1),
+    "model.backbone.strides": (1, 2, 2, 2),
     "model.neck.type": "FPN",
     "model.neck.add_extra_convs": "on_input",
     "model.neck.relu_before_extra_convs": False,
@@ -245,12 +247,17 @@ def test_a_setting_that_this_package_cannot_repeat_is_refused(
     assert words in answer(program, changes, tmp_path)
 
 
+def test_an_unlimited_longer_side_of_detectron2_is_accepted(tmp_path: Path) -> None:
+    assert answer("detectron2", {"INPUT.MAX_SIZE_TEST": 100000}, tmp_path) == ACCEPTED
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"model.neck.add_extra_convs": True},  # mmdetection 2.0
         {"test_pipeline": [{"type": "MultiScaleFlipAug", "img_scale": [(1333, 800)], "transforms": []}]},
         {"test_pipeline": [{"type": "Pad", "size_divisor": 32, "pad_val": {"img": 0, "masks": 0, "seg": 255}}]},
+        {"test_pipeline": [{"type": "Resize", "scale": (100000, 640), "keep_ratio": True}]},
         {"test_cfg": {"type": "TestLoop"}},
         {"model.test_cfg": None},
     ],
@@ -315,3 +322,12 @@ def test_a_meta_that_is_no_dictionary_is_ignored(meta: Any) -> None:
 def test_flags_that_are_no_numbers_are_refused(flags: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="give three"):
         ImportOptions(**flags)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@given(value=odd_values, key=st.sampled_from(["classes", "class_to_idx", "meta", "label_map", "names"]))
+def test_class_names_of_any_form_are_used_or_ignored(value: Any, key: str) -> None:
+    for content in ({key: value}, {"meta": {"dataset_meta": {key: value}}}, {"meta": {key: {3: value, "0": value}}}):
+        found, remark = find_class_names(content, 3, background=False)
+        assert found is None or (len(set(found)) == 3 and all(isinstance(name, str) for name in found))
+        assert "\n" not in remark

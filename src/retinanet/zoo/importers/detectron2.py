@@ -112,7 +112,7 @@ def _settings(state: Mapping[str, Tensor], config: Stored, options: ImportOption
     stride_in = choose("--stride-in", options.stride_in, None if at_1x1 is None else "1x1" if at_1x1 else "3x3", "1x1")
     bgr = choose("--colors", options.colors, colors, "bgr") == "bgr"
     size = choose("--size", options.size, test.whole("MIN_SIZE_TEST", *SIDES), 800)
-    longest = choose("--max-size", options.max_size, test.whole("MAX_SIZE_TEST", *SIDES), 1333)
+    longest = choose("--max-size", options.max_size, test.whole("MAX_SIZE_TEST", SIDES[0]), 1333)
     weights = model.inner("RETINANET").numbers("BBOX_REG_WEIGHTS", 4, positive=True) or (1.0,) * 4
     ours = (103.53, 116.28, 123.675)
     return PeerSettings(

@@ -99,6 +99,7 @@ def _require_supported(model: Stored) -> None:
     expected: dict[tuple[str, ...], tuple[Any, ...]] = {
         ("type",): ("RetinaNet",),
         ("backbone", "dilations"): ((1, 1, 1, 1), [1, 1, 1, 1]),
+        ("backbone", "strides"): ((1, 2, 2, 2), [1, 2, 2, 2]),
         ("neck", "type"): ("FPN",),
         ("neck", "add_extra_convs"): ("on_input", "on_output", True),
         ("bbox_head", "type"): ("RetinaHead", "RetinaSepBNHead"),
@@ -198,7 +199,9 @@ def _normalization(config: Stored, pipeline: list[Stored]) -> tuple[Three | None
     Version 3 has them in the model, version 2 in the pipeline.
     """
     inside = config.inner("model", "data_preprocessor")
-    normalize = next((step for step in pipeline if step.get("type") == "Normalize"), config.inner("img_norm_cfg"))
+    # In a file that a user wrote, the step is dict(type="Normalize", **img_norm_cfg).
+    steps_with_mean = (step for step in pipeline if step.get("type") == "Normalize" and "mean" in step.values)
+    normalize = next(steps_with_mean, config.inner("img_norm_cfg"))
     pad = next((step for step in pipeline if step.get("type") == "Pad"), Stored({}, config.where))
     value = at(pad.get("pad_val"), "img") if isinstance(pad.get("pad_val"), dict) else pad.get("pad_val")
     if value not in (None, 0, [0, 0, 0], (0, 0, 0)):
@@ -230,8 +233,8 @@ def _input_size(pipeline: list[Stored]) -> tuple[int | None, int | None]:
             value = step.get(name)
             listed = isinstance(value, list) and len(value) == 1
             scale = Stored({name: value[0]} if listed else step.values, step.where, step.group).numbers(name, 2)
-            if scale is None or not all(side == int(side) and least <= side <= most for side in scale):
-                raise step.refuse(name, f"two whole numbers from {least} to {most}")
+            if scale is None or not all(side == int(side) for side in scale) or not least <= min(scale) <= most:
+                raise step.refuse(name, f"two whole numbers, the smaller one from {least} to {most}")
             return int(min(scale)), int(max(scale))
     return None, None
 
