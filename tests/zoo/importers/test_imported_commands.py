@@ -89,7 +89,7 @@ def test_two_commands_convert_and_detect(run: Command, checkpoint: Path, sound: 
     said = run("detect", out, image, "--out", tmp_path / "found", "--score", "0.2")
     assert said.code == 0, said.err
     found = json.loads((tmp_path / "found" / "detections.json").read_text())["annotations"]
-    assert len(found) == len(retinanet.load(out, device="cpu")(str(image), score=0.2)) > 10
+    assert len(found) == len(retinanet.load(out, device="cpu").detect([read_image(image)])[0]) > 10
 
 
 def test_eval_finds_its_own_detections(run: Command, converted: Path, labelled: Path, tmp_path: Path) -> None:
