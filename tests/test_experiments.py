@@ -145,3 +145,36 @@ def test_cut_files_hold_the_objects_of_the_large_images(experiment: Any, tmp_pat
         assert (cut.sizes == 200).all()
         assert (~cut.ignore).sum() >= (~large.ignore).sum() > 0
         assert cut.areas[~cut.ignore].max() <= large.areas.max()
+
+
+def test_both_starts_of_the_fine_tuning_differ_in_the_initial_weights_only(experiment: Any) -> None:
+    study = experiment("finetuning")
+    person, imagenet = (study.settings(start, 1e-3, 2) for start in study.STARTS)
+    assert (person.model.init, imagenet.model.init) == ("person", None)
+    assert imagenet.model.pretrained
+    assert replace(person, model=replace(person.model, init=None, pretrained=True)) == imagenet
+    assert (person.train.epochs, person.train.seed, person.train.lr, person.data.size) == (5, 2, 1e-3, 320)
+
+
+def test_the_report_of_the_fine_tuning_has_the_mean_and_the_range_of_the_seeds(experiment: Any) -> None:
+    study = experiment("finetuning")
+    lines = [
+        {
+            "spec": {"start": start, "lr": 0.002, "seed": seed},
+            "AP": ap,
+            "AP50": ap + 0.3,
+            "AP75": ap - 0.1,
+            "AP of epochs": [0.1, 0.2, 0.3, 0.4, ap],
+            "images": 1025,
+        }
+        for start, seed, ap in (("person", 0, 0.5), ("person", 1, 0.6), ("ImageNet", 0, 0.4))
+    ]
+    text = study.report(lines)
+    means = "0.100 | 0.200 | 0.300 | 0.400"
+    assert (
+        f"| person | 0.002 | 0, 1 | 0.550 (0.500–0.600) | 0.850 (0.800–0.900) | 0.450 (0.400–0.500) | {means} |" in text
+    )
+    assert (
+        f"| ImageNet | 0.002 | 0 | 0.400 (0.400–0.400) | 0.700 (0.700–0.700) | 0.300 (0.300–0.300) | {means} |" in text
+    )
+    assert "5 epochs (1025 training images)" in text

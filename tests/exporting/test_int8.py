@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-import retinanet
+from labelled import labelled_by
 from retinanet.config import Config
-from retinanet.data.formats.open_dataset import read_eval
-from retinanet.data.images import read_image
 from retinanet.data.synthetic import CLASSES
 from retinanet.exporting import api
 from retinanet.exporting.options import ExportOptions
 from retinanet.model import RetinaNet
 from retinanet.model_info import ModelInfo
 from retinanet.zoo.weights import save_weights
-
-IMAGES = 12
 
 
 def model_with_a_large_channel(factor: float) -> tuple[RetinaNet, ModelInfo]:
@@ -45,28 +39,6 @@ def model_with_a_large_channel(factor: float) -> tuple[RetinaNet, ModelInfo]:
         first.bias[0] *= factor
         last.weight[:, 0] /= factor
     return model, ModelInfo.of(model, CLASSES, config)
-
-
-def labelled_by(weights: Path, sound: Path, folder: Path) -> Path:
-    """A dataset whose boxes are the ten best detections of each image."""
-    detector = retinanet.load(weights, "fp32")
-    images, _ = read_eval(sound, "val")
-    content: dict[str, Any] = {"images": [], "annotations": []}
-    content["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
-    for index in range(IMAGES):
-        found = detector.detect([read_image(images.path(index))])[0]
-        width, height = images.sizes[index].tolist()
-        path = str(images.path(index))
-        content["images"].append({"id": index + 1, "file_name": path, "width": width, "height": height})
-        for box, label in zip(found.boxes[:10].tolist(), found.labels[:10].tolist(), strict=True):
-            x1, y1, x2, y2 = box
-            annotation = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
-            annotation |= {"id": len(content["annotations"]) + 1, "image_id": index + 1, "category_id": label + 1}
-            content["annotations"].append(annotation)
-    folder.mkdir()
-    for split in ("train", "val"):
-        (folder / f"instances_{split}.json").write_text(json.dumps(content))
-    return folder
 
 
 @pytest.fixture

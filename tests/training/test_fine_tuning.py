@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from commands import Command
 from retinanet.config import Config
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.errors import ConfigError
 from retinanet.model import RetinaNet
 from retinanet.model_info import ModelInfo
-from retinanet.training.fine_tuning import start_from, starting_config
+from retinanet.training.fine_tuning import start_from, start_lines, starting_config
 from retinanet.zoo.weights import save_weights
 
 SETTINGS = {
@@ -80,3 +82,31 @@ def test_a_bundled_model_can_be_the_start() -> None:
     assert config.model.subnet_norm == "group"
     model = RetinaNet.from_config(config.model, config.anchors, 1, pretrained=False)
     start_from(model, "person", ("a",))
+
+
+def test_kept_new_and_unused_classes_are_listed(detector: Path) -> None:
+    taken, classes = start_lines(str(detector), ("cat", "dog", "[eel]"))
+    assert taken.startswith(f"starting from {detector}: its backbone, its feature pyramid, its box subnet")
+    assert classes.startswith("classes that keep their outputs: cat; new classes: dog, [eel]; ")
+    assert classes.endswith("that are left out: ape, bee")
+    _, classes = start_lines("person", tuple(f"c{number}" for number in range(20)))
+    assert "keep their outputs: none; new classes: c0, c1, c2, c3, c4, c5, c6, c7, … (20 in all); " in classes
+
+
+def test_a_training_says_once_what_it_takes_from_the_detector(run: Command, parts: Path, tmp_path: Path) -> None:
+    config = Config.from_dict({"model": {"backbone": "resnet18", "channels": 32, "subnet_depth": 1}})
+    model = network(config, 2)
+    names = (read_split(parts, "train").classes[1], "something else")
+    save_weights(tmp_path / "start.safetensors", model.state_dict(), ModelInfo.of(model, names, config))
+    flags = ["--data.size", "64", "--data.workers", "0", "--train.batch", "4", "--train.precision", "fp32"]
+    flags += ["--train.epochs", "1"]
+    words = ["train", parts, "--out", tmp_path / "run", "--model.init", tmp_path / "start.safetensors", *flags]
+    said = run(*words)
+    assert (said.code, said.err) == (0, "")
+    text = " ".join(said.out.split())
+    assert text.count("starting from") == 1
+    assert f"classes that keep their outputs: {names[0]}; new classes: " in text
+    assert "that are left out: something else" in text
+    said = run(*words, "--resume")
+    assert (said.code, said.err) == (0, "")
+    assert "starting from" not in said.out

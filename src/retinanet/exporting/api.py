@@ -131,6 +131,7 @@ def export(
     model, info = load_weights(weights)
     info = _with_limits(info, options)
     dataset, notes = _read(data, split, info, reading)
+    notes += options.padding_notes(info.config.data.pad_to)
     console = console or plain_console()
 
     description = ExportedModel(info, kind, "int8" if options.int8 else "fp32", options.input_size, options.batch)

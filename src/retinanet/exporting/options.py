@@ -61,6 +61,17 @@ class ExportOptions:
         """``(height, width)`` of a fixed input."""
         return (self.size[0], self.size[-1]) if self.size else None
 
+    def padding_notes(self, multiple: int) -> list[str]:
+        """Return a note if the model pads to another ``multiple`` than the fixed input, which changes detections."""
+        size = self.input_size
+        if size is None or all(side % multiple == 0 for side in size):
+            return []
+        fitting = " ".join(str(-(-side // multiple) * multiple) for side in self.size)
+        return [
+            f"the model pads its input to multiples of {multiple} pixels, and a side of {size[0]}×{size[1]} is no "
+            f"such multiple, so detections may differ from those of the model; --size {fitting} has the model's padding"
+        ]
+
     def graph_for(self, target: Target) -> Literal["network", "detector"]:
         """Resolve ``auto``, and check that the settings fit each other.
 

@@ -15,6 +15,9 @@ from retinanet.model import RetinaNet
 from retinanet.model_info import ModelInfo
 from retinanet.zoo.weights import find_weights, load_weights, read_info
 
+# Names of classes in a message; a detector of COCO has 80.
+_SHOWN = 8
+
 
 def starting_config(config: Config, settings: Mapping[str, Any]) -> Config:
     """Return ``config`` with the network, the anchors and the resizing of the detector that ``model.init`` names.
@@ -43,6 +46,29 @@ def starting_config(config: Config, settings: Mapping[str, Any]) -> Config:
     data = replace(config.data, resize=own.data.resize, pad_to=own.data.pad_to)
     decode = replace(config.decode, clip=own.decode.clip, size_limit=own.decode.size_limit)
     return replace(config, model=model, anchors=own.anchors, data=data, decode=decode)
+
+
+def start_lines(init: str, classes: tuple[str, ...]) -> list[str]:
+    """Say what a training takes from the detector ``init``, and which ``classes`` keep their outputs or are new.
+
+    Raises:
+        CheckpointError: the detector's file cannot be read.
+    """
+    theirs = read_info(find_weights(init)).classes
+    kept = [name for name in classes if name in theirs]
+    new = [name for name in classes if name not in theirs]
+    unused = [name for name in theirs if name not in classes]
+    return [
+        f"starting from {init}: its backbone, its feature pyramid, its box subnet and the hidden layers of its "
+        "classification subnet are kept",
+        f"classes that keep their outputs: {_listed(kept)}; new classes: {_listed(new)}; "
+        f"classes of {init} that are left out: {_listed(unused)}",
+    ]
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN]) or "none"
+    return f"{shown}, … ({len(names)} in all)" if len(names) > _SHOWN else shown
 
 
 @torch.no_grad()

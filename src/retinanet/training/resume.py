@@ -25,7 +25,7 @@ from retinanet.training.checkpoint import (
 from retinanet.training.decode_limits import with_limits
 from retinanet.training.distributed import require_agreement
 from retinanet.training.find_lr import find_learning_rate
-from retinanet.training.fine_tuning import starting_config
+from retinanet.training.fine_tuning import start_lines, starting_config
 from retinanet.training.job import Job
 from retinanet.training.log import Log
 from retinanet.training.state import TrainingState
@@ -147,6 +147,9 @@ def start(job: Job, checkpoint: Checkpoint | None, progress: Progress) -> Start:
     is_main = job.processes.is_main
     if is_main:
         remove_leftovers(job.out)
+    if checkpoint is None and job.config.model.init is not None:
+        for line in start_lines(job.config.model.init, job.train_set.classes):
+            job.console.print(line, markup=False, highlight=False)
     job = with_limits(job)
     if checkpoint is None and job.config.train.find_lr:
         job = _with_found_rate(job)

@@ -136,6 +136,27 @@ def test_configurations_of_other_detectors_are_refused(model: RetinaNet, tmp_pat
         load_mmdet(named(model, mmdet.ORIGIN), ImportOptions(config=tmp_path / "c.py"))
 
 
+def test_a_lowest_score_of_zero_is_kept(model: RetinaNet, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("MODEL: {RETINANET: {SCORE_THRESH_TEST: 0.0}}")
+    _, info = load_detectron2(named(model, detectron2.ORIGIN), ImportOptions(config=tmp_path / "c.yaml"))
+    assert info.config.decode.score == 0
+    meta = {"cfg": "model = dict(test_cfg=dict(score_thr=0.0))"}
+    _, info = load_mmdet({"state_dict": named(model, mmdet.ORIGIN), "meta": meta})
+    assert info.config.decode.score == 0
+
+
+def test_normalization_of_a_configuration_that_a_user_wrote_is_found(model: RetinaNet, tmp_path: Path) -> None:
+    (tmp_path / "c.py").write_text(
+        "img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)\n"
+        "test_pipeline = [dict(type='Normalize', **img_norm_cfg), dict(type='Pad', size_divisor=32)]\n"
+        "model = dict(type='RetinaNet', backbone=dict(style='caffe'))\n"
+    )
+    notes: list[str] = []
+    loaded, _ = load_mmdet(named(model, mmdet.ORIGIN), ImportOptions(config=tmp_path / "c.py"), notes.append)
+    assert loaded.mean == pytest.approx((123.675 / 255, 116.28 / 255, 103.53 / 255))
+    assert not any("--mean" in note or "--colors" in note for note in notes)
+
+
 def test_options_of_other_programs_are_refused(model: RetinaNet) -> None:
     with pytest.raises(ConfigError, match="--colors does not apply to odtk"):
         load_odtk(named(model, odtk.ORIGIN), ImportOptions(colors="bgr"))

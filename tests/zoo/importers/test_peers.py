@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -150,8 +151,12 @@ def with_setting(loaded: Loaded, group: str, **values: Any) -> Loaded:
         ("detectron2", "model", {"stride_in": "3x3"}),
         ("detectron2", "decode", {"clip": "image"}),
         ("detectron2", "data", {"resize": "bilinear"}),
+        ("detectron2", "anchors", {"offset": 0.5}),
+        ("mmdet", "model", {"stride_in": "1x1"}),
         ("mmdet", "data", {"resize": "pillow"}),
+        ("mmdet", "data", {"resize": "bilinear"}),
         ("mmdet", "decode", {"clip": "after_nms"}),
+        ("odtk", "model", {"stride_in": "1x1"}),
         ("odtk", "anchors", {"layout": "paper"}),
         ("odtk", "anchors", {"offset": 0.0}),
         ("odtk", "anchors", {"ratios": (0.5, 1.0, 2.0)}),
@@ -175,12 +180,20 @@ def equals_in_all_images(loaded: Loaded, vectors: Vectors) -> bool:
     return True
 
 
-def test_relu_before_p7_changes_the_logits_of_mmdetection() -> None:
-    loaded, vectors = small("mmdet")
-    changed = with_setting(loaded, "model", relu_before_p7=True)
+@pytest.mark.parametrize(("peer", "relu"), [("detectron2", False), ("mmdet", True), ("odtk", False)])
+def test_the_other_input_of_p7_changes_its_logits_only(peer: str, relu: bool) -> None:
+    loaded, vectors = small(peer)
+    changed = with_setting(loaded, "model", relu_before_p7=relu)
     errors = output_errors(changed[0], wide_input(loaded, vectors), vectors.read("expected"), vectors)
-    assert errors["logits.p7"] > 1
+    assert errors["logits.p7"] > 0.5
     assert errors["logits.p6"] < 5e-4
+
+
+@pytest.mark.parametrize("peer", LOADERS)
+def test_batch_norm_without_epsilon_changes_the_logits(peer: str) -> None:
+    loaded, vectors = small(peer, options=replace(SMALL, norm_eps=0.0))
+    errors = output_errors(loaded[0], wide_input(loaded, vectors), vectors.read("expected"), vectors)
+    assert max(errors.values()) > 1e-3
 
 
 @pytest.mark.parametrize("peer", ["detectron2", "mmdet"])
@@ -191,11 +204,24 @@ def test_the_other_order_of_colors_changes_the_logits(peer: str) -> None:
     assert max(errors.values()) > 1
 
 
-def test_outputs_of_mmdetection_in_the_papers_order_are_other_anchors() -> None:
-    loaded, vectors = small("mmdet")
-    wrong = replace(vectors, ratio_major=False)
+@pytest.mark.parametrize("peer", LOADERS)
+def test_outputs_in_the_other_order_are_other_anchors(peer: str) -> None:
+    loaded, vectors = small(peer)
+    wrong = replace(vectors, ratio_major=not vectors.ratio_major)
     errors = output_errors(loaded[0], wide_input(loaded, vectors), vectors.read("expected"), wrong)
-    assert min(errors.values()) > 0.5
+    assert min(errors.values()) > 0.1
+
+
+def test_without_its_scaling_by_one_ratio_boxes_of_odtk_are_moved() -> None:
+    loaded, vectors = small("odtk")
+    detector, expected = detectors(loaded, vectors)["default"], vectors.read("expected")
+    image = vectors.image("astronaut")
+    height, width = image.shape[:2]
+    shape = detector.scaled_size(height, width)
+    (found,) = detector.detect_scaled([detector.resize(image, shape)])
+    assert agreeing(detector.in_image(found, shape, (height, width)), expected, "astronaut.default") == 100
+    plain = replace(found, boxes=found.boxes / (np.array(shape[::-1] * 2) / np.array([width, height] * 2)))
+    assert agreeing(plain, expected, "astronaut.default") == 0
 
 
 def test_deltas_with_means_and_deviations_are_folded_into_the_network() -> None:

@@ -51,7 +51,8 @@ def find_network(checkpoint: Mapping[Any, Any], marker: str) -> Network | None:
         return None
     averages = [network for network in found if _AVERAGE.search(network.where)]
     others = [network for network in found if not _AVERAGE.search(network.where)]
-    if averages and others and "mmengine_version" in checkpoint.get("meta", ()):
+    meta = checkpoint.get("meta")
+    if averages and others and isinstance(meta, Mapping) and "mmengine_version" in meta:
         # Its EMAHook exchanges the two before it saves them.
         note = f"the moving average of the weights is used, which mmengine stores in {others[0].where}"
         return Network(others[0].state, others[0].where, (note,))
@@ -129,6 +130,6 @@ def _by_index(value: Any) -> dict[int, str]:
             (item.get("id"), item.get("name")) if isinstance(item, Mapping) else (index, item)
             for index, item in enumerate(value)
         ]
-    pairs = [(int(i) if isinstance(i, str) and i.isdecimal() else i, name) for i, name in pairs]
+    pairs = [(int(i) if isinstance(i, str) and i.isdecimal() and len(i) < 10 else i, name) for i, name in pairs]
     valid = all(type(i) is int and i >= 0 and isinstance(name, str) and name.strip() for i, name in pairs)
     return {index: name.strip() for index, name in pairs} if valid else {}

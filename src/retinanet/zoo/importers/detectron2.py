@@ -23,6 +23,7 @@ from retinanet.model_info import ModelInfo
 from retinanet.zoo.importers.assemble import PeerSettings, assemble, count_classes
 from retinanet.zoo.importers.networks import Origin, name_classes, require_network
 from retinanet.zoo.importers.options import DEFAULT_OPTIONS, Choices, ImportOptions, Note
+from retinanet.zoo.importers.stored import BELOW_ONE, SIDES, TINY, Stored
 
 _SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
 _SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
@@ -51,7 +52,7 @@ def load_detectron2(
         ConfigError: ``options.config`` cannot be read, or describes another detector.
     """
     network = require_network(checkpoint, ORIGIN)
-    config = _Settings.read(options.config)
+    config = _read_config(options.config)
     choices = Choices("detectron2")
     settings = _settings(network.state, config, options, choices)
     state = {_ours(key): value for key, value in network.state.items() if not _IGNORED.fullmatch(key)}
@@ -74,101 +75,53 @@ def _with_statistics(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return added | state
 
 
-class _Settings:
-    """The settings in a ``config.yaml``; every one may be missing."""
+def _read_config(path: Path | None) -> Stored:
+    """The settings in a ``config.yaml``; empty if there is none.
 
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self.values, self.where = values, where
-
-    @classmethod
-    def read(cls, path: Path | None) -> _Settings:
-        """Read a file.
-
-        Raises:
-            ConfigError: it cannot be read, or it is of another detector.
-        """
-        if path is None:
-            return cls({}, "")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: not a readable YAML file ({' '.join(str(error).split())[:120]})") from error
-        if not isinstance(values, dict) or "MODEL" not in values:
-            raise ConfigError(f"{path}: not a configuration of detectron2; expected the config.yaml of a training")
-        settings = cls(values, str(path))
-        for key, expected in (
-            ("MODEL.META_ARCHITECTURE", "RetinaNet"),
-            ("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator"),
-        ):
-            found = settings.get(key)
-            if found not in (None, expected):
-                raise ConfigError(f"{path}: {key} is {found}; expected {expected}")
-        return settings
-
-    def get(self, key: str) -> Any:
-        """Return a setting such as ``MODEL.RESNETS.STRIDE_IN_1X1``; None if it is missing."""
-        value: Any = self.values
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value
-
-    def number(self, key: str) -> float | None:
-        """Return a number; None if it is missing."""
-        value = self.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ConfigError(f"{self.where}: {key} is {value!r}; expected a number")
-        return value
-
-    def numbers(self, key: str, count: int | None = None) -> tuple[float, ...] | None:
-        """Return a list of numbers, of the given length; None if it is missing."""
-        value = self.get(key)
-        if value is None:
-            return None
-        valid = isinstance(value, list) and len(value) > 0 and count in (None, len(value))
-        if not valid or not all(isinstance(each, int | float) for each in value):
-            raise ConfigError(f"{self.where}: {key} is {value!r}; expected {count or 'some'} numbers")
-        return tuple(float(each) for each in value)
-
-    def lists(self, key: str) -> list[tuple[float, ...]]:
-        """Return a list of lists of numbers; empty if it is missing."""
-        value = self.get(key)
-        if value is None:
-            return []
-        if not isinstance(value, list) or not all(isinstance(each, list) and each for each in value):
-            raise ConfigError(f"{self.where}: {key} is {value!r}; expected lists of numbers")
-        return [tuple(float(number) for number in each) for each in value]
+    Raises:
+        ConfigError: it cannot be read, or it is of another detector.
+    """
+    if path is None:
+        return Stored({}, "")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a readable YAML file ({' '.join(str(error).split())[:120]})") from error
+    if not isinstance(values, dict) or "MODEL" not in values:
+        raise ConfigError(f"{path}: not a configuration of detectron2; expected the config.yaml of a training")
+    config = Stored(values, str(path))
+    model = config.inner("MODEL")
+    model.choice("META_ARCHITECTURE", "RetinaNet")
+    model.inner("ANCHOR_GENERATOR").choice("NAME", "DefaultAnchorGenerator")
+    model.inner("FPN").choice("FUSE_TYPE", "sum")
+    model.inner("RESNETS").choice("RES5_DILATION", 1)
+    return config
 
 
-def _settings(state: Mapping[str, Tensor], config: _Settings, options: ImportOptions, choices: Choices) -> PeerSettings:
-    choose = choices.choose
+def _settings(state: Mapping[str, Tensor], config: Stored, options: ImportOptions, choices: Choices) -> PeerSettings:
+    choose, model, test = choices.choose, config.inner("MODEL"), config.inner("INPUT")
     mean, std = (_three(state.get(f"pixel_{name}")) for name in ("mean", "std"))
-    mean = _triple(config.numbers("MODEL.PIXEL_MEAN", 3)) or mean
-    std = _triple(config.numbers("MODEL.PIXEL_STD", 3)) or std
-    at_1x1 = config.get("MODEL.RESNETS.STRIDE_IN_1X1")
+    mean = model.three("PIXEL_MEAN") or mean
+    std = model.three("PIXEL_STD", positive=True) or std
+    at_1x1 = model.inner("RESNETS").flag("STRIDE_IN_1X1")
     if at_1x1 is None and std is not None:
         at_1x1 = max(std) == 1  # backbones of MSRA have both
-    colors = {"BGR": "bgr", "RGB": "rgb"}.get(str(config.get("INPUT.FORMAT")))
+    colors = {"BGR": "bgr", "RGB": "rgb", None: None}[test.choice("FORMAT", "BGR", "RGB")]
     if colors is None and mean is not None:
         colors = "bgr" if mean[0] < mean[2] else "rgb"
     stride_in = choose("--stride-in", options.stride_in, None if at_1x1 is None else "1x1" if at_1x1 else "3x3", "1x1")
     bgr = choose("--colors", options.colors, colors, "bgr") == "bgr"
-    size = choose("--size", options.size, config.number("INPUT.MIN_SIZE_TEST"), 800)
-    longest = choose("--max-size", options.max_size, config.number("INPUT.MAX_SIZE_TEST"), 1333)
-    weights = config.numbers("MODEL.RETINANET.BBOX_REG_WEIGHTS", 4) or (1.0,) * 4
+    size = choose("--size", options.size, test.whole("MIN_SIZE_TEST", *SIDES), 800)
+    longest = choose("--max-size", options.max_size, test.whole("MAX_SIZE_TEST", SIDES[0]), 1333)
+    weights = model.inner("RETINANET").numbers("BBOX_REG_WEIGHTS", 4, positive=True) or (1.0,) * 4
     ours = (103.53, 116.28, 123.675)
     return PeerSettings(
         colors="bgr" if bgr else "rgb",
         mean=choose("--mean", options.mean, mean, ours if bgr else (ours[2], ours[1], ours[0])),
         std=choose("--std", options.std, std, (1.0, 1.0, 1.0)),
-        anchors=_anchors(config, options, choices),
-        data=DataConfig(size=int(size), max_size=max(int(size), int(longest)), resize="pillow", crowd="drop"),
-        decode=DecodeConfig(
-            score=config.number("MODEL.RETINANET.SCORE_THRESH_TEST") or 0.05,
-            top_k=int(config.number("MODEL.RETINANET.TOPK_CANDIDATES_TEST") or 1000),
-            nms=config.number("MODEL.RETINANET.NMS_THRESH_TEST") or 0.5,
-            max_detections=int(config.number("TEST.DETECTIONS_PER_IMAGE") or 100),
-            clip="after_nms",
-        ),
+        anchors=_anchors(model.inner("ANCHOR_GENERATOR"), options, choices),
+        data=DataConfig(size=size, max_size=max(size, longest), resize="pillow", crowd="drop"),
+        decode=_decoding(config),
         assign=AssignConfig(force_best=True),
         loss=LossConfig(box="l1", normalizer="moving"),
         model=ModelConfig(stride_in="1x1" if stride_in == "1x1" else "3x3", norm_eps=options.norm_eps),
@@ -176,11 +129,23 @@ def _settings(state: Mapping[str, Tensor], config: _Settings, options: ImportOpt
     )
 
 
-def _anchors(config: _Settings, options: ImportOptions, choices: Choices) -> AnchorSpec:
+def _decoding(config: Stored) -> DecodeConfig:
+    test, count = config.inner("MODEL", "RETINANET"), config.inner("TEST").whole("DETECTIONS_PER_IMAGE", 1)
+    score, nms = test.number("SCORE_THRESH_TEST", 0, BELOW_ONE), test.number("NMS_THRESH_TEST", TINY, 1)
+    return DecodeConfig(
+        score=0.05 if score is None else score,
+        top_k=test.whole("TOPK_CANDIDATES_TEST", 1) or 1000,
+        nms=nms or 0.5,
+        max_detections=count or 100,
+        clip="after_nms",
+    )
+
+
+def _anchors(config: Stored, options: ImportOptions, choices: Choices) -> AnchorSpec:
     """Anchors, as sizes times scales."""
-    listed = config.lists("MODEL.ANCHOR_GENERATOR.SIZES")
+    listed = _lists(config, "SIZES")
     listed = listed * 5 if len(listed) == 1 else listed
-    shapes = set(config.lists("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"))
+    shapes = set(_lists(config, "ASPECT_RATIOS"))
     scales = [[size / sizes[0] for size in sizes] for sizes in listed]
     alike = all(
         len(each) == len(scales[0]) and max(abs(a - b) for a, b in zip(each, scales[0], strict=True)) < 1e-6
@@ -192,8 +157,19 @@ def _anchors(config: _Settings, options: ImportOptions, choices: Choices) -> Anc
         sizes=choices.choose("--anchor-sizes", options.anchor_sizes, _first(listed), _SIZES),
         scales=choices.choose("--anchor-scales", options.anchor_scales, tuple(scales[0]) if scales else None, _SCALES),
         ratios=choices.choose("--anchor-ratios", options.anchor_ratios, shapes.pop() if shapes else None, _RATIOS),
-        offset=config.number("MODEL.ANCHOR_GENERATOR.OFFSET") or 0.0,
+        offset=config.number("OFFSET", 0, 1) or 0.0,
     )
+
+
+def _lists(config: Stored, name: str) -> list[tuple[float, ...]]:
+    """A list of lists of positive numbers; empty if it is missing."""
+    value = config.get(name)
+    if name not in config.values:
+        return []
+    if not isinstance(value, list) or not value:
+        raise config.refuse(name, "lists of positive numbers")
+    rows = Stored(dict(enumerate(value)), config.where, f"{config.group}{name}.")
+    return [rows.numbers(row, positive=True) or () for row in rows.values]
 
 
 def _first(lists: list[tuple[float, ...]]) -> tuple[float, ...] | None:

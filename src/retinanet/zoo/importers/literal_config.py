@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 # Longest text that is parsed, in characters; configurations have some thousands.
 _LONGEST = 1_000_000
+
+# Steps of a pipeline; real ones have about ten. A name that is used in several lists can make very many.
+MOST_STEPS = 1000
 
 
 class _Unknown:
@@ -28,16 +32,15 @@ def read_literals(text: str) -> dict[str, Any]:
     """
     if len(text) > _LONGEST:
         raise ValueError(f"it has {len(text)} characters")
+    names: dict[str, Any] = {}
     try:
-        tree = ast.parse(text)
+        for statement in ast.parse(text).body:
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+                value = _value(statement.value, names)
+                if value is not _UNKNOWN:
+                    names[statement.targets[0].id] = value
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"it is not Python ({error})") from error
-    names: dict[str, Any] = {}
-    for statement in tree.body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            value = _value(statement.value, names)
-            if value is not _UNKNOWN:
-                names[statement.targets[0].id] = value
     return names
 
 
@@ -73,17 +76,20 @@ def at(values: Any, *keys: str) -> Any:
     return values
 
 
-def steps(pipeline: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the steps of a pipeline, those inside other steps after them."""
+def steps(pipeline: Any) -> list[Mapping[str, Any]]:
+    """Return the steps of a pipeline, those inside other steps after them.
+
+    Raises:
+        ValueError: there are more than :data:`MOST_STEPS`.
+    """
+    found = list(islice(_steps(pipeline), MOST_STEPS + 1))
+    if len(found) > MOST_STEPS:
+        raise ValueError(f"its test pipeline has more than {MOST_STEPS} steps")
+    return found
+
+
+def _steps(pipeline: Any) -> Iterator[Mapping[str, Any]]:
     for step in pipeline if isinstance(pipeline, list | tuple) else ():
         if isinstance(step, Mapping):
             yield step
-            yield from steps(step.get("transforms"))
-
-
-def numbers(value: Any, count: int | None = None) -> tuple[float, ...] | None:
-    """Return a list of numbers as a tuple; None if it is something else or of another length."""
-    valid = isinstance(value, list | tuple) and len(value) > 0 and count in (None, len(value))
-    if not valid or not all(isinstance(each, int | float) and not isinstance(each, bool) for each in value):
-        return None
-    return tuple(float(each) for each in value)
+            yield from _steps(step.get("transforms"))

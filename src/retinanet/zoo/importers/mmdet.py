@@ -16,9 +16,10 @@ from retinanet.errors import ConfigError
 from retinanet.model import RetinaNet
 from retinanet.model_info import ModelInfo
 from retinanet.zoo.importers.assemble import PeerSettings, assemble, count_classes
-from retinanet.zoo.importers.literal_config import at, numbers, read_literals, steps
+from retinanet.zoo.importers.literal_config import at, read_literals, steps
 from retinanet.zoo.importers.networks import Origin, name_classes, require_network
 from retinanet.zoo.importers.options import DEFAULT_OPTIONS, Choices, ImportOptions, Note
+from retinanet.zoo.importers.stored import BELOW_ONE, SIDES, TINY, Stored
 
 _STRIDES = (8.0, 16.0, 32.0, 64.0, 128.0)
 _RATIOS = (0.5, 1.0, 2.0)
@@ -62,14 +63,14 @@ def load_mmdet(
     return loaded
 
 
-def _configuration(checkpoint: Mapping[str, Any], options: ImportOptions) -> dict[str, Any]:
+def _configuration(checkpoint: Mapping[str, Any], options: ImportOptions) -> Stored:
     """The configuration in ``options.config`` or in the checkpoint's ``meta``; empty if there is none.
 
     Raises:
         ConfigError: ``options.config`` cannot be read, or it is of another detector.
     """
     meta = checkpoint.get("meta")
-    text, where = at(meta, "cfg") or at(meta, "config"), "the configuration in its meta"
+    text, where = at(meta, "cfg") or at(meta, "config"), "mmdetection's configuration in meta"
     if options.config is not None:
         where = str(options.config)
         try:
@@ -77,47 +78,48 @@ def _configuration(checkpoint: Mapping[str, Any], options: ImportOptions) -> dic
         except (OSError, ValueError) as error:
             raise ConfigError(f"{options.config}: cannot be read ({str(error)[:120]})") from error
     try:
-        config = read_literals(text) if isinstance(text, str) else {}
+        config = Stored(read_literals(text) if isinstance(text, str) else {}, where)
     except ValueError as error:
         if options.config is None:
-            return {}
+            return Stored({}, where)
         raise ConfigError(f"{where}: not a configuration of mmdetection; {str(error)[:120]}") from error
     if options.config is not None and not isinstance(config.get("model"), dict):
-        hint = "; it starts from others, so give the one that the training wrote" if "_base_" in config else ""
+        hint = "; it starts from others, so give the one that the training wrote" if config.get("_base_") else ""
         raise ConfigError(f"{where}: not a configuration of mmdetection, 'model = dict(…)' is missing{hint}")
-    _require_supported(config, where)
+    _require_supported(config.inner("model"))
     return config
 
 
-def _require_supported(config: Mapping[str, Any], where: str) -> None:
+def _require_supported(model: Stored) -> None:
     """Refuse what the names of the tensors do not show.
 
     Raises:
         ConfigError: with the setting and the expected values.
     """
-    expected = {
+    expected: dict[tuple[str, ...], tuple[Any, ...]] = {
         ("type",): ("RetinaNet",),
+        ("backbone", "dilations"): ((1, 1, 1, 1), [1, 1, 1, 1]),
+        ("backbone", "strides"): ((1, 2, 2, 2), [1, 2, 2, 2]),
         ("neck", "type"): ("FPN",),
-        ("neck", "add_extra_convs"): ("on_input", "on_output"),
+        ("neck", "add_extra_convs"): ("on_input", "on_output", True),
         ("bbox_head", "type"): ("RetinaHead", "RetinaSepBNHead"),
         ("bbox_head", "anchor_generator", "type"): ("AnchorGenerator",),
+        ("bbox_head", "anchor_generator", "scale_major"): (True,),
         ("bbox_head", "bbox_coder", "type"): ("DeltaXYWHBBoxCoder",),
-        ("test_cfg", "nms", "type"): ("nms",),
+        ("bbox_head", "bbox_coder", "add_ctr_clamp"): (False,),
+        ("bbox_head", "bbox_coder", "clip_border"): (True,),
         ("bbox_head", "loss_cls", "use_sigmoid"): (True,),
+        ("data_preprocessor", "pad_value"): (0, 0.0),
     }
-    for keys, values in expected.items():
-        found = at(config, "model", *keys)
-        if found is not None and found not in values:
-            raise ConfigError(f"{where}: model.{'.'.join(keys)} is {found!r}; expected {' or '.join(map(str, values))}")
+    for (*groups, name), values in expected.items():
+        model.inner(*groups).choice(name, *values)
 
 
-def _settings(config: Mapping[str, Any], options: ImportOptions, choices: Choices) -> PeerSettings:
-    choose = choices.choose
-    model = config.get("model", {})
-    test = at(model, "test_cfg") or config.get("test_cfg") or {}
-    pipeline = list(steps(config.get("test_pipeline") or at(config, "data", "test", "pipeline")))
+def _settings(config: Stored, options: ImportOptions, choices: Choices) -> PeerSettings:
+    choose, model = choices.choose, config.inner("model")
+    pipeline = _test_pipeline(config)
     mean, std, in_rgb, pad_to = _normalization(config, pipeline)
-    style = at(model, "backbone", "style")
+    style = model.inner("backbone").choice("style", "caffe", "pytorch")
     stored: Literal["1x1", "3x3"] | None = {"caffe": "1x1", "pytorch": "3x3"}.get(style)  # type: ignore[assignment]
     default_stride: Literal["1x1", "3x3"] = "3x3"
     stride_in = choose("--stride-in", options.stride_in, stored, default_stride)
@@ -127,96 +129,139 @@ def _settings(config: Mapping[str, Any], options: ImportOptions, choices: Choice
     short, long = _input_size(pipeline)
     size = choose("--size", options.size, short, 800)
     max_size = choose("--max-size", options.max_size, long, 1333)
-    coder = at(model, "bbox_head", "bbox_coder")
+    head = model.inner("bbox_head")
+    coder = head.inner("bbox_coder")
     return PeerSettings(
         colors="bgr" if bgr else "rgb",
         mean=choose("--mean", options.mean, mean, default[0]),
         std=choose("--std", options.std, std, default[1]),
-        anchors=_anchors(at(model, "bbox_head", "anchor_generator"), options, choices),
+        anchors=_anchors(head.inner("anchor_generator").given, options, choices),
         data=DataConfig(size=size, max_size=max(size, max_size), resize="opencv", pad_to=pad_to, crowd="drop"),
-        decode=DecodeConfig(
-            score=test.get("score_thr", 0.05),
-            top_k=test.get("nms_pre", 1000),
-            nms=at(test, "nms", "iou_threshold") or at(test, "nms", "iou_thr") or 0.5,
-            max_detections=test.get("max_per_img", 100),
-            size_limit="both",
-        ),
+        decode=_decoding(model.inner("test_cfg") if model.get("test_cfg") else config.inner("test_cfg")),
         assign=AssignConfig(force_best=True),
         loss=LossConfig(box="l1", normalizer="rank"),
         model=ModelConfig(
             stride_in=stride_in,
-            relu_before_p7=bool(at(model, "neck", "relu_before_extra_convs")),
+            relu_before_p7=bool(model.inner("neck").flag("relu_before_extra_convs")),
             norm_eps=options.norm_eps,
         ),
         ratio_major=True,
-        delta_means=numbers(at(coder, "target_means"), 4) or (0.0,) * 4,
-        delta_stds=numbers(at(coder, "target_stds"), 4) or (1.0,) * 4,
+        delta_means=coder.numbers("target_means", 4) or (0.0,) * 4,
+        delta_stds=coder.numbers("target_stds", 4, positive=True) or (1.0,) * 4,
     )
+
+
+def _decoding(test: Stored) -> DecodeConfig:
+    """Post-processing, from ``test_cfg``."""
+    nms, score = test.inner("nms"), test.number("score_thr", 0, BELOW_ONE)
+    nms.choice("type", "nms")
+    nms.choice("class_agnostic", False)
+    test.choice("min_bbox_size", 0, -1)
+    thresholds = [nms.number(name, TINY, 1) for name in ("iou_threshold", "iou_thr")]
+    return DecodeConfig(
+        score=0.05 if score is None else score,
+        top_k=test.whole("nms_pre", 1) or 1000,
+        nms=thresholds[0] or thresholds[1] or 0.5,
+        max_detections=test.whole("max_per_img", 1) or 100,
+        size_limit="both",
+    )
+
+
+def _test_pipeline(config: Stored) -> list[Stored]:
+    """The steps from an image file to the input of the network, those inside other steps after them.
+
+    Raises:
+        ConfigError: a step does not resize as this package can: with OpenCV, bilinear, keeping the aspect ratio.
+    """
+    listed = config.get("test_pipeline") or config.inner("data", "test").get("pipeline")
+    try:
+        listed = steps(listed)
+    except ValueError as error:
+        raise ConfigError(f"{config.where}: {error}") from error
+    found = [Stored(step, config.where, "test_pipeline.").given for step in listed]
+    for step in found:
+        step.choice("imdecode_backend", "cv2", "turbojpeg")
+        if step.get("type") == "Resize":
+            step.choice("backend", "cv2")
+            step.choice("interpolation", "bilinear")
+            # The default of version 3, which names the size "scale", is False.
+            if step.values.get("keep_ratio", "scale" not in step.values) is not True:
+                raise step.refuse("keep_ratio", "True")
+    return found
 
 
 Three = tuple[float, float, float]
 
 
-def _normalization(
-    config: Mapping[str, Any], pipeline: list[Mapping[str, Any]]
-) -> tuple[Three | None, Three | None, bool | None, int]:
+def _normalization(config: Stored, pipeline: list[Stored]) -> tuple[Three | None, Three | None, bool | None, int]:
     """Mean, standard deviation and whether they are those of RGB, None where unknown; and the multiple of the padding.
 
     Version 3 has them in the model, version 2 in the pipeline.
     """
-    inside = at(config, "model", "data_preprocessor")
-    of_pipeline = next((step for step in pipeline if step.get("type") == "Normalize"), config.get("img_norm_cfg"))
-    pad = next((step for step in pipeline if step.get("type") == "Pad"), None)
-    pad_to = at(inside, "pad_size_divisor") or at(pad, "size_divisor") or 32
-    if not isinstance(pad_to, int) or pad_to < 32 or pad_to % 32:
-        raise ConfigError(f"mmdetection's configuration pads images to multiples of {pad_to}; expected one of 32")
-    source, key = (inside, "bgr_to_rgb") if inside else (of_pipeline, "to_rgb")
-    mean, std = (numbers(at(source, name), 3) for name in ("mean", "std"))
-    in_rgb = at(source, key)
+    inside = config.inner("model", "data_preprocessor")
+    # In a file that a user wrote, the step is dict(type="Normalize", **img_norm_cfg).
+    steps_with_mean = (step for step in pipeline if step.get("type") == "Normalize" and "mean" in step.values)
+    normalize = next(steps_with_mean, config.inner("img_norm_cfg"))
+    pad = next((step for step in pipeline if step.get("type") == "Pad"), Stored({}, config.where))
+    value = at(pad.get("pad_val"), "img") if isinstance(pad.get("pad_val"), dict) else pad.get("pad_val")
+    if value not in (None, 0, [0, 0, 0], (0, 0, 0)):
+        raise pad.refuse("pad_val", "0")
+    if "size" in pad.values:
+        raise pad.refuse("size", "size_divisor instead")
+    source, key = (inside, "bgr_to_rgb") if inside.values else (normalize, "to_rgb")
+    mean, std, in_rgb = source.three("mean"), source.three("std", positive=True), source.flag(key)
     if in_rgb is None and mean is not None:
         in_rgb = key == "to_rgb"  # the defaults of Normalize and of the data preprocessor
-    return _three(mean), _three(std), in_rgb, pad_to
+    multiples = inside.whole("pad_size_divisor", 0, 8192), pad.whole("size_divisor", 0, 8192)
+    pad_to = next((multiple for multiple in multiples if multiple is not None), 32)
+    if pad_to < 32 or pad_to % 32:
+        raise ConfigError(f"{config.where}: images are padded to multiples of {pad_to}; expected a multiple of 32")
+    return mean, std, in_rgb, pad_to
 
 
-def _three(values: tuple[float, ...] | None) -> Three | None:
-    return (values[0], values[1], values[2]) if values else None
+def _input_size(pipeline: list[Stored]) -> tuple[int | None, int | None]:
+    """Limits of the shorter and the longer side; None if unknown.
 
-
-def _input_size(pipeline: list[Mapping[str, Any]]) -> tuple[int | None, int | None]:
-    """Limits of the shorter and the longer side; None if unknown."""
+    Raises:
+        ConfigError: they are not two numbers of pixels, or the aspect ratio is not kept.
+    """
+    least, most = SIDES
     for step in pipeline:
-        scale = numbers(step.get("scale") or step.get("img_scale"), 2)
-        if scale is not None:
-            if step.get("keep_ratio") is False:
-                raise ConfigError("mmdetection's configuration resizes without keep_ratio; this is not supported")
+        for name in ("scale", "img_scale"):
+            if step.get("type") not in ("Resize", "MultiScaleFlipAug") or name not in step.values:
+                continue
+            value = step.get(name)
+            listed = isinstance(value, list) and len(value) == 1
+            scale = Stored({name: value[0]} if listed else step.values, step.where, step.group).numbers(name, 2)
+            if scale is None or not all(side == int(side) for side in scale) or not least <= min(scale) <= most:
+                raise step.refuse(name, f"two whole numbers, the smaller one from {least} to {most}")
             return int(min(scale)), int(max(scale))
     return None, None
 
 
-def _anchors(generator: Any, options: ImportOptions, choices: Choices) -> AnchorSpec:
+def _anchors(generator: Stored, options: ImportOptions, choices: Choices) -> AnchorSpec:
     """Anchors, from the sides that an octave begins with and the number of scales in it, or from scales.
 
     Raises:
         ConfigError: the strides are not those of P3–P7, or the anchors are not described.
     """
-    strides = numbers(at(generator, "strides")) or _STRIDES
+    strides = generator.numbers("strides") or _STRIDES
     if strides != _STRIDES:
-        raise ConfigError(f"mmdetection's configuration has anchors of strides {strides}; expected {_STRIDES}")
-    if generator is not None and at(generator, "scale_major") is False:
-        raise ConfigError("mmdetection's configuration has scale_major=False; expected True")
-    bases = numbers(at(generator, "base_sizes"), 5) or strides
-    octave, count = at(generator, "octave_base_scale"), at(generator, "scales_per_octave")
-    scales = numbers(at(generator, "scales"))
-    if octave is not None and isinstance(count, int):
+        raise generator.refuse("strides", str([int(stride) for stride in _STRIDES]))
+    bases = generator.numbers("base_sizes", 5, positive=True) or strides
+    scales = generator.numbers("scales", positive=True)
+    octave, count = generator.number("octave_base_scale", 0.01, 1000), generator.whole("scales_per_octave", 1, 20)
+    if octave is not None and count is not None:
         scales = tuple(octave * 2 ** (step / count) for step in range(count))
     sizes = tuple(scales[0] * base for base in bases) if scales else None
     relative = tuple(scale / scales[0] for scale in scales) if scales else None
+    ratios = generator.numbers("ratios", positive=True)
     ours = AnchorSpec()
     return AnchorSpec(
         sizes=choices.choose("--anchor-sizes", options.anchor_sizes, sizes, ours.sizes),
         scales=choices.choose("--anchor-scales", options.anchor_scales, relative, ours.scales),
-        ratios=choices.choose("--anchor-ratios", options.anchor_ratios, numbers(at(generator, "ratios")), _RATIOS),
-        offset=float(at(generator, "center_offset") or 0.0),
+        ratios=choices.choose("--anchor-ratios", options.anchor_ratios, ratios, _RATIOS),
+        offset=generator.number("center_offset", 0, 1) or 0.0,
     )
 
 

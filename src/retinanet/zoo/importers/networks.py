@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import timm
@@ -101,7 +102,7 @@ def recognize_backbone(state: Mapping[str, Tensor], origin: Origin) -> tuple[str
     body = {key.removeprefix(_BODY): value.shape for key, value in state.items() if key.startswith(_BODY)}
     nearest, least = "", math.inf
     for name in _BACKBONES:
-        misfits, unknown, wanted = _differences(body, name, {})
+        misfits, unknown, wanted = _differences(body, name)
         if not misfits and not unknown:
             return name, None
         if len(misfits) + len(unknown) < min(least, len(wanted) / 2):
@@ -116,22 +117,29 @@ def recognize_backbone(state: Mapping[str, Tensor], origin: Origin) -> tuple[str
             nearest = f"{origin.theirs(_BODY + key)!r} {fault}"
     channels = _stage_channels(body)
     for name in _BACKBONES if channels else ():
-        misfits, unknown, _ = _differences(body, name, {"channels": channels})
+        misfits, unknown, _ = _differences(body, name, channels)
         if not misfits and not unknown:
             return name, channels
     raise origin.refuse(nearest or f"its backbone is none of {', '.join(_BACKBONES)}")
 
 
 def _differences(
-    body: Mapping[str, torch.Size], name: str, settings: dict[str, Any]
+    body: Mapping[str, torch.Size], name: str, channels: tuple[int, ...] | None = None
 ) -> tuple[list[str], list[str], dict[str, torch.Size]]:
     """Parameters of a timm network that ``body`` lacks, keys of ``body`` that it does not have, and its shapes."""
+    wanted, keys = _shapes(name, channels)
+    misfits = [key for key in wanted if body.get(key) != wanted[key]]
+    unknown = sorted(body.keys() - keys)  # a ResNet-34 has all keys of a ResNet-18
+    return misfits, unknown, wanted
+
+
+@cache
+def _shapes(name: str, channels: tuple[int, ...] | None) -> tuple[dict[str, torch.Size], frozenset[str]]:
+    """Shapes of the parameters of a timm network, whose stages have ``channels`` if set, and the keys of its state."""
+    settings: dict[str, Any] = {} if channels is None else {"channels": channels}
     with torch.device("meta"):
         network = timm.create_model(name, features_only=True, out_indices=(-3, -2, -1), **settings)
-    wanted = {key: value.shape for key, value in network.named_parameters()}
-    misfits = [key for key in wanted if body.get(key) != wanted[key]]
-    unknown = sorted(body.keys() - network.state_dict().keys())  # a ResNet-34 has all keys of a ResNet-18
-    return misfits, unknown, wanted
+    return {key: value.shape for key, value in network.named_parameters()}, frozenset(network.state_dict())
 
 
 def _stage_channels(body: Mapping[str, torch.Size]) -> tuple[int, ...] | None:

@@ -18,9 +18,9 @@ from retinanet.errors import CheckpointError, ConfigError
 from retinanet.model import RetinaNet
 from retinanet.model_info import ModelInfo
 from retinanet.zoo.importers.assemble import PeerSettings, assemble, count_classes
-from retinanet.zoo.importers.literal_config import numbers
 from retinanet.zoo.importers.networks import Origin, name_classes, require_network
 from retinanet.zoo.importers.options import DEFAULT_OPTIONS, Choices, ImportOptions, Note
+from retinanet.zoo.importers.stored import Stored
 
 _SCALES = tuple(4 * 2 ** (step / 3) for step in range(3))
 _RATIOS = (1.0, 2.0, 0.5)
@@ -43,7 +43,7 @@ def load_odtk(
 
     Raises:
         CheckpointError: it is not such a RetinaNet, or a tensor is missing or has a wrong shape.
-        ConfigError: an option is not one of odtk's.
+        ConfigError: an option is not one of odtk's, or the anchors in the checkpoint are not positive numbers.
     """
     network = require_network(checkpoint, ORIGIN)
     unused = [f"--{name.replace('_', '-')}" for name in ("config", "stride_in", "colors") if getattr(options, name)]
@@ -67,7 +67,7 @@ def _require_supported(checkpoint: Mapping[str, Any], state: Mapping[str, Tensor
     Raises:
         CheckpointError: with what was found.
     """
-    if checkpoint.get("angles") or checkpoint.get("rotated_bbox"):
+    if not (_absent(checkpoint.get("angles")) and _absent(checkpoint.get("rotated_bbox"))):
         raise ORIGIN.refuse("found one with rotated boxes, which are not supported")
     found = {key.split(".")[1] for key in state if key.startswith("backbones.")}
     if len(found) != 1:
@@ -77,13 +77,20 @@ def _require_supported(checkpoint: Mapping[str, Any], state: Mapping[str, Tensor
         raise CheckpointError(f"{ORIGIN.expected}; its backbone is {found.pop()}; ResNets and ResNeXts are supported")
 
 
+def _absent(value: Any) -> bool:
+    """Whether a checkpoint without rotated boxes may hold this value."""
+    return value is None or value is False or (isinstance(value, list | tuple) and not value)
+
+
 def _settings(checkpoint: Mapping[str, Any], options: ImportOptions, choices: Choices) -> PeerSettings:
     choose = choices.choose
     size = choose("--size", options.size, None, 800)
     max_size = choose("--max-size", options.max_size, None, 1333)
-    scales = numbers(checkpoint.get("scales"))
+    stored = Stored(checkpoint, "odtk's checkpoint").given
+    scales = stored.numbers("scales", positive=True)
     sizes = tuple(scales[0] * stride for stride in _STRIDES) if scales else None
     relative = tuple(scale / scales[0] for scale in scales) if scales else None
+    ratios = stored.numbers("ratios", positive=True)
     mean, std = (_of_255(values) for values in (_MEAN, _STD))
     return PeerSettings(
         colors="rgb",
@@ -92,7 +99,7 @@ def _settings(checkpoint: Mapping[str, Any], options: ImportOptions, choices: Ch
         anchors=AnchorSpec(
             sizes=choose("--anchor-sizes", options.anchor_sizes, sizes, tuple(4.0 * stride for stride in _STRIDES)),
             scales=choose("--anchor-scales", options.anchor_scales, relative, tuple(s / 4 for s in _SCALES)),
-            ratios=choose("--anchor-ratios", options.anchor_ratios, numbers(checkpoint.get("ratios")), _RATIOS),
+            ratios=choose("--anchor-ratios", options.anchor_ratios, ratios, _RATIOS),
             offset=0.5,
             layout="inclusive",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,8 +53,10 @@ class ImportOptions:
             value = getattr(self, name)
             if value is not None and value < 32:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; give at least 32 pixels")
-        if self.std is not None and min(self.std) <= 0:
+        if self.std is not None and not all(0 < value < math.inf for value in self.std):
             raise ConfigError(f"--std is {self.std}; give three positive numbers")
+        if self.mean is not None and not all(map(math.isfinite, self.mean)):
+            raise ConfigError(f"--mean is {self.mean}; give three numbers")
 
     @property
     def only_for_others(self) -> list[str]:
