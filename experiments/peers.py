@@ -250,10 +250,10 @@ AP of seed 0 after the full training, on the held-out images. The table above us
 choice on the held-out images favors torchvision. In float32, at 0.005 and on another machine, it had 0.4423, 0.3246
 and 0.1284.
 
-torchvision computes its anchors in the type of the features. Here that is bf16, which rounds them by up to 2 pixels; the
-IoU with the exact anchor is at least 0.88 in a sample. Whether this costs AP was not measured separately: the float32
-results above have exact anchors, and are higher on bccd and slightly lower on the other sets. Faster R-CNN's features
-are float32.
+torchvision computes its anchors in the type of the features. Here that is bf16, which rounds them by up to 2 pixels;
+the IoU with the exact anchor is at least 0.88 in a sample. Whether this costs AP was not measured separately: the
+float32 results above have exact anchors, and are higher on bccd and slightly lower on the other sets. Faster R-CNN's
+features are float32.
 
 {torchvision_rates}
 
