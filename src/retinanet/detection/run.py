@@ -13,6 +13,7 @@ from rich.console import Console
 from retinanet.detection.detector import Detector
 from retinanet.detection.image_run import ImageOptions, detect_in_images
 from retinanet.detection.loading import load
+from retinanet.detection.pipeline import MakeRunner
 from retinanet.detection.run_result import DetectionRun
 from retinanet.detection.sources import SourceList
 from retinanet.detection.tile_plan import TileOptions, TileSide
@@ -42,6 +43,7 @@ def detect(
     track: bool = False,
     frame_rate: float = 25.0,
     console: Console | None = None,
+    make_runner: MakeRunner | None = None,
 ) -> DetectionRun:
     """Detect objects in image files or videos, as the command ``retinanet detect`` does.
 
@@ -69,6 +71,8 @@ def detect(
         track: give the objects of a video ids that stay the same from frame to frame.
         frame_rate: frames per second of a sequence of images.
         console: where the progress bar is shown.
+        make_runner: for images, makes what runs the detector, such as the workers of a cluster
+            (:class:`retinanet.scale.detection.ClusterRunner`). Unset: this process.
 
     Raises:
         ConfigError: a setting is out of range, or images and videos are mixed.
@@ -94,8 +98,8 @@ def detect(
         return weights if isinstance(weights, Detector) else load(weights)
 
     if _are_videos(places, video, track):
-        if resume or tile is not None:
-            raise ConfigError("--resume and --tile are for images; leave them out for videos")
+        if resume or tile is not None or make_runner is not None:
+            raise ConfigError("--resume, --tile and --ray are for images; leave them out for videos")
         return _detect_in_videos(
             detector(),
             places,
@@ -104,7 +108,7 @@ def detect(
             console,
         )
     options = ImageOptions(score, chosen, draw, max_detections, TileOptions.of(tile), max_pixels, resume)
-    return detect_in_images(detector, SourceList(places, web, Path(out)), Path(out), options, console)
+    return detect_in_images(detector, SourceList(places, web, Path(out)), Path(out), options, console, make_runner)
 
 
 def _are_videos(sources: Sequence[str], video: bool, track: bool) -> bool:
