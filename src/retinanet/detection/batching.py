@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +57,11 @@ class Item:
     finished: bool = False
 
 
+AnyItem = TypeVar("AnyItem", bound=Item)
+
+
 @dataclass
-class Window:
+class Window(Generic[AnyItem]):
     """The images that are not finished, and those after them, in order.
 
     Attributes:
@@ -67,12 +71,12 @@ class Window:
 
     sizes: InputSizes
     batch: int
-    _items: deque[Item] = field(default_factory=deque)
-    _groups: dict[tuple[int, int], list[Item]] = field(default_factory=dict)
-    _ready: deque[Item] = field(default_factory=deque)
+    _items: deque[AnyItem] = field(default_factory=deque)
+    _groups: dict[tuple[int, int], list[AnyItem]] = field(default_factory=dict)
+    _ready: deque[AnyItem] = field(default_factory=deque)
     _pixels: int = 0
 
-    def add(self, item: Item) -> Iterator[list[Item]]:
+    def add(self, item: AnyItem) -> Iterator[list[AnyItem]]:
         """Add an image; yield the batches that have to be detected now, each after the one before is finished."""
         self._items.append(item)
         if item.size is None:
@@ -88,18 +92,18 @@ class Window:
             yield self._oldest_group()
             self._release()
 
-    def rest(self) -> Iterator[list[Item]]:
+    def rest(self) -> Iterator[list[AnyItem]]:
         """Yield the batches of all images that are left."""
         while self._groups:
             yield self._oldest_group()
         self._release()
 
-    def finished(self) -> Iterator[Item]:
+    def finished(self) -> Iterator[AnyItem]:
         """Yield finished images without a gap, in order."""
         while self._ready:
             yield self._ready.popleft()
 
-    def _oldest_group(self) -> list[Item]:
+    def _oldest_group(self) -> list[AnyItem]:
         return self._groups.pop(next(iter(self._groups)))  # a dictionary keeps the order in which groups began
 
     def _release(self) -> None:

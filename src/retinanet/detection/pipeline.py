@@ -138,7 +138,7 @@ class Pipeline:
         if self._options.tiling is not None:
             yield from self._timed(self._tiled(tasks, self._options.tiling), begin)
             return
-        window = Window(self._detector.input_sizes, self._options.batch)
+        window = Window[Item](self._detector.input_sizes, self._options.batch)
         pool = ThreadPoolExecutor(max_workers=min(8, max(2, cores())))
         try:
             for item in self._in_order(tasks, pool):
@@ -221,7 +221,7 @@ class Pipeline:
             item.scaled, item.found = None, self._detector.in_image(detections, scaled.shape[:2], item.size)
 
 
-def _results(window: Window) -> Iterator[ImageResult]:
+def _results(window: Window[Item]) -> Iterator[ImageResult]:
     """Yield the results of the images that are finished."""
     for item in window.finished():
         if not item.task.done:

@@ -97,6 +97,8 @@ def detect(
     def detector() -> Detector:
         return weights if isinstance(weights, Detector) else load(weights)
 
+    if make_runner is not None and "-" in places:
+        raise ConfigError("--ray: workers cannot read the standard input; write the paths to a file and give @FILE")
     if _are_videos(places, video, track):
         if resume or tile is not None or make_runner is not None:
             raise ConfigError("--resume, --tile and --ray are for images; leave them out for videos")

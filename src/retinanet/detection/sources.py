@@ -9,7 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 from urllib.parse import unquote
 
 from retinanet.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, is_image, unread_files
@@ -76,6 +76,10 @@ class SourceList:
         for source in self._sources:
             if not source.strip():  # an empty path would mean the current folder
                 raise DataError("a source is empty (an unset shell variable?); give images or folders")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Other processes open archives themselves."""
+        return {**self.__dict__, "_archives": {}}
 
     def __iter__(self) -> Iterator[InputImage]:
         """List the images.
