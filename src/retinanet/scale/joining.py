@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from retinanet.errors import RetinaNetError
@@ -30,7 +31,7 @@ def join(address: str, options: ScaleOptions) -> Callable[[], object]:
         RetinaNetError: no cluster answers, it has another version, or it has no room for a worker.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's libraries write to the terminal what Python raises, too.
+    # Ray's libraries also write to the terminal what they raise in Python.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address == LOCAL:
         # Despite its name, it keeps Ray on the loopback address on all systems. Ray reads it when it is imported.
@@ -62,15 +63,29 @@ def _connect(address: str) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address == LOCAL:
-            ray.init(address="local", num_cpus=cores(), include_dashboard=False, object_store_memory=_STORE, **quiet)
+            quiet |= {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": _STORE}
         else:
             _require_answer(address)
+        with _discarded_stderr():
             ray.init(address=address, **quiet)
     except RetinaNetError:
         raise
     except Exception as error:  # Ray raises RuntimeError, ConnectionError, ValueError …
         reason = " ".join(str(error).split())[:400]
         raise RetinaNetError(f"--ray {address}: the cluster cannot be joined ({reason})") from error
+
+
+@contextmanager
+def _discarded_stderr() -> Iterator[None]:
+    """Discard what native libraries write to the standard error, such as their settings."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def workers_with_room(options: ScaleOptions) -> int:
