@@ -12,12 +12,14 @@ this machine, and writes their numbers to ``benchmarks/results/ray_faults.json``
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import signal
 import sys
 import tempfile
 import threading
+from collections import Counter
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -29,16 +31,20 @@ from PIL import Image
 
 import retinanet
 from retinanet.config import Config
+from retinanet.data.images import read_image
 from retinanet.detection.batching import Task
 from retinanet.detection.pipeline import PipelineOptions
 from retinanet.detection.sources import SourceList
+from retinanet.files import write_json
 from retinanet.machine import cores, processor
 from retinanet.model import RetinaNet
 from retinanet.model_info import ModelInfo
 from retinanet.scale.detection import ClusterRunner, cluster_runner
 from retinanet.scale.options import LOCAL, ScaleOptions
 from retinanet.scale.work import ModelSource
+from retinanet.serve.answers import rounded_rows
 from retinanet.zoo.weights import save_weights
+from serve_load import Process
 
 RESULTS = Path(__file__).parent / "results" / "ray_faults.json"
 
@@ -67,10 +73,10 @@ def write_weights(path: Path) -> None:
     save_weights(path, dict(model.state_dict()), ModelInfo.of(model, ("a", "b", "c"), config))
 
 
-def ray_processes(name: str) -> list[psutil.Process]:
-    """The processes below this one whose title starts with a name of Ray."""
+def ray_processes(name: str, parent: int | None = None) -> list[psutil.Process]:
+    """The processes below this one (or ``parent``) whose title starts with a name of Ray."""
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for process in psutil.Process(parent).children(recursive=True):
         try:
             if (process.cmdline() or [""])[0].startswith(name):
                 found.append(process)
@@ -150,6 +156,85 @@ def memory_part(folder: Path, weights: Path, seconds: float) -> dict[str, Any]:
     return {"seconds": round(monotonic() - begin), "images": count, "megabytes": samples}
 
 
+def serve_part(folder: Path, weights: Path, seconds: float) -> dict[str, Any]:
+    """Send requests to a server with two replicas, and kill one of them."""
+    if not (folder / "images").exists():
+        write_images(folder / "images", 30)
+    paths = sorted((folder / "images").iterdir())[:30]
+    detector = retinanet.load(weights)
+    expected = {path: rounded_rows(found) for path in paths for found in detector.detect([read_image(path)], 0.05)}
+    server = Process([str(weights), "--score", "0.05", "--ray", "--scale.workers", "2"])
+    try:
+
+        def replicas() -> list[psutil.Process]:
+            return ray_processes("ray::ServeReplica", server.process.pid)
+
+        load = Load(server.port, expected)
+        clients = [threading.Thread(target=load.run, args=(number,)) for number in range(24)]
+        for client in clients:
+            client.start()
+        sleep(seconds / 3)  # the second replica starts
+        before, first = len(replicas()), replicas()[0].pid
+        os.kill(first, signal.SIGKILL)
+        sleep(seconds * 2 / 3)
+        load.ended.set()
+        for client in clients:
+            client.join(60)
+        return {
+            "seconds": seconds,
+            "clients": len(clients),
+            "replicas_before_the_kill": before,
+            "replicas_at_the_end": len(replicas()),
+            "answers": {str(status): count for status, count in sorted(load.statuses.items())},
+            "wrong_answers": load.wrong,
+            "broken_connections": load.broken,
+            "slowest_answer_seconds": round(load.slowest, 1),
+            "exit_code_after_sigterm": server.stop(),
+        }
+    finally:
+        server.process.kill()
+
+
+class Load:
+    """Clients that send images one after another and compare the answers."""
+
+    def __init__(self, port: int, expected: dict[Path, Any]) -> None:
+        self.ended = threading.Event()
+        self.statuses: Counter[int] = Counter()
+        self.wrong = self.broken = 0
+        self.slowest = 0.0
+        self._port, self._expected = port, expected
+        self._lock = threading.Lock()
+
+    def run(self, number: int) -> None:
+        """Send requests until the end."""
+        paths = list(self._expected)
+        while not self.ended.is_set():
+            number += 1
+            path = paths[number % len(paths)]
+            begin = monotonic()
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+                connection.request("POST", "/v1/detect", path.read_bytes(), {"content-type": "image/png"})
+                answer = connection.getresponse()
+                body = answer.read()
+            except (OSError, http.client.HTTPException):
+                with self._lock:
+                    self.broken += 1
+                continue
+            with self._lock:
+                self.statuses[answer.status] += 1
+                self.slowest = max(self.slowest, monotonic() - begin)
+                self.wrong += answer.status == 200 and not same(json.loads(body)["detections"], self._expected[path])
+
+
+def same(answered: list[dict[str, Any]], expected: Any) -> bool:
+    """Whether detections are the expected ones, up to a unit of the last digit: their order may differ at ties."""
+    ours = np.array([[*each["box"], each["score"], each["class_id"]] for each in answered]).reshape(-1, 6)
+    theirs = np.array([[*box, score, label] for box, score, label in expected]).reshape(-1, 6)
+    return ours.shape == theirs.shape and bool(np.allclose(ours, theirs, atol=0.0101))
+
+
 class Repeated:
     """The images of some sources again and again, without an end."""
 
@@ -168,10 +253,11 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=[])
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--serve-seconds", type=float, default=120)
     given = parser.parse_args()
-    parts = given.parts or ["detect", "memory"]
+    parts = given.parts or ["detect", "memory", "serve"]
     content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    content["machine"] = {"processor": processor(), "cores": cores()}
+    content["machine"] = {"processor": processor(), "cores": cores(), "load_average_at_the_start": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as temporary:
         folder, weights = Path(temporary), Path(temporary) / "tiny.safetensors"
         write_weights(weights)
@@ -180,7 +266,10 @@ def main() -> None:
             print(json.dumps(content["detect"]))
         if "memory" in parts:
             content["memory"] = memory_part(folder, weights, given.seconds)
-    RESULTS.write_text(json.dumps(content, indent=2) + "\n")
+        if "serve" in parts:
+            content["serve"] = serve_part(folder, weights, given.serve_seconds)
+            print(json.dumps(content["serve"]))
+    write_json(RESULTS, content, indent=2)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,16 @@ import pytest
 from PIL import Image
 
 from commands import Command
+from retinanet.data.images import read_image
+from retinanet.detection.loading import load
 from retinanet.detection.pipeline import MakeRunner
 from retinanet.detection.run import detect
 from retinanet.scale.detection import cluster_runner
 from retinanet.scale.options import LOCAL, ScaleOptions, is_address
+from retinanet.scale.serving import remote_workers
 from retinanet.scale.work import ModelSource
+from retinanet.serve.batcher import Job, Options
+from retinanet.serve.run import ServeOptions
 
 pytest.importorskip("ray", reason="the extra [scale] is not installed")
 
@@ -139,6 +144,22 @@ def test_an_evaluation_gives_the_same_numbers(run: Command, weights: Path, parts
     for file in ("metrics.json", "detections.json"):
         assert (tmp_path / "cluster" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()
     assert len(json.loads((tmp_path / "cluster" / "detections.json").read_text())) > 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_server_answers_while_its_replicas_run_elsewhere(weights: Path, folder: Path) -> None:
+    detector, options = load(weights), ServeOptions()
+    content = (folder / "000.jpg").read_bytes()
+    expected = detector.detect([read_image(folder / "000.jpg")], 0.2)[0]
+    with remote_workers(LOCAL, ScaleOptions(workers=1), [f"parts={weights}"], options) as make_batcher:
+        batcher = make_batcher({"parts": detector}, options.settings, lambda images: None)
+        jobs = [Job(content, Options("parts", 0.2), monotonic() + 60) for _ in range(20)]
+        answers = [future.result(60) for future in [batcher.submit(job) for job in jobs]]
+        batcher.close()
+    assert len(expected) > 0
+    for answer in answers:
+        np.testing.assert_allclose(answer.detections.boxes, expected.boxes, atol=0.01)
+        np.testing.assert_allclose(answer.detections.scores, expected.scores, atol=1e-4)
 
 
 @pytest.mark.usefixtures("cluster")
