@@ -16,6 +16,7 @@ from time import monotonic, sleep
 import numpy as np
 import psutil
 import pytest
+import yaml
 from PIL import Image
 
 from commands import Command
@@ -243,3 +244,13 @@ def test_settings_that_a_cluster_cannot_follow(
 )
 def test_addresses_are_told_from_sources(text: str, expected: bool) -> None:
     assert is_address(text) is expected
+
+
+def test_the_cluster_file_is_valid() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    content = yaml.safe_load((Path(__file__).parents[2] / "deploy" / "ray-cluster.yaml").read_text())
+    validate_config(prepare_config(content))
+    starts = content["head_start_ray_commands"] + content["worker_start_ray_commands"]
+    assert all("RAY_USAGE_STATS_ENABLED=0" in command for command in starts if "ray start" in command)
+    assert "retinanet[torch,scale]" in content["setup_commands"][0]

@@ -26,9 +26,9 @@ class Arguments:
     """A .safetensors file of a training, an exported file (.onnx, .xml), or the name of a bundled model such as
     person."""
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE...")]
-    """Images, folders, glob patterns such as 'photos/*.jpg', zip archives, http(s) URLs, lists (@FILE), or - for paths
-    or an image from the standard input. Or videos, streams such as rtsp://HOST/PATH, webcams (webcam:0), or numbered
-    frames (frame_%06d.png)."""
+    """Images, folders, glob patterns such as 'photos/*.jpg', zip archives, Parquet files, http(s) URLs, lists (@FILE),
+    or - for paths or an image from the standard input. Or videos, streams such as rtsp://HOST/PATH, webcams (webcam:0),
+    or numbered frames (frame_%06d.png)."""
     list: tuple[Path, ...] = ()
     """Text files with the path or URL of an image per line; paths are relative to the file. The same as @FILE."""
     out: Path = Path("detections")
@@ -48,10 +48,10 @@ class Arguments:
     max_pixels: int | None = None
     """Largest number of pixels of an image that is divided into tiles. Unset: 178 million. Raise it for files that you
     trust."""
-    format: Literal["coco", "csv", "yolo", "voc", "jsonl", "geojson"] | None = None
+    format: Literal["coco", "csv", "yolo", "voc", "jsonl", "geojson", "parquet"] | None = None
     """File format: detections.json (coco), detections.csv, labels/*.txt (yolo; labels.csv names the image of each
-    file), annotations/*.xml (voc) or geojson/*.geojson (for GeoTIFF files). Unset: coco and csv. detections.jsonl, a
-    line for each image, is always written; of videos, nothing else."""
+    file), annotations/*.xml (voc), geojson/*.geojson (for GeoTIFF files) or detections.parquet. Unset: coco and csv.
+    detections.jsonl, a line for each image, is always written; of videos, nothing else."""
     draw: bool = True
     """Write copies of the images with the boxes drawn on them."""
     resume: bool = False

@@ -58,7 +58,8 @@ def detect(
         out: folder for the drawn images and the files.
         score: lowest score reported, 0 ≤ ``score`` < 1.
         formats: one or more file formats of the detections in images: ``coco``, ``csv``, ``yolo``, ``voc``, ``jsonl``,
-            ``geojson``. ``detections.jsonl`` is written in any case. For videos, only JSON Lines are written.
+            ``geojson``, ``parquet``. ``detections.jsonl`` is written in any case. For videos, only JSON Lines are
+            written.
         draw: draw the boxes on copies of the images.
         max_detections: largest number of detections per image; unset: the number that the weights store.
         tile: divide each image into tiles of this side in pixels, or ``"auto"``, or :class:`TileOptions`. Unset: each
@@ -85,8 +86,9 @@ def detect(
     chosen: tuple[Any, ...] = (formats,) if isinstance(formats, str) else tuple(formats)
     if unknown := [name for name in chosen if name not in get_args(OutputFormat)]:
         raise ConfigError(f"unknown format {unknown[0]!r}; choose from {', '.join(get_args(OutputFormat))}")
-    if "geojson" in chosen:
-        import_module("rasterio")  # a missing package is reported before the work
+    for name, package in (("geojson", "rasterio"), ("parquet", "pyarrow")):
+        if name in chosen:
+            import_module(package)  # a missing package is reported before the work
     if max_pixels is not None and max_pixels < 1:
         raise ConfigError(f"--max-pixels is {max_pixels}; give at least 1")
     listed = [sources] if isinstance(sources, str | Path) else sources

@@ -24,7 +24,7 @@ from retinanet.errors import DataError
 from retinanet.files import write_atomically, write_text
 from retinanet.machine import cores
 
-OutputFormat = Literal["coco", "csv", "yolo", "voc", "jsonl", "geojson"]
+OutputFormat = Literal["coco", "csv", "yolo", "voc", "jsonl", "geojson", "parquet"]
 
 # Longest side of a JPEG file that the library can write.
 _JPEG_LONGEST = 65_500
