@@ -252,5 +252,7 @@ def test_the_cluster_file_is_valid() -> None:
     content = yaml.safe_load((Path(__file__).parents[2] / "deploy" / "ray-cluster.yaml").read_text())
     validate_config(prepare_config(content))
     starts = content["head_start_ray_commands"] + content["worker_start_ray_commands"]
-    assert all("RAY_USAGE_STATS_ENABLED=0" in command for command in starts if "ray start" in command)
+    assert all(
+        "RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0" in command for command in starts if "ray start" in command
+    )
     assert "retinanet[torch,scale]" in content["setup_commands"][0]

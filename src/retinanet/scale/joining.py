@@ -71,8 +71,17 @@ def _connect(address: str) -> None:
     except RetinaNetError:
         raise
     except Exception as error:  # Ray raises RuntimeError, ConnectionError, ValueError …
-        reason = " ".join(str(error).split())[:400]
-        raise RetinaNetError(f"--ray {address}: the cluster cannot be joined ({reason})") from error
+        reason = _reason(error.__cause__ or error)
+        raise RetinaNetError(
+            f"--ray {address}: the cluster cannot be joined ({reason}); all machines need the same versions and, if the "
+            "cluster asks for a token, RAY_AUTH_MODE=token"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the text of an error in a line, or its last line, if a traceback precedes it."""
+    text = str(error).strip()
+    return " ".join((text if len(text) < 400 else text.splitlines()[-1]).split())[:400]
 
 
 @contextmanager
