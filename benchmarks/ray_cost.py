@@ -27,6 +27,8 @@ from PIL import Image
 
 import retinanet
 from retinanet.detection.batching import Task
+from retinanet.detection.detector import Detector
+from retinanet.detection.input_images import InputImage
 from retinanet.detection.record import Entry, Record
 from retinanet.detection.sources import SourceList
 from retinanet.files import write_json
@@ -38,6 +40,9 @@ from retinanet.scale.work import ModelSource, NumberedResult, WorkerSettings
 from retinanet.scale.worker import Worker, weights_digest
 
 RESULTS = Path(__file__).parent / "results" / "ray_cost.json"
+
+# Bytes per second of the storage that is assumed: 10 Gbit/s.
+_STORAGE = 1.25e9
 
 # Images of a row, rows that are listed ahead, and rows that may wait for the command.
 _ROW, _AHEAD, _WAITING = 32, 4, 16
@@ -69,10 +74,8 @@ def measure_stages(folder: Path, model: ModelSource) -> dict[str, float]:
     worker.results(list(batches)[:1])  # the first use takes longer
     listing = seconds_of(lambda: pickle.dumps(list(RunBatches(SourceTasks(folder), detector.input_sizes, 8))))
     found: list[NumberedResult] = []
-    both = seconds_of(lambda: found.extend(worker.results(list(batches))))
-    pixels = [image.read() for image in images[:8]]
-    scaled = [detector.resize(each, detector.scaled_size(*each.shape[:2])) for each in pixels]
-    network = seconds_of(lambda: detector.detect_scaled(scaled, 0.3)) / len(scaled)
+    both = seconds_of(lambda: found.extend(worker.results(list(batches)))) / len(images)
+    reading = seconds_of(lambda: [scaled(detector, image) for image in images]) / len(images)
     sent = pickle.dumps(found)
     record = Record.start(folder.parent, detector.classes, {})
     driver = seconds_of(lambda: receive(sent, record))
@@ -80,12 +83,18 @@ def measure_stages(folder: Path, model: ModelSource) -> dict[str, float]:
     per_image = 1000 / len(images)
     return {
         "list_ms": listing * per_image,
-        "read_ms": both * per_image - 1000 * network,
-        "network_ms": 1000 * network,
+        "read_ms": 1000 * reading,
+        "network_ms": 1000 * (both - reading),
         "record_ms": driver * per_image,
         "file_bytes": sum(path.stat().st_size for path in folder.iterdir()) / len(images),
         "result_bytes": len(sent) / len(images),
     }
+
+
+def scaled(detector: Detector, image: InputImage) -> object:
+    """Read and scale an image as a worker does."""
+    pixels = image.read()
+    return detector.resize(pixels, detector.scaled_size(*pixels.shape[:2]))
 
 
 class SourceTasks:
@@ -106,11 +115,20 @@ def receive(sent: bytes, record: Record) -> None:
         record.append(Entry.of(each.result.image.address, str(each.number), size, found))
 
 
-def measure_workers(folder: Path, model: ModelSource, workers: int) -> float:
-    """Return milliseconds of the workers' processor time per image in a run on a cluster."""
+def measure_workers(folders: tuple[Path, Path], model: ModelSource, workers: int) -> float:
+    """Return milliseconds of the workers' processor time per image on a cluster.
+
+    It is the difference between a run over more and a run over fewer images, so the start of the workers cancels out.
+    """
+    (fewer, less), (more, longer) = sorted(measure_run(folder, model, workers) for folder in folders)
+    return 1000 * (longer - less) / (more - fewer)
+
+
+def measure_run(folder: Path, model: ModelSource, workers: int) -> tuple[int, float]:
+    """Return the number of images, and the seconds of the workers' processor time."""
     detector = retinanet.load(model.weights)
     settings = WorkerSettings(model, weights_digest(detector), Path.cwd(), 0.3)
-    times: dict[int, list[float]] = {}
+    times: dict[int, float] = {}
     ended = threading.Event()
 
     def watch() -> None:
@@ -119,39 +137,35 @@ def measure_workers(folder: Path, model: ModelSource, workers: int) -> float:
                 try:
                     if (process.cmdline() or [""])[0].startswith("ray::MapWorker"):
                         used = process.cpu_times()
-                        times.setdefault(process.pid, []).append(used.user + used.system)
+                        times[process.pid] = used.user + used.system
                 except psutil.Error:
                     continue
-            sleep(0.1)
+            sleep(0.05)
 
     threading.Thread(target=watch, daemon=True).start()
-    marks: list[tuple[int, float]] = []
     with joined(LOCAL, ScaleOptions(workers)) as cluster:
         batches = RunBatches(SourceTasks(folder), detector.input_sizes, 8)
-        for count, _ in enumerate(cluster.run(batches, settings), 1):
-            marks.append((count, sum(each[-1] for each in times.values())))
-        sleep(0.3)
+        count = sum(1 for _ in cluster.run(batches, settings))
         ended.set()
-    # The start of the workers, and the first images, which take longer, are left out.
-    (first, begin), (last, end) = marks[len(marks) // 3], marks[-1]
-    return 1000 * (end - begin) / (last - first)
+    return count, sum(times.values())
 
 
-def simulated_rate(stages: dict[str, float], workers: int, rows: int = 4000) -> float:
-    """Return images per second of a simulated run: one lister, workers of one core each, and one command.
+def simulated_rate(stages: dict[str, float], workers: int, rows: int) -> float:
+    """Return images per second of a simulated run: one lister, one storage, workers of one core, and one command.
 
     Rows are listed only a few ahead, results are taken in order, and the time of a row varies by a fifth.
     """
     rng = np.random.default_rng(0)
     work = _ROW * (stages["read_ms"] + stages["network_ms"]) / 1000 * rng.lognormal(-0.02, 0.2, rows)
     free = [0.0] * workers
-    listed = recorded = 0.0
+    listed = stored = recorded = 0.0
     started: deque[float] = deque([0.0] * (workers + _AHEAD), maxlen=workers + _AHEAD)
     taken: deque[float] = deque([0.0] * (2 * workers + _WAITING), maxlen=2 * workers + _WAITING)
     half = 0.0
     for row in range(rows):
         listed = max(listed, started[0]) + _ROW * stages["list_ms"] / 1000
-        begin = max(listed, heapq.heappop(free), taken[0])
+        stored = max(stored, listed) + _ROW * stages["file_bytes"] / _STORAGE
+        begin = max(stored, heapq.heappop(free), taken[0])
         heapq.heappush(free, begin + work[row])
         started.append(begin)
         recorded = max(recorded, begin + work[row]) + _ROW * stages["record_ms"] / 1000
@@ -161,13 +175,13 @@ def simulated_rate(stages: dict[str, float], workers: int, rows: int = 4000) -> 
     return _ROW * (rows - 1 - rows // 2) / (recorded - half)
 
 
-def formula(stages: dict[str, float], workers: int, gigabits: float = 10.0) -> tuple[float, str]:
+def formula(stages: dict[str, float], workers: int) -> tuple[float, str]:
     """Return images per second, and what limits them."""
     limits = {
         "workers": workers * 1000 / (stages["read_ms"] + stages["network_ms"]),
         "list": 1000 / stages["list_ms"],
         "record": 1000 / stages["record_ms"],
-        "storage": gigabits * 1e9 / 8 / stages["file_bytes"],
+        "storage": _STORAGE / stages["file_bytes"],
     }
     name = min(limits, key=limits.__getitem__)
     return limits[name], name
@@ -187,8 +201,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder, model = Path(temporary) / "images", ModelSource(given.model)
         write_images(folder, given.images)
-        content["stages"] = stages = measure_stages(folder, model)
-        content["workers_measured_ms"] = {str(n): round(measure_workers(folder, model, n), 1) for n in (1, 2)}
+        write_images(fewer := Path(temporary) / "fewer", given.images // 4)
+        tries = [measure_stages(folder, model) for _ in range(2)]
+        content["stages"] = stages = {name: min(each[name] for each in tries) for name in tries[0]}
+        measured = {str(n): round(measure_workers((fewer, folder), model, n), 1) for n in (1, 2)}
+        content["workers_measured_ms"] = measured
     content["workers_expected_ms"] = round(stages["read_ms"] + stages["network_ms"], 1)
     content["stages"] = {name: round(value, 3) for name, value in stages.items()}
     content["clusters"] = []

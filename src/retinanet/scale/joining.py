@@ -73,8 +73,8 @@ def _connect(address: str) -> None:
     except Exception as error:  # Ray raises RuntimeError, ConnectionError, ValueError …
         reason = _reason(error.__cause__ or error)
         raise RetinaNetError(
-            f"--ray {address}: the cluster cannot be joined ({reason}); all machines need the same versions and, if the "
-            "cluster asks for a token, RAY_AUTH_MODE=token"
+            f"--ray {address}: the cluster cannot be joined ({reason}); all machines need the same versions and, if "
+            "the cluster asks for a token, RAY_AUTH_MODE=token"
         ) from error
 
 
