@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import platform
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -57,7 +57,7 @@ class Worker:
         self._detector = load_model(settings.model) if detector is None else detector
         if weights_digest(self._detector) != settings.fingerprint:
             raise CheckpointError(
-                f"{settings.model.weights}: the file on a worker ({os.uname().nodename}) is not that of the command; "
+                f"{settings.model.weights}: the file on a worker ({platform.node()}) is not that of the command; "
                 "give a path that leads to the same file on all machines"
             )
         self._range = self._detector.info.config.data.pixel_range
