@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
+from time import monotonic, sleep
 
 import numpy as np
 import pytest
@@ -85,6 +86,20 @@ def test_batches_are_formed_without_reading_pixels(images: list[ImageFile], monk
     batches = list(RunBatches([Task(image) for image in images], StubDetector().input_sizes, 8))
     assert sorted(len(batch) for batch in batches)[-1] == 8
     assert sorted(item.number for batch in batches for item in batch if item.number is not None) == list(range(90))
+
+
+def test_slow_headers_are_read_side_by_side(images: list[ImageFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    read = ImageFile.header_size
+
+    def slow(image: ImageFile) -> tuple[int, int] | None:
+        sleep(0.02)
+        return read(image)
+
+    quick = list(RunBatches([Task(image) for image in images], StubDetector().input_sizes, 8))
+    monkeypatch.setattr(ImageFile, "header_size", slow)
+    begin = monotonic()
+    assert list(RunBatches([Task(image) for image in images], StubDetector().input_sizes, 8)) == quick
+    assert monotonic() - begin < 0.02 * len(images) / 2
 
 
 def test_images_from_the_web_are_alone_in_their_batch() -> None:

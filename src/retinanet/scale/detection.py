@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,9 @@ from retinanet.scale.cluster import joined
 from retinanet.scale.options import ScaleOptions
 from retinanet.scale.work import Batch, BatchImage, ModelSource, NumberedResult, WorkerSettings
 from retinanet.scale.worker import weights_digest
+
+# Threads that read headers.
+_READERS = 16
 
 
 @dataclass(eq=False)
@@ -48,10 +52,9 @@ class RunBatches:
         """Form the batches."""
         count = 0
         window = None if self.sizes is None else Window[_NumberedItem](self.sizes, self.batch)
-        for task in self.tasks:
+        for task, size in self._with_sizes():
             number = None if task.done else count
             count += not task.done
-            size = task.size if task.done or window is None else task.image.header_size()
             if number is not None and size is None:
                 yield [BatchImage(task.image, number)]
             elif window is not None:
@@ -61,6 +64,21 @@ class RunBatches:
         if window is not None:
             for group in window.rest():
                 yield from _batch_of(group)
+
+    def _with_sizes(self) -> Iterator[tuple[Task, tuple[int, int] | None]]:
+        """Yield the tasks with the sizes of their images. Threads read the next headers: storage may be slow."""
+        if self.sizes is None:
+            yield from ((task, task.size) for task in self.tasks)
+            return
+        ahead: deque[tuple[Task, Future[tuple[int, int] | None] | None]] = deque()
+        with ThreadPoolExecutor(_READERS) as pool:
+            for task in self.tasks:
+                ahead.append((task, None if task.done else pool.submit(task.image.header_size)))
+                if len(ahead) > 2 * _READERS:
+                    first, size = ahead.popleft()
+                    yield first, first.size if size is None else size.result()
+            for first, size in ahead:
+                yield first, first.size if size is None else size.result()
 
 
 def _batch_of(group: list[_NumberedItem]) -> Iterator[Batch]:
