@@ -149,14 +149,18 @@ def test_an_evaluation_gives_the_same_numbers(run: Command, weights: Path, parts
 
 @pytest.mark.usefixtures("cluster")
 def test_a_server_answers_while_its_replicas_run_elsewhere(weights: Path, folder: Path) -> None:
+    from ray import serve
+
     detector, options = load(weights), ServeOptions()
     content = (folder / "000.jpg").read_bytes()
     expected = detector.detect([read_image(folder / "000.jpg")], 0.2)[0]
     with remote_workers(LOCAL, ScaleOptions(workers=1), [f"parts={weights}"], options) as make_batcher:
+        assert len(serve.status().applications) == 1
         batcher = make_batcher({"parts": detector}, options.settings, lambda images: None)
         jobs = [Job(content, Options("parts", 0.2), monotonic() + 60) for _ in range(20)]
         answers = [future.result(60) for future in [batcher.submit(job) for job in jobs]]
         batcher.close()
+    assert not serve.status().applications
     assert len(expected) > 0
     for answer in answers:
         np.testing.assert_allclose(answer.detections.boxes, expected.boxes, atol=0.01)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 from retinanet.detection.detector import Detector
 from retinanet.errors import RetinaNetError
@@ -28,8 +29,6 @@ from retinanet.serve.batcher import Found, Job, MakeWorks
 from retinanet.serve.refusals import Refusal
 from retinanet.serve.run import ServeOptions, model_names
 from retinanet.serve.settings import ServeSettings
-
-_NAME = "retinanet"
 
 # Seconds in which the first replica must load the models.
 _START = 300.0
@@ -63,14 +62,15 @@ def remote_workers(
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(proxy_location="Disabled")
+        name = f"retinanet-{uuid4().hex[:12]}"  # several servers may share a cluster
         try:
-            yield partial(RemoteBatcher, _started(sources, scale, options.settings))
+            yield partial(RemoteBatcher, _started(name, sources, scale, options.settings))
         finally:
-            serve.shutdown()
+            serve.delete(name)
 
 
-def _started(sources: Mapping[str, ModelSource], scale: ScaleOptions, settings: ServeSettings) -> Any:
-    """Start the replicas, and return Ray's handle."""
+def _started(name: str, sources: Mapping[str, ModelSource], scale: ScaleOptions, settings: ServeSettings) -> Any:
+    """Start the replicas as an application of Ray Serve, and return Ray's handle."""
     from ray import serve
 
     deployment = serve.deployment(
@@ -90,7 +90,7 @@ def _started(sources: Mapping[str, ModelSource], scale: ScaleOptions, settings: 
     )
     application = deployment.bind(sources, settings, Path.cwd())
     try:
-        return serve.run(application, name=_NAME, route_prefix=None)
+        return serve.run(application, name=name, route_prefix=None)
     except (RuntimeError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:300]
         raise RetinaNetError(f"the replicas cannot be started ({reason})") from error
