@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 
 from retinanet.detection.loading import load
-from retinanet.detection.sources import detect_in_files, find_images
+from retinanet.detection.pipeline import detect_in_files
+from retinanet.detection.sources import find_images
 from retinanet.files import write_json
 from retinanet.machine import cores, processor
 from retinanet.serve.answers import rounded_rows

@@ -22,7 +22,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         RetinaNetError: the file cannot be written; an existing file at ``path`` is untouched.
     """
-    with _renamed_to(path) as temporary:
+    with replaced(path) as temporary:
         write(temporary)
 
 
@@ -35,14 +35,14 @@ def opened_atomically(path: Path) -> Iterator[IO[str]]:
         RetinaNetError: the file cannot be written; an existing file at ``path`` is untouched.
     """
     with (
-        _renamed_to(path) as temporary,
+        replaced(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         yield file
 
 
 @contextlib.contextmanager
-def _renamed_to(path: Path) -> Iterator[Path]:
+def replaced(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; if the block succeeds, its file replaces ``path``."""
     # The temporary name ends with the same suffix, because writers such as matplotlib choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

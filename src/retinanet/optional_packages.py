@@ -27,6 +27,8 @@ _EXTRAS = {
     "uvicorn": ("uvicorn", "serve"),
     "prometheus_client": ("prometheus-client", "serve"),
     "rasterio": ("rasterio", "geo"),
+    "ray": ("Ray", "scale"),
+    "pyarrow": ("PyArrow", "scale"),
 }
 
 

@@ -8,10 +8,12 @@ from PIL import Image
 
 import retinanet
 from retinanet.data.image_sizes import padded_size
+from retinanet.detection import batching as batching_module
 from retinanet.detection import pipeline as pipeline_module
+from retinanet.detection.batching import Task
 from retinanet.detection.detector import Detector
 from retinanet.detection.input_images import ImageFile
-from retinanet.detection.pipeline import Pipeline, PipelineOptions, Task, Timing, detect_in_files
+from retinanet.detection.pipeline import Pipeline, PipelineOptions, Timing, detect_in_files
 from retinanet.detection.sources import find_images
 from stub_detector import StubDetector
 
@@ -74,7 +76,7 @@ def test_resumed_run_has_the_batches_of_an_uninterrupted_run(images: list[ImageF
 
 
 def test_waiting_images_are_limited_by_their_pixels(images: list[ImageFile], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline_module, "_WAITING_PIXELS", 10_000)
+    monkeypatch.setattr(batching_module, "_WAITING_PIXELS", 10_000)
     read: list[ImageFile] = []
     monkeypatch.setattr(ImageFile, "read", lambda self, _: read.append(self) or np.zeros((40, 60, 3), np.uint8))  # type: ignore[func-returns-value]
     monkeypatch.setattr(pipeline_module, "_AHEAD_PIXELS", 5_000)

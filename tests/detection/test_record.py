@@ -34,9 +34,9 @@ def resumed(out: Path, **changed: Any) -> Record:
 def test_entries_are_read_back(tmp_path: Path) -> None:
     started(tmp_path)
     record = resumed(tmp_path)
-    assert list(record.entries()) == list(record.entries(record.done)) == ENTRIES
+    assert list(record.entries()) == list(record.earlier()) == ENTRIES
     record.append(ENTRIES[0])
-    assert list(record.entries(record.done)) == ENTRIES
+    assert list(record.earlier()) == ENTRIES
     assert list(record.entries()) == [*ENTRIES, ENTRIES[0]]
     record.close()
 

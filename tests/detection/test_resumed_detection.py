@@ -39,6 +39,12 @@ def contents(out: Path) -> dict[str, bytes]:
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
 
 
+def _environment() -> dict[str, str]:
+    """The environment of a script that imports the helpers of the tests."""
+    folders = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": os.pathsep.join(filter(None, folders))}
+
+
 @pytest.fixture(autouse=True)
 def _no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", without_sync)
@@ -49,7 +55,7 @@ def test_killed_and_resumed_run_gives_the_same_files(tmp_path: Path) -> None:
     run(folder, tmp_path / "whole", resume=False)
     script = Path(__file__).with_name("killed_detection.py")
     command = [sys.executable, str(script), str(folder), str(tmp_path / "killed"), "0"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+    done = subprocess.run(command, capture_output=True, text=True, env=_environment())
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 3
     whole, killed = contents(tmp_path / "whole"), contents(tmp_path / "killed")

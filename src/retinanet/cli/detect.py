@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import console, parse, print_notes
 from retinanet.detection.web_limits import WebLimits
 from retinanet.errors import RetinaNetError
+from retinanet.scale.options import ScaleOptions
+
+if TYPE_CHECKING:
+    from retinanet.detection.pipeline import MakeRunner
 
 
 @dataclass(frozen=True)
@@ -22,9 +26,9 @@ class Arguments:
     """A .safetensors file of a training, an exported file (.onnx, .xml), or the name of a bundled model such as
     person."""
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE...")]
-    """Images, folders, glob patterns such as 'photos/*.jpg', zip archives, http(s) URLs, lists (@FILE), or - for paths
-    or an image from the standard input. Or videos, streams such as rtsp://HOST/PATH, webcams (webcam:0), or numbered
-    frames (frame_%06d.png)."""
+    """Images, folders, glob patterns such as 'photos/*.jpg', zip archives, Parquet files, http(s) URLs, lists (@FILE),
+    or - for paths or an image from the standard input. Or videos, streams such as rtsp://HOST/PATH, webcams (webcam:0),
+    or numbered frames (frame_%06d.png)."""
     list: tuple[Path, ...] = ()
     """Text files with the path or URL of an image per line; paths are relative to the file. The same as @FILE."""
     out: Path = Path("detections")
@@ -44,10 +48,10 @@ class Arguments:
     max_pixels: int | None = None
     """Largest number of pixels of an image that is divided into tiles. Unset: 178 million. Raise it for files that you
     trust."""
-    format: Literal["coco", "csv", "yolo", "voc", "jsonl", "geojson"] | None = None
+    format: Literal["coco", "csv", "yolo", "voc", "jsonl", "geojson", "parquet"] | None = None
     """File format: detections.json (coco), detections.csv, labels/*.txt (yolo; labels.csv names the image of each
-    file), annotations/*.xml (voc) or geojson/*.geojson (for GeoTIFF files). Unset: coco and csv. detections.jsonl, a
-    line for each image, is always written; of videos, nothing else."""
+    file), annotations/*.xml (voc), geojson/*.geojson (for GeoTIFF files) or detections.parquet. Unset: coco and csv.
+    detections.jsonl, a line for each image, is always written; of videos, nothing else."""
     draw: bool = True
     """Write copies of the images with the boxes drawn on them."""
     resume: bool = False
@@ -69,6 +73,10 @@ class Arguments:
     streams: int | None = None
     """Number of images that an OpenVINO file computes at the same time. Raise it for throughput, lower it for the
     fastest single image. Unset: chosen for each call."""
+    ray: Annotated[str | None, arg(metavar="[HOST:PORT]")] = None
+    """Divide the images among the workers of a Ray cluster. Without an address: the cluster in the variable
+    RAY_ADDRESS, or workers on this machine. Paths must lead to the same files on all machines."""
+    scale: ScaleOptions = field(default_factory=ScaleOptions)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -98,6 +106,7 @@ def run(argv: Sequence[str]) -> int:
         track=given.track,
         frame_rate=given.frame_rate,
         console=console,
+        make_runner=_cluster_runner(given),
     )
     for line in result.videos:
         console.print(line)
@@ -118,3 +127,14 @@ def run(argv: Sequence[str]) -> int:
             f"{result.failed} of {total} images could not be read: {'; '.join(result.failures[:3])}{more}"
         )
     return 0
+
+
+def _cluster_runner(given: Arguments) -> MakeRunner | None:
+    """Return what runs the detector on the cluster that was given."""
+    if given.ray is None:
+        return None
+    from retinanet.scale.detection import cluster_runner
+    from retinanet.scale.work import ModelSource
+
+    model = ModelSource(str(given.weights), given.precision, given.device, given.threads, given.streams)
+    return cluster_runner(given.ray, given.scale, model)

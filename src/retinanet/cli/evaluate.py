@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from retinanet.cli import compare, evaluate_one
 from retinanet.cli.terminal import parse
 from retinanet.errors import ConfigError
 from retinanet.read_options import ReadOptions
+from retinanet.scale.options import ScaleOptions
 
 if TYPE_CHECKING:
     from retinanet.evaluation.model_evaluation import Source
@@ -50,6 +52,10 @@ class Arguments:
     """Arithmetic of the network. auto: bf16 if the hardware supports it, else fp32."""
     device: str = "auto"
     """Device that the network runs on, such as cpu or cuda. auto: a GPU if there is one."""
+    ray: Annotated[str | None, arg(metavar="[HOST:PORT]")] = None
+    """Divide the images among the workers of a Ray cluster. Without an address: the cluster in the variable
+    RAY_ADDRESS, or workers on this machine. Paths must lead to the same files on all machines."""
+    scale: ScaleOptions = field(default_factory=ScaleOptions)
     data: ReadOptions = field(default_factory=ReadOptions)
 
 
@@ -69,6 +75,12 @@ def run(argv: Sequence[str]) -> int:
     settings: dict[str, Any] = {"precision": given.precision, "device": given.device, "options": given.data}
     settings["max_detections"] = given.max_detections
     settings["tile"] = TileOptions.of(given.tile, given.overlap, given.tile_scales)
+    if given.ray is not None:
+        from retinanet.scale.evaluation import cluster_predictor
+
+        settings["make_predictor"] = partial(
+            cluster_predictor, given.ray, given.scale, precision=given.precision, device=given.device
+        )
     if len(sources) == 2:
         return compare.run(sources[0], sources[1], data, given.out, given.split, settings)
     if len(sources) != 1:

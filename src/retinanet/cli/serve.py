@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import console, parse
+from retinanet.scale.options import ScaleOptions
 from retinanet.serve.settings import ServeSettings
 
 
@@ -33,6 +35,10 @@ class Arguments(ServeSettings):
     """Arithmetic of the networks. auto: bf16 if the hardware supports it, else fp32."""
     threads: int | None = None
     """Number of threads that an exported file uses (.onnx, .xml). Unset: one for each core."""
+    ray: Annotated[str | None, arg(metavar="[HOST:PORT]")] = None
+    """Run the networks on the workers of a Ray cluster, whose number follows the load. Without an address: the cluster
+    in the variable RAY_ADDRESS, or workers on this machine. Paths must lead to the same files on all machines."""
+    scale: ScaleOptions = field(default_factory=ScaleOptions)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -47,5 +53,10 @@ def run(argv: Sequence[str]) -> int:
     options = ServeOptions(
         given.host, given.port, given.token_file, given.device, given.precision, given.threads, settings
     )
-    serve(given.weights, options, console.print)
+    workers = None
+    if given.ray is not None:
+        from retinanet.scale.serving import remote_workers
+
+        workers = partial(remote_workers, given.ray, given.scale, given.weights, options)
+    serve(given.weights, options, console.print, workers)
     return 0

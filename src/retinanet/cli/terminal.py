@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from retinanet.flags import changed_flags as changed_flags
 from retinanet.flags import quoted as quoted
 from retinanet.flags import unused as unused
 from retinanet.progress import plain_console
+from retinanet.scale.options import LOCAL, is_address
 
 if TYPE_CHECKING:
     from retinanet.data.dataset import Dataset
@@ -26,7 +28,7 @@ errors = plain_console(stderr=True)
 
 def parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Arguments | None = None) -> Arguments:
     """Return the arguments of a command. Flags override ``default``. tyro ends the program if a flag is invalid."""
-    words = _with_words_for_verify(argv)
+    words = _with_ray_address(_with_words_for_verify(argv))
     if default is None:
         return tyro.cli(kind, args=words, prog=prog)
     return tyro.cli(kind, args=words, prog=prog, default=default)
@@ -42,6 +44,16 @@ def _with_words_for_verify(argv: Sequence[str]) -> list[str]:
             words += ["--data.verify", "always"]
         else:
             words.append(word)
+    return words
+
+
+def _with_ray_address(argv: Sequence[str]) -> list[str]:
+    """Complete ``--ray`` without an address: the cluster in the variable ``RAY_ADDRESS``, or one of this machine."""
+    words: list[str] = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        words.append(word)
+        if word == "--ray" and not is_address(following):
+            words.append(os.environ.get("RAY_ADDRESS") or LOCAL)
     return words
 
 

@@ -21,6 +21,7 @@ from retinanet.data.image_sizes import batches_of_one_padded_size, scale_factor,
 from retinanet.data.images import read_image, to_rgb
 from retinanet.data.windows import WindowReader, open_windows
 from retinanet.decode_config import DecodeConfig, ResolvedDecodeConfig, limit_note, nonfinite_note
+from retinanet.detection.input_sizes import InputSizes
 from retinanet.detection.results import to_supervision
 from retinanet.detection.tile_plan import TileOptions, TileSide, Tiling
 from retinanet.detection.tiles import detect_tiled
@@ -222,9 +223,14 @@ class Detector(ABC):
         """Return how many tiles of ``(h, w)`` input pixels go through the network together; ``batch`` is wanted."""
         return batch
 
+    @property
+    def input_sizes(self) -> InputSizes:
+        """The sizes of images in the input of the network."""
+        return InputSizes(self.info.config.data)
+
     def scaled_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the ``(height, width)`` that an image is scaled to for the network."""
-        return scaled_size(height, width, self.info.config.data)
+        return self.input_sizes.scaled(height, width)
 
     def in_image(self, found: Detections, scaled: Sequence[int], size: Sequence[int]) -> Detections:
         """Convert boxes from an image that was ``scaled`` to ``(height, width)`` to the image of the given ``size``."""

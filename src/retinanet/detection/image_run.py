@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,12 @@ from rich.console import Console
 
 from retinanet.data.images import MAX_PIXELS
 from retinanet.decode_config import ResolvedDecodeConfig, limit_note, nonfinite_note
+from retinanet.detection.batching import Task
 from retinanet.detection.detector import Detector
 from retinanet.detection.input_images import ImageFile, InputImage
 from retinanet.detection.path_set import PathSet
-from retinanet.detection.pipeline import Pipeline, PipelineOptions, Task
-from retinanet.detection.record import Record
+from retinanet.detection.pipeline import MakeRunner, Pipeline, PipelineOptions, Runner
+from retinanet.detection.record import Entries, Record
 from retinanet.detection.result_files import Totals, write_result_files
 from retinanet.detection.run_result import DetectionRun
 from retinanet.detection.sources import SourceList
@@ -50,10 +51,12 @@ def detect_in_images(
     out: Path,
     options: ImageOptions,
     console: Console | None = None,
+    make_runner: MakeRunner | None = None,
 ) -> DetectionRun:
     """Detect objects in images, and write the drawings and the result files.
 
     ``load_detector`` is called after the images are listed, because a mistake in a path takes no time to find.
+    ``make_runner`` makes what runs the detector over the images; unset: a :class:`Pipeline` in this process.
     """
     total, inside = _counted(images, out, options.draw)
     detector = load_detector()
@@ -63,7 +66,7 @@ def detect_in_images(
     outputs = Outputs(out, detector.classes, options.formats, options.draw)
     refuse_overwriting(outputs, inside, lambda: list(images))
     make_folder(out)
-    pipeline = Pipeline(detector, _pipeline_options(options, tiling))
+    pipeline = (make_runner or Pipeline)(detector, _pipeline_options(options, tiling))
     with claimed(out):
         record = _opened_record(outputs, options.resume, _stored_settings(detector, settings, outputs, tiling))
         try:
@@ -125,9 +128,7 @@ def _opened_record(outputs: Outputs, resume: bool, settings: dict[str, Any]) -> 
     return Record.resume(outputs.out, outputs.classes, settings)
 
 
-def _run(
-    pipeline: Pipeline, images: Iterable[InputImage], outputs: Outputs, record: Record, bar: Bar
-) -> tuple[int, int]:
+def _run(pipeline: Runner, images: SourceList, outputs: Outputs, record: Record, bar: Bar) -> tuple[int, int]:
     """Detect objects in all images that are not in the record yet.
 
     Returns:
@@ -135,36 +136,47 @@ def _run(
     """
     names = OutputNames()
     resumed = 0
-    for entry in record.entries(record.done):
+    for entry in record.earlier():
         names.take(entry.name)
         resumed += 1
     bar.advance(resumed)
     with _told_how_to_go_on(outputs.out), Writer(outputs, record, names) as writer:
-        for result in pipeline.run(_tasks(images, record)):
+        for result in pipeline.run(Tasks(images, record.earlier())):
             writer.add(result)
             bar.update(1, str(pipeline.timing))
         writer.finish()
     return resumed, writer.without_coordinates
 
 
-def _tasks(images: Iterable[InputImage], record: Record) -> Iterator[Task]:
-    """Mark the images that are in the record.
+@dataclass(frozen=True)
+class Tasks:
+    """The images of a run; those that earlier runs recorded are marked. Other processes can be sent it.
 
     The record has the order of the images, so the two are read side by side. If the sources have changed since, the
     images that are not in the record are left.
+
+    Attributes:
+        images: all images.
+        recorded: the entries that earlier runs wrote.
     """
-    entries = record.entries(record.done)
-    known: PathSet | None = None
-    for image in images:
-        if known is None and (entry := next(entries, None)):
-            if entry.path == image.address:
-                yield Task(image, True, entry.size)
-                continue
-            known = PathSet()
-            for each in record.entries(record.done):
-                known.add(each.path)
-        if known is None or image.address not in known:
-            yield Task(image)
+
+    images: SourceList
+    recorded: Entries
+
+    def __iter__(self) -> Iterator[Task]:
+        """List the images."""
+        entries = iter(self.recorded)
+        known: PathSet | None = None
+        for image in self.images:
+            if known is None and (entry := next(entries, None)):
+                if entry.path == image.address:
+                    yield Task(image, True, entry.size)
+                    continue
+                known = PathSet()
+                for each in self.recorded:
+                    known.add(each.path)
+            if known is None or image.address not in known:
+                yield Task(image)
 
 
 @contextmanager

@@ -7,14 +7,16 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from retinanet.data.array_windows import ArrayReader
 from retinanet.data.deep_pixels import PixelRange
-from retinanet.data.images import MAX_PIXELS, decode_image, read_image
+from retinanet.data.images import MAX_PIXELS, decode_image, image_size, read_image
 from retinanet.data.windows import WindowReader, open_windows
 from retinanet.detection.web_limits import WebLimits
 from retinanet.errors import DataError
@@ -51,6 +53,10 @@ class InputImage(ABC):
         Raises:
             DataError: the image cannot be read.
         """
+
+    def header_size(self) -> tuple[int, int] | None:
+        """Return ``(height, width)`` as :meth:`read` would give them, at little cost; ``None`` if they are unknown."""
+        return None
 
     def windows(self, pixel_range: PixelRange | None = None, max_pixels: int = MAX_PIXELS) -> WindowReader:
         """Open the image to read windows of it; see :func:`retinanet.data.windows.open_windows`.
@@ -89,6 +95,13 @@ class ImageFile(InputImage):
                 raise
             raise DataError(f"{self.listed}: {error}") from error
 
+    def header_size(self) -> tuple[int, int] | None:
+        """Return ``(height, width)`` from the header of the file."""
+        try:
+            return image_size(self.path)[::-1]
+        except DataError:
+            return None
+
     def windows(self, pixel_range: PixelRange | None = None, max_pixels: int = MAX_PIXELS) -> WindowReader:
         """Open the file to read windows of it, without decoding it whole where its format allows it."""
         return open_windows(self.path, pixel_range, max_pixels)
@@ -113,6 +126,17 @@ class ZippedImage(InputImage):
         """The path of the archive and the name in the archive."""
         return f"{self.archive.filename}/{self.member.filename}"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other processes open the archive themselves."""
+        return _member_of, (str(self.archive.filename), self.member.filename, self.name)
+
+    def header_size(self) -> tuple[int, int] | None:
+        """Return ``(height, width)`` of the unpacked image."""
+        try:
+            return self.read().shape[:2]
+        except DataError:
+            return None
+
     def read(self, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
         """Return uint8 RGB ``(H, W, 3)``."""
         if self.member.file_size > LARGEST_FILE:
@@ -124,6 +148,16 @@ class ZippedImage(InputImage):
             reason = str(error).split("\n")[0][:120]  # RuntimeError: encrypted; NotImplementedError: compression
             raise DataError(f"{self.address}: cannot be unpacked ({reason}); unpack it yourself") from error
         return decode_image(content, self.address, pixel_range)
+
+
+def _member_of(archive: str, member: str, name: Path) -> ZippedImage:
+    opened = _opened_archive(archive)
+    return ZippedImage(opened, opened.getinfo(member), name)
+
+
+@lru_cache(maxsize=8)
+def _opened_archive(path: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
 
 
 @dataclass(frozen=True)

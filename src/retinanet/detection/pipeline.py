@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from retinanet.data.image_sizes import padded_size
 from retinanet.data.images import MAX_PIXELS
-from retinanet.detection.detector import Detector, Pixels
+from retinanet.detection.batching import Item, Task, Window
+from retinanet.detection.detector import Detector
 from retinanet.detection.input_images import InputImage
 from retinanet.detection.overview import overview
 from retinanet.detection.tile_plan import Tiling
@@ -21,26 +22,8 @@ from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.machine import cores
 
-# Limits of the images that wait for others of their padded size, or for the result of an earlier image.
-_WAITING_IMAGES, _WAITING_PIXELS = 64, 64_000_000
-
 # Limit of the pixels of images that are read ahead. Their sizes are unknown, so they count like the last images.
 _AHEAD_PIXELS = 32_000_000
-
-
-@dataclass(frozen=True)
-class Task:
-    """An image to detect objects in.
-
-    Attributes:
-        image: the image.
-        done: whether an earlier run has recorded its result.
-        size: for such an image, its ``(height, width)``; ``None`` if it could not be read.
-    """
-
-    image: InputImage
-    done: bool = False
-    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +36,7 @@ class ImageResult:
         found: detections in pixels of the image; ``None`` if it could not be read.
         pixels: uint8 RGB ``(h, w, 3)`` if they are to be drawn on; smaller than ``size`` if the image is very large.
         error: why it could not be read.
+        drawing: JPEG file of the image with its boxes, if another process has drawn it.
     """
 
     image: InputImage
@@ -60,6 +44,7 @@ class ImageResult:
     found: Detections | None = None
     pixels: npt.NDArray[np.uint8] | None = None
     error: str | None = None
+    drawing: bytes | None = None
 
 
 @dataclass
@@ -109,17 +94,21 @@ class PipelineOptions:
     max_pixels: int = MAX_PIXELS
 
 
-@dataclass(eq=False)
-class _Item:
-    """An image on its way. ``scaled`` is the input of the network."""
+class Runner(Protocol):
+    """Runs a detector over images, in this process (:class:`Pipeline`) or in others.
 
-    task: Task
-    size: tuple[int, int] | None = None
-    scaled: Pixels | None = None
-    pixels: npt.NDArray[np.uint8] | None = None
-    error: str | None = None
-    found: Detections | None = None
-    finished: bool = False
+    Attributes:
+        timing: how fast it is.
+    """
+
+    timing: Timing
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[ImageResult]:
+        """Yield the results in the order of ``tasks``, without those of images that are done."""
+
+
+# Makes a runner for a detector and settings.
+MakeRunner = Callable[[Detector, PipelineOptions], Runner]
 
 
 class Pipeline:
@@ -149,16 +138,16 @@ class Pipeline:
         if self._options.tiling is not None:
             yield from self._timed(self._tiled(tasks, self._options.tiling), begin)
             return
-        window = _Window(self._detector, self._options.batch)
+        window = Window[Item](self._detector.input_sizes, self._options.batch)
         pool = ThreadPoolExecutor(max_workers=min(8, max(2, cores())))
         try:
             for item in self._in_order(tasks, pool):
                 for batch in window.add(item):
                     self._detect(batch)
-                yield from self._timed(window.results(), begin)
+                yield from self._timed(_results(window), begin)
             for batch in window.rest():
                 self._detect(batch)
-            yield from self._timed(window.results(), begin)
+            yield from self._timed(_results(window), begin)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -186,18 +175,18 @@ class Pipeline:
             yield result
             self.timing.writing += perf_counter() - start
 
-    def _in_order(self, tasks: Iterable[Task], pool: ThreadPoolExecutor) -> Iterator[_Item]:
+    def _in_order(self, tasks: Iterable[Task], pool: ThreadPoolExecutor) -> Iterator[Item]:
         """Read images ahead; yield them in order."""
-        ahead: deque[_Item | Future[_Item]] = deque()
+        ahead: deque[Item | Future[Item]] = deque()
         for task in tasks:
             # The size of an image that is done decides which images share a batch. Its pixels are rarely needed.
-            ahead.append(_Item(task, task.size) if task.done else pool.submit(self._read, task))
+            ahead.append(Item(task, task.size) if task.done else pool.submit(self._read, task))
             while len(ahead) > max(1, min(2 * self._options.batch, _AHEAD_PIXELS // self._largest)):
                 yield self._waited_for(ahead.popleft())
         while ahead:
             yield self._waited_for(ahead.popleft())
 
-    def _waited_for(self, item: _Item | Future[_Item]) -> _Item:
+    def _waited_for(self, item: Item | Future[Item]) -> Item:
         if isinstance(item, Future):
             begin = perf_counter()
             item = item.result()
@@ -206,17 +195,17 @@ class Pipeline:
             self._largest = max(item.size[0] * item.size[1], self._largest * 7 // 8)
         return item
 
-    def _read(self, task: Task) -> _Item:
+    def _read(self, task: Task) -> Item:
         """Read and scale an image; it runs in a thread."""
         try:
             pixels = task.image.read(self._range)
         except DataError as error:
-            return _Item(task, error=str(error))
+            return Item(task, error=str(error))
         size = (pixels.shape[0], pixels.shape[1])
         scaled = self._detector.resize(pixels, self._detector.scaled_size(*size))
-        return _Item(task, size, scaled, pixels if self._options.keep_pixels else None)
+        return Item(task, size, scaled, pixels if self._options.keep_pixels else None)
 
-    def _detect(self, batch: list[_Item]) -> None:
+    def _detect(self, batch: list[Item]) -> None:
         """Detect objects in a batch, unless all of its images are done."""
         for item in batch:
             item.finished = True
@@ -232,59 +221,11 @@ class Pipeline:
             item.scaled, item.found = None, self._detector.in_image(detections, scaled.shape[:2], item.size)
 
 
-@dataclass
-class _Window:
-    """The images that are not finished, and those after them, in order.
-
-    Attributes:
-        detector: it knows the sizes of its inputs.
-        batch: number of images of a full batch.
-    """
-
-    detector: Detector
-    batch: int
-    _items: deque[_Item] = field(default_factory=deque)
-    _groups: dict[tuple[int, int], list[_Item]] = field(default_factory=dict)
-    _ready: deque[_Item] = field(default_factory=deque)
-    _pixels: int = 0
-
-    def add(self, item: _Item) -> Iterator[list[_Item]]:
-        """Add an image; yield the batches that have to be detected now, each after the one before is finished."""
-        self._items.append(item)
-        if item.size is None:
-            item.finished = True
-        else:
-            self._pixels += item.size[0] * item.size[1]
-            size = padded_size([self.detector.scaled_size(*item.size)], self.detector.info.config.data.pad_to)
-            self._groups.setdefault(size, []).append(item)
-            if len(self._groups[size]) == self.batch:
-                yield self._groups.pop(size)
-        self._release()
-        while len(self._items) > _WAITING_IMAGES or (self._items and self._pixels > _WAITING_PIXELS):
-            yield self._oldest_group()
-            self._release()
-
-    def rest(self) -> Iterator[list[_Item]]:
-        """Yield the batches of all images that are left."""
-        while self._groups:
-            yield self._oldest_group()
-        self._release()
-
-    def results(self) -> Iterator[ImageResult]:
-        """Yield the results of finished images without a gap."""
-        while self._ready:
-            item = self._ready.popleft()
-            if not item.task.done:
-                yield ImageResult(item.task.image, item.size, item.found, item.pixels, item.error)
-
-    def _oldest_group(self) -> list[_Item]:
-        return self._groups.pop(next(iter(self._groups)))  # a dictionary keeps the order in which groups began
-
-    def _release(self) -> None:
-        while self._items and self._items[0].finished:
-            item = self._items.popleft()
-            self._pixels -= 0 if item.size is None else item.size[0] * item.size[1]
-            self._ready.append(item)
+def _results(window: Window[Item]) -> Iterator[ImageResult]:
+    """Yield the results of the images that are finished."""
+    for item in window.finished():
+        if not item.task.done:
+            yield ImageResult(item.task.image, item.size, item.found, item.pixels, item.error)
 
 
 def detect_in_files(

@@ -98,6 +98,36 @@ class Entry:
         return cls(str(values["path"]), str(values["name"]), size, found, str(values.get("error", "")), *marks)
 
 
+@dataclass(frozen=True)
+class Entries:
+    """The entries of a record, read from the file each time. Other processes can be sent it.
+
+    Attributes:
+        path: the file.
+        end: number of bytes that are read; ``None``: all.
+    """
+
+    path: Path
+    end: int | None = None
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Read the entries.
+
+        Raises:
+            DataError: a line is damaged.
+        """
+        position = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                position += len(line)
+                if self.end is not None and position > self.end:
+                    return
+                try:
+                    yield Entry.from_line(line)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise DataError(f"{self.path}:{number}: damaged line; detect again without --resume") from error
+
+
 @dataclass
 class Record:
     """The record of a run, open for appending.
@@ -180,22 +210,13 @@ class Record:
         except OSError as error:
             raise not_written(self.path, error) from error
 
-    def entries(self, end: int | None = None) -> Iterator[Entry]:
-        """Read the entries, those in the first ``end`` bytes or all.
+    def entries(self) -> Entries:
+        """Return all entries."""
+        return Entries(self.path)
 
-        Raises:
-            DataError: a line is damaged.
-        """
-        position = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                position += len(line)
-                if end is not None and position > end:
-                    return
-                try:
-                    yield Entry.from_line(line)
-                except (ValueError, KeyError, TypeError) as error:
-                    raise DataError(f"{self.path}:{number}: damaged line; detect again without --resume") from error
+    def earlier(self) -> Entries:
+        """Return the entries that earlier runs wrote."""
+        return Entries(self.path, self.done)
 
 
 def _require_same(out: Path, settings: Mapping[str, Any]) -> None:

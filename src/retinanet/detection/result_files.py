@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from retinanet.detection.record import RECORD, Entry, Record
 from retinanet.detection.write import Outputs
-from retinanet.files import not_written, opened_atomically
+from retinanet.files import not_written, opened_atomically, replaced
 
 FAILED = "failed.txt"
 
@@ -169,7 +169,31 @@ class _Yolo:
         pass
 
 
-_SINKS: dict[str, type[_Coco] | type[_Csv] | type[_Yolo]] = {"coco": _Coco, "csv": _Csv, "yolo": _Yolo}
+class _Parquet:
+    """``detections.parquet``: a row for each detection, and one for each image without any."""
+
+    written = ("detections.parquet",)
+
+    def __init__(self, outputs: Outputs, stack: ExitStack) -> None:
+        from retinanet.detection.parquet import ParquetRows  # imports pyarrow
+
+        path = outputs.out / "detections.parquet"
+        self._rows = ParquetRows(stack.enter_context(replaced(path)), outputs.classes)
+
+    def add(self, entry: Entry) -> None:
+        if entry.size is not None:
+            self._rows.add(entry)
+
+    def end(self) -> None:
+        self._rows.end()
+
+
+_SINKS: dict[str, type[_Coco] | type[_Csv] | type[_Yolo] | type[_Parquet]] = {
+    "coco": _Coco,
+    "csv": _Csv,
+    "yolo": _Yolo,
+    "parquet": _Parquet,
+}
 
 
 def _write_element(file: IO[str], value: Any, number: int) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from retinanet.detection.detector import Detector
 from retinanet.detection.image_run import ImageOptions, detect_in_images
 from retinanet.detection.loading import load
+from retinanet.detection.pipeline import MakeRunner
 from retinanet.detection.run_result import DetectionRun
 from retinanet.detection.sources import SourceList
 from retinanet.detection.tile_plan import TileOptions, TileSide
@@ -42,6 +43,7 @@ def detect(
     track: bool = False,
     frame_rate: float = 25.0,
     console: Console | None = None,
+    make_runner: MakeRunner | None = None,
 ) -> DetectionRun:
     """Detect objects in image files or videos, as the command ``retinanet detect`` does.
 
@@ -56,7 +58,8 @@ def detect(
         out: folder for the drawn images and the files.
         score: lowest score reported, 0 ≤ ``score`` < 1.
         formats: one or more file formats of the detections in images: ``coco``, ``csv``, ``yolo``, ``voc``, ``jsonl``,
-            ``geojson``. ``detections.jsonl`` is written in any case. For videos, only JSON Lines are written.
+            ``geojson``, ``parquet``. ``detections.jsonl`` is written in any case. For videos, only JSON Lines are
+            written.
         draw: draw the boxes on copies of the images.
         max_detections: largest number of detections per image; unset: the number that the weights store.
         tile: divide each image into tiles of this side in pixels, or ``"auto"``, or :class:`TileOptions`; ``"none"``:
@@ -69,6 +72,8 @@ def detect(
         track: give the objects of a video ids that stay the same from frame to frame.
         frame_rate: frames per second of a sequence of images.
         console: where the progress bar is shown.
+        make_runner: for images, makes what runs the detector, such as the workers of a cluster
+            (:class:`retinanet.scale.detection.ClusterRunner`). Unset: this process.
 
     Raises:
         ConfigError: a setting is out of range, or images and videos are mixed.
@@ -81,8 +86,9 @@ def detect(
     chosen: tuple[Any, ...] = (formats,) if isinstance(formats, str) else tuple(formats)
     if unknown := [name for name in chosen if name not in get_args(OutputFormat)]:
         raise ConfigError(f"unknown format {unknown[0]!r}; choose from {', '.join(get_args(OutputFormat))}")
-    if "geojson" in chosen:
-        import_module("rasterio")  # a missing package is reported before the work
+    for name, package in (("geojson", "rasterio"), ("parquet", "pyarrow")):
+        if name in chosen:
+            import_module(package)  # a missing package is reported before the work
     if max_pixels is not None and max_pixels < 1:
         raise ConfigError(f"--max-pixels is {max_pixels}; give at least 1")
     listed = [sources] if isinstance(sources, str | Path) else sources
@@ -93,9 +99,11 @@ def detect(
     def detector() -> Detector:
         return weights if isinstance(weights, Detector) else load(weights)
 
+    if make_runner is not None and "-" in places:
+        raise ConfigError("--ray: workers cannot read the standard input; write the paths to a file and give @FILE")
     if _are_videos(places, video, track):
-        if resume or tile is not None:
-            raise ConfigError("--resume and --tile are for images; leave them out for videos")
+        if resume or tile is not None or make_runner is not None:
+            raise ConfigError("--resume, --tile and --ray are for images; leave them out for videos")
         return _detect_in_videos(
             detector(),
             places,
@@ -104,7 +112,7 @@ def detect(
             console,
         )
     options = ImageOptions(score, chosen, draw, max_detections, TileOptions.of(tile), max_pixels, resume)
-    return detect_in_images(detector, SourceList(places, web, Path(out)), Path(out), options, console)
+    return detect_in_images(detector, SourceList(places, web, Path(out)), Path(out), options, console, make_runner)
 
 
 def _are_videos(sources: Sequence[str], video: bool, track: bool) -> bool:

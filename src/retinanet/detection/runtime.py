@@ -14,6 +14,7 @@ import numpy.typing as npt
 from retinanet.data.image_sizes import padded_size
 from retinanet.decode_config import ResolvedDecodeConfig
 from retinanet.detection.detector import Detector, Pixels
+from retinanet.detection.input_sizes import InputSizes
 from retinanet.detections import Detections
 from retinanet.errors import CheckpointError, ConfigError
 from retinanet.machine import Precision
@@ -83,17 +84,10 @@ class RuntimeDetector(Detector):
         super().__init__(network.model.info)
         self.network = network
 
-    def scaled_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the ``(height, width)`` that an image is scaled to for the network.
-
-        If the file has a fixed input size, larger images are scaled down to fit in it.
-        """
-        scaled = super().scaled_size(height, width)
-        size = self.network.model.size
-        if size is None or (scaled[0] <= size[0] and scaled[1] <= size[1]):
-            return scaled
-        factor = min(size[0] / height, size[1] / width)
-        return max(1, min(size[0], int(height * factor + 0.5))), max(1, min(size[1], int(width * factor + 0.5)))
+    @property
+    def input_sizes(self) -> InputSizes:
+        """The sizes of images in the input of the network, which is fixed in some files."""
+        return InputSizes(self.info.config.data, self.network.model.size)
 
     def resize(self, image: npt.NDArray[np.uint8], shape: tuple[int, int]) -> Pixels:
         """Scale uint8 RGB ``image`` ``(H, W, 3)`` to ``shape``, as in the training up to rounding."""

@@ -9,7 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 from urllib.parse import unquote
 
 from retinanet.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, is_image, unread_files
@@ -27,7 +27,7 @@ from retinanet.detection.path_set import PathSet
 from retinanet.detection.web_limits import WebLimits
 from retinanet.errors import DataError
 
-SourceKind = Literal["stdin", "url", "folder", "zip", "file", "list", "pattern"]
+SourceKind = Literal["stdin", "url", "folder", "zip", "parquet", "file", "list", "pattern"]
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
@@ -41,7 +41,8 @@ def kind_of(source: str) -> SourceKind:
     if os.path.isdir(source):
         return "folder"
     if os.path.exists(source):
-        return "zip" if source.lower().endswith(".zip") else "file"
+        suffix = os.path.splitext(source)[1].lower()
+        return "zip" if suffix == ".zip" else "parquet" if suffix == ".parquet" else "file"
     return "list" if source.startswith("@") else "pattern"
 
 
@@ -56,8 +57,8 @@ class SourceList:
     """The images of all sources in a fixed order, each image once.
 
     Iterating lists the sources anew. Files come in the order of their paths. A source is an image file, a folder
-    (searched recursively, through links too), a glob pattern, a zip archive, an ``http(s)`` URL, ``@`` and the name of
-    a text file with a path or URL per line, or ``-``: such lines, or an image, from the standard input.
+    (searched recursively, through links too), a glob pattern, a zip archive, a Parquet file, an ``http(s)`` URL, ``@``
+    and the name of a text file with a path or URL per line, or ``-``: such lines, or an image, from the standard input.
 
     Args:
         sources: the sources.
@@ -76,6 +77,10 @@ class SourceList:
         for source in self._sources:
             if not source.strip():  # an empty path would mean the current folder
                 raise DataError("a source is empty (an unset shell variable?); give images or folders")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Other processes open archives themselves."""
+        return {**self.__dict__, "_archives": {}}
 
     def __iter__(self) -> Iterator[InputImage]:
         """List the images.
@@ -124,6 +129,10 @@ class SourceList:
                 return self._of_folder(source)
             case "zip":
                 return self._of_zip(source)
+            case "parquet":
+                from retinanet.detection.parquet import images_in  # imports pyarrow
+
+                return images_in(source)
             case "file":
                 return iter([ImageFile(Path(source), Path(Path(source).name))])
             case "list":

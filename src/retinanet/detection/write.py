@@ -3,6 +3,7 @@ end."""
 
 from __future__ import annotations
 
+import io
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from retinanet.data.georeference import Georeference, georeference
@@ -25,7 +24,7 @@ from retinanet.errors import DataError
 from retinanet.files import write_atomically, write_text
 from retinanet.machine import cores
 
-OutputFormat = Literal["coco", "csv", "yolo", "voc", "jsonl", "geojson"]
+OutputFormat = Literal["coco", "csv", "yolo", "voc", "jsonl", "geojson", "parquet"]
 
 # Longest side of a JPEG file that the library can write.
 _JPEG_LONGEST = 65_500
@@ -193,16 +192,20 @@ def _is_done(job: Future[None] | None) -> bool:
 
 
 def _draw(result: ImageResult, classes: Sequence[str], path: Path) -> None:
+    drawing = drawn(result, classes) if result.drawing is None else result.drawing
+    write_atomically(path, lambda temporary: temporary.write_bytes(drawing))
+
+
+def drawn(result: ImageResult, classes: Sequence[str]) -> bytes:
+    """Return the JPEG file of an image with its boxes drawn on ``result.pixels``."""
     from retinanet.detection.draw import draw
 
     assert result.pixels is not None
     assert result.found is not None
     assert result.size is not None
     found = result.found.rescaled(result.size, result.pixels.shape[:2])
-    _save_jpeg(path, draw(result.pixels, found, classes))
-
-
-def _save_jpeg(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(draw(result.pixels, found, classes))
     image.thumbnail((_JPEG_LONGEST, _JPEG_LONGEST))  # smaller images stay as they are
-    write_atomically(path, lambda temporary: image.save(temporary, quality=92))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=92)
+    return file.getvalue()

@@ -17,7 +17,7 @@ from retinanet.detection.tile_plan import TileOptions, TileSide, Tiling
 from retinanet.errors import ConfigError
 from retinanet.evaluation.compare import Comparison, Contestant, compare_predictions, shared_classes
 from retinanet.evaluation.detections import DetectionFile, read_detections
-from retinanet.evaluation.model_evaluation import Opened, Source, detections_on
+from retinanet.evaluation.model_evaluation import MakePredictor, Opened, Source, detections_on
 from retinanet.optional_packages import explain_missing_packages
 from retinanet.progress import progress_bar
 from retinanet.read_options import AnnotationsOnly, ReadOptions
@@ -42,6 +42,7 @@ def compare(
     options: ReadOptions = _DEFAULT_OPTIONS,
     max_detections: int | None = None,
     tile: TileOptions | TileSide | None = None,
+    make_predictor: MakePredictor | None = None,
 ) -> Comparison:
     """Compare two detectors on a dataset, and test whether the choice of images could explain the difference.
 
@@ -58,6 +59,7 @@ def compare(
         max_detections: largest number of detections per image. Unset: the higher one of the numbers that the weights
             store (with ``tile``: no limit per image), or all detections of a file.
         tile: divide each image into tiles for the detectors, see :func:`retinanet.evaluate`.
+        make_predictor: makes what runs a detector, see :func:`retinanet.evaluate`.
 
     Raises:
         RetinaNetError: the weights, the dataset or the detections cannot be read, the detectors share no class of the
@@ -81,10 +83,11 @@ def compare(
     stored = [detector.decode_config() for detector in detectors if detector is not None]
     limit = max_detections or (None if tiles else max((each.max_detections for each in stored), default=None))
     settings: list[ResolvedDecodeConfig | None] = [None, None]
-    for i, detector in enumerate(detectors):
-        if detector is not None:
+    for i, (source, detector) in enumerate(zip(sources, detectors, strict=True)):
+        if detector is not None and not isinstance(source, DetectionFile):
             settings[i] = detector.limits(max_detections=limit, tiled=tiles is not None)
-            found[i] = detections_on(dataset, detector, f"images, {sources[i]}", console, limit, tilings[i])
+            predictor = make_predictor(source) if make_predictor else None
+            found[i] = detections_on(dataset, detector, f"images, {source}", console, limit, tilings[i], predictor)
     first, second = (Contestant(str(sources[i]), found[i], classes[i], max_detections, settings[i]) for i in (0, 1))
     counts = dataset.class_counts()
     steps = 2 * sum(counts[name] > 0 for name in shared)

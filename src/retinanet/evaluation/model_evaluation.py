@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 
@@ -37,6 +37,25 @@ _DEFAULT_OPTIONS = ReadOptions()
 
 # A function that is called with the dataset and notes for the user as soon as both are known.
 Opened = Callable[[Dataset, Sequence[str]], object]
+
+
+class Predictor(Protocol):
+    """Runs a detector over a dataset; see :func:`retinanet.evaluation.predict.predict`."""
+
+    def __call__(
+        self,
+        detector: Detector,
+        dataset: Dataset,
+        progress: Callable[[int], object],
+        *,
+        max_detections: int | None,
+        tiling: Tiling | None,
+    ) -> Detections:
+        """Detect objects in every image."""
+
+
+# Makes a predictor for weights.
+MakePredictor = Callable[[str | Path], Predictor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +108,7 @@ def evaluate(
     options: ReadOptions = _DEFAULT_OPTIONS,
     max_detections: int | None = None,
     tile: TileOptions | TileSide | None = None,
+    make_predictor: MakePredictor | None = None,
 ) -> Evaluation:
     """Evaluate a detector on a dataset.
 
@@ -108,6 +128,8 @@ def evaluate(
             detections of a file.
         tile: divide each image into tiles of this side in pixels, or ``"auto"``, or :class:`TileOptions`. Unset: each
             image is scaled as a whole, or ``"auto"`` if the detector was trained on tiles.
+        make_predictor: makes what runs the detector of some weights, such as the workers of a cluster
+            (:class:`retinanet.scale.evaluation.ClusterPredictor`). Unset: this process.
 
     Raises:
         RetinaNetError: the weights, the dataset or the detections cannot be read, or the device cannot be used.
@@ -142,7 +164,8 @@ def evaluate(
         notes = [*notes, *(tiling.notes(_largest(dataset)) if tiling else [])]
         opened(dataset, notes)
         settings = detector.limits(max_detections=max_detections, tiled=tiling is not None)
-        predictions = detections_on(dataset, detector, "images", console, max_detections, tiling)
+        predictor = make_predictor(weights) if make_predictor else None
+        predictions = detections_on(dataset, detector, "images", console, max_detections, tiling, predictor)
     metrics = replace(coco_metrics(dataset, predictions), voc=voc_metrics(dataset, predictions))
     analysis = analyze(dataset, predictions)
     name = str(weights)
@@ -165,9 +188,11 @@ def detections_on(
     console: Console | None,
     max_detections: int | None = None,
     tiling: Tiling | None = None,
+    predictor: Predictor | None = None,
 ) -> Detections:
     """Run a detector on a dataset with a progress bar named ``what``; labels are those of the detector."""
     from retinanet.evaluation.predict import predict
 
+    run = predictor or predict
     with progress_bar(console or Console(), what, len(dataset)) as bar:
-        return predict(detector, dataset, bar.advance, max_detections=max_detections, tiling=tiling)
+        return run(detector, dataset, bar.advance, max_detections=max_detections, tiling=tiling)

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from retinanet._version import __version__
 from retinanet.detection.detector import Detector
+from retinanet.serve.batcher import Batcher, MakeWorks
 from retinanet.serve.guard import Guard, refusal_headers
 from retinanet.serve.page_files import page_router
 from retinanet.serve.refusals import Refusal
@@ -24,7 +25,10 @@ _DESCRIPTION = 'Detects objects in images. Errors are JSON with a code: `{"error
 
 
 def create_app(
-    models: Mapping[str, Detector], settings: ServeSettings | None = None, token: str | None = None
+    models: Mapping[str, Detector],
+    settings: ServeSettings | None = None,
+    token: str | None = None,
+    make_batcher: MakeWorks = Batcher,
 ) -> FastAPI:
     """Make the application of a server. ``app.state.service`` is its :class:`Service`.
 
@@ -32,11 +36,12 @@ def create_app(
         models: detectors by name; the first is used for requests that name none.
         settings: limits and batches; unset: the defaults.
         token: bearer token that clients need; unset: none.
+        make_batcher: makes what works on the images. Unset: threads of this process.
 
     Raises:
         ConfigError: there is no model, or a model cannot report scores as low as ``settings.score``.
     """
-    service = Service(models, settings or ServeSettings(), token)
+    service = Service(models, settings or ServeSettings(), token, make_batcher)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -105,6 +106,22 @@ class Found:
     image: npt.NDArray[np.uint8] | None
     seconds: Mapping[str, float]
 
+
+class Works(Protocol):
+    """Works on jobs, in this process (:class:`Batcher`) or in others. Its methods may be called from any thread."""
+
+    def submit(self, job: Job) -> Future[Found]:
+        """Start to work on a job; its future has the result, or raises :class:`Refusal` or the error of the network."""
+
+    def stuck(self, seconds: float) -> bool:
+        """Whether it has made no progress for longer than a number of seconds."""
+
+    def close(self) -> None:
+        """Finish all jobs. New jobs are refused."""
+
+
+# Makes what works on the jobs of some models; the function is called with the number of images of each batch.
+MakeWorks = Callable[[Mapping[str, Detector], ServeSettings, Callable[[int], object]], Works]
 
 _Group = tuple[Options, tuple[int, int]]
 

@@ -11,14 +11,19 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from retinanet.detection.loading import load
 from retinanet.errors import ConfigError, RetinaNetError
 from retinanet.machine import Precision
 from retinanet.optional_packages import explain_missing_packages
 from retinanet.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from retinanet.serve.batcher import MakeWorks
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -50,13 +55,20 @@ class ServeOptions:
 
 
 @explain_missing_packages("retinanet serve")
-def serve(weights: Sequence[str], options: ServeOptions, say: Callable[[str], object]) -> None:
+def serve(
+    weights: Sequence[str],
+    options: ServeOptions,
+    say: Callable[[str], object],
+    workers: Callable[[], AbstractContextManager[MakeWorks]] | None = None,
+) -> None:
     """Load models and answer requests until SIGTERM or Ctrl-C.
 
     Args:
         weights: paths or names of bundled models, each as ``PATH`` or ``NAME=PATH``; the first is the default.
         options: where and how.
         say: called with lines for the user.
+        workers: starts what works on the images, such as :func:`retinanet.scale.serving.remote_workers`. Unset: threads
+            of this process.
 
     Raises:
         ConfigError: a name is used twice, or the token is empty.
@@ -64,15 +76,18 @@ def serve(weights: Sequence[str], options: ServeOptions, say: Callable[[str], ob
         RetinaNetError: the port is in use.
     """
     from retinanet.serve.app import create_app
+    from retinanet.serve.batcher import Batcher
     from retinanet.serve.server import Server
 
     named = model_names(weights)
     token = read_token(options.token_file)
     listener = bind(options.host, options.port)
-    with listener:
+    with listener, ExitStack() as stack:
         single = {"precision": options.precision, "device": options.device, "threads": options.threads}
         models = {name: load(path, **single) for name, path in named.items()}  # type: ignore[arg-type]
-        app = create_app(models, options.settings, token)
+        make_batcher = Batcher if workers is None else stack.enter_context(workers())
+        app = create_app(models, options.settings, token, make_batcher)
+        app.state.service.start()
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it would log the paths of requests
         warnings.filterwarnings("ignore", module="PIL")  # about large and damaged images; the answers say it

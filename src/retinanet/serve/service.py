@@ -12,7 +12,7 @@ from typing import Any
 from retinanet.detection.detector import Detector
 from retinanet.detection.tile_plan import TileOptions, TileSide, Tiling
 from retinanet.errors import ConfigError
-from retinanet.serve.batcher import Batcher, Found, Job, Options
+from retinanet.serve.batcher import Batcher, Found, Job, MakeWorks, Options, Works
 from retinanet.serve.bodies import Receive
 from retinanet.serve.budget import Budget
 from retinanet.serve.metrics import Metrics
@@ -28,6 +28,7 @@ class Service:
         models: the detectors by name; the first is the default.
         settings: see :class:`ServeSettings`.
         token: the bearer token that clients need; ``None``: none.
+        make_batcher: makes what works on the images.
         draining: whether the server is shutting down.
         uploads: number of uploads that were looked at.
     """
@@ -35,6 +36,7 @@ class Service:
     models: Mapping[str, Detector]
     settings: ServeSettings = field(default_factory=ServeSettings)
     token: str | None = None
+    make_batcher: MakeWorks = Batcher
     draining: bool = False
     uploads: int = 0
 
@@ -47,9 +49,17 @@ class Service:
         self.metrics = Metrics(self.budget)
 
     @cached_property
-    def batcher(self) -> Batcher:
+    def batcher(self) -> Works:
         """The batcher. Its threads start when it is first used."""
-        return Batcher(self.models, self.settings, self.metrics.batch)
+        return self.make_batcher(self.models, self.settings, self.metrics.batch)
+
+    def start(self) -> None:
+        """Start the batcher before requests arrive.
+
+        Raises:
+            RetinaNetError: workers elsewhere cannot be used.
+        """
+        self.batcher.stuck(0)
 
     @property
     def default_model(self) -> str:

@@ -10,8 +10,14 @@ import numpy.typing as npt
 
 from retinanet.config import Config
 from retinanet.detection.detector import Detector, Pixels
+from retinanet.detection.input_sizes import InputSizes
 from retinanet.detections import Detections
 from retinanet.model_info import ModelInfo
+
+
+class UnscaledSizes(InputSizes):
+    def scaled(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
 
 
 class StubDetector(Detector):
@@ -29,8 +35,9 @@ class StubDetector(Detector):
         super().__init__(ModelInfo(("dark", "bright"), config, (0.0,) * 3, (1.0,) * 3))
         self.batches: list[list[int]] = []
 
-    def scaled_size(self, height: int, width: int) -> tuple[int, int]:
-        return height, width
+    @property
+    def input_sizes(self) -> InputSizes:
+        return UnscaledSizes(self.info.config.data)
 
     def resize(self, image: npt.NDArray[np.uint8], shape: tuple[int, int]) -> Pixels:
         return image
