@@ -188,11 +188,24 @@ def test_windows_of_an_array_are_checked(mosaic: Array) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"overlap": 10}, {"tile_scales": (1, 0.5)}, {"tile": 10}, {"tile": 96, "overlap": 96}]
+    "settings",
+    [
+        {"tile": "none", "overlap": 10},
+        {"tile": "none", "tile_scales": (1, 0.5)},
+        {"tile": 10},
+        {"tile": 96, "overlap": 96},
+    ],
 )
 def test_wrong_settings_are_refused(detector: PyTorchDetector, mosaic: Array, settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         detector(mosaic, **settings)
+
+
+def test_a_setting_of_tiles_means_tiles_of_the_side_learnt(detector: PyTorchDetector, mosaic: Array) -> None:
+    expected = detector(mosaic, score=0.2, tile="auto", overlap=10)
+    found = detector(mosaic, score=0.2, overlap=10)
+    assert len(found) > 0
+    np.testing.assert_array_equal(found.xyxy, expected.xyxy)
 
 
 def test_a_missing_image_is_an_error(detector: PyTorchDetector) -> None:
