@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retinanet.anchors import AnchorSpec, make_grid
@@ -12,6 +12,9 @@ from retinanet.runtime.anchors import anchor_boxes
 @pytest.mark.parametrize(
     ("layout", "offset"), [("paper", 0.0), ("torchvision", 0.0), ("inclusive", 0.5), ("paper", 0.25)]
 )
+@example(
+    rows=1, columns=1, scale=1.0, ratio=2.750240730001058
+)  # torch.sqrt is wrong in the last bit on some processors
 @given(rows=st.integers(1, 30), columns=st.integers(1, 30), scale=st.floats(0.5, 3), ratio=st.floats(0.1, 8))
 def test_anchors_equal_those_of_the_training_to_the_last_bit(
     layout: str, offset: float, rows: int, columns: int, scale: float, ratio: float

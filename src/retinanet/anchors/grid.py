@@ -54,9 +54,10 @@ def base_anchors(spec: AnchorSpec, level: int) -> Tensor:
     ratios = torch.tensor(spec.ratios, dtype=torch.float64)
     side = spec.sizes[level] * scales[:, None]
     if spec.layout == "torchvision":
-        # float32 and this order of operations give the same values before rounding as in torchvision
-        side, ratios = side.trunc().float(), ratios.float()
-        width, height = (1 / ratios.sqrt()) * side, ratios.sqrt() * side
+        # float32 and this order of operations give the same values before rounding as in torchvision. The square root
+        # comes from float64, because PyTorch's in float32 depends on the processor in the last bit.
+        side, root = side.trunc().float(), ratios.float().double().sqrt().float()
+        width, height = (1 / root) * side, root * side
         half = torch.stack([width.T, height.T], dim=-1).reshape(-1, 2) / 2
         return torch.cat([-half, half], dim=1).round().double()
     width, height = side / ratios.sqrt(), side * ratios.sqrt()

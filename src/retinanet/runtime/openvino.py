@@ -1,9 +1,8 @@
-"""Run exported OpenVINO files (``.xml`` and ``.bin``), compiled for each size of the input."""
+"""Run exported OpenVINO files (``.xml`` and ``.bin``), compiled for inputs of any size."""
 
 from __future__ import annotations
 
 import sys
-from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -20,22 +19,15 @@ from retinanet.runtime.exported import METADATA_KEY, Arithmetic, ExportedModel, 
 if TYPE_CHECKING:
     import openvino
 
-# Number of compiled models that are kept, one for each size of the input. OpenVINO shares the weights between them;
-# each takes 5 to 20 MB more.
-_COMPILED = 64
-
-# Compiling takes as long as about 64 images. A size that has a model for one stream is compiled for several streams
-# after this number of images that could have run at the same time.
-_WORTH_COMPILING = 64
-
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class OpenVinoNetwork:
     """An exported OpenVINO file; see :class:`retinanet.runtime.exported.ExportedNetwork`.
 
-    A model for inputs of any size is slow, so the model is compiled for each size. Images of a batch run one by one,
-    and so their results do not depend on each other.
+    Images of a batch run one by one, and so their results do not depend on each other. A file that was
+    exported for one size is 5 to 10 % faster. The model is not compiled for each size, because that takes as long as 10
+    to 40 images, and may change the last digits.
 
     Args:
         path: the ``.xml`` file; the ``.bin`` file must be beside it.
@@ -45,7 +37,7 @@ class OpenVinoNetwork:
         device: ``auto`` and ``cpu``: the processor; otherwise the name of an OpenVINO device.
         threads: number of threads; unset: the number of cores.
         streams: number of images that are computed at the same time, each with a share of the threads. Unset: one for
-            single images, and one for each thread as soon as several images of a size arrive together.
+            single images, and one for each thread for several images.
 
     Raises:
         CheckpointError: a file does not exist, is damaged, or was not written by this package.
@@ -96,8 +88,7 @@ class OpenVinoNetwork:
             raise CheckpointError(f"{path}: its input is {pixels}, which its metadata does not say; export it again")
         self._lock = Lock()
         self._names = [output.get_any_name() for output in self._network.outputs]
-        self._compiled: OrderedDict[tuple[int, ...], list[openvino.InferRequest]] = OrderedDict()
-        self._slowed: Counter[tuple[int, ...]] = Counter()  # images of each size that ran on too few streams
+        self._compiled: dict[int, list[openvino.InferRequest]] = {}  # by the number of streams
 
     def __call__(self, images: npt.NDArray[np.generic], sizes: npt.NDArray[np.int64]) -> Arrays:
         """Compute the outputs of the file, by name; see :class:`retinanet.runtime.exported.ExportedNetwork`."""
@@ -107,7 +98,7 @@ class OpenVinoNetwork:
     def _computed(self, images: npt.NDArray[np.generic], sizes: npt.NDArray[np.int64]) -> Arrays:
         together = self.model.batch or 1
         starts = range(0, len(images), together)
-        requests = self._requests((together, *images.shape[1:]), len(starts))
+        requests = self._requests(len(starts))
         parts: list[list[npt.NDArray[Any]]] = []
         for begin in range(0, len(starts), len(requests)):
             running = list(zip(starts[begin : begin + len(requests)], requests, strict=False))
@@ -120,31 +111,21 @@ class OpenVinoNetwork:
         columns = zip(*parts, strict=True)
         return {name: np.concatenate(arrays) for name, arrays in zip(self._names, columns, strict=True)}
 
-    def _requests(self, shape: tuple[int, ...], runs: int) -> list[openvino.InferRequest]:
-        """One request for each stream of the model that is compiled for inputs of ``shape``, for a number of runs."""
+    def _requests(self, runs: int) -> list[openvino.InferRequest]:
+        """One request for each stream of the model that computes a number of runs."""
         # A single image gets all threads, of several images each gets one.
         streams = self._streams or (1 if runs == 1 else self._threads)
-        own = self._compiled.get(shape, [])
-        if len(own) < streams:
-            self._slowed[shape] += runs
-            if not own or self._slowed[shape] > _WORTH_COMPILING:
-                self._compiled[shape] = self._compile(shape, streams)
-                if len(self._compiled) > _COMPILED:
-                    self._compiled.popitem(last=False)
-        self._compiled.move_to_end(shape)
-        return self._compiled[shape]
+        if streams not in self._compiled:
+            self._compiled[streams] = self._compile(streams)
+        return self._compiled[streams]
 
-    def _compile(self, shape: tuple[int, ...], streams: int) -> list[openvino.InferRequest]:
-        network = self._network
-        if network.is_dynamic():
-            network = network.clone()
-            network.reshape({"images": list(shape), "sizes": [shape[0], 2]})
+    def _compile(self, streams: int) -> list[openvino.InferRequest]:
         settings = {
             "INFERENCE_PRECISION_HINT": self._precision,
             "INFERENCE_NUM_THREADS": self._threads,
             "NUM_STREAMS": streams,
         }
-        compiled = self._core.compile_model(network, self._device, settings if self._device == "CPU" else {})
+        compiled = self._core.compile_model(self._network, self._device, settings if self._device == "CPU" else {})
         return [compiled.create_infer_request() for _ in range(streams)]
 
     def _resolved_device(self, device: str) -> str:
