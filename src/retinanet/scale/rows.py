@@ -47,7 +47,7 @@ class RowList:
             yield _row(number + 1, error=error)
 
 
-class Rows(Datasource):  # type: ignore[misc]  # Ray's types are not used  # type: ignore[misc]  # Ray has no types
+class Rows(Datasource):  # type: ignore[misc]  # Ray has no types
     """A source of rows, which one task lists bit by bit."""
 
     def __init__(self, rows: Callable[[], Iterator[pyarrow.Table]]) -> None:
