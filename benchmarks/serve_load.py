@@ -223,7 +223,7 @@ def main() -> None:
     list(detect_in_files(detector, files[:16], 0.3))
     begin = perf_counter()
     expected = {
-        str(each.file.path): rounded_rows(each.found)
+        each.image.address: rounded_rows(each.found)
         for each in detect_in_files(detector, files, 0.3)
         if each.found is not None
     }
