@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from time import monotonic, sleep
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from retinanet.data.images import read_image
+from retinanet.detection.detector import Pixels
 from retinanet.detection.loading import load
+from retinanet.detections import Detections
 from retinanet.serve.batcher import Batcher, Job, Options
 from retinanet.serve.refusals import Refusal
 from retinanet.serve.settings import ServeSettings
@@ -161,3 +164,30 @@ def test_results_equal_those_of_single_images(weights: Path, parts: Path) -> Non
         np.testing.assert_allclose(each.detections.boxes, alone.boxes, atol=1e-3)
     assert max(len(each.detections) for each in found) > 3
     assert found[-1].size == (90, 140)
+
+
+class CountingDetector(HeldDetector):
+    """Notes the number of threads that PyTorch uses for the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[int] = []
+
+    def detect_scaled(
+        self, images: Sequence[Pixels], score: float | None = None, max_detections: int | None = None
+    ) -> list[Detections]:
+        self.threads.append(torch.get_num_threads())
+        return super().detect_scaled(images, score, max_detections)
+
+
+def test_the_network_has_all_threads_although_images_are_scaled_with_one() -> None:
+    detector, before = CountingDetector(), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        batcher = Batcher({"held": detector}, ServeSettings())
+        for _ in range(2):
+            batcher.submit(Job(gray(50), Options("held", 0.3, None, None), monotonic() + 30)).result(30)
+        batcher.close()
+    finally:
+        torch.set_num_threads(before)
+    assert detector.threads == [3, 3]

@@ -142,7 +142,10 @@ class Batcher:
         on_batch: Callable[[int], object] = lambda images: None,
     ) -> None:
         self._models, self._settings, self._on_batch = dict(models), settings, on_batch
-        self._pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode", initializer=_use_one_thread)
+        self._network_threads = _torch_threads()
+        self._pool = ThreadPoolExecutor(
+            settings.decoders, thread_name_prefix="decode", initializer=_use_torch_threads, initargs=(1,)
+        )
         self._ahead = threading.Semaphore(_AHEAD * settings.batch)
         self._groups: dict[_Group, deque[Job]] = {}
         self._decoding = 0  # jobs that are not in a group yet
@@ -209,6 +212,7 @@ class Batcher:
         return job.options, padded
 
     def _run(self) -> None:
+        _use_torch_threads(self._network_threads)
         while (jobs := self._next_jobs()) is not None:
             self._busy_since = monotonic()
             wanted = [job for job in jobs if job.wanted()]
@@ -278,12 +282,24 @@ class Batcher:
         ]
 
 
-def _use_one_thread() -> None:
-    """Let PyTorch scale images in the calling thread, if it is in use. Its other threads work on the network."""
+def _torch_threads() -> int:
+    """Return the number of threads of PyTorch for the calling thread; 1 if it is not in use."""
+    if "torch" not in sys.modules:
+        return 1
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _use_torch_threads(count: int) -> None:
+    """Set the number of threads of PyTorch for the calling thread, if it is in use: one to scale images, all others
+    for the network. Each thread sets it, because it also becomes the number of threads that use PyTorch later.
+    """
     if "torch" in sys.modules:
         import torch
 
-        torch.set_num_threads(1)  # of this thread only
+        torch.get_num_threads()  # the first use in a thread takes over the number that was set last in any thread
+        torch.set_num_threads(count)
 
 
 def _kind(error: BaseException) -> str:
