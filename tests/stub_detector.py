@@ -4,15 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from retinanet.config import Config
 from retinanet.detection.detector import Detector, Pixels
+from retinanet.detection.input_images import ImageFile
 from retinanet.detection.input_sizes import InputSizes
 from retinanet.detections import Detections
 from retinanet.model_info import ModelInfo
+
+SIZES = [(40, 30), (30, 40), (64, 64), (61, 40)]  # three padded sizes
+
+
+def mixed_images(folder: Path) -> list[ImageFile]:
+    """Write 90 images of four sizes in a fixed mixture; the third is broken."""
+    rng = np.random.default_rng(0)
+    files = []
+    for number in range(90):
+        path = folder / f"{number:02}.png"
+        size = SIZES[int(rng.integers(4))]
+        Image.new("RGB", size, (int(rng.integers(256)), 0, 0)).save(path)
+        files.append(ImageFile(path, Path(path.name)))
+    files[2].path.write_bytes(b"no image")
+    return files
 
 
 class UnscaledSizes(InputSizes):

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import retinanet
 from retinanet.data.image_sizes import padded_size
@@ -15,23 +14,12 @@ from retinanet.detection.detector import Detector
 from retinanet.detection.input_images import ImageFile
 from retinanet.detection.pipeline import Pipeline, PipelineOptions, Timing, detect_in_files
 from retinanet.detection.sources import find_images
-from stub_detector import StubDetector
-
-SIZES = [(40, 30), (30, 40), (64, 64), (61, 40)]  # three padded sizes
+from stub_detector import StubDetector, mixed_images
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[ImageFile]:
-    """90 images of four sizes in a fixed mixture; the third is broken."""
-    rng = np.random.default_rng(0)
-    files = []
-    for number in range(90):
-        path = tmp_path / f"{number:02}.png"
-        size = SIZES[int(rng.integers(4))]
-        Image.new("RGB", size, (int(rng.integers(256)), 0, 0)).save(path)
-        files.append(ImageFile(path, Path(path.name)))
-    files[2].path.write_bytes(b"no image")
-    return files
+    return mixed_images(tmp_path)
 
 
 def test_results_come_in_order_and_batches_are_full(images: list[ImageFile]) -> None:

@@ -204,6 +204,19 @@ def zipped(path: Path, members: dict[str, bytes]) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_the_size_of_a_zipped_image_comes_from_its_header(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"turned.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (40, 20)).save(path, exif=exif)
+    content = path.read_bytes()
+    members = {f"turned.{suffix}": content, f"cut.{suffix}": content[:20]}
+    cut, turned = list(find_images([zipped(tmp_path / "x.zip", members)]))
+    assert turned.header_size() == turned.read().shape[:2] == (40, 20)
+    assert cut.header_size() is None
+
+
 def test_images_of_a_zip_archive(album: Path, tmp_path: Path) -> None:
     image = (album / "b.png").read_bytes()
     source = zipped(tmp_path / "x.zip", {"trip/b.png": image, "notes.txt": b"", "a.png": image, ".c.png": image})

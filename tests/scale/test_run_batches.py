@@ -9,7 +9,6 @@ from time import monotonic, sleep
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from retinanet.detection.batching import Task
 from retinanet.detection.input_images import ImageFile, WebImage
@@ -22,23 +21,12 @@ from retinanet.errors import CheckpointError
 from retinanet.scale.detection import RunBatches, in_order
 from retinanet.scale.work import ModelSource, NumberedResult, WorkerSettings
 from retinanet.scale.worker import Worker, weights_digest
-from stub_detector import StubDetector
-
-SIZES = [(40, 30), (30, 40), (64, 64), (61, 40)]  # three padded sizes
+from stub_detector import StubDetector, mixed_images
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[ImageFile]:
-    """90 images of four sizes in a fixed mixture; the third is broken."""
-    rng = np.random.default_rng(0)
-    files = []
-    for number in range(90):
-        path = tmp_path / f"{number:02}.png"
-        size = SIZES[int(rng.integers(4))]
-        Image.new("RGB", size, (int(rng.integers(256)), 0, 0)).save(path)
-        files.append(ImageFile(path, Path(path.name)))
-    files[2].path.write_bytes(b"no image")
-    return files
+    return mixed_images(tmp_path)
 
 
 def settings(detector: StubDetector, draw: bool = False) -> WorkerSettings:

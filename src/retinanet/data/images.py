@@ -116,13 +116,30 @@ def decode_image(content: bytes, where: str, pixel_range: PixelRange | None = No
     Raises:
         DataError: the content is corrupt, not an image, or has more than ``MAX_PIXELS``.
     """
-    if _READS_HEIF and content[4:8] == b"ftyp":
-        _register_heif()
-    with _open_with_pillow(io.BytesIO(content), where) as image:
+    with _open_content(content, where) as image:
         try:
             return to_rgb(image, pixel_range)
         except Exception as error:  # as in read_image
             raise DataError(f"{where}: cannot be decoded ({reason(error)}); replace or remove it") from error
+
+
+def content_size(content: bytes, where: str) -> tuple[int, int]:
+    """Return the ``(width, height)`` that :func:`decode_image` would give, from the header of the file.
+
+    Raises:
+        DataError: the content is not an image, or has more than ``MAX_PIXELS``.
+    """
+    with _open_content(content, where) as image:
+        try:
+            return header_of_image(image).upright
+        except Exception as error:  # as in read_image
+            raise DataError(f"{where}: cannot be decoded ({reason(error)}); replace or remove it") from error
+
+
+def _open_content(content: bytes, where: str) -> Image.Image:
+    if _READS_HEIF and content[4:8] == b"ftyp":
+        _register_heif()
+    return _open_with_pillow(io.BytesIO(content), where)
 
 
 def to_rgb(image: Image.Image, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from retinanet.data.array_windows import ArrayReader
 from retinanet.data.deep_pixels import PixelRange
-from retinanet.data.images import MAX_PIXELS, decode_image, image_size, read_image
+from retinanet.data.images import MAX_PIXELS, content_size, decode_image, image_size, read_image
 from retinanet.data.windows import WindowReader, open_windows
 from retinanet.detection.web_limits import WebLimits
 from retinanet.errors import DataError
@@ -107,8 +107,31 @@ class ImageFile(InputImage):
         return open_windows(self.path, pixel_range, max_pixels)
 
 
+class PackedImage(InputImage):
+    """An image that is a part of a file."""
+
+    @abstractmethod
+    def content(self) -> bytes:
+        """Return the bytes of the image file.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+
+    def header_size(self) -> tuple[int, int] | None:
+        """Return ``(height, width)`` from the header of the image."""
+        try:
+            return content_size(self.content(), self.address)[::-1]
+        except DataError:
+            return None
+
+    def read(self, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
+        """Return uint8 RGB ``(H, W, 3)``."""
+        return decode_image(self.content(), self.address, pixel_range)
+
+
 @dataclass(frozen=True, eq=False)
-class ZippedImage(InputImage):
+class ZippedImage(PackedImage):
     """A member of a zip archive. Nothing is extracted to disk.
 
     Attributes:
@@ -130,24 +153,16 @@ class ZippedImage(InputImage):
         """Other processes open the archive themselves."""
         return _member_of, (str(self.archive.filename), self.member.filename, self.name)
 
-    def header_size(self) -> tuple[int, int] | None:
-        """Return ``(height, width)`` of the unpacked image."""
-        try:
-            return self.read().shape[:2]
-        except DataError:
-            return None
-
-    def read(self, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
-        """Return uint8 RGB ``(H, W, 3)``."""
+    def content(self) -> bytes:
+        """Return the unpacked bytes."""
         if self.member.file_size > LARGEST_FILE:
             size = f"{self.member.file_size / 1e6:,.0f} MB"
             raise DataError(f"{self.address}: {size} in the archive, more than {LARGEST_FILE // 10**6} MB; left out")
         try:
-            content = self.archive.read(self.member)  # never more than the declared size
+            return self.archive.read(self.member)  # never more than the declared size
         except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
             reason = str(error).split("\n")[0][:120]  # RuntimeError: encrypted; NotImplementedError: compression
             raise DataError(f"{self.address}: cannot be unpacked ({reason}); unpack it yourself") from error
-        return decode_image(content, self.address, pixel_range)
 
 
 def _member_of(archive: str, member: str, name: Path) -> ZippedImage:

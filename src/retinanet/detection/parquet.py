@@ -9,14 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow
 import pyarrow.parquet
 
-from retinanet.data.deep_pixels import PixelRange
-from retinanet.data.images import decode_image
-from retinanet.detection.input_images import ImageFile, InputImage, safe_name
+from retinanet.detection.input_images import ImageFile, InputImage, PackedImage, safe_name
 from retinanet.detection.record import Entry
 from retinanet.errors import DataError
 
@@ -39,7 +35,7 @@ _SCHEMA = pyarrow.schema(
 
 
 @dataclass(frozen=True)
-class ParquetImage(InputImage):
+class ParquetImage(PackedImage):
     """An image whose bytes are in a row of a Parquet file.
 
     Attributes:
@@ -61,24 +57,17 @@ class ParquetImage(InputImage):
         """The path of the file and the number of the row in it."""
         return f"{self.file}#{self.name.stem.rpartition('-')[2]}"
 
-    def header_size(self) -> tuple[int, int] | None:
-        """Return ``(height, width)`` of the decoded image."""
-        try:
-            return self.read().shape[:2]
-        except DataError:
-            return None
-
-    def read(self, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
-        """Return uint8 RGB ``(H, W, 3)``."""
+    def content(self) -> bytes:
+        """Return the bytes in the row."""
         try:
             content = _column(str(self.file), self.group, self.column)[self.row].as_py()
         except (OSError, pyarrow.ArrowException) as error:
             raise DataError(f"{self.address}: cannot be read ({error}); replace the file") from error
         if isinstance(content, dict):
             content = content.get("bytes")
-        if not content:
+        if not isinstance(content, bytes) or not content:
             raise DataError(f"{self.address}: the row has no image; remove it")
-        return decode_image(content, self.address, pixel_range)
+        return content
 
 
 def images_in(source: str) -> Iterator[InputImage]:
