@@ -25,7 +25,7 @@ from retinanet.scale.joining import workers_with_room
 from retinanet.scale.options import ScaleOptions
 from retinanet.scale.replica import Refused, Replica, require_same
 from retinanet.scale.work import ModelSource
-from retinanet.serve.batcher import Found, Job, MakeWorks
+from retinanet.serve.batcher import Found, Job, MakeJobRunner
 from retinanet.serve.refusals import Refusal
 from retinanet.serve.run import ServeOptions, model_names
 from retinanet.serve.settings import ServeSettings
@@ -40,7 +40,7 @@ _PAUSE = 0.1
 @contextmanager
 def remote_workers(
     address: str, scale: ScaleOptions, weights: Sequence[str], options: ServeOptions
-) -> Iterator[MakeWorks]:
+) -> Iterator[MakeJobRunner]:
     """Start replicas on a cluster; yields what makes a :class:`RemoteBatcher`. At the end, the replicas end.
 
     Args:

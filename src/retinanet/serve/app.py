@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from retinanet._version import __version__
 from retinanet.detection.detector import Detector
-from retinanet.serve.batcher import Batcher, MakeWorks
+from retinanet.serve.batcher import Batcher, MakeJobRunner
 from retinanet.serve.guard import Guard, refusal_headers
 from retinanet.serve.page_files import page_router
 from retinanet.serve.refusals import Refusal
@@ -28,7 +28,7 @@ def create_app(
     models: Mapping[str, Detector],
     settings: ServeSettings | None = None,
     token: str | None = None,
-    make_batcher: MakeWorks = Batcher,
+    make_batcher: MakeJobRunner = Batcher,
 ) -> FastAPI:
     """Make the application of a server. ``app.state.service`` is its :class:`Service`.
 

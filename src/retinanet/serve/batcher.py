@@ -107,8 +107,8 @@ class Found:
     seconds: Mapping[str, float]
 
 
-class Works(Protocol):
-    """Works on jobs, in this process (:class:`Batcher`) or in others. Its methods may be called from any thread."""
+class JobRunner(Protocol):
+    """JobRunner on jobs, in this process (:class:`Batcher`) or in others. Its methods may be called from any thread."""
 
     def submit(self, job: Job) -> Future[Found]:
         """Start to work on a job; its future has the result, or raises :class:`Refusal` or the error of the network."""
@@ -121,7 +121,7 @@ class Works(Protocol):
 
 
 # Makes what works on the jobs of some models; the function is called with the number of images of each batch.
-MakeWorks = Callable[[Mapping[str, Detector], ServeSettings, Callable[[int], object]], Works]
+MakeJobRunner = Callable[[Mapping[str, Detector], ServeSettings, Callable[[int], object]], JobRunner]
 
 _Group = tuple[Options, tuple[int, int]]
 

@@ -23,7 +23,7 @@ from retinanet.optional_packages import explain_missing_packages
 from retinanet.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
-    from retinanet.serve.batcher import MakeWorks
+    from retinanet.serve.batcher import MakeJobRunner
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -59,7 +59,7 @@ def serve(
     weights: Sequence[str],
     options: ServeOptions,
     say: Callable[[str], object],
-    workers: Callable[[], AbstractContextManager[MakeWorks]] | None = None,
+    workers: Callable[[], AbstractContextManager[MakeJobRunner]] | None = None,
 ) -> None:
     """Load models and answer requests until SIGTERM or Ctrl-C.
 

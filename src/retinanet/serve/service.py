@@ -12,7 +12,7 @@ from typing import Any
 from retinanet.detection.detector import Detector
 from retinanet.detection.tile_plan import TileOptions, TileSide, Tiling
 from retinanet.errors import ConfigError
-from retinanet.serve.batcher import Batcher, Found, Job, MakeWorks, Options, Works
+from retinanet.serve.batcher import Batcher, Found, Job, MakeJobRunner, Options, JobRunner
 from retinanet.serve.bodies import Receive
 from retinanet.serve.budget import Budget
 from retinanet.serve.metrics import Metrics
@@ -36,7 +36,7 @@ class Service:
     models: Mapping[str, Detector]
     settings: ServeSettings = field(default_factory=ServeSettings)
     token: str | None = None
-    make_batcher: MakeWorks = Batcher
+    make_batcher: MakeJobRunner = Batcher
     draining: bool = False
     uploads: int = 0
 
@@ -49,7 +49,7 @@ class Service:
         self.metrics = Metrics(self.budget)
 
     @cached_property
-    def batcher(self) -> Works:
+    def batcher(self) -> JobRunner:
         """The batcher. Its threads start when it is first used."""
         return self.make_batcher(self.models, self.settings, self.metrics.batch)
 
