@@ -108,7 +108,7 @@ class Found:
 
 
 class JobRunner(Protocol):
-    """JobRunner on jobs, in this process (:class:`Batcher`) or in others. Its methods may be called from any thread."""
+    """Works on jobs, in this process (:class:`Batcher`) or in others. Its methods may be called from any thread."""
 
     def submit(self, job: Job) -> Future[Found]:
         """Start to work on a job; its future has the result, or raises :class:`Refusal` or the error of the network."""

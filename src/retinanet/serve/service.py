@@ -12,7 +12,7 @@ from typing import Any
 from retinanet.detection.detector import Detector
 from retinanet.detection.tile_plan import TileOptions, TileSide, Tiling
 from retinanet.errors import ConfigError
-from retinanet.serve.batcher import Batcher, Found, Job, MakeJobRunner, Options, JobRunner
+from retinanet.serve.batcher import Batcher, Found, Job, JobRunner, MakeJobRunner, Options
 from retinanet.serve.bodies import Receive
 from retinanet.serve.budget import Budget
 from retinanet.serve.metrics import Metrics
