@@ -194,12 +194,14 @@ def special_file(path: Path | str) -> str | None:
     return "a folder" if stat.S_ISDIR(mode) else "a named pipe" if stat.S_ISFIFO(mode) else "a device"
 
 
-def start_of(path: Path, count: int = 8) -> bytes:
-    """First bytes of a file; empty if it cannot be read or is not a regular file."""
-    if special_file(path):
+def start_of(source: Path | bytes, count: int = 8) -> bytes:
+    """First bytes of a file, given by its path or its content; empty if it cannot be read or is not a regular file."""
+    if isinstance(source, bytes):
+        return source[:count]
+    if special_file(source):
         return b""
     try:
-        with path.open("rb") as file:
+        with source.open("rb") as file:
             return file.read(count)
     except (OSError, ValueError):
         return b""

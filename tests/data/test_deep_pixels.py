@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image, TiffImagePlugin
 
 from retinanet.data.dataset import Dataset, DatasetBuilder
-from retinanet.data.images import image_size, pixel_spread, read_image, read_thumbnail
+from retinanet.data.images import content_size, decode_image, image_size, pixel_spread, read_image, read_thumbnail
 from retinanet.data.pixel_range import with_one_pixel_range
 from retinanet.errors import DataError
 
@@ -205,3 +205,6 @@ def test_deep_tiff_files_keep_all_bits_in_every_layout(
     assert spread is not None
     assert (spread.least, spread.most) == (0, values.max())
     assert read_thumbnail(file, 8, (0, 4000)).size == (30, 40)
+    # From an archive, a URL or a pipe:
+    np.testing.assert_array_equal(decode_image(file.read_bytes(), "a.tif", (0, 4000)), expected)
+    assert content_size(file.read_bytes(), "a.tif") == (30, 40)

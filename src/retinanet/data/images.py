@@ -103,11 +103,7 @@ def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> npt.N
     Raises:
         DataError: the file is missing, corrupt, not an image, or has more than ``MAX_PIXELS``.
     """
-    with _opened(Path(path)) as image:
-        try:
-            return _rgb_of_blocks(image, pixel_range) if isinstance(image, Blocks) else to_rgb(image, pixel_range)
-        except Exception as error:  # Pillow's decoders also raise struct.error, KeyError, MemoryError …
-            raise DataError(f"{path}: cannot be decoded ({reason(error)}); replace or remove the file") from error
+    return _decoded(Path(path), str(path), pixel_range)
 
 
 def decode_image(content: bytes, where: str, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
@@ -116,11 +112,15 @@ def decode_image(content: bytes, where: str, pixel_range: PixelRange | None = No
     Raises:
         DataError: the content is corrupt, not an image, or has more than ``MAX_PIXELS``.
     """
-    with _open_content(content, where) as image:
+    return _decoded(content, where, pixel_range)
+
+
+def _decoded(source: Path | bytes, where: str, pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]:
+    with _opened(source, where) as image:
         try:
-            return to_rgb(image, pixel_range)
-        except Exception as error:  # as in read_image
-            raise DataError(f"{where}: cannot be decoded ({reason(error)}); replace or remove it") from error
+            return _rgb_of_blocks(image, pixel_range) if isinstance(image, Blocks) else to_rgb(image, pixel_range)
+        except Exception as error:  # Pillow's decoders also raise struct.error, KeyError, MemoryError …
+            raise _cannot_decode(where, error) from error
 
 
 def content_size(content: bytes, where: str) -> tuple[int, int]:
@@ -129,17 +129,21 @@ def content_size(content: bytes, where: str) -> tuple[int, int]:
     Raises:
         DataError: the content is not an image, or has more than ``MAX_PIXELS``.
     """
-    with _open_content(content, where) as image:
-        try:
-            return header_of_image(image).upright
-        except Exception as error:  # as in read_image
-            raise DataError(f"{where}: cannot be decoded ({reason(error)}); replace or remove it") from error
+    with _opened(content, where) as image:
+        return _header_of(image, where).upright
 
 
-def _open_content(content: bytes, where: str) -> Image.Image:
-    if _READS_HEIF and content[4:8] == b"ftyp":
-        _register_heif()
-    return _open_with_pillow(io.BytesIO(content), where)
+def _header_of(image: Image.Image | Blocks, where: str) -> Header:
+    if isinstance(image, Blocks):
+        return Header((image.size[1], image.size[0]), image.orientation)
+    try:
+        return header_of_image(image)
+    except Exception as error:  # as in _decoded
+        raise _cannot_decode(where, error) from error
+
+
+def _cannot_decode(where: object, error: Exception) -> DataError:
+    return DataError(f"{where}: cannot be decoded ({reason(error)}); replace or remove the file")
 
 
 def to_rgb(image: Image.Image, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
@@ -159,10 +163,8 @@ def image_header(path: Path) -> Header:
     found = None if special else quick_header(path)
     if found is not None and found.stored[0] * found.stored[1] <= MAX_PIXELS:
         return found
-    with _opened(path) as image:
-        if isinstance(image, Blocks):
-            return Header((image.size[1], image.size[0]), image.orientation)
-        return header_of_image(image)
+    with _opened(path, str(path)) as image:
+        return _header_of(image, str(path))
 
 
 def header_or_none(path: str) -> Header | None:
@@ -188,13 +190,13 @@ def pixel_spread(path: Path) -> Spread | None:
     Raises:
         DataError: the file is missing or not an image.
     """
-    with _opened(path) as image:
+    with _opened(path, str(path)) as image:
         try:
             if isinstance(image, Blocks):
                 return spread_of(_floats(image)) if image.deep else None
             return spread_of(deep_values(image)) if is_deep(image) else None
-        except Exception as error:  # as in read_image
-            raise DataError(f"{path}: cannot be decoded ({reason(error)}); replace or remove the file") from error
+        except Exception as error:  # as in _decoded
+            raise _cannot_decode(path, error) from error
 
 
 class Thumbnail(NamedTuple):
@@ -222,7 +224,7 @@ def read_thumbnail(path: Path, side: int, pixel_range: PixelRange | None = None)
     Raises:
         DataError: as :func:`read_image`.
     """
-    with _opened(path) as image:
+    with _opened(path, str(path)) as image:
         try:
             if isinstance(image, Blocks):
                 rgb = _rgb_of_blocks(image, pixel_range)
@@ -235,25 +237,31 @@ def read_thumbnail(path: Path, side: int, pixel_range: PixelRange | None = None)
             darkest, brightest = gray.getextrema()
             pixels = np.array(gray.resize((side, side), Image.Resampling.BOX))
             return Thumbnail(pixels, size, int(brightest) - int(darkest))  # type: ignore[arg-type]
-        except Exception as error:  # as in read_image
-            raise DataError(f"{path}: cannot be decoded ({reason(error)}); replace or remove the file") from error
+        except Exception as error:  # as in _decoded
+            raise _cannot_decode(path, error) from error
 
 
-def _opened(path: Path) -> Image.Image | Blocks:
+def _opened(source: Path | bytes, where: str) -> Image.Image | Blocks:
     """Open an image file: TIFF files that Pillow would not read, or not with all bits, as blocks."""
     try:
-        image = open_image(path)
+        image = open_image(source) if isinstance(source, Path) else _open_content(source, where)
     except DataError:
-        blocks = deep_tiff(path) if is_tiff(path) else None
+        blocks = deep_tiff(source, where) if is_tiff(source) else None
         if blocks is not None and blocks.size[0] * blocks.size[1] <= MAX_PIXELS:
             return blocks
         if blocks is not None:
             blocks.close()
         raise
-    if image.format == "TIFF" and max(image.tag_v2.get(_BITS, (1,))) > 8 and (blocks := deep_tiff(path)):  # type: ignore[attr-defined]
+    if image.format == "TIFF" and max(image.tag_v2.get(_BITS, (1,))) > 8 and (blocks := deep_tiff(source, where)):  # type: ignore[attr-defined]
         image.close()
         return blocks
     return image
+
+
+def _open_content(content: bytes, where: str) -> Image.Image:
+    if _READS_HEIF and content[4:8] == b"ftyp":
+        _register_heif()
+    return _open_with_pillow(io.BytesIO(content), where)
 
 
 def _rgb_of_blocks(blocks: Blocks, pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]:
@@ -308,7 +316,7 @@ def _open_with_pillow(file: Path | io.BytesIO, path: Path | str, max_pixels: int
         raise DataError(f"{path}: no such image file; correct the path or restore the file") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: image {_too_large(max_pixels)}") from error
-    except Exception as error:  # as in read_image
+    except Exception as error:  # as in _decoded
         raise DataError(f"{path}: not a readable image ({reason(error)}); replace or remove the file") from error
     try:
         check_pixels(path, image.size, max_pixels)

@@ -9,11 +9,10 @@ bits, and confuses the byte order of some floating-point files.
 from __future__ import annotations
 
 import io
-import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -45,35 +44,43 @@ _SHORT, _LONG = 3, 4
 _GRAY_VALUES, _COLOR_VALUES = 2, 4
 
 
-def tiff_blocks(path: Path) -> Blocks | None:
+def tiff_blocks(source: Path | bytes, where: str) -> Blocks | None:
     """Open the first image of a TIFF file; ``None`` if it cannot be read block by block.
+
+    Args:
+        source: the path of the file, or its content.
+        where: how messages name it.
 
     Raises:
         DataError: the image has more bands than colors, or a compression that Pillow does not know.
     """
-    layout = tiff_layout(path)
+    layout = tiff_layout(source)
     if layout is None:
         return None
     first = _first_block(layout)
     eight_bits = layout.dtype is None or layout.dtype.itemsize == 1
     if first is not None and layout.planes == 1 and (eight_bits or not _is_raw(layout)):
-        return _DecodedTiff(path, layout, first)
+        return _DecodedTiff(source, layout, first)
     if layout.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO) and layout.samples > _COLOR_VALUES:
         raise DataError(
-            f"{path}: {layout.samples} bands, and the file does not say which are red, green and blue; write an image "
+            f"{where}: {layout.samples} bands, and the file does not say which are red, green and blue; write an image "
             "of three bands, for example with gdal_translate -b 3 -b 2 -b 1 -colorinterp red,green,blue IN OUT"
         )
     if not _opens(layout):
         name = compression_name(layout.compression)
         raise DataError(
-            f"{path}: the compression {name} is not read; convert the file, for example "
+            f"{where}: the compression {name} is not read; convert the file, for example "
             "with gdal_translate -co COMPRESS=DEFLATE -co TILED=YES IN OUT"
         )
-    return _RawTiff(path, layout) if _is_raw(layout) else None
+    return _RawTiff(source, layout) if _is_raw(layout) else None
 
 
-def deep_tiff(path: Path) -> Blocks | None:
+def deep_tiff(source: Path | bytes, where: str) -> Blocks | None:
     """Open a TIFF file that is decoded without Pillow's conversions: with more than 8 bits per value, or planes.
+
+    Args:
+        source: the path of the file, or its content.
+        where: how messages name it.
 
     Returns:
         ``None`` if Pillow reads the pixels as they are, or if the file cannot be read block by block.
@@ -81,7 +88,7 @@ def deep_tiff(path: Path) -> Blocks | None:
     Raises:
         DataError: as :func:`tiff_blocks`.
     """
-    blocks = tiff_blocks(path)
+    blocks = tiff_blocks(source, where)
     if isinstance(blocks, _RawTiff):
         return blocks
     if blocks is not None:
@@ -98,11 +105,11 @@ def _is_raw(layout: TiffLayout) -> bool:
 class _TiffBlocks(Blocks):
     """What both ways to decode share: the bytes of the strips and tiles."""
 
-    def __init__(self, path: Path, layout: TiffLayout) -> None:
+    def __init__(self, source: Path | bytes, layout: TiffLayout) -> None:
         self.layout = layout
         self.size, self.block, self.orientation = layout.size, layout.block, layout.orientation
-        self._file = path.open("rb")
-        self._bytes = os.fstat(self._file.fileno()).st_size
+        self._file: BinaryIO = source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
+        self._bytes = self._file.seek(0, io.SEEK_END)
 
     def close(self) -> None:
         self._file.close()
@@ -142,8 +149,8 @@ class _TiffBlocks(Blocks):
 class _DecodedTiff(_TiffBlocks):
     """Blocks that Pillow decodes."""
 
-    def __init__(self, path: Path, layout: TiffLayout, first: Image.Image) -> None:
-        super().__init__(path, layout)
+    def __init__(self, source: Path | bytes, layout: TiffLayout, first: Image.Image) -> None:
+        super().__init__(source, layout)
         self.deep, self.inverted = is_deep(first), is_deep(first) and inverted(first)
 
     def decode(self, row: int, column: int) -> Pixels:
@@ -160,8 +167,8 @@ class _DecodedTiff(_TiffBlocks):
 class _RawTiff(_TiffBlocks):
     """Blocks of which Pillow only decompresses the bytes."""
 
-    def __init__(self, path: Path, layout: TiffLayout) -> None:
-        super().__init__(path, layout)
+    def __init__(self, source: Path | bytes, layout: TiffLayout) -> None:
+        super().__init__(source, layout)
         assert layout.dtype is not None
         self._type = layout.dtype
         self.deep = layout.dtype != np.uint8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,20 +93,21 @@ class TiffLayout:
         return self.block[1] * size * (self.samples if self.planes == 1 else 1)
 
 
-def is_tiff(path: Path) -> bool:
+def is_tiff(source: Path | bytes) -> bool:
     """Whether a file starts as a TIFF or BigTIFF file does; ``False`` for files that cannot be read."""
-    return start_of(path).startswith(_SIGNATURES)
+    return start_of(source).startswith(_SIGNATURES)
 
 
-def tiff_layout(path: Path) -> TiffLayout | None:
-    """Read the layout of the first image; ``None`` if it cannot be read block by block.
+def tiff_layout(source: Path | bytes) -> TiffLayout | None:
+    """Read the layout of the first image of a file, given by its path or its content; ``None`` if it cannot be read
+    block by block.
 
     That is so for damaged headers, volumes, and blocks of more than ``LARGEST_BLOCK`` pixels.
     """
     from tifffile import TiffFile
 
     try:
-        with TiffFile(path) as file:
+        with TiffFile(source if isinstance(source, Path) else io.BytesIO(source)) as file:
             return _layout(file.pages.first, file.filehandle)
     except Exception:  # of a damaged header; Pillow's error is reported for it
         return None

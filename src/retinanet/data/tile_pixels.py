@@ -86,7 +86,7 @@ def reads_tiles(path: str, tile: int) -> bool:
     if os.path.splitext(path)[1].lower() not in (".tif", ".tiff"):
         return False
     try:
-        blocks = tiff_blocks(Path(path))
+        blocks = tiff_blocks(Path(path), path)
     except (DataError, OSError):  # reported when the image is decoded
         return False
     if blocks is None:

@@ -74,7 +74,7 @@ def _blocks(path: Path, max_pixels: int) -> Blocks | None:
     start = start_of(path)
     blocks = None
     if is_tiff(path):
-        blocks = tiff_blocks.tiff_blocks(path)
+        blocks = tiff_blocks.tiff_blocks(path, str(path))
     elif start.startswith(png_blocks.SIGNATURE):
         blocks = png_blocks.png_blocks(path)
     elif start.startswith(jpeg_blocks.SIGNATURE):
