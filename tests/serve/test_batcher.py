@@ -78,6 +78,21 @@ def test_images_of_other_sizes_or_options_have_their_own_batches(batcher: Batche
     assert sorted(held.batches) == [[1], [10], [11], [12], [13]]
 
 
+def test_a_network_with_streams_computes_images_of_any_size_together_and_no_more_than_streams(
+    held: HeldDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HeldDetector, "streams", 2)
+    batcher = Batcher({"held": held}, ServeSettings(batch=4, decoders=1, wait_ms=50))
+    hold(batcher, held)
+    futures = [batcher.submit(job(10 * place, size=(200, 50 * place))) for place in (1, 2, 3, 4)]
+    sleep(0.2)
+    held.gate.set()
+    found = [future.result(10) for future in futures]
+    assert [each.size for each in found] == [(50 * place, 200) for place in (1, 2, 3, 4)]
+    assert held.batches == [[1], [10, 20], [30, 40]]
+    batcher.close()
+
+
 def test_an_image_on_which_the_network_fails_fails_alone(batcher: Batcher, held: HeldDetector) -> None:
     hold(batcher, held)
     futures = [batcher.submit(job(value)) for value in (10, POISON, 30)]

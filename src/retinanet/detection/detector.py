@@ -224,6 +224,14 @@ class Detector(ABC):
         return batch
 
     @property
+    def streams(self) -> int:
+        """Number of images that are computed at the same time, each alone; 1: a batch is computed as a whole.
+
+        With several streams, images of different padded sizes may share a batch.
+        """
+        return 1
+
+    @property
     def input_sizes(self) -> InputSizes:
         """The sizes of images in the input of the network."""
         return InputSizes(self.info.config.data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,9 @@ from retinanet.anchors import AnchorGrid, make_grid
 from retinanet.config import AnchorSpec
 from retinanet.data.image_sizes import padded_size
 from retinanet.data.transforms import normalized_batch, resize_image
+from retinanet.decode_config import ResolvedDecodeConfig
 from retinanet.detection.detector import Detector, Pixels
+from retinanet.detection.streams import in_streams
 from retinanet.detections import Detections
 from retinanet.errors import ConfigError
 from retinanet.hardware import autocast, resolve_device, resolve_precision
@@ -72,9 +74,14 @@ class PyTorchDetector(Detector):
         if compile:
             self.network.compile()
 
+    @property
+    def streams(self) -> int:
+        """Number of images that are computed at the same time, each alone; 1: a batch is computed as a whole."""
+        return 1 if self.compiled or self.device.type != "cpu" else torch.get_num_threads()
+
     def tile_batch(self, batch: int, shape: tuple[int, int]) -> int:
         """Return how many tiles of ``(h, w)`` input pixels go through the network together; ``batch`` is wanted."""
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or 1 < self.streams <= batch:
             return batch
         return max(1, min(batch, _CPU_PIXELS // (shape[0] * shape[1])))
 
@@ -83,7 +90,6 @@ class PyTorchDetector(Detector):
         tensor = _as_tensor(np.ascontiguousarray(image))
         return resize_image(tensor, shape, self.info.config.data).permute(1, 2, 0).numpy()
 
-    @torch.inference_mode()
     def detect_scaled(
         self,
         images: Sequence[Pixels],
@@ -93,10 +99,30 @@ class PyTorchDetector(Detector):
     ) -> list[Detections]:
         """Detect objects in RGB arrays ``(h, w, 3)`` in 0–255 that already have the network's input size.
 
-        ``padded_to`` is the ``(H, W)`` of the batch, as an exported file with a fixed size has it. Unset: the
-        next multiples of ``data.pad_to``.
+        On the CPU, a single image gets all threads; of several images, if there are as many as threads, each gets one.
+
+        Args:
+            images: the images.
+            score: lowest score; unset: the number that the weights store.
+            max_detections: largest number of detections per image; unset: the number that the weights store.
+            padded_to: ``(H, W)`` of the batch, as an exported file with a fixed size has it. Unset: the next multiples
+                of ``data.pad_to``.
         """
         settings = self.decode_config(score, max_detections)
+        if 1 < self.streams <= len(images):
+            one = partial(self._detect_one, settings=settings, padded_to=padded_to)
+            return in_streams(one, images, self.streams)
+        return self._detect_batch(images, settings, padded_to)
+
+    def _detect_one(
+        self, image: Pixels, settings: ResolvedDecodeConfig, padded_to: tuple[int, int] | None
+    ) -> Detections:
+        return self._detect_batch([image], settings, padded_to)[0]
+
+    @torch.inference_mode()
+    def _detect_batch(
+        self, images: Sequence[Pixels], settings: ResolvedDecodeConfig, padded_to: tuple[int, int] | None
+    ) -> list[Detections]:
         tensors = [_as_tensor(image) for image in images]
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         padded_to = padded_to or padded_size(sizes, self.info.config.data.pad_to)

@@ -1,7 +1,7 @@
 """Collect the images of many clients in batches: threads decode, one thread runs the networks.
 
-Only images with equal padded size and equal options share a batch, so that no image changes the result of another
-(:mod:`retinanet.data.image_sizes`).
+Only images with equal options share a batch. If the network computes a batch as a whole, they also have equal padded
+size, so that no image changes the result of another (:mod:`retinanet.data.image_sizes`).
 """
 
 from __future__ import annotations
@@ -142,6 +142,9 @@ class Batcher:
         on_batch: Callable[[int], object] = lambda images: None,
     ) -> None:
         self._models, self._settings, self._on_batch = dict(models), settings, on_batch
+        self._streams = {
+            name: streams for name, each in models.items() if 1 < (streams := each.streams) <= settings.batch
+        }
         self._network_threads = _torch_threads()
         self._pool = ThreadPoolExecutor(
             settings.decoders, thread_name_prefix="decode", initializer=_use_torch_threads, initargs=(1,)
@@ -207,7 +210,8 @@ class Batcher:
         if job.options.tiling is None:
             shape = detector.scaled_size(*job.size)
             job.scaled = detector.resize(image, shape)
-            padded = padded_size([shape], detector.info.config.data.pad_to)
+            if job.options.model not in self._streams:
+                padded = padded_size([shape], detector.info.config.data.pad_to)
         job.seconds["decode"] = monotonic() - begin
         return job.options, padded
 
@@ -230,14 +234,16 @@ class Batcher:
                     key = min(self._groups, key=lambda key: self._groups[key][0].ready)
                     group = self._groups[key]
                     left = group[0].ready + self._settings.wait_ms / 1000 - monotonic()
-                    if left <= 0 or len(group) >= self._settings.batch or not self._decoding:
+                    # More images than streams would only wait for each other.
+                    most = self._streams.get(key[0].model, self._settings.batch)
+                    if left <= 0 or len(group) >= most or not self._decoding:
                         break
                     self._change.wait(left)
                 elif self._closing and not self._decoding:
                     return None
                 else:
                     self._change.wait()
-            jobs = [group.popleft() for _ in range(min(self._settings.batch, len(group)))]
+            jobs = [group.popleft() for _ in range(min(most, len(group)))]
             if not group:
                 del self._groups[key]
             return jobs
@@ -292,14 +298,13 @@ def _torch_threads() -> int:
 
 
 def _use_torch_threads(count: int) -> None:
-    """Set the number of threads of PyTorch for the calling thread, if it is in use: one to scale images, all others
-    for the network. Each thread sets it, because it also becomes the number of threads that use PyTorch later.
+    """Set the number of threads that PyTorch uses in the calling thread, if it is in use: one to scale images, all
+    others for the network.
     """
     if "torch" in sys.modules:
-        import torch
+        from retinanet.detection.streams import use_torch_threads
 
-        torch.get_num_threads()  # the first use in a thread takes over the number that was set last in any thread
-        torch.set_num_threads(count)
+        use_torch_threads(count)
 
 
 def _kind(error: BaseException) -> str:

@@ -10,9 +10,11 @@ import re
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +25,17 @@ from retinanet.optional_packages import explain_missing_packages
 from retinanet.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
+    from retinanet.detection.detector import Detector
     from retinanet.serve.batcher import MakeJobRunner
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 # Names that do not tell models of several trainings apart; such a model is named after its folder.
 _ORDINARY = ("best", "last", "model")
+
+# Seconds for which a thread may keep the others from running Python code. The network needs its turn hundreds of times
+# for each image; with Python's 5 ms, a server that refuses many requests would hardly compute.
+_SWITCH_INTERVAL = 0.0005
 
 
 @dataclass(frozen=True)
@@ -83,13 +90,13 @@ def serve(
     token = read_token(options.token_file)
     listener = bind(options.host, options.port)
     with listener, ExitStack() as stack:
-        single = {"precision": options.precision, "device": options.device, "threads": options.threads}
-        models = {name: load(path, **single) for name, path in named.items()}  # type: ignore[arg-type]
+        models = _load(named, options)
         make_batcher = Batcher if workers is None else stack.enter_context(workers())
         app = create_app(models, options.settings, token, make_batcher)
         app.state.service.start()
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it would log the paths of requests
+        sys.setswitchinterval(_SWITCH_INTERVAL)
         warnings.filterwarnings("ignore", module="PIL")  # about large and damaged images; the answers say it
         shown = f"[{options.host}]" if ":" in options.host else options.host
         if token is None and not is_loopback(options.host):
@@ -97,6 +104,17 @@ def serve(
         line = f"serving {', '.join(models)} at http://{shown}:{listener.getsockname()[1]}/ (Ctrl-C ends)"
         Server(app, lambda: say(line)).run(sockets=[listener])
     say("stopped")
+
+
+def _load(named: Mapping[str, str], options: ServeOptions) -> dict[str, Detector]:
+    """Load the models in a thread that ends.
+
+    OpenMP keeps the threads with which a thread has computed. If all of them and those of the network are more than the
+    cores, OpenMP puts them to sleep after each layer, and the network takes a third more time.
+    """
+    with ThreadPoolExecutor(1) as loader:
+        single = partial(load, precision=options.precision, device=options.device, threads=options.threads)
+        return dict(zip(named, loader.map(single, named.values()), strict=True))
 
 
 def model_names(weights: Sequence[str]) -> dict[str, str]:
