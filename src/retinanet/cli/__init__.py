@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -35,6 +36,27 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0, 1 for an error, 2 for an invalid command line, 130 after Ctrl-C."""
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except OSError as error:
+        if not _reader_has_ended():
+            errors.print(f"error: standard output: {machine_failure(error, '')}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+        return 1
+    return code
+
+
+def _reader_has_ended() -> bool:
+    """Whether the program that reads the output, such as ``head``, has ended."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show must not end a training
         if isinstance(stream, io.TextIOWrapper):
@@ -68,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"{stopped}{hint}" if str(stopped) else "stopped")
         return 130
     except (OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_ended():
+            raise
         failure = machine_failure(error, verb)
         if failure is None:
             raise
