@@ -1,9 +1,9 @@
-"""Kill ``retinanet detect`` again and again: ``python benchmarks/resume.py WORK [--images N]``.
+"""Kill ``retinanet detect`` again and again: ``python benchmarks/resume.py WORK [--images N] [--plot]``.
 
 The script writes N small images and a tiny detector with random weights into WORK. It runs ``retinanet detect`` over
 them once without interruption, and once with kills (SIGKILL) after random numbers of images, each followed by
 ``--resume``. It compares the files of both runs byte by byte, and samples the resident memory. The result is
-``benchmarks/results/resume.json``.
+``benchmarks/results/resume.json`` and a plot of the memory, ``docs/images/resume.png``. ``--plot`` only draws the plot.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from retinanet.config import Config
@@ -26,6 +27,7 @@ from retinanet.model_info import ModelInfo
 from retinanet.zoo.weights import save_weights
 
 RESULT = Path(__file__).parent / "results" / "resume.json"
+PLOT = Path(__file__).parent.parent / "docs" / "images" / "resume.png"
 SIDE = 32
 
 # Seconds between two samples of the memory.
@@ -86,12 +88,33 @@ def run(work: Path, out: Path, resume: bool, kill_after: int | None) -> tuple[bo
     return True, samples
 
 
+def plot() -> None:
+    """Draw the memory of both runs over the number of images that are done."""
+    content = json.loads(RESULT.read_text(encoding="utf-8"))
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name, label in (
+        ("killed", f"{content['kills']} kills, each followed by --resume"),
+        ("whole", "without a kill"),
+    ):
+        samples = np.array([sample for sample in content[name] if sample[1]])  # 0: the process has ended
+        axes.plot(samples[:, 0], samples[:, 1], "." if name == "killed" else "-", markersize=3, label=label)
+    axes.set(xlabel="images done", ylabel="resident memory (MB)", ylim=(0, None))
+    axes.legend(loc="center")
+    axes.grid(alpha=0.3)
+    figure.savefig(PLOT, dpi=110)
+
+
 def main() -> None:
     """Run both, compare, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("work", type=Path)
     parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--plot", action="store_true")
     given = parser.parse_args()
+    if given.plot:
+        plot()
+        return
     write_detector(given.work / "tiny.safetensors")
     write_images(given.work / "images", given.images)
     begin = time.monotonic()
@@ -110,6 +133,7 @@ def main() -> None:
     content = {"images": given.images, "kills": kills, "seconds": round(seconds), "equal": equal}
     text = json.dumps({**content, "whole": whole, "killed": killed})
     RESULT.write_text(text.replace('"killed"', '\n"killed"').replace('"whole"', '\n"whole"') + "\n")
+    plot()
     print(json.dumps(content))
 
 
