@@ -87,6 +87,7 @@ def test_color_images_with_16_bits_keep_all_bits(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 4096, (30, 40, 3), dtype=np.uint16)
     pixels = read_image(write_color_png(tmp_path / "a.png", values))
     assert np.abs(pixels - values * (255 / 4095)).max() <= 0.51
+    np.testing.assert_array_equal(decode_image((tmp_path / "a.png").read_bytes(), "a.png"), pixels)
     full = np.random.default_rng(0).integers(0, 65536, (30, 40, 3), dtype=np.uint16)
     assert np.abs(read_image(write_color_png(tmp_path / "b.png", full)) - full / 257.0).max() <= 0.51
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
 from PIL import Image, ImageOps
 
 from retinanet.data.exif import turned_pixels
-from retinanet.data.images import image_size, read_image, to_rgb
+from retinanet.data.images import decode_image, image_size, read_image, read_thumbnail, to_rgb
 from retinanet.errors import DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -56,6 +57,7 @@ def test_heic_files_are_named_without_the_extra(tmp_path: Path) -> None:
     program = """
 import sys
 sys.modules["pillow_heif"] = None  # as if it were not installed
+from functools import partial
 from pathlib import Path
 from retinanet.data.images import read_image, unread_files
 print(*unread_files(["a.heic", "b.HEIF", "c.jpg"]))
@@ -222,6 +224,31 @@ def test_truncated(tmp_path: Path) -> None:
     assert image_size(file) == (40, 30)
     with pytest.raises(DataError, match=r"a\.jpg: cannot be decoded"):
         read_image(file)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_a_png_file_with_damaged_pixels_is_refused_everywhere(tmp_path: Path, mode: str) -> None:
+    """Its EXIF data may follow the pixels, so Pillow decodes the pixels to find them."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    file = tmp_path / "a.png"
+    Image.fromarray(noise).convert(mode).save(file)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 50] = bytes(50)
+    file.write_bytes(data)
+    for read in (
+        read_image,
+        lambda path: decode_image(path.read_bytes(), "a.png"),
+        lambda path: read_thumbnail(path, 8),
+    ):
+        with pytest.raises(DataError, match=r"a\.png: cannot be decoded"):
+            read(file)
+
+
+def test_big_endian_bigtiff(tmp_path: Path) -> None:
+    file = tmp_path / "a.tif"
+    tifffile.imwrite(file, RGB, bigtiff=True, byteorder=">", photometric="rgb")  # Pillow does not read it
+    check(file, RGB)
+    np.testing.assert_array_equal(decode_image(file.read_bytes(), "a.tif"), RGB)
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"", "not a readable image"), (b"hello", "not a readable image")])

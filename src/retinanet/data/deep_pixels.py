@@ -40,6 +40,9 @@ _VALUES = 200_000
 # Larger numbers mark missing values, for example −3.4e38 in GeoTIFF files.
 _MISSING = 1e30
 
+# Why a PNG file with 16-bit colors is not read if it has no blocks.
+UNREAD_DEEP_PNG = "damaged, or an interlaced PNG with 16-bit colors; save it without interlacing"
+
 _PHOTOMETRIC, _WHITE_IS_ZERO, _NO_DATA = 262, 0, 42113
 
 
@@ -55,7 +58,7 @@ class Spread(NamedTuple):
 
 def is_deep(image: Image.Image) -> bool:
     """Whether a Pillow image that was just opened has more than 8 bits per value."""
-    return image.mode.startswith("I") or image.mode == "F" or _is_deep_png(image)
+    return image.mode.startswith("I") or image.mode == "F" or is_deep_png(image)
 
 
 def deep_values(image: Image.Image) -> Floats:
@@ -63,7 +66,7 @@ def deep_values(image: Image.Image) -> Floats:
 
     Missing values are NaN.
     """
-    if _is_deep_png(image) and (path := getattr(image, "filename", "")):
+    if is_deep_png(image) and (path := getattr(image, "filename", "")):
         return turned_pixels(_png_values(path), orientation_of(image))
     image = upright(image)
     no_data = getattr(image, "tag_v2", {}).get(_NO_DATA, "")
@@ -127,7 +130,7 @@ def to_8_bits(values: Floats, pixel_range: PixelRange | None, invert: bool = Fal
     return gray if gray.ndim == 3 else np.repeat(gray[:, :, None], 3, axis=2)
 
 
-def _is_deep_png(image: Image.Image) -> bool:
+def is_deep_png(image: Image.Image) -> bool:
     """Whether a color PNG has 16 bits. Pillow would read only the upper 8 bits."""
     tiles = getattr(image, "tile", None)
     deep = image.format == "PNG" and tiles and ";16" in str(tiles[0].args)
@@ -137,6 +140,6 @@ def _is_deep_png(image: Image.Image) -> bool:
 def _png_values(path: str) -> Floats:
     blocks = png_blocks(Path(path))
     if blocks is None:
-        raise ValueError("damaged, or an interlaced PNG with 16-bit colors; save it without interlacing")
+        raise ValueError(UNREAD_DEEP_PNG)
     with blocks:
         return blocks.whole().astype(np.float32, copy=False)

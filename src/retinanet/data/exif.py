@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from collections.abc import Callable, Sequence
@@ -75,7 +76,14 @@ def header_of_image(image: Image.Image) -> Header:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF orientation of a Pillow image; 1 if it has none or an invalid one."""
+    """EXIF orientation of a Pillow image; 1 if it has none or an invalid one.
+
+    Raises:
+        Exception: the image is a PNG file with damaged pixels, after which EXIF data may follow. Which exception
+            depends on the damage.
+    """
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()  # getexif would do so, and its error would be taken for one of the EXIF data
     try:
         value = int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:  # a broken EXIF block raises many kinds of errors; the pixels may be fine
@@ -141,13 +149,13 @@ def turned_boxes(
     return np.where(sideways, np.column_stack((y1, x1, y2, x2)), np.column_stack((x1, y1, x2, y2)))
 
 
-def quick_header(path: str | os.PathLike[str]) -> Header | None:
-    """Read the header of a JPEG or PNG file without EXIF data; ``None`` for every other file.
+def quick_header(source: str | os.PathLike[str] | bytes) -> Header | None:
+    """Read the header of a JPEG or PNG file without EXIF data, from its path or its content; ``None`` for all others.
 
     It takes a tenth of Pillow's time. For PNG, Pillow would even decode the pixels, because EXIF data may follow them.
     """
     try:
-        with open(path, "rb") as file:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
             head = file.read(_HEAD)
             if head.startswith(b"\xff\xd8\xff"):
                 return _jpeg_header(file, head)

@@ -18,10 +18,21 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from retinanet.data.blocks import Blocks
-from retinanet.data.deep_pixels import PixelRange, Spread, deep_values, inverted, is_deep, spread_of, to_8_bits
+from retinanet.data.deep_pixels import (
+    UNREAD_DEEP_PNG,
+    PixelRange,
+    Spread,
+    deep_values,
+    inverted,
+    is_deep,
+    is_deep_png,
+    spread_of,
+    to_8_bits,
+)
 from retinanet.data.exif import Header, header_of_image, quick_header, turned_pixels, upright
+from retinanet.data.png_blocks import png_blocks
 from retinanet.data.rgb import plain_rgb
-from retinanet.data.tiff_blocks import deep_tiff
+from retinanet.data.tiff_blocks import deep_tiff, tiff_blocks
 from retinanet.data.tiff_layout import is_tiff
 from retinanet.errors import DataError
 from retinanet.files import special_file
@@ -129,13 +140,25 @@ def content_size(content: bytes, where: str) -> tuple[int, int]:
     Raises:
         DataError: the content is not an image, or has more than ``MAX_PIXELS``.
     """
-    with _opened(content, where) as image:
-        return _header_of(image, where).upright
+    return _header(content, where).upright
 
 
-def _header_of(image: Image.Image | Blocks, where: str) -> Header:
-    if isinstance(image, Blocks):
-        return Header((image.size[1], image.size[0]), image.orientation)
+def _header(source: Path | bytes, where: str) -> Header:
+    found = quick_header(source)
+    if found is not None and found.stored[0] * found.stored[1] <= MAX_PIXELS:
+        return found
+    with _opened(source, where) as image:
+        if isinstance(image, Blocks):
+            return Header((image.size[1], image.size[0]), image.orientation)
+        return opened_header(image, where)
+
+
+def opened_header(image: Image.Image, where: object) -> Header:
+    """Return the header of an image that Pillow has opened; ``where`` names the image in messages.
+
+    Raises:
+        DataError: the pixels were needed for it, and cannot be decoded.
+    """
     try:
         return header_of_image(image)
     except Exception as error:  # as in _decoded
@@ -159,12 +182,9 @@ def image_header(path: Path) -> Header:
     Raises:
         DataError: the file is missing or not an image.
     """
-    special = special_file(path)  # opening a pipe would wait forever
-    found = None if special else quick_header(path)
-    if found is not None and found.stored[0] * found.stored[1] <= MAX_PIXELS:
-        return found
-    with _opened(path, str(path)) as image:
-        return _header_of(image, str(path))
+    if special_file(path):  # opening a pipe would wait forever
+        open_image(path)  # raises the error that says so
+    return _header(path, str(path))
 
 
 def header_or_none(path: str) -> Header | None:
@@ -230,7 +250,7 @@ def read_thumbnail(path: Path, side: int, pixel_range: PixelRange | None = None)
                 rgb = _rgb_of_blocks(image, pixel_range)
                 size = (rgb.shape[1], rgb.shape[0])
             else:
-                size = header_of_image(image).upright
+                size = opened_header(image, path).upright
                 image.draft("L", (4 * side, 4 * side))  # JPEG: reads every byte but computes few pixels
                 rgb = to_rgb(image, pixel_range)
             gray = Image.fromarray(rgb).convert("L")
@@ -242,11 +262,11 @@ def read_thumbnail(path: Path, side: int, pixel_range: PixelRange | None = None)
 
 
 def _opened(source: Path | bytes, where: str) -> Image.Image | Blocks:
-    """Open an image file: TIFF files that Pillow would not read, or not with all bits, as blocks."""
+    """Open an image file: files that Pillow would not read, or not with all bits, as blocks."""
     try:
         image = open_image(source) if isinstance(source, Path) else _open_content(source, where)
     except DataError:
-        blocks = deep_tiff(source, where) if is_tiff(source) else None
+        blocks = tiff_blocks(source, where) if is_tiff(source) else None
         if blocks is not None and blocks.size[0] * blocks.size[1] <= MAX_PIXELS:
             return blocks
         if blocks is not None:
@@ -255,6 +275,11 @@ def _opened(source: Path | bytes, where: str) -> Image.Image | Blocks:
     if image.format == "TIFF" and max(image.tag_v2.get(_BITS, (1,))) > 8 and (blocks := deep_tiff(source, where)):  # type: ignore[attr-defined]
         image.close()
         return blocks
+    if is_deep_png(image):
+        image.close()
+        if blocks := png_blocks(source):
+            return blocks
+        raise _cannot_decode(where, ValueError(UNREAD_DEEP_PNG))
     return image
 
 

@@ -59,10 +59,12 @@ class _State(NamedTuple):
         return self._replace(inflater=self.inflater.copy())
 
 
-def png_blocks(path: Path) -> Blocks | None:
-    """Open a PNG file; ``None`` if it is interlaced or damaged, so that it can only be decoded whole."""
+def png_blocks(source: Path | bytes) -> Blocks | None:
+    """Open a PNG file, given by its path or its content; ``None`` if it is interlaced or damaged, so that it can only
+    be decoded whole.
+    """
     try:
-        return _PngStrips(path)
+        return _PngStrips(source)
     except (OSError, ValueError, KeyError, struct.error):
         return None
 
@@ -74,8 +76,8 @@ class _PngStrips(Blocks):
         ValueError: the file is interlaced, or it is not a valid PNG file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
+    def __init__(self, source: Path | bytes) -> None:
+        self._file: BinaryIO = source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
         try:
             self._open()
         except BaseException:

@@ -21,13 +21,12 @@ from retinanet.data.deep_pixels import PixelRange, is_deep, range_of, spread_of,
 from retinanet.data.exif import (
     SIDEWAYS,
     TURNED_BACK,
-    header_of_image,
     orientation_of,
     turned_boxes,
     turned_pixels,
     upright,
 )
-from retinanet.data.images import MAX_PIXELS, check_pixels, open_image, reason, to_rgb
+from retinanet.data.images import MAX_PIXELS, check_pixels, open_image, opened_header, reason, to_rgb
 from retinanet.data.read_ahead import read_ahead
 from retinanet.data.rgb import plain_rgb
 from retinanet.data.tiff_layout import is_tiff
@@ -193,7 +192,7 @@ class _WholeReader(WindowReader):
     def __init__(self, path: Path, pixel_range: PixelRange | None, max_pixels: int) -> None:
         self.path, self._range = path, pixel_range
         self._image = open_image(path, max_pixels)
-        width, height = header_of_image(self._image).upright
+        width, height = opened_header(self._image, path).upright
         self.size = (height, width)
         self._loaded = False
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from retinanet.data.deep_pixels import PixelRange, is_deep
-from retinanet.data.exif import header_of_image
+from retinanet.data.exif import header_of_image, quick_header
 from retinanet.data.images import MAX_PIXELS, to_rgb
 from retinanet.serve.refusals import Refusal
 
@@ -54,17 +54,22 @@ def read_upload_header(content: bytes, megapixels: float) -> UploadHeader:
         Refusal: ``content`` is not an image in one of :data:`FORMATS`, or is larger than ``megapixels``.
     """
     with _open(content) as image:
+        _check_size(*image.size, megapixels)  # before the EXIF data are read, which may follow the pixels
         try:
-            width, height = header_of_image(image).upright
-        except Exception as error:  # damaged headers raise errors of many classes
+            header = quick_header(content) or header_of_image(image)
+        except Exception as error:  # damaged files raise errors of many classes
             raise _broken(error) from error
+    _check_size(*header.upright, megapixels)
+    return UploadHeader(*header.upright)
+
+
+def _check_size(width: int, height: int, megapixels: float) -> None:
     if width < 1 or height < 1:
         raise Refusal("broken_image", f"the image has {width}×{height} pixels")
     if width * height > min(megapixels * 1e6, MAX_PIXELS):
         raise Refusal(
             "too_many_pixels", f"the image has {width}×{height} pixels; the limit is {megapixels:g} megapixels"
         )
-    return UploadHeader(width, height)
 
 
 def decode_upload(content: bytes, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
