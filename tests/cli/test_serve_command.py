@@ -54,7 +54,17 @@ def test_names_of_models() -> None:
         "e-f": "d/e f.xml",
     }
     with pytest.raises(ConfigError, match="cannot name a model"):
-        model_names(["a/b=c.onnx"])
+        model_names(["a b=c.onnx"])
+
+
+def test_a_path_may_contain_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.3.onnx").touch()
+    assert model_names(["runs/lr=0.1/best.onnx", "lr=0.3.onnx", "a=runs/lr=0.2/best.onnx"]) == {
+        "lr-0.1": "runs/lr=0.1/best.onnx",
+        "lr-0.3": "lr=0.3.onnx",
+        "a": "runs/lr=0.2/best.onnx",
+    }
 
 
 def test_the_token_comes_from_the_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

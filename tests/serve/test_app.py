@@ -159,6 +159,21 @@ def test_invalid_options_are_refused(client: Client, query: str, status: int, co
     assert (answer.status, answer.code) == (status, code)
 
 
+def test_messages_about_options_say_what_can_be_given(client: Client) -> None:
+    assert "a whole number from 64, auto or none" in client.detect(gray(9), "?tile=AUTO").body.decode()
+    assert "there are model, score, max_detections, tile" in client.detect(gray(9), "?skore=1").body.decode()
+
+
+def test_addresses_with_a_slash_at_the_end_are_not_redirected(client: Client) -> None:
+    answer = client("POST", "/v1/detect/", gray(9))
+    assert (answer.status, answer.code) == (404, "not_found")
+
+
+def test_health_can_be_asked_for_without_a_body(client: Client) -> None:
+    answer = client("HEAD", "/healthz")
+    assert (answer.status, answer.body) == (200, b"")
+
+
 def test_errors_are_json_with_a_code(client: Client) -> None:
     large = client.detect(bytes(1_000_001))
     assert (large.status, large.code) == (413, "too_large")

@@ -68,6 +68,7 @@ FORM = "multipart/form-data; boundary=b"
         (b"--b\r\nContent-Disposition: form-data\r\n\r\nX\r\n--b--", FORM, "bad_multipart"),
         (b"--b\r\n\r\nX\r\n--b--", FORM, "bad_multipart"),
         (b"--b\r\nX: " + b"y" * 9000 + b"\r\n\r\nX\r\n--b--", FORM, "bad_multipart"),
+        (HEAD + b'X\r\n--b\r\nContent-Disposition: form-data; name="score"\r\n\r\n0.9\r\n--b--', FORM, "bad_multipart"),
         (HEAD * 100 + b"X\r\n--b--", FORM, "bad_multipart"),
     ],
 )

@@ -64,6 +64,28 @@ def test_an_endless_body_ends() -> None:
         assert sent < 5 * 32e6 + 8e6
 
 
+@pytest.mark.parametrize("first", [0, 100_000])
+def test_a_body_in_tiny_chunks_is_refused_before_it_keeps_others_waiting(first: int) -> None:
+    with running({"held": HeldDetector()}, QUICK) as client, client.open() as connection:
+        head = request_head(5).replace(b"Content-Length: 5", b"Transfer-Encoding: chunked")
+        connection.sendall(head + b"2\r\nab\r\n" * first)
+        with suppress(OSError):
+            for _ in range(20):
+                connection.sendall(b"2\r\nab\r\n" * 10_000)
+        begin = monotonic()
+        assert client("GET", "/healthz").status == 200
+        assert monotonic() - begin < 0.4
+
+
+def test_a_body_in_chunks_of_a_kilobyte_is_accepted() -> None:
+    content = gray(5, (400, 400)) + bytes(100_000)
+    parts = [content[place : place + 1000] for place in range(0, len(content), 1000)]
+    body = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in [*parts, b""])
+    with running({"held": HeldDetector()}, ServeSettings()) as client:
+        head = request_head(5).replace(b"Content-Length: 5", b"Transfer-Encoding: chunked\r\nConnection: close")
+        assert client.send_bytes(head + body).startswith(b"HTTP/1.1 200")
+
+
 @pytest.mark.parametrize(
     "data",
     [

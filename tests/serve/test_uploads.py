@@ -6,9 +6,11 @@ import struct
 import zlib
 from pathlib import Path
 from time import monotonic
+from typing import Literal
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from retinanet.data.images import read_image
@@ -59,6 +61,26 @@ FILES = {
     "a.ppm": encoded(noise(), "PPM"),
     "a.avif": encoded(noise(), "AVIF"),
 }
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "i2", "f2", "f4", "f8"])
+@pytest.mark.parametrize("planar", ["gray", "contig", "separate"])
+def test_a_tiff_file_has_the_pixels_of_the_command_or_is_refused(
+    tmp_path: Path, order: Literal["<", ">"], dtype: str, planar: str
+) -> None:
+    values = np.linspace(0, 120, 30 * 40 * 3).reshape(30, 40, 3).astype(dtype)
+    file = tmp_path / "a.tif"
+    if planar == "gray":
+        tifffile.imwrite(file, values[:, :, 0], photometric="minisblack", byteorder=order)
+    else:
+        stored = values if planar == "contig" else values.transpose(2, 0, 1)
+        tifffile.imwrite(file, stored, photometric="rgb", planarconfig=planar, byteorder=order)
+    if dtype == "u1" or (planar == "gray" and (dtype == "u2" or (dtype == "f4" and order == "<"))):
+        np.testing.assert_array_equal(decode_upload(file.read_bytes(), (0, 120)), read_image(file, (0, 120)))
+    else:
+        with pytest.raises(Refusal, match=r"not read|not an image"):
+            decode_upload(file.read_bytes(), (0, 120))
 
 
 @pytest.mark.parametrize("name", FILES)

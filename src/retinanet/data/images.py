@@ -272,7 +272,7 @@ def _opened(source: Path | bytes, where: str) -> Image.Image | Blocks:
         if blocks is not None:
             blocks.close()
         raise
-    if image.format == "TIFF" and max(image.tag_v2.get(_BITS, (1,))) > 8 and (blocks := deep_tiff(source, where)):  # type: ignore[attr-defined]
+    if is_deep_tiff(image) and (blocks := deep_tiff(source, where)):
         image.close()
         return blocks
     if is_deep_png(image):
@@ -281,6 +281,11 @@ def _opened(source: Path | bytes, where: str) -> Image.Image | Blocks:
             return blocks
         raise _cannot_decode(where, ValueError(UNREAD_DEEP_PNG))
     return image
+
+
+def is_deep_tiff(image: Image.Image) -> bool:
+    """Whether an image is a TIFF file with more than 8 bits per value; Pillow reads some of them wrong."""
+    return image.format == "TIFF" and max(image.tag_v2.get(_BITS, (1,))) > 8  # type: ignore[attr-defined]
 
 
 def _open_content(content: bytes, where: str) -> Image.Image:

@@ -13,13 +13,17 @@ from starlette.exceptions import HTTPException
 
 from retinanet._version import __version__
 from retinanet.detection.detector import Detector
+from retinanet.detection.tile_plan import LEAST_TILE
 from retinanet.serve.batcher import Batcher, MakeJobRunner
 from retinanet.serve.guard import Guard, refusal_headers
 from retinanet.serve.page_files import page_router
 from retinanet.serve.refusals import Refusal
-from retinanet.serve.routes import router
+from retinanet.serve.routes import DetectQuery, router
 from retinanet.serve.service import Service
 from retinanet.serve.settings import ServeSettings
+
+# What to say about an option, instead of a sentence about each of its types.
+_REASONS = {"tile": f"give a whole number from {LEAST_TILE}, auto or none"}
 
 _DESCRIPTION = 'Detects objects in images. Errors are JSON with a code: `{"error": {"code": …, "message": …}}`.'
 
@@ -58,6 +62,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # the address would be built from the client's header Host
     )
     app.state.service = service
     app.include_router(router)
@@ -79,8 +84,11 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = ".".join(str(each)[:60] for each in first["loc"][1:])
-    return await _refused(request, Refusal("invalid_option", f"{place}: {first['msg']}"))
+    name = str(first["loc"][1])[:60] if len(first["loc"]) > 1 else "the query"
+    reason = _REASONS.get(name) or first["msg"]
+    if first["type"] == "extra_forbidden":
+        reason = f"no such option; there are {', '.join(DetectQuery.model_fields)}"
+    return await _refused(request, Refusal("invalid_option", f"{name}: {reason}"))
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -23,6 +23,9 @@ _SLOWEST = 100_000
 FIELD = "image"
 _MOST_PARTS, _LONGEST_HEADER = 16, 8192
 
+# Fields that are refused, because they look as if they had an effect.
+_OPTIONS = ("model", "score", "max_detections", "tile")
+
 # Longest name of a file that is repeated in an answer.
 _LONGEST_NAME = 255
 
@@ -118,6 +121,8 @@ def _of_form(body: bytes, boundary: str) -> Upload:
         if end < 0:
             raise Refusal("bad_multipart", "a field of the form has no complete header")
         name, filename = _field_names(part[:end].decode("utf-8", "replace"))
+        if name in _OPTIONS:
+            raise Refusal("bad_multipart", f"the form has a field {name!r}; give options in the query, as in ?{name}=…")
         if name == FIELD:
             found.append(Upload(part[end + 4 :], filename))
     if len(found) != 1:

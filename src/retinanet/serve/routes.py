@@ -53,7 +53,7 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     begin = monotonic()
     if service.draining:
         raise Refusal("shutting_down", "the server is shutting down", retry_after=5)
-    kind = media_type(request.headers.get("accept", ""))
+    kind = media_type(", ".join(request.headers.getlist("accept")))
     options = service.options(query.model, query.score, query.max_detections, query.tile)
     limits = service.settings.limits
     with service.budget.charge() as charge:
@@ -104,6 +104,7 @@ async def models(request: Request) -> JSONResponse:
     return JSONResponse({"models": service.describe()})
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", **HEALTH)
 async def healthz(request: Request) -> JSONResponse:
     """Tell whether the process works; restart it if not."""
@@ -111,6 +112,7 @@ async def healthz(request: Request) -> JSONResponse:
     return _status(not service.batcher.stuck(_STUCK), "stuck")
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", **HEALTH)
 async def readyz(request: Request) -> JSONResponse:
     """Tell whether the server takes requests; send it none if not."""

@@ -127,7 +127,7 @@ def model_names(weights: Sequence[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     for text in weights:
         name, separator, path = text.partition("=")
-        if not separator:
+        if not separator or "/" in name or Path(text).exists():  # a path that contains "="
             path, stem = text, Path(text).stem
             name = Path(text).absolute().parent.name if stem in _ORDINARY else stem
             name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")[:100] or "model"

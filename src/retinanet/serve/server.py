@@ -27,6 +27,10 @@ _LAST_REQUESTS = 1.0
 # Seconds for which a client may take no byte of its answer.
 _UNREAD = 30.0
 
+# Most lines in the bytes that a client sends at once, if its body comes in chunks: this number, or one for so many
+# bytes. A chunk has two lines. Taking a chunk apart takes as long as receiving 10 kB.
+_CHUNK_LINES, _SMALLEST_CHUNK = 200, 256
+
 
 class Connection(H11Protocol):
     """A connection with limits on the time in which nothing useful arrives."""
@@ -45,8 +49,21 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Receive bytes; none are looked at after the connection was refused."""
-        if not self.transport.is_closing():
-            super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._in_tiny_chunks(data):
+            self._end_with(400, Refusal("bad_request", "the chunks of the body are too small; send larger ones"))
+            return
+        super().data_received(data)
+
+    def _in_tiny_chunks(self, data: bytes) -> bool:
+        """Whether bytes hold so many chunks of a body that taking them apart would keep all other clients waiting."""
+        if data.count(b"\r\n") <= max(_CHUNK_LINES, len(data) // _SMALLEST_CHUNK):
+            return False
+        if self.conn.their_state is h11.SEND_BODY:
+            return any(name == b"transfer-encoding" for name, _ in self.headers)
+        head, _, body = data.partition(b"\r\n\r\n")
+        return b"chunked" in head.lower() and body.count(b"\r\n") > _CHUNK_LINES
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from retinanet.data.deep_pixels import PixelRange, is_deep
 from retinanet.data.exif import header_of_image, quick_header
-from retinanet.data.images import MAX_PIXELS, to_rgb
+from retinanet.data.images import MAX_PIXELS, is_deep_tiff, to_rgb
 from retinanet.serve.refusals import Refusal
 
 # Pillow also has readers that start other programs, follow paths or are slow; they are never asked.
@@ -111,6 +111,10 @@ def _open(content: bytes) -> Image.Image:
     if is_deep(image) and image.mode in ("RGB", "RGBA", "LA"):
         image.close()  # Pillow would read 8 bits only, and the decoder for 16 bits crashes on damaged files
         raise Refusal("not_an_image", "PNG files with 16-bit colors are not read; send 8 bits, or 16-bit gray")
+    plain = image.mode.startswith("I;16") or (image.mode == "F" and content.startswith(b"II"))
+    if is_deep_tiff(image) and not plain:
+        image.close()  # Pillow would read other values
+        raise Refusal("not_an_image", "this kind of TIFF file is not read; send 8 bits, or 16-bit gray")
     tiles: Any = getattr(image, "tile", None) or []
     if any(tile[0] in _SLOW_DECODERS for tile in tiles):
         image.close()
