@@ -282,9 +282,28 @@ def test_a_bad_video_does_not_stop_the_others(tmp_path: Path) -> None:
 def test_the_source_is_never_replaced(tmp_path: Path) -> None:
     write_clip(tmp_path / "clip.mp4", [drawn(k) for k in range(5)])
     before = (tmp_path / "clip.mp4").read_bytes()
-    with pytest.raises(ConfigError, match="would replace its source"):
+    with pytest.raises(ConfigError, match="would replace a source"):
         detect(tmp_path / "clip.mp4", tmp_path)
     assert (tmp_path / "clip.mp4").read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_another_source_is_never_replaced(tmp_path: Path) -> None:
+    clips = [tmp_path / "x" / "clip.mkv", tmp_path / "y" / "clip.mp4"]
+    for clip in clips:
+        clip.parent.mkdir()
+        write_clip(clip, [drawn(k) for k in range(5)])
+    before, detector = clips[1].read_bytes(), KnowingDetector([one_box()])
+    with pytest.raises(ConfigError, match=r"y/clip\.mp4 would replace a source"):
+        detect_videos(detector, [str(each) for each in clips], tmp_path / "y", VideoOptions())
+    assert not detector.batches
+    assert clips[1].read_bytes() == before
+    assert [each.name for each in clips[1].parent.iterdir()] == ["clip.mp4"]
+
+
+def test_a_source_with_another_suffix_may_lie_beside_the_output(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mkv", [drawn(k) for k in range(5)])
+    assert detect(tmp_path / "clip.mkv", tmp_path).written == ["clip.jsonl", "clip.mp4"]
 
 
 def test_a_folder_that_vanishes_half_way_is_an_error_of_one_line(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def _open(source: VideoSource, limits: ConnectionLimits) -> Any:
         microseconds = str(int(limits.read_seconds * 1e6))
         rtsp = source.address.lower().startswith("rtsp")
         options = {"rtsp_transport": "tcp", "timeout": microseconds} if rtsp else {"rw_timeout": microseconds}
-    elif source.device is None:
+    elif source.is_file:
         options = {"protocol_whitelist": "file,crypto,data"}  # a playlist must not reach into the network
     timeout = (limits.open_seconds, limits.read_seconds) if source.network else None
     start = time.monotonic()

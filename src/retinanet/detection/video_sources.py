@@ -48,6 +48,11 @@ class VideoSource:
     realtime: bool = False
     images: tuple[Path, ...] = ()
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the source is a single file."""
+        return not (self.network or self.device or self.images)
+
 
 def is_video(source: str) -> bool:
     """Return whether a source is a video by its suffix or scheme, a webcam, or a pattern such as ``frame_%06d.png``."""

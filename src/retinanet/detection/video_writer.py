@@ -23,7 +23,7 @@ Pixels = npt.NDArray[np.uint8]
 
 # Containers by preference; the first that can hold all audio streams of the source is used. Only MP4 and MOV keep time
 # stamps exactly; Matroska rounds them to milliseconds.
-_SUFFIXES = (".mp4", ".mov", ".mkv")
+SUFFIXES = (".mp4", ".mov", ".mkv")
 
 _ENCODERS = ("libx264", "libopenh264")
 
@@ -52,7 +52,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, reader: VideoReader | SequenceReader, first: Frame) -> None:
-        suffix = _suffix(reader.audio)
+        suffix = suffix_for(reader.audio)
         self.path = path.with_name(path.name + suffix)
         self.resized = self.lost_audio = 0
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
@@ -149,13 +149,13 @@ class VideoWriter:
         return stream
 
 
-def _suffix(audio: Sequence[Any]) -> str:
+def suffix_for(audio: Sequence[Any]) -> str:
     """Choose the container by the codecs of the audio."""
     codecs = {stream.codec_context.name for stream in audio}
-    for suffix in _SUFFIXES[:-1]:
+    for suffix in SUFFIXES[:-1]:
         if codecs <= _codecs_of(suffix):
             return suffix
-    return _SUFFIXES[-1]
+    return SUFFIXES[-1]
 
 
 def _codecs_of(suffix: str) -> set[str]:
