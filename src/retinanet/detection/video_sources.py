@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from retinanet.data.images import is_image
 from retinanet.errors import DataError
@@ -55,11 +55,15 @@ class VideoSource:
 
 
 def is_video(source: str) -> bool:
-    """Return whether a source is a video by its suffix or scheme, a webcam, or a pattern such as ``frame_%06d.png``."""
+    """Return whether a source is a video by its suffix or scheme, a webcam, or a pattern such as ``frame_%06d.png``.
+
+    Raises:
+        DataError: the source is an invalid URL.
+    """
     if _WEBCAM.fullmatch(source):
         return True
     if _URL.match(source):
-        parts = urlsplit(source)
+        parts = _url_parts(source)
         if parts.scheme.lower() in _WEB_SCHEMES:
             return Path(parts.path).suffix.lower() in _STREAM_SUFFIXES
         return parts.scheme.lower() in _STREAM_SCHEMES
@@ -70,7 +74,7 @@ def video_source(source: str) -> VideoSource:
     """Describe a source of frames. A folder is the sequence of its images.
 
     Raises:
-        DataError: there is no such file, folder or image, or the kind of URL is unknown.
+        DataError: there is no such file, folder or image, or the URL is invalid or of an unknown kind.
     """
     if found := _WEBCAM.fullmatch(source):
         return _webcam(source, int(found[1] or found[2]))
@@ -115,8 +119,15 @@ def _webcam(text: str, number: int) -> VideoSource:
     return VideoSource(text, f"webcam-{number}", address, device=device, realtime=True)
 
 
+def _url_parts(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError as error:
+        raise DataError(f"{text}: is no valid URL ({error}); check the address") from error
+
+
 def _stream(text: str) -> VideoSource:
-    parts = urlsplit(text)
+    parts = _url_parts(text)
     scheme = parts.scheme.lower()
     if scheme not in _STREAM_SCHEMES | _WEB_SCHEMES:
         known = ", ".join(sorted(_STREAM_SCHEMES | _WEB_SCHEMES))
