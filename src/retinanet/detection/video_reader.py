@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -93,7 +94,7 @@ class Timeline:
 class VideoReader:
     """Reads frames by PyAV. Iterate over it once.
 
-    A dropped connection is opened again, after delays that double, up to a number of attempts.
+    A dropped connection is opened again, after delays that double, up to a number of attempts since the last new frame.
 
     Attributes:
         source: the source.
@@ -114,7 +115,8 @@ class VideoReader:
         self.source, self._limits = source, limits or ConnectionLimits()
         self._connection = first = Connection(source, self._limits)
         self._closed = threading.Event()
-        self.reconnects = self._broken_before = self._count = 0
+        self.reconnects = self._broken_before = self._count = self._attempts = 0
+        self._packets: Counter[int] = Counter()  # packets that were read of each audio stream
         self.notes: list[str] = []
         self.time_base, self.rate, self.audio = first.time_base, first.rate, first.audio
         self.pixels = first.video.codec_context.width * first.video.codec_context.height
@@ -150,13 +152,20 @@ class VideoReader:
         return packets
 
     def _frames(self) -> Iterator[Frame]:
-        resumed_file = self._count > 0 and self._connection.is_file
+        # A file that is opened again repeats what was read before.
+        repeated, packets = (self._count, self._packets.copy()) if self._connection.is_file else (0, Counter[int]())
         for item in self._connection:
             if self._closed.is_set():
                 return
             if isinstance(item, Audio):
+                if packets[item.stream]:
+                    packets[item.stream] -= 1
+                    continue
+                self._packets[item.stream] += 1
                 self._audio.append(item)
-            elif not (resumed_file and item.pts is not None and item.pts <= self._timeline.last_raw):
+            elif repeated:
+                repeated -= 1
+            else:
                 if self._first_raw is None:
                     self._first_raw = item.pts
                 yield self._frame(item)
@@ -167,7 +176,7 @@ class VideoReader:
         self.aspect = 1 / stored if turns % 2 else stored
         pts = self._timeline.pts(decoded.pts)
         image = np.rot90(decoded.to_ndarray(format="rgb24"), turns)
-        number, self._count = self._count, self._count + 1
+        number, self._count, self._attempts = self._count, self._count + 1, 0
         seconds = float(pts * self.time_base)
         duration = decoded.duration or 0
         return Frame(number, np.ascontiguousarray(image), pts, duration, seconds, self.trailing_audio())
@@ -186,11 +195,10 @@ class VideoReader:
         if old.ended and old.is_file and not self.source.realtime:
             return False
         old.close()
-        delay = self._limits.first_delay
-        for _ in range(self._limits.attempts):
-            if self._closed.wait(delay):
+        while self._attempts < self._limits.attempts:
+            if self._closed.wait(self._limits.first_delay * 2**self._attempts):
                 return False
-            delay *= 2
+            self._attempts += 1
             try:
                 new = Connection(self.source, self._limits)
             except DataError:
@@ -198,7 +206,7 @@ class VideoReader:
             return self._continues(old, new)
         self.notes.append(
             f"the connection dropped after {self._count} frames, and {self._limits.attempts} attempts to connect again "
-            "failed"
+            "gave no new frame"
         )
         return False
 
