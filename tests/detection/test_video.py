@@ -78,6 +78,28 @@ def test_video_starts_where_its_source_starts(tmp_path: Path) -> None:
     assert before.times[0] >= Fraction(1, 2)
 
 
+@pytest.mark.parametrize("uneven", [False, True], ids=["constant", "variable"])
+def test_time_stamps_that_count_anew_continue(tmp_path: Path, uneven: bool) -> None:
+    """Joined MPEG-TS files: each part keeps the distances of its frames, and its audio follows that of the last."""
+    parts = [tmp_path / f"part{k}.ts" for k in range(3)]
+    for k, part in enumerate(parts):
+        pts = [3000 * n + 500 * (n % 3) for n in range(60)] if uneven else None
+        write_clip(part, [drawn(100 * k + n) for n in range(60)], pts, audio="aac")
+    (tmp_path / "joined.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    detect(tmp_path / "joined.ts", tmp_path / "out")
+    clips, joined = [read_clip(part) for part in parts], read_clip(tmp_path / "out" / "joined.mp4")
+    assert joined.numbers == [number for clip in clips for number in clip.numbers]
+    for k, clip in enumerate(clips):
+        times = joined.times[60 * k : 60 * k + 60]
+        assert [each - times[0] for each in times] == [each - clip.times[0] for each in clip.times]
+        if k:
+            assert 0 < times[0] - joined.times[60 * k - 1] <= Fraction(1, 30)
+    # The audio of a part is a little longer than its frames, so a packet or two of the next part have no place.
+    assert len(joined.audio) >= sum(len(clip.audio) for clip in clips) - 4
+    starts = np.array([float(at) for at, _ in joined.audio])
+    assert np.diff(starts).max() < 0.06
+
+
 @pytest.mark.parametrize("rotation", [90, 180, -90])
 def test_rotated_video_is_upright(tmp_path: Path, rotation: int) -> None:
     upright = np.zeros((96, 64, 3), dtype=np.uint8)

@@ -45,7 +45,7 @@ class VideoWriter:
     Attributes:
         path: the file.
         resized: number of frames that were scaled, because they had another size than the first.
-        lost_audio: number of packets of audio that were left out, because they were damaged.
+        lost_audio: number of packets of audio that were left out, because they were damaged or overlapped.
 
     Raises:
         RetinaNetError: the file cannot be written.
@@ -99,7 +99,11 @@ class VideoWriter:
     def notes(self) -> list[str]:
         """Return sentences about frames and audio that were changed."""
         notes = [f"{self.resized} frames were scaled to the size of the first"] if self.resized else []
-        notes += [f"{self.lost_audio} damaged packets of audio were left out"] if self.lost_audio else []
+        notes += (
+            [f"{self.lost_audio} packets of audio were left out, because they are damaged or overlap"]
+            if self.lost_audio
+            else []
+        )
         return [f"{self.path}: {note}" for note in notes]
 
     def finish(self) -> None:
