@@ -186,6 +186,19 @@ def test_sequences_of_images(tmp_path: Path) -> None:
     assert clip.times == [Fraction(k, 10) for k in range(4)]
 
 
+@pytest.mark.parametrize("broken", [0, 1, 3])
+def test_a_broken_image_of_a_sequence_is_survived_in_any_position(tmp_path: Path, broken: int) -> None:
+    folder = tmp_path / "shots"
+    folder.mkdir()
+    for k in range(4):
+        Image.fromarray(drawn(k)).save(folder / f"{k}.png")
+    (folder / f"{broken}.png").write_bytes(b"broken")
+    run = detect(folder, tmp_path / "out")
+    assert run.frames == 3
+    assert any(f"{broken}.png" in note for note in run.notes)
+    assert read_clip(tmp_path / "out" / "shots.mp4").numbers == [k for k in range(4) if k != broken]
+
+
 def test_a_truncated_clip_gives_the_frames_that_are_there(tmp_path: Path) -> None:
     write_clip(tmp_path / "whole.mp4", [drawn(k) for k in range(90)])
     data = (tmp_path / "whole.mp4").read_bytes()
@@ -268,6 +281,13 @@ def no_frames(folder: Path) -> Path:
     return folder / "none.mkv"
 
 
+def broken_images(folder: Path) -> Path:
+    (folder / "images").mkdir()
+    for k in range(3):
+        (folder / "images" / f"{k}.png").write_bytes(b"broken")
+    return folder / "images"
+
+
 def pipe(folder: Path) -> Path:
     os.mkfifo(folder / "pipe.mp4")
     return folder / "pipe.mp4"
@@ -281,10 +301,11 @@ def pipe(folder: Path) -> Path:
         (empty, "is no video"),
         (sound, "no video stream"),
         (no_frames, "no frame that can be decoded"),
+        (broken_images, "none of its 3 images can be opened; first: .*0.png"),
         (pipe, "is a named pipe"),
         (lambda folder: folder / "missing.mp4", "no such file"),
     ],
-    ids=["codec", "text", "empty", "sound", "no frames", "pipe", "missing"],
+    ids=["codec", "text", "empty", "sound", "no frames", "broken images", "pipe", "missing"],
 )
 def test_bad_videos_give_one_line(tmp_path: Path, make: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as error:

@@ -289,8 +289,7 @@ class SequenceReader:
         self.aspect = Fraction(1)
         self.broken = self.reconnects = 0
         self.notes: list[str] = []
-        width, height = image_size(source.images[0])
-        self.pixels = width * height
+        self.pixels = self._pixels_of_first()
 
     def __iter__(self) -> Iterator[Frame]:
         for number, path in enumerate(self.source.images):
@@ -301,6 +300,18 @@ class SequenceReader:
                 self.notes.append(str(error))
                 continue
             yield Frame(number, image, number, 1, float(number * self.time_base))
+
+    def _pixels_of_first(self) -> int:
+        """Return the number of pixels of the first image that can be opened."""
+        errors = []
+        for path in self.source.images:
+            try:
+                width, height = image_size(path)
+            except DataError as error:
+                errors.append(str(error))
+                continue
+            return width * height
+        raise DataError(f"{self.source.text}: none of its {len(errors)} images can be opened; first: {errors[0]}")
 
     def close(self) -> None:
         """Do nothing: reading ends with the iteration."""
