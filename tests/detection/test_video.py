@@ -100,6 +100,14 @@ def test_time_stamps_that_count_anew_continue(tmp_path: Path, uneven: bool) -> N
     assert np.diff(starts).max() < 0.06
 
 
+def test_a_relative_path_may_hold_a_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "2024-01-01T10:00:00.mkv", [drawn(k) for k in range(5)])
+    run = detect("2024-01-01T10:00:00.mkv", Path())
+    assert run.written == ["2024-01-01T10:00:00.jsonl", "2024-01-01T10:00:00.mp4"]
+    assert read_clip(tmp_path / "2024-01-01T10:00:00.mp4").numbers == list(range(5))
+
+
 @pytest.mark.parametrize("rotation", [90, 180, -90])
 def test_rotated_video_is_upright(tmp_path: Path, rotation: int) -> None:
     upright = np.zeros((96, 64, 3), dtype=np.uint8)

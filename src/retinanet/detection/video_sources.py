@@ -33,7 +33,7 @@ class VideoSource:
     Attributes:
         text: the source as the user gave it.
         name: name for its output files, without a suffix.
-        address: what PyAV opens: a path, a URL or the name of a device.
+        address: what PyAV opens: an absolute path, a URL or the name of a device.
         device: name of FFmpeg's input device of a webcam, else None.
         network: the source is a URL.
         realtime: the source does not wait: frames that are not taken in time are lost (webcams, RTSP, but not HTTP).
@@ -93,7 +93,8 @@ def video_source(source: str) -> VideoSource:
         raise DataError(f"{source}: is {special}; give a video file, a stream, or webcam:0")
     if not path.exists():
         raise DataError(f"{source}: no such file; give a video file, a stream (rtsp://…), or webcam:0")
-    return VideoSource(source, path.stem, str(path))
+    # FFmpeg takes the part of a relative path before a colon for a protocol.
+    return VideoSource(source, path.stem, str(path.absolute()))
 
 
 def unique_names(sources: Sequence[VideoSource]) -> list[str]:

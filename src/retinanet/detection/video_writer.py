@@ -60,7 +60,8 @@ class VideoWriter:
         self._time_base = reader.time_base
         self._durations: dict[int, int] = {}
         with self._explained():
-            self._container = av.open(str(self._temporary), "w")
+            # Absolute, because FFmpeg takes the part of a relative path before a colon for a protocol.
+            self._container = av.open(str(self._temporary.absolute()), "w")
         self._video = self._video_stream(reader)
         self._audio = [self._container.add_stream_from_template(each) for each in reader.audio]
 
