@@ -108,6 +108,22 @@ def test_a_relative_path_may_hold_a_colon(tmp_path: Path, monkeypatch: pytest.Mo
     assert read_clip(tmp_path / "2024-01-01T10:00:00.mp4").numbers == list(range(5))
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".mp4", ".ts", ".flv"])
+def test_a_video_that_does_not_start_at_zero_is_not_truncated(tmp_path: Path, suffix: str) -> None:
+    pts, codec = [450_000 + 3000 * k for k in range(30)], "libvpx" if suffix == ".webm" else "libx264"
+    write_clip(tmp_path / f"late{suffix}", [drawn(k) for k in range(30)], pts, codec=codec)
+    assert detect(tmp_path / f"late{suffix}", tmp_path / "out").notes == []
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_late_video_that_is_cut_is_truncated(tmp_path: Path, suffix: str) -> None:
+    pts = [450_000 + 3000 * k for k in range(90)]
+    write_clip(tmp_path / f"late{suffix}", [drawn(k) for k in range(90)], pts)
+    data = (tmp_path / f"late{suffix}").read_bytes()
+    (tmp_path / f"cut{suffix}").write_bytes(data[: len(data) * 2 // 3])
+    assert "its header states 8.0 s; it is truncated" in detect(tmp_path / f"cut{suffix}", tmp_path / "out").notes[-1]
+
+
 @pytest.mark.parametrize("rotation", [90, 180, -90])
 def test_rotated_video_is_upright(tmp_path: Path, rotation: int) -> None:
     upright = np.zeros((96, 64, 3), dtype=np.uint8)

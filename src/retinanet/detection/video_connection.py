@@ -101,8 +101,8 @@ class Connection:
     def _stated_end(self) -> float | None:
         if self.video.duration:
             return float(((self.video.start_time or 0) + self.video.duration) * self.time_base)
-        if self.container.duration:
-            return float(((self.container.start_time or 0) + self.container.duration) / av.time_base)
+        if self.container.duration:  # in Matroska and FLV, it counts from 0, and not from the start
+            return float(self.container.duration / av.time_base)
         return None
 
     def _packets(self) -> Iterator[Any]:
