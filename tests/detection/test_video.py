@@ -346,6 +346,15 @@ def test_a_bad_video_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "text.mp4" in errors[0]
 
 
+def test_the_record_of_an_image_run_is_never_replaced(tmp_path: Path) -> None:
+    write_clip(tmp_path / "detections.mp4", [drawn(k) for k in range(5)])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "detections.jsonl").write_text("record")
+    run = detect(tmp_path / "detections.mp4", tmp_path / "out")
+    assert run.written == ["detections-2.jsonl", "detections-2.mp4"]
+    assert (tmp_path / "out" / "detections.jsonl").read_text() == "record"
+
+
 def test_the_source_is_never_replaced(tmp_path: Path) -> None:
     write_clip(tmp_path / "clip.mp4", [drawn(k) for k in range(5)])
     before = (tmp_path / "clip.mp4").read_bytes()

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from retinanet.data.images import is_image
+from retinanet.detection.record import RECORD
 from retinanet.errors import DataError
 from retinanet.files import special_file
 
@@ -98,11 +99,11 @@ def video_source(source: str) -> VideoSource:
 
 
 def unique_names(sources: Sequence[VideoSource]) -> list[str]:
-    """Return a name for the output files of each source; equal names get numbers."""
+    """Return a name for the output files of each source. Equal names get numbers, and so does that of the record."""
     names: list[str] = []
     for source in sources:
         name, number = source.name, 1
-        while name in names:
+        while name in (Path(RECORD).stem, *names):
             number += 1
             name = f"{source.name}-{number}"
         names.append(name)
