@@ -66,6 +66,8 @@ def test_wrong_uses_are_refused(run: Command, weights: Path, clip: Path, parts: 
     assert "--frame-rate is 0" in run.fails("detect", weights, clip, "--frame-rate", "0", code=2)
     assert "no such file" in run.fails("detect", weights, tmp_path / "no.mp4", "--out", out)
     assert "webcam:97" in run.fails("detect", weights, "webcam:97", "--out", out)
+    for url in ("http://[abc/x.jpg", "http://[abc/x.mp4", "rtsp://[abc/x"):
+        assert "is no valid URL (Invalid IPv6 URL)" in run.fails("detect", weights, url, "--out", out)
     assert "matches no image" in run.fails("detect", weights, tmp_path / "f_%03d.png", "--out", out)
 
 

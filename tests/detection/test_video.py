@@ -78,6 +78,52 @@ def test_video_starts_where_its_source_starts(tmp_path: Path) -> None:
     assert before.times[0] >= Fraction(1, 2)
 
 
+@pytest.mark.parametrize("uneven", [False, True], ids=["constant", "variable"])
+def test_time_stamps_that_count_anew_continue(tmp_path: Path, uneven: bool) -> None:
+    """Joined MPEG-TS files: each part keeps the distances of its frames, and its audio follows that of the last."""
+    parts = [tmp_path / f"part{k}.ts" for k in range(3)]
+    for k, part in enumerate(parts):
+        pts = [3000 * n + 500 * (n % 3) for n in range(60)] if uneven else None
+        write_clip(part, [drawn(100 * k + n) for n in range(60)], pts, audio="aac")
+    (tmp_path / "joined.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    detect(tmp_path / "joined.ts", tmp_path / "out")
+    clips, joined = [read_clip(part) for part in parts], read_clip(tmp_path / "out" / "joined.mp4")
+    assert joined.numbers == [number for clip in clips for number in clip.numbers]
+    for k, clip in enumerate(clips):
+        times = joined.times[60 * k : 60 * k + 60]
+        assert [each - times[0] for each in times] == [each - clip.times[0] for each in clip.times]
+        if k:
+            assert 0 < times[0] - joined.times[60 * k - 1] <= Fraction(1, 30)
+    # The audio of a part is a little longer than its frames, so a packet or two of the next part have no place.
+    assert len(joined.audio) >= sum(len(clip.audio) for clip in clips) - 4
+    starts = np.array([float(at) for at, _ in joined.audio])
+    assert np.diff(starts).max() < 0.06
+
+
+def test_a_relative_path_may_hold_a_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "2024-01-01T10:00:00.mkv", [drawn(k) for k in range(5)])
+    run = detect("2024-01-01T10:00:00.mkv", Path())
+    assert run.written == ["2024-01-01T10:00:00.jsonl", "2024-01-01T10:00:00.mp4"]
+    assert read_clip(tmp_path / "2024-01-01T10:00:00.mp4").numbers == list(range(5))
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".mp4", ".ts", ".flv"])
+def test_a_video_that_does_not_start_at_zero_is_not_truncated(tmp_path: Path, suffix: str) -> None:
+    pts, codec = [450_000 + 3000 * k for k in range(30)], "libvpx" if suffix == ".webm" else "libx264"
+    write_clip(tmp_path / f"late{suffix}", [drawn(k) for k in range(30)], pts, codec=codec)
+    assert detect(tmp_path / f"late{suffix}", tmp_path / "out").notes == []
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_late_video_that_is_cut_is_truncated(tmp_path: Path, suffix: str) -> None:
+    pts = [450_000 + 3000 * k for k in range(90)]
+    write_clip(tmp_path / f"late{suffix}", [drawn(k) for k in range(90)], pts)
+    data = (tmp_path / f"late{suffix}").read_bytes()
+    (tmp_path / f"cut{suffix}").write_bytes(data[: len(data) * 2 // 3])
+    assert "its header states 8.0 s; it is truncated" in detect(tmp_path / f"cut{suffix}", tmp_path / "out").notes[-1]
+
+
 @pytest.mark.parametrize("rotation", [90, 180, -90])
 def test_rotated_video_is_upright(tmp_path: Path, rotation: int) -> None:
     upright = np.zeros((96, 64, 3), dtype=np.uint8)
@@ -164,6 +210,19 @@ def test_sequences_of_images(tmp_path: Path) -> None:
     assert clip.times == [Fraction(k, 10) for k in range(4)]
 
 
+@pytest.mark.parametrize("broken", [0, 1, 3])
+def test_a_broken_image_of_a_sequence_is_survived_in_any_position(tmp_path: Path, broken: int) -> None:
+    folder = tmp_path / "shots"
+    folder.mkdir()
+    for k in range(4):
+        Image.fromarray(drawn(k)).save(folder / f"{k}.png")
+    (folder / f"{broken}.png").write_bytes(b"broken")
+    run = detect(folder, tmp_path / "out")
+    assert run.frames == 3
+    assert any(f"{broken}.png" in note for note in run.notes)
+    assert read_clip(tmp_path / "out" / "shots.mp4").numbers == [k for k in range(4) if k != broken]
+
+
 def test_a_truncated_clip_gives_the_frames_that_are_there(tmp_path: Path) -> None:
     write_clip(tmp_path / "whole.mp4", [drawn(k) for k in range(90)])
     data = (tmp_path / "whole.mp4").read_bytes()
@@ -246,6 +305,13 @@ def no_frames(folder: Path) -> Path:
     return folder / "none.mkv"
 
 
+def broken_images(folder: Path) -> Path:
+    (folder / "images").mkdir()
+    for k in range(3):
+        (folder / "images" / f"{k}.png").write_bytes(b"broken")
+    return folder / "images"
+
+
 def pipe(folder: Path) -> Path:
     os.mkfifo(folder / "pipe.mp4")
     return folder / "pipe.mp4"
@@ -259,10 +325,11 @@ def pipe(folder: Path) -> Path:
         (empty, "is no video"),
         (sound, "no video stream"),
         (no_frames, "no frame that can be decoded"),
+        (broken_images, "none of its 3 images can be opened; first: .*0.png"),
         (pipe, "is a named pipe"),
         (lambda folder: folder / "missing.mp4", "no such file"),
     ],
-    ids=["codec", "text", "empty", "sound", "no frames", "pipe", "missing"],
+    ids=["codec", "text", "empty", "sound", "no frames", "broken images", "pipe", "missing"],
 )
 def test_bad_videos_give_one_line(tmp_path: Path, make: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as error:
@@ -279,12 +346,40 @@ def test_a_bad_video_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "text.mp4" in errors[0]
 
 
+def test_the_record_of_an_image_run_is_never_replaced(tmp_path: Path) -> None:
+    write_clip(tmp_path / "detections.mp4", [drawn(k) for k in range(5)])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "detections.jsonl").write_text("record")
+    run = detect(tmp_path / "detections.mp4", tmp_path / "out")
+    assert run.written == ["detections-2.jsonl", "detections-2.mp4"]
+    assert (tmp_path / "out" / "detections.jsonl").read_text() == "record"
+
+
 def test_the_source_is_never_replaced(tmp_path: Path) -> None:
     write_clip(tmp_path / "clip.mp4", [drawn(k) for k in range(5)])
     before = (tmp_path / "clip.mp4").read_bytes()
-    with pytest.raises(ConfigError, match="would replace its source"):
+    with pytest.raises(ConfigError, match="would replace a source"):
         detect(tmp_path / "clip.mp4", tmp_path)
     assert (tmp_path / "clip.mp4").read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_another_source_is_never_replaced(tmp_path: Path) -> None:
+    clips = [tmp_path / "x" / "clip.mkv", tmp_path / "y" / "clip.mp4"]
+    for clip in clips:
+        clip.parent.mkdir()
+        write_clip(clip, [drawn(k) for k in range(5)])
+    before, detector = clips[1].read_bytes(), KnowingDetector([one_box()])
+    with pytest.raises(ConfigError, match=r"y/clip\.mp4 would replace a source"):
+        detect_videos(detector, [str(each) for each in clips], tmp_path / "y", VideoOptions())
+    assert not detector.batches
+    assert clips[1].read_bytes() == before
+    assert [each.name for each in clips[1].parent.iterdir()] == ["clip.mp4"]
+
+
+def test_a_source_with_another_suffix_may_lie_beside_the_output(tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mkv", [drawn(k) for k in range(5)])
+    assert detect(tmp_path / "clip.mkv", tmp_path).written == ["clip.jsonl", "clip.mp4"]
 
 
 def test_a_folder_that_vanishes_half_way_is_an_error_of_one_line(tmp_path: Path) -> None:

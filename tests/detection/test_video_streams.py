@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from clips import KnowingDetector, drawn, one_box, read_clip
+from clips import KnowingDetector, drawn, one_box, read_clip, write_clip
 from retinanet.detection.stages import ReadAhead
 from retinanet.detection.video import VideoRun, detect_videos
 from retinanet.detection.video_options import ConnectionLimits, VideoOptions
@@ -42,7 +43,7 @@ def test_a_dropped_connection_is_opened_again(
     assert running.connections == 2
     notes = " ".join(run.notes)
     assert "dropped and was opened again 1 times" in notes
-    assert "2 attempts to connect again failed" in notes
+    assert "2 attempts to connect again gave no new frame" in notes
     clip = read_clip(tmp_path / "live.mp4")
     assert run.frames == len(clip.numbers)
     assert clip.numbers[:20] == list(range(20))
@@ -69,6 +70,33 @@ def test_a_file_behind_a_url_goes_on_where_the_connection_dropped(tmp_path: Path
     clip = read_clip(tmp_path / "film.mp4")
     assert clip.numbers == list(range(60))
     assert float(clip.times[-1]) == pytest.approx(59 / 30)
+
+
+@pytest.mark.parametrize("format", ["mpegts", "h264"])  # raw H.264 has no time stamps
+def test_a_file_that_always_drops_at_the_same_place_ends(tmp_path: Path, format: str) -> None:
+    file = io.BytesIO()
+    write_clip(file, [drawn(k) for k in range(60)], format=format)
+    data = file.getvalue()
+    with StreamServer([data[: len(data) // 2]] * 20, f"Content-Length: {len(data)}\r\n") as server:
+        run = detect(f"http://127.0.0.1:{server.port}/film.ts", tmp_path)
+    assert server.connections == 3  # the first one, and two attempts
+    assert "2 attempts to connect again gave no new frame" in " ".join(run.notes)
+    numbers = read_clip(tmp_path / "film.mp4").numbers
+    assert len(numbers) == run.frames
+    assert numbers[:20] == list(range(20))
+
+
+def test_audio_of_a_file_goes_on_where_the_connection_dropped(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    write_clip(file, [drawn(k) for k in range(60)], format="matroska", audio="aac")
+    data = file.getvalue()
+    (tmp_path / "film.mkv").write_bytes(data)
+    with StreamServer([data[: len(data) * 9 // 10], data], f"Content-Length: {len(data)}\r\n") as server:
+        run = detect(f"http://127.0.0.1:{server.port}/film.mkv", tmp_path)
+    assert run.frames == 60
+    assert not any("audio" in note for note in run.notes)
+    before, after = read_clip(tmp_path / "film.mkv"), read_clip(tmp_path / "film.mp4")
+    assert b"".join(data for _, data in after.audio) == b"".join(data for _, data in before.audio)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{}/live.ts", "rtsp://127.0.0.1:{}/live"])

@@ -19,11 +19,13 @@ from rich.console import Console
 from retinanet.detection.detector import Detector
 from retinanet.detection.results import to_supervision
 from retinanet.detection.stages import StageTimes
+from retinanet.detection.video_connection import Connection
 from retinanet.detection.video_frames import STAGES, detected_frames, open_reader
 from retinanet.detection.video_options import VideoOptions
 from retinanet.detection.video_output import VideoOutput
 from retinanet.detection.video_sources import VideoSource, unique_names, video_source
-from retinanet.errors import DataError
+from retinanet.detection.video_writer import SUFFIXES, suffix_for
+from retinanet.errors import ConfigError, DataError
 from retinanet.files import make_folder
 from retinanet.progress import plain_console, progress_bar
 
@@ -132,21 +134,46 @@ def detect_videos(
         The result for each video, and an error message for each video that cannot be read.
 
     Raises:
+        ConfigError: an output would replace one of the sources.
         DataError: no video can be read.
         RetinaNetError: a file cannot be written.
         VideoStopped: the user stopped it. The files contain what was done until then.
     """
     described = [video_source(source) for source in sources]
+    paths = [out / name for name in unique_names(described)]
+    if options.draw:
+        _refuse_replacing(described, paths, options)
     make_folder(out)
     runs, errors = [], []
-    for source, name in zip(described, unique_names(described), strict=True):
+    for source, path in zip(described, paths, strict=True):
         try:
-            runs.append(_detect_video(detector, source, out / name, options, console or plain_console()))
+            runs.append(_detect_video(detector, source, path, options, console or plain_console()))
         except DataError as error:
             errors.append(str(error))
     if not runs:
         raise DataError("; ".join(errors))
     return runs, errors
+
+
+def _refuse_replacing(sources: Sequence[VideoSource], paths: Sequence[Path], options: VideoOptions) -> None:
+    """Raise ConfigError if the annotated video of a source would replace a source. ``paths`` have no suffixes."""
+    originals = {Path(each.address).resolve() for each in sources if each.is_file}
+    for source, path in zip(sources, paths, strict=True):
+        for suffix in SUFFIXES:
+            video = path.with_name(path.name + suffix)
+            if video.resolve() in originals and _suffix_of(source, options) == suffix:
+                raise ConfigError(f"--out {path.parent}: {video} would replace a source; choose another --out")
+
+
+def _suffix_of(source: VideoSource, options: VideoOptions) -> str | None:
+    """Return the suffix of the annotated video of a source; ``None`` if the source cannot be opened."""
+    if source.images:
+        return suffix_for(())
+    try:
+        with closing(Connection(source, options.limits)) as connection:
+            return suffix_for(connection.audio)
+    except DataError:
+        return None
 
 
 def _detect_video(

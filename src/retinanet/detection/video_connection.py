@@ -101,8 +101,8 @@ class Connection:
     def _stated_end(self) -> float | None:
         if self.video.duration:
             return float(((self.video.start_time or 0) + self.video.duration) * self.time_base)
-        if self.container.duration:
-            return float(((self.container.start_time or 0) + self.container.duration) / av.time_base)
+        if self.container.duration:  # in Matroska and FLV, it counts from 0, and not from the start
+            return float(self.container.duration / av.time_base)
         return None
 
     def _packets(self) -> Iterator[Any]:
@@ -133,7 +133,7 @@ def _open(source: VideoSource, limits: ConnectionLimits) -> Any:
         microseconds = str(int(limits.read_seconds * 1e6))
         rtsp = source.address.lower().startswith("rtsp")
         options = {"rtsp_transport": "tcp", "timeout": microseconds} if rtsp else {"rw_timeout": microseconds}
-    elif source.device is None:
+    elif source.is_file:
         options = {"protocol_whitelist": "file,crypto,data"}  # a playlist must not reach into the network
     timeout = (limits.open_seconds, limits.read_seconds) if source.network else None
     start = time.monotonic()

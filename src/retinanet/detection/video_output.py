@@ -12,7 +12,6 @@ from retinanet.detection.draw import draw
 from retinanet.detection.stages import StageTimes
 from retinanet.detection.video_frames import AnyReader, DetectedFrame, frames_waiting
 from retinanet.detection.video_writer import FramesFile, VideoWriter
-from retinanet.errors import ConfigError
 
 # Frames that wait to be drawn and encoded.
 _WAITING = 8
@@ -60,7 +59,7 @@ class VideoOutput:
         if not self._video:
             return
         if self._writer is None:
-            self._writer = self._opened(detected)
+            self._writer = VideoWriter(self._path, self._reader, detected.frame)
         self._pending.append(self._pool.submit(self._draw_and_encode, self._writer, detected))
         while len(self._pending) > frames_waiting(self._reader, _WAITING):
             self._pending.popleft().result()
@@ -104,15 +103,6 @@ class VideoOutput:
             ids = detected.ids.tolist()
             self.objects.update(name for number, name in zip(ids, names, strict=True) if number > self._last_id)
             self._last_id = max([self._last_id, *ids])  # ids of new objects are larger than all before
-
-    def _opened(self, detected: DetectedFrame) -> VideoWriter:
-        writer = VideoWriter(self._path, self._reader, detected.frame)
-        if writer.path.resolve() == Path(self._reader.source.address).resolve():
-            writer.discard()
-            raise ConfigError(
-                f"--out {self._path.parent}: {writer.path} would replace its source; choose another --out"
-            )
-        return writer
 
     def _draw_and_encode(self, writer: VideoWriter, detected: DetectedFrame) -> None:
         with self._times.measured("draw"):

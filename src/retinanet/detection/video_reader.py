@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import av
 import numpy as np
 import numpy.typing as npt
 
@@ -19,6 +19,12 @@ from retinanet.detection.video_connection import Audio, Connection
 from retinanet.detection.video_options import ConnectionLimits
 from retinanet.detection.video_sources import VideoSource
 from retinanet.errors import DataError
+
+# A time stamp that goes back by more than this number of frames begins a new count. By fewer, frames are out of order.
+_DISORDER = 4
+
+# Packets of audio that wait at most for the frames beside them.
+_AUDIO_WAITING = 1000
 
 # A video that ends this many seconds before the end that its header states is reported as truncated.
 _TRUNCATED = 0.5
@@ -46,7 +52,8 @@ class Frame:
 
 
 class Timeline:
-    """Turns the time stamps of a source into time stamps that increase, also over dropped connections.
+    """Turns the time stamps of a source into time stamps that increase, also over dropped connections, and where the
+    source counts anew, as at the joint of two files.
 
     Args:
         time_base: unit of the time stamps in seconds.
@@ -58,42 +65,63 @@ class Timeline:
         self.time_base, self.step = time_base, max(1, step)
         self.last: int | None = None
         self.last_raw = 0
-        self._shift: int | None = None if from_zero else 0
         self._wall = 0.0
+        # What is added to the time stamps of the source: a number for each time that it counted anew.
+        self._shifts = [] if from_zero else [0]
+        # Of each audio stream: the position of its shift, and its last time stamp.
+        self._audio: dict[int, tuple[int, int]] = {}
 
     def pts(self, raw: int | None) -> int:
         """Return the time stamp of the next frame. ``raw`` is the one of the source, or None if it has none."""
         if raw is None:
             raw = 0 if self.last is None else self.last_raw + self.step
-        if self._shift is None:  # the first frame, or the first one after a dropped connection
+        if not self._shifts:  # the first frame, or the first one after a dropped connection
             gap = int((time.monotonic() - self._wall) / self.time_base)
-            self._shift = -raw if self.last is None else self.last + max(self.step, gap) - raw
+            self._shifts.append(-raw if self.last is None else self.last + max(self.step, gap) - raw)
+        elif self.last is not None and raw < self.last_raw - _DISORDER * self.step:
+            self._shifts.append(self.last + self.step - raw)
         self.last_raw, self._wall = raw, time.monotonic()
-        pts = raw + self._shift
+        pts = raw + self._shifts[-1]
         self.last = pts if self.last is None else max(pts, self.last + 1)
         return self.last
 
+    @property
+    def shifted(self) -> bool:
+        """Whether time stamps differ from those of the source."""
+        return any(self._shifts)
+
     def restart(self) -> None:
         """Let the next frame follow the last one after the time that passes until then."""
-        self._shift = None
+        self._shifts.clear()
+        self._audio.clear()
 
-    def shift(self, packet: av.Packet[Any]) -> bool:
-        """Shift the time stamps of compressed audio like those of the frames; False if it is from before the first."""
-        if not self._shift:
-            return self._shift == 0
+    def place(self, audio: Audio) -> bool:
+        """Shift the time stamps of compressed audio like those of the frames beside it.
+
+        Audio and frames count anew at the same time, but are not read at the same time. So a packet gets the first
+        shift with which it follows the packet before.
+
+        Returns:
+            False: it follows with none of the shifts so far, and its time stamps are unchanged.
+        """
+        packet = audio.packet
         assert packet.time_base is not None
-        by = int(self._shift * self.time_base / packet.time_base)
-        if packet.dts is None or packet.dts + by < 0:
-            return False
-        packet.dts += by
-        packet.pts = None if packet.pts is None else packet.pts + by
-        return True
+        assert packet.dts is not None
+        position, last = self._audio.get(audio.stream, (0, None))
+        for k, shift in enumerate(self._shifts[position:], position):
+            by = int(shift * self.time_base / packet.time_base)
+            if last is None or packet.dts + by > last:
+                packet.dts += by
+                packet.pts = None if packet.pts is None else packet.pts + by
+                self._audio[audio.stream] = k, packet.dts
+                return True
+        return False
 
 
 class VideoReader:
     """Reads frames by PyAV. Iterate over it once.
 
-    A dropped connection is opened again, after delays that double, up to a number of attempts.
+    A dropped connection is opened again, after delays that double, up to a number of attempts since the last new frame.
 
     Attributes:
         source: the source.
@@ -114,7 +142,8 @@ class VideoReader:
         self.source, self._limits = source, limits or ConnectionLimits()
         self._connection = first = Connection(source, self._limits)
         self._closed = threading.Event()
-        self.reconnects = self._broken_before = self._count = 0
+        self.reconnects = self._broken_before = self._count = self._attempts = 0
+        self._packets: Counter[int] = Counter()  # packets that were read of each audio stream
         self.notes: list[str] = []
         self.time_base, self.rate, self.audio = first.time_base, first.rate, first.audio
         self.pixels = first.video.codec_context.width * first.video.codec_context.height
@@ -144,19 +173,26 @@ class VideoReader:
         self._closed.set()
 
     def trailing_audio(self) -> tuple[Audio, ...]:
-        """Return the audio that was read since the last frame."""
-        packets = tuple(each for each in self._audio if self._timeline.shift(each.packet))
-        self._audio = []
-        return packets
+        """Return the audio that was read since the last frame, also packets that fit nowhere."""
+        placed = self._placed_audio()
+        rest, self._audio = self._audio, []
+        return (*placed, *rest)
 
     def _frames(self) -> Iterator[Frame]:
-        resumed_file = self._count > 0 and self._connection.is_file
+        # A file that is opened again repeats what was read before.
+        repeated, packets = (self._count, self._packets.copy()) if self._connection.is_file else (0, Counter[int]())
         for item in self._connection:
             if self._closed.is_set():
                 return
             if isinstance(item, Audio):
+                if packets[item.stream]:
+                    packets[item.stream] -= 1
+                    continue
+                self._packets[item.stream] += 1
                 self._audio.append(item)
-            elif not (resumed_file and item.pts is not None and item.pts <= self._timeline.last_raw):
+            elif repeated:
+                repeated -= 1
+            else:
                 if self._first_raw is None:
                     self._first_raw = item.pts
                 yield self._frame(item)
@@ -167,10 +203,19 @@ class VideoReader:
         self.aspect = 1 / stored if turns % 2 else stored
         pts = self._timeline.pts(decoded.pts)
         image = np.rot90(decoded.to_ndarray(format="rgb24"), turns)
-        number, self._count = self._count, self._count + 1
+        number, self._count, self._attempts = self._count, self._count + 1, 0
         seconds = float(pts * self.time_base)
         duration = decoded.duration or 0
-        return Frame(number, np.ascontiguousarray(image), pts, duration, seconds, self.trailing_audio())
+        return Frame(number, np.ascontiguousarray(image), pts, duration, seconds, self._placed_audio())
+
+    def _placed_audio(self) -> tuple[Audio, ...]:
+        """Return the audio that was read, except packets from a new count of time stamps that no frame has reached."""
+        placed, waiting = list[Audio](), list[Audio]()
+        for each in self._audio:
+            (placed if self._timeline.place(each) else waiting).append(each)
+        self._audio = waiting[-_AUDIO_WAITING:]
+        # If the time stamps are shifted to the first frame, audio from before it is left out.
+        return tuple(each for each in placed if not self._timeline.shifted or (each.packet.dts or 0) >= 0)
 
     def _frames_expected(self) -> int | None:
         end = self._connection.end
@@ -186,11 +231,10 @@ class VideoReader:
         if old.ended and old.is_file and not self.source.realtime:
             return False
         old.close()
-        delay = self._limits.first_delay
-        for _ in range(self._limits.attempts):
-            if self._closed.wait(delay):
+        while self._attempts < self._limits.attempts:
+            if self._closed.wait(self._limits.first_delay * 2**self._attempts):
                 return False
-            delay *= 2
+            self._attempts += 1
             try:
                 new = Connection(self.source, self._limits)
             except DataError:
@@ -198,7 +242,7 @@ class VideoReader:
             return self._continues(old, new)
         self.notes.append(
             f"the connection dropped after {self._count} frames, and {self._limits.attempts} attempts to connect again "
-            "failed"
+            "gave no new frame"
         )
         return False
 
@@ -245,8 +289,7 @@ class SequenceReader:
         self.aspect = Fraction(1)
         self.broken = self.reconnects = 0
         self.notes: list[str] = []
-        width, height = image_size(source.images[0])
-        self.pixels = width * height
+        self.pixels = self._pixels_of_first()
 
     def __iter__(self) -> Iterator[Frame]:
         for number, path in enumerate(self.source.images):
@@ -257,6 +300,18 @@ class SequenceReader:
                 self.notes.append(str(error))
                 continue
             yield Frame(number, image, number, 1, float(number * self.time_base))
+
+    def _pixels_of_first(self) -> int:
+        """Return the number of pixels of the first image that can be opened."""
+        errors = []
+        for path in self.source.images:
+            try:
+                width, height = image_size(path)
+            except DataError as error:
+                errors.append(str(error))
+                continue
+            return width * height
+        raise DataError(f"{self.source.text}: none of its {len(errors)} images can be opened; first: {errors[0]}")
 
     def close(self) -> None:
         """Do nothing: reading ends with the iteration."""

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from retinanet.data.images import is_image
+from retinanet.detection.record import RECORD
 from retinanet.errors import DataError
 from retinanet.files import special_file
 
@@ -33,7 +34,7 @@ class VideoSource:
     Attributes:
         text: the source as the user gave it.
         name: name for its output files, without a suffix.
-        address: what PyAV opens: a path, a URL or the name of a device.
+        address: what PyAV opens: an absolute path, a URL or the name of a device.
         device: name of FFmpeg's input device of a webcam, else None.
         network: the source is a URL.
         realtime: the source does not wait: frames that are not taken in time are lost (webcams, RTSP, but not HTTP).
@@ -48,13 +49,22 @@ class VideoSource:
     realtime: bool = False
     images: tuple[Path, ...] = ()
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the source is a single file."""
+        return not (self.network or self.device or self.images)
+
 
 def is_video(source: str) -> bool:
-    """Return whether a source is a video by its suffix or scheme, a webcam, or a pattern such as ``frame_%06d.png``."""
+    """Return whether a source is a video by its suffix or scheme, a webcam, or a pattern such as ``frame_%06d.png``.
+
+    Raises:
+        DataError: the source is an invalid URL.
+    """
     if _WEBCAM.fullmatch(source):
         return True
     if _URL.match(source):
-        parts = urlsplit(source)
+        parts = _url_parts(source)
         if parts.scheme.lower() in _WEB_SCHEMES:
             return Path(parts.path).suffix.lower() in _STREAM_SUFFIXES
         return parts.scheme.lower() in _STREAM_SCHEMES
@@ -65,7 +75,7 @@ def video_source(source: str) -> VideoSource:
     """Describe a source of frames. A folder is the sequence of its images.
 
     Raises:
-        DataError: there is no such file, folder or image, or the kind of URL is unknown.
+        DataError: there is no such file, folder or image, or the URL is invalid or of an unknown kind.
     """
     if found := _WEBCAM.fullmatch(source):
         return _webcam(source, int(found[1] or found[2]))
@@ -84,15 +94,16 @@ def video_source(source: str) -> VideoSource:
         raise DataError(f"{source}: is {special}; give a video file, a stream, or webcam:0")
     if not path.exists():
         raise DataError(f"{source}: no such file; give a video file, a stream (rtsp://…), or webcam:0")
-    return VideoSource(source, path.stem, str(path))
+    # FFmpeg takes the part of a relative path before a colon for a protocol.
+    return VideoSource(source, path.stem, str(path.absolute()))
 
 
 def unique_names(sources: Sequence[VideoSource]) -> list[str]:
-    """Return a name for the output files of each source; equal names get numbers."""
+    """Return a name for the output files of each source. Equal names get numbers, and so does that of the record."""
     names: list[str] = []
     for source in sources:
         name, number = source.name, 1
-        while name in names:
+        while name in (Path(RECORD).stem, *names):
             number += 1
             name = f"{source.name}-{number}"
         names.append(name)
@@ -110,8 +121,15 @@ def _webcam(text: str, number: int) -> VideoSource:
     return VideoSource(text, f"webcam-{number}", address, device=device, realtime=True)
 
 
+def _url_parts(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError as error:
+        raise DataError(f"{text}: is no valid URL ({error}); check the address") from error
+
+
 def _stream(text: str) -> VideoSource:
-    parts = urlsplit(text)
+    parts = _url_parts(text)
     scheme = parts.scheme.lower()
     if scheme not in _STREAM_SCHEMES | _WEB_SCHEMES:
         known = ", ".join(sorted(_STREAM_SCHEMES | _WEB_SCHEMES))

@@ -23,7 +23,7 @@ Pixels = npt.NDArray[np.uint8]
 
 # Containers by preference; the first that can hold all audio streams of the source is used. Only MP4 and MOV keep time
 # stamps exactly; Matroska rounds them to milliseconds.
-_SUFFIXES = (".mp4", ".mov", ".mkv")
+SUFFIXES = (".mp4", ".mov", ".mkv")
 
 _ENCODERS = ("libx264", "libopenh264")
 
@@ -45,14 +45,14 @@ class VideoWriter:
     Attributes:
         path: the file.
         resized: number of frames that were scaled, because they had another size than the first.
-        lost_audio: number of packets of audio that were left out, because they were damaged.
+        lost_audio: number of packets of audio that were left out, because they were damaged or overlapped.
 
     Raises:
         RetinaNetError: the file cannot be written.
     """
 
     def __init__(self, path: Path, reader: VideoReader | SequenceReader, first: Frame) -> None:
-        suffix = _suffix(reader.audio)
+        suffix = suffix_for(reader.audio)
         self.path = path.with_name(path.name + suffix)
         self.resized = self.lost_audio = 0
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
@@ -60,7 +60,8 @@ class VideoWriter:
         self._time_base = reader.time_base
         self._durations: dict[int, int] = {}
         with self._explained():
-            self._container = av.open(str(self._temporary), "w")
+            # Absolute, because FFmpeg takes the part of a relative path before a colon for a protocol.
+            self._container = av.open(str(self._temporary.absolute()), "w")
         self._video = self._video_stream(reader)
         self._audio = [self._container.add_stream_from_template(each) for each in reader.audio]
 
@@ -99,7 +100,11 @@ class VideoWriter:
     def notes(self) -> list[str]:
         """Return sentences about frames and audio that were changed."""
         notes = [f"{self.resized} frames were scaled to the size of the first"] if self.resized else []
-        notes += [f"{self.lost_audio} damaged packets of audio were left out"] if self.lost_audio else []
+        notes += (
+            [f"{self.lost_audio} packets of audio were left out, because they are damaged or overlap"]
+            if self.lost_audio
+            else []
+        )
         return [f"{self.path}: {note}" for note in notes]
 
     def finish(self) -> None:
@@ -149,13 +154,13 @@ class VideoWriter:
         return stream
 
 
-def _suffix(audio: Sequence[Any]) -> str:
+def suffix_for(audio: Sequence[Any]) -> str:
     """Choose the container by the codecs of the audio."""
     codecs = {stream.codec_context.name for stream in audio}
-    for suffix in _SUFFIXES[:-1]:
+    for suffix in SUFFIXES[:-1]:
         if codecs <= _codecs_of(suffix):
             return suffix
-    return _SUFFIXES[-1]
+    return SUFFIXES[-1]
 
 
 def _codecs_of(suffix: str) -> set[str]:
