@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -142,3 +143,40 @@ def test_missing_images_of_a_list_are_told_at_the_end(folder: Path, tmp_path: Pa
 def test_urls_are_refused_unless_they_are_allowed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="URLs are read only if they are allowed"):
         detect(StubDetector(), "https://example.org/x.jpg", tmp_path / "out")
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
+@pytest.mark.parametrize(
+    ("text", "others"),
+    [
+        ("a.jpg\n", []),
+        ("c/b.png\na.jpg\n", ["c"]),
+        ("a.png\na.jpg\n", []),
+        ("a.png\n", ["b.png"]),
+        ("", ["a.jpg", "b.png"]),
+    ],
+)
+def test_piped_paths_never_overwrite_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, others: list[str]
+) -> None:
+    (tmp_path / "c").mkdir()
+    for name in ("a.jpg", "a.png", "b.png", "c/b.png"):
+        Image.new("RGB", (20, 20), (1, 2, 3)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    before = (tmp_path / "a.jpg").read_bytes()
+    piped(monkeypatch, text)
+    with pytest.raises(DataError, match=r"the drawn a\.jpg would replace .*; choose another --out$"):
+        detect(StubDetector(), ["-", *others], ".")
+    assert (tmp_path / "a.jpg").read_bytes() == before
+
+
+def test_piped_paths_may_be_detected_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(path) for path in sorted(folder.rglob("*.png"))]
+    for names in (paths[:3], paths[3:6], paths[:3]):
+        piped(monkeypatch, "\n".join(names))
+        assert detect(StubDetector(), "-", tmp_path / "out").images == 3
+    piped(monkeypatch, "\n".join(paths[:6]))
+    assert detect(StubDetector(), "-", tmp_path / "out", resume=True).resumed == 3

@@ -111,13 +111,17 @@ class SourceList:
         self.notes = []
         if "-" in self._sources and _stdin() is None:
             raise DataError("standard input is a terminal; pipe paths or an image into the command, or give files")
-        others = SourceList([source for source in self._sources if source != "-"], self._web)
-        others._out, others._archives, others.notes = self._out, self._archives, self.notes
         total = 0
-        for image in others:
+        for image in self.without_stdin():
             visit(image)
             total += 1
         return None if "-" in self._sources else total
+
+    def without_stdin(self) -> SourceList:
+        """Return the images of all sources but the standard input, which can be read once only."""
+        others = SourceList([source for source in self._sources if source != "-"], self._web)
+        others._out, others._archives, others.notes = self._out, self._archives, self.notes
+        return others
 
     def _images_of(self, source: str, kind: SourceKind) -> Iterator[InputImage]:
         match kind:
