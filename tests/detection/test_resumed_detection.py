@@ -15,6 +15,7 @@ from PIL import Image
 
 from killed_detection import run, without_sync
 from retinanet.detection.run import detect
+from retinanet.detection.write import OutputFormat
 from retinanet.errors import CheckpointError, DataError, RetinaNetError
 from stub_detector import StubDetector
 
@@ -180,3 +181,47 @@ def test_piped_paths_may_be_detected_again(folder: Path, tmp_path: Path, monkeyp
         assert detect(StubDetector(), "-", tmp_path / "out").images == 3
     piped(monkeypatch, "\n".join(paths[:6]))
     assert detect(StubDetector(), "-", tmp_path / "out", resume=True).resumed == 3
+
+
+@pytest.mark.parametrize(
+    ("formats", "name"),
+    [
+        ("yolo", "labels/a.txt"),
+        ("yolo", "labels/train/a.txt"),
+        ("yolo", "classes.txt"),
+        ("voc", "annotations/a.xml"),
+        ("coco", "detections.json"),
+        ("csv", "detections.csv"),
+        ("jsonl", "detections.jsonl"),
+        ("csv", "failed.txt"),
+    ],
+)
+def test_files_that_no_run_has_written_are_not_replaced(folder: Path, formats: OutputFormat, name: str) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("ground truth")
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"{name.split('/')[0]} is a .* that no run of .* choose another --out$"):
+            detect(StubDetector(), folder / "0", folder, formats=formats, draw=False)
+    assert path.read_text() == "ground truth"
+    assert not (folder / ".lock").exists()
+
+
+def test_results_of_earlier_runs_are_replaced(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    every: tuple[OutputFormat, ...] = ("yolo", "voc", "csv")
+    for formats in (every, ("coco",), every):
+        detect(StubDetector(), folder, out, formats=formats)
+    detect(StubDetector(), folder, out, formats=(*every, "coco"), resume=True)
+    (out / ".detections.written.json").unlink()  # an output folder of an older version
+    detect(StubDetector(), folder, out, formats=every)
+
+
+def test_ground_truth_beside_an_earlier_run_is_not_replaced(folder: Path) -> None:
+    detect(StubDetector(), folder / "0", folder, draw=False)
+    (folder / "labels").mkdir()
+    (folder / "labels" / "000.txt").write_text("ground truth")
+    for note in (folder / ".detections.written.json", folder / "gone"):
+        with pytest.raises(DataError, match="labels is a folder with files that no run"):
+            detect(StubDetector(), folder / "0", folder, formats="yolo", draw=False)
+        note.unlink(missing_ok=True)

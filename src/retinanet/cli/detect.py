@@ -83,10 +83,10 @@ def run(argv: Sequence[str]) -> int:
     """``retinanet detect WEIGHTS SOURCE...``."""
     given = parse(Arguments, argv, "retinanet detect")
     from retinanet.detection.loading import load
-    from retinanet.detection.result_files import FAILED
     from retinanet.detection.run import detect
     from retinanet.detection.tile_plan import TileOptions
     from retinanet.detection.write import OutputFormat
+    from retinanet.detection.written_files import FAILED
 
     formats: tuple[OutputFormat, ...] = ("coco", "csv") if given.format is None else (given.format,)
     detector = load(given.weights, given.precision, given.device, threads=given.threads, streams=given.streams)

@@ -24,6 +24,7 @@ from retinanet.detection.run_result import DetectionRun
 from retinanet.detection.sources import SourceList
 from retinanet.detection.tile_plan import TileOptions, Tiling
 from retinanet.detection.write import OutputFormat, OutputNames, Outputs, OverwriteError, Writer, refuse_overwriting
+from retinanet.detection.written_files import refuse_replacing_files, remember_files
 from retinanet.errors import RetinaNetError
 from retinanet.files import claimed, make_folder, remove_leftovers
 from retinanet.progress import Bar, plain_console, progress_bar
@@ -64,12 +65,14 @@ def detect_in_images(
     tiling = None if divided is None else detector.tiling(divided)
     settings = detector.limits(options.score, options.max_detections, tiled=tiling is not None)
     outputs = Outputs(out, detector.classes, options.formats, options.draw)
+    refuse_replacing_files(outputs)
     refuse_overwriting(outputs, inside, images.without_stdin)
     make_folder(out)
     pipeline = (make_runner or Pipeline)(detector, _pipeline_options(options, tiling))
     with claimed(out):
         record = _opened_record(outputs, options.resume, _stored_settings(detector, settings, outputs, tiling))
         try:
+            remember_files(outputs)
             with progress_bar(console or plain_console(), "images", total) as bar:
                 resumed, unplaced = _run(pipeline, images, outputs, record, bar, images_known=total is not None)
         finally:

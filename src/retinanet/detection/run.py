@@ -77,7 +77,8 @@ def detect(
 
     Raises:
         ConfigError: a setting is out of range, or images and videos are mixed.
-        DataError: there is no image, or a drawn image would overwrite its source.
+        DataError: there is no image, or an output file would replace an input image or another
+            file that no run has written.
         CheckpointError: the weights cannot be read, or there is no run with these settings to resume.
         RetinaNetError: a file cannot be written.
     """
