@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from retinanet.data.images import IMAGE_SUFFIXES
 from retinanet.detection.input_images import ImageFile, InputImage
 from retinanet.detection.sources import SourceList, find_images
 from retinanet.errors import DataError
@@ -186,6 +187,53 @@ def test_image_from_the_standard_input(monkeypatch: pytest.MonkeyPatch, kind: st
     monkeypatch.setattr(sys, "stdin", Stdin(content.getvalue()))
     [image] = SourceList(["-"])
     assert image.read().shape == (10, 20, 3)
+
+
+@pytest.mark.parametrize(
+    "kind", sorted(suffix for suffix in IMAGE_SUFFIXES if suffix not in (".mpo", ".heic", ".heif"))
+)
+def test_image_with_line_breaks_in_its_header_from_the_standard_input(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Sizes of 10, 266 and 2570 pixels are line breaks in many headers."""
+    for width, height in ((10, 10), (266, 10), (2570, 266), (1, 13)):
+        content = io.BytesIO()
+        Image.new("RGB", (width, height), (200, 10, 10)).save(content, Image.registered_extensions()[kind])
+        monkeypatch.setattr(sys, "stdin", Stdin(content.getvalue()))
+        [image] = SourceList(["-"])
+        assert image.read().shape == (height, width, 3)
+
+
+@pytest.mark.parametrize("kind", ["bmp", "webp"])
+def test_image_whose_length_is_a_line_break_from_the_standard_input(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (20, 10), (200, 10, 10)).save(content, kind)
+    place = {"bmp": 2, "webp": 4}[kind]
+    changed = content.getvalue()[:place] + b"\n" + content.getvalue()[place + 1 :]
+    monkeypatch.setattr(sys, "stdin", Stdin(changed))
+    [image] = SourceList(["-"])
+    assert image.address == "-"
+
+
+@pytest.mark.parametrize(
+    "lines", [["BM"], ["RIFF", "b.png"], ["BMW/1.jpg", "gone.jpg", "b.png", "x" * 5000], ["P1/a.jpg"], ["", "b.png"]]
+)
+def test_paths_that_begin_like_images_from_the_standard_input(
+    album: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    monkeypatch.chdir(album)
+    for end in ("\n", "\r\n"):
+        monkeypatch.setattr(sys, "stdin", Stdin(end.join(lines).encode()))
+        assert [image.address for image in SourceList(["-"])] == [line for line in lines if line]
+
+
+def test_first_path_is_read_before_the_second_comes(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(album)
+    read, write = os.pipe()
+    with os.fdopen(read) as stream, os.fdopen(write, "wb", buffering=0) as pipe:
+        monkeypatch.setattr(sys, "stdin", stream)
+        pipe.write(b"b.png\n")
+        assert next(iter(SourceList(["-"]))).address == "b.png"
 
 
 def test_standard_input_without_images(monkeypatch: pytest.MonkeyPatch) -> None:

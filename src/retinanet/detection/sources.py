@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal
 from urllib.parse import unquote
@@ -28,6 +30,9 @@ from retinanet.detection.web_limits import WebLimits
 from retinanet.errors import DataError
 
 SourceKind = Literal["stdin", "url", "folder", "zip", "parquet", "file", "list", "pattern"]
+
+# Bytes from which the standard input is recognized as an image or a list.
+_HEADER = 32
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
@@ -204,14 +209,20 @@ class SourceList:
         stream = _stdin()
         if stream is None:
             return
-        first = stream.readline(4096)
-        if _is_binary(first):
-            yield PipedImage(first + stream.read(LARGEST_FILE))
+        start = stream.readline(4096)
+        # The first line can end within the header of an image. More is read only if it names no image, because the next
+        # path may take long to come.
+        while len(start) < _HEADER and not _is_binary(start) and not _names_image(start):
+            if not (more := stream.readline(4096)):
+                break
+            start += more
+        if _is_binary(start):
+            yield PipedImage(start + stream.read(LARGEST_FILE))
             return
-        rest = first + (b"" if first.endswith(b"\n") else stream.readline())
-        yield from self._of_lines((line for part in ([rest], stream) for line in part), "standard input", "")
+        start += b"" if start.endswith(b"\n") else stream.readline()
+        yield from self._of_lines(chain(io.BytesIO(start), stream), "standard input", "")
 
-    def _of_lines(self, lines: Iterator[bytes] | IO[bytes], where: str, folder: str) -> Iterator[InputImage]:
+    def _of_lines(self, lines: Iterable[bytes], where: str, folder: str) -> Iterator[InputImage]:
         """List the paths (relative to ``folder``) and URLs of a list. A missing file is an error when it is read."""
         empty = True
         for number, line in enumerate(lines, 1):
@@ -304,9 +315,18 @@ def _stdin() -> IO[bytes] | None:
     return sys.stdin.buffer
 
 
-def _is_binary(line: bytes) -> bool:
-    """Whether the first line of the standard input belongs to an image and not to a list of paths."""
-    return b"\0" in line or line.startswith((b"\x89PNG", b"\xff\xd8\xff")) or re.match(rb"P[1-7]\s", line) is not None
+def _is_binary(start: bytes) -> bool:
+    """Whether the standard input starts with the header of an image and not with a list of paths.
+
+    The headers of all formats contain a zero byte, except for those that begin with one of these signatures.
+    """
+    return b"\0" in start or re.match(rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|P[1-7]\s", start) is not None
+
+
+def _names_image(line: bytes) -> bool:
+    """Whether the first line of the standard input is a URL or the path of a file."""
+    text = os.fsdecode(line).strip()
+    return bool(_URL.match(text)) or os.path.exists(text)
 
 
 def _no_images(source: str, missing: str, left_out: Sequence[str] | Iterator[str]) -> DataError:
