@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from retinanet.data.images import IMAGE_SUFFIXES
+from retinanet.data.window_reader import Window
 from retinanet.detection.input_images import ImageFile, InputImage
 from retinanet.detection.sources import SourceList, find_images
+from retinanet.detection.web_limits import WebLimits
 from retinanet.errors import DataError
 
 
@@ -148,6 +150,17 @@ def test_line_of_a_list_with_another_address_fails_alone(album: Path) -> None:
     assert second.read().shape == (10, 20, 3)
     with pytest.raises(DataError, match=r"list\.txt:1: .*ftp addresses are not supported"):
         first.read()
+
+
+def test_errors_of_a_list_name_the_line_also_with_windows(album: Path) -> None:
+    (album / "c.png").write_bytes((album / "b.png").read_bytes()[:50])
+    (album / "list.txt").write_text("gone.jpg\nc.png\nhttp://127.0.0.1:1/x.jpg\nftp://example.org/x.jpg\n")
+    for number, image in enumerate(SourceList([f"@{album / 'list.txt'}"], WebLimits()), 1):
+        place = rf"^[^:]*list\.txt:{number}: (?!.*list\.txt)"
+        with pytest.raises(DataError, match=place):
+            image.read()
+        with pytest.raises(DataError, match=place), image.windows() as reader:
+            reader.read(Window(0, 0, *reader.size))
 
 
 @pytest.mark.parametrize(

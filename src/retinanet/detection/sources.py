@@ -229,26 +229,26 @@ class SourceList:
             text = os.fsdecode(line.removeprefix(b"\xef\xbb\xbf")).strip()
             if not text:
                 continue
-            empty = False
+            empty, place = False, f"{where}:{number}"
             if _URL.match(text):
                 try:
-                    yield self._of_url(text)
+                    yield self._of_url(text, place)
                 except DataError as error:
-                    yield RefusedImage(text, f"{where}:{number}: {error}")
+                    yield RefusedImage(text, str(error), place)
             else:
                 name = Path(text).name if os.path.isabs(text) else text
-                yield ImageFile(Path(os.path.join(folder, text)), safe_name(name), f"{where}:{number}")
+                yield ImageFile(Path(os.path.join(folder, text)), safe_name(name), place)
         if empty:
             raise DataError(f"{where}: names no image; give a path or URL per line")
 
-    def _of_url(self, url: str) -> InputImage:
+    def _of_url(self, url: str, listed: str = "") -> InputImage:
         match = _URL.match(url)
         if match and match[1].lower() not in ("http", "https"):
             raise DataError(f"{url}: {match[1]} addresses are not supported; download the image and give its path")
         if self._web is None:
             raise DataError(f"{url}: URLs are read only if they are allowed; pass web=WebLimits(), or give a path")
         name = unquote(re.split(r"[?#]", url)[0].rsplit("/", 1)[-1])
-        return WebImage(url, safe_name(name), self._web)
+        return WebImage(url, safe_name(name), self._web, listed)
 
     def _note(self, sentences: Iterator[str]) -> None:
         self.notes += [sentence for sentence in sentences if sentence not in self.notes]
