@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from retinanet.data import images
 from retinanet.data.images import IMAGE_SUFFIXES
 from retinanet.data.window_reader import Window
+from retinanet.detection import web
 from retinanet.detection.input_images import ImageFile, InputImage
 from retinanet.detection.sources import SourceList, find_images
 from retinanet.detection.web_limits import WebLimits
@@ -174,6 +176,13 @@ def test_lists_that_are_refused(tmp_path: Path, content: bytes | None, message: 
         find_images([f"@{tmp_path / 'list.txt'}"])
 
 
+def encoded(suffix: str, size: tuple[int, int]) -> bytes:
+    content = io.BytesIO()
+    options = {"compression": "tiff_lzw", "strip_size": 900} if suffix == "tiff" else {}
+    Image.new("RGB", size, (200, 10, 10)).save(content, suffix, **options)
+    return content.getvalue()
+
+
 class Stdin(io.TextIOWrapper):
     """A standard input with some content."""
 
@@ -320,3 +329,35 @@ def test_broken_archives(album: Path, tmp_path: Path) -> None:
     [found] = find_images([str(source)])
     with pytest.raises(DataError, match=r"b\.png: (cannot be unpacked|cannot be decoded|not a readable)"):
         found.read()
+
+
+@pytest.mark.parametrize("kind", ["zip", "stdin", "url", "parquet"])
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_limit_of_pixels_holds_for_images_that_are_not_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, suffix: str
+) -> None:
+    content = encoded(suffix, (200, 100))
+    file = tmp_path / f"a.{suffix}"
+    file.write_bytes(content)
+    source = {"stdin": "-", "url": "http://127.0.0.1/a"}.get(kind, str(tmp_path / f"a.{kind}"))
+    if kind == "zip":
+        zipped(Path(source), {file.name: content})
+    if kind == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet.write_table(pyarrow.table({"bytes": [content]}), source)
+    monkeypatch.setattr(sys, "stdin", Stdin(content))
+    monkeypatch.setattr(web, "fetch", lambda url, limits: content)
+    [image] = SourceList([source], WebLimits())
+    with pytest.raises(DataError, match=r"200×100 is too large \(limit 19,999 pixels\)"), image.windows(None, 19_999):
+        pass
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8000)  # Pillow refuses twice as many
+    with image.windows(None, 20_000) as reader:
+        assert reader.read(Window(0, 0, 100, 200)).shape == (100, 200, 3)
+
+
+@pytest.mark.parametrize(("limit", "text"), [(178_000_000, "178 megapixels"), (1_500_000, "1.5 megapixels")])
+def test_limit_of_pixels_is_told_in_megapixels(limit: int, text: str) -> None:
+    with pytest.raises(DataError, match=rf"limit {text}\)"):
+        images.check_pixels("a.png", (1_000_000, 1000), limit)

@@ -46,8 +46,8 @@ class Arguments:
     tile_scales: tuple[float, ...] = (1.0,)
     """Passes over each image: 1 0.5 adds tiles of twice the side, for objects that are larger than a tile."""
     max_pixels: int | None = None
-    """Largest number of pixels of an image that is divided into tiles. Unset: 178 million. Raise it for files that you
-    trust."""
+    """Largest number of pixels of an image that is divided into tiles. Unset: 178 million. Raise it for images that you
+    trust. Only with tiles."""
     format: Literal["coco", "csv", "yolo", "voc", "jsonl", "geojson", "parquet"] | None = None
     """File format: detections.json (coco), detections.csv, labels/*.txt (yolo; labels.csv names the image of each
     file), annotations/*.xml (voc), geojson/*.geojson (for GeoTIFF files) or detections.parquet. Unset: coco and csv.

@@ -25,7 +25,7 @@ from retinanet.detection.sources import SourceList
 from retinanet.detection.tile_plan import TileOptions, Tiling
 from retinanet.detection.write import OutputFormat, OutputNames, Outputs, OverwriteError, Writer, refuse_overwriting
 from retinanet.detection.written_files import refuse_replacing_files, remember_files
-from retinanet.errors import RetinaNetError
+from retinanet.errors import ConfigError, RetinaNetError
 from retinanet.files import claimed, make_folder, remove_leftovers
 from retinanet.progress import Bar, plain_console, progress_bar
 
@@ -63,6 +63,8 @@ def detect_in_images(
     detector = load_detector()
     divided = detector.tile_options(options.tile)
     tiling = None if divided is None else detector.tiling(divided)
+    if tiling is None and options.max_pixels is not None:
+        raise ConfigError("--max-pixels is a limit of images that are divided into tiles; add --tile, or leave it out")
     settings = detector.limits(options.score, options.max_detections, tiled=tiling is not None)
     outputs = Outputs(out, detector.classes, options.formats, options.draw)
     refuse_replacing_files(outputs)

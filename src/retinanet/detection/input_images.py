@@ -58,7 +58,7 @@ class InputImage(ABC):
             DataError: the image cannot be read.
         """
         with self._located():
-            return self._pixels(pixel_range)
+            return self._pixels(pixel_range, MAX_PIXELS)
 
     def header_size(self) -> tuple[int, int] | None:
         """Return ``(height, width)`` as :meth:`read` would give them, at little cost; ``None`` if they are unknown."""
@@ -85,10 +85,10 @@ class InputImage(ABC):
             raise DataError(f"{self.listed}: {error}") from error
 
     @abstractmethod
-    def _pixels(self, pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]: ...
+    def _pixels(self, pixel_range: PixelRange | None, max_pixels: int) -> npt.NDArray[np.uint8]: ...
 
     def _opened(self, pixel_range: PixelRange | None, max_pixels: int) -> WindowReader:
-        return ArrayReader(self._pixels(pixel_range))
+        return ArrayReader(self._pixels(pixel_range, max_pixels))
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ class ImageFile(InputImage):
         except DataError:
             return None
 
-    def _pixels(self, pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]:
-        return read_image(self.path, pixel_range)
+    def _pixels(self, pixel_range: PixelRange | None, max_pixels: int) -> npt.NDArray[np.uint8]:
+        return read_image(self.path, pixel_range, max_pixels)
 
     def _opened(self, pixel_range: PixelRange | None, max_pixels: int) -> WindowReader:
         return open_windows(self.path, pixel_range, max_pixels)  # does not decode the file whole where it need not
@@ -142,8 +142,8 @@ class PackedImage(InputImage):
         except DataError:
             return None
 
-    def _pixels(self, pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]:
-        return decode_image(self.content(), self.address, pixel_range)
+    def _pixels(self, pixel_range: PixelRange | None, max_pixels: int) -> npt.NDArray[np.uint8]:
+        return decode_image(self.content(), self.address, pixel_range, max_pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,10 +205,10 @@ class WebImage(InputImage):
         """The URL."""
         return self.url
 
-    def _pixels(self, pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]:
+    def _pixels(self, pixel_range: PixelRange | None, max_pixels: int) -> npt.NDArray[np.uint8]:
         from retinanet.detection.web import fetch  # takes a tenth of a second
 
-        return decode_image(fetch(self.url, self.limits), self.url, pixel_range)
+        return decode_image(fetch(self.url, self.limits), self.url, pixel_range, max_pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,10 +223,10 @@ class PipedImage(InputImage):
         """The word that stands for the standard input on the command line."""
         return "-"
 
-    def _pixels(self, pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]:
+    def _pixels(self, pixel_range: PixelRange | None, max_pixels: int) -> npt.NDArray[np.uint8]:
         if len(self.content) > LARGEST_FILE:
             raise DataError(f"standard input: more than {LARGEST_FILE // 10**6} MB; pipe one image or a list of paths")
-        return decode_image(self.content, "standard input", pixel_range)
+        return decode_image(self.content, "standard input", pixel_range, max_pixels)
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class RefusedImage(InputImage):
         """The line."""
         return self.text
 
-    def _pixels(self, pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]:
+    def _pixels(self, pixel_range: PixelRange | None, max_pixels: int) -> npt.NDArray[np.uint8]:
         raise DataError(self.reason)
 
 
