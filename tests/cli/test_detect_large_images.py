@@ -79,10 +79,14 @@ def test_drawings_of_very_large_images_are_reduced(
 
 def test_larger_files_need_a_flag(run: Command, weights: Path, field: Path, tmp_path: Path) -> None:
     refused = run.fails("detect", weights, field / "0.tif", "--out", tmp_path / "a", *TILES, "--max-pixels", "100")
-    assert "is too large" in refused
+    assert "is too large (limit 100 pixels)" in refused
     assert "--max-pixels is 0" in run.fails(
         "detect", weights, field, "--out", tmp_path / "b", "--max-pixels", "0", code=2
     )
+    assert "add --tile, or leave it out" in run.fails(
+        "detect", weights, field, "--out", tmp_path / "c", "--max-pixels", "9", code=2
+    )
+    assert "are for images; leave them out" in run.fails("detect", weights, "a.mp4", "--max-pixels", "9", code=2)
 
 
 def test_a_damaged_part_of_a_large_image_is_an_unreadable_image(

@@ -61,6 +61,37 @@ def test_zeros_that_a_power_failure_leaves_are_dropped(tmp_path: Path) -> None:
     assert list(resumed(tmp_path).entries()) == ENTRIES
 
 
+def test_zeros_in_a_torn_line_are_dropped(tmp_path: Path) -> None:
+    path = started(tmp_path)
+    path.write_bytes(path.read_bytes()[:-20] + bytes(5000))
+    assert list(resumed(tmp_path).entries()) == ENTRIES[:2]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        b"edited by hand",
+        b"edited by hand\n",
+        b"{}\n",
+        b"5\n",
+        b"\n",
+        b'{"path": "d.jpg", "na\n',
+        b'edited\n{"path": "d.jpg", "na',
+        b"\x89PNG\r\n\x1a\n\0\0\0",
+    ],
+)
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_file_that_does_not_end_with_entries_is_left_as_it_is(tmp_path: Path, end: bytes, empty: bool) -> None:
+    path = started(tmp_path)
+    content = (b"" if empty else path.read_bytes()) + end
+    path.write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match=r"detections\.jsonl ends with a line that no run of .* without --resume$"
+    ):
+        resumed(tmp_path)
+    assert path.read_bytes() == content
+
+
 def test_damaged_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
     path = started(tmp_path)
     first, second, third = path.read_bytes().splitlines(keepends=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from PIL import Image
 
 from killed_detection import run, without_sync
 from retinanet.detection.run import detect
+from retinanet.detection.write import OutputFormat
 from retinanet.errors import CheckpointError, DataError, RetinaNetError
 from stub_detector import StubDetector
 
@@ -142,3 +144,84 @@ def test_missing_images_of_a_list_are_told_at_the_end(folder: Path, tmp_path: Pa
 def test_urls_are_refused_unless_they_are_allowed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="URLs are read only if they are allowed"):
         detect(StubDetector(), "https://example.org/x.jpg", tmp_path / "out")
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
+@pytest.mark.parametrize(
+    ("text", "others"),
+    [
+        ("a.jpg\n", []),
+        ("c/b.png\na.jpg\n", ["c"]),
+        ("a.png\na.jpg\n", []),
+        ("a.png\n", ["b.png"]),
+        ("", ["a.jpg", "b.png"]),
+    ],
+)
+def test_piped_paths_never_overwrite_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, others: list[str]
+) -> None:
+    (tmp_path / "c").mkdir()
+    for name in ("a.jpg", "a.png", "b.png", "c/b.png"):
+        Image.new("RGB", (20, 20), (1, 2, 3)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    before = (tmp_path / "a.jpg").read_bytes()
+    piped(monkeypatch, text)
+    with pytest.raises(DataError, match=r"the drawn a\.jpg would replace .*; choose another --out$"):
+        detect(StubDetector(), ["-", *others], ".")
+    assert (tmp_path / "a.jpg").read_bytes() == before
+
+
+def test_piped_paths_may_be_detected_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(path) for path in sorted(folder.rglob("*.png"))]
+    for names in (paths[:3], paths[3:6], paths[:3]):
+        piped(monkeypatch, "\n".join(names))
+        assert detect(StubDetector(), "-", tmp_path / "out").images == 3
+    piped(monkeypatch, "\n".join(paths[:6]))
+    assert detect(StubDetector(), "-", tmp_path / "out", resume=True).resumed == 3
+
+
+@pytest.mark.parametrize(
+    ("formats", "name"),
+    [
+        ("yolo", "labels/a.txt"),
+        ("yolo", "labels/train/a.txt"),
+        ("yolo", "classes.txt"),
+        ("voc", "annotations/a.xml"),
+        ("coco", "detections.json"),
+        ("csv", "detections.csv"),
+        ("jsonl", "detections.jsonl"),
+        ("csv", "failed.txt"),
+    ],
+)
+def test_files_that_no_run_has_written_are_not_replaced(folder: Path, formats: OutputFormat, name: str) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("ground truth")
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"{name.split('/')[0]} is a .* that no run of .* choose another --out$"):
+            detect(StubDetector(), folder / "0", folder, formats=formats, draw=False)
+    assert path.read_text() == "ground truth"
+    assert not (folder / ".lock").exists()
+
+
+def test_results_of_earlier_runs_are_replaced(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    every: tuple[OutputFormat, ...] = ("yolo", "voc", "csv")
+    for formats in (every, ("coco",), every):
+        detect(StubDetector(), folder, out, formats=formats)
+    detect(StubDetector(), folder, out, formats=(*every, "coco"), resume=True)
+    (out / ".detections.written.json").unlink()  # an output folder of an older version
+    detect(StubDetector(), folder, out, formats=every)
+
+
+def test_ground_truth_beside_an_earlier_run_is_not_replaced(folder: Path) -> None:
+    detect(StubDetector(), folder / "0", folder, draw=False)
+    (folder / "labels").mkdir()
+    (folder / "labels" / "000.txt").write_text("ground truth")
+    for note in (folder / ".detections.written.json", folder / "gone"):
+        with pytest.raises(DataError, match="labels is a folder with files that no run"):
+            detect(StubDetector(), folder / "0", folder, formats="yolo", draw=False)
+        note.unlink(missing_ok=True)

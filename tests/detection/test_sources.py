@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from retinanet.data import images
+from retinanet.data.images import IMAGE_SUFFIXES
+from retinanet.data.window_reader import Window
+from retinanet.detection import web
 from retinanet.detection.input_images import ImageFile, InputImage
 from retinanet.detection.sources import SourceList, find_images
+from retinanet.detection.web_limits import WebLimits
 from retinanet.errors import DataError
 
 
@@ -149,6 +154,17 @@ def test_line_of_a_list_with_another_address_fails_alone(album: Path) -> None:
         first.read()
 
 
+def test_errors_of_a_list_name_the_line_also_with_windows(album: Path) -> None:
+    (album / "c.png").write_bytes((album / "b.png").read_bytes()[:50])
+    (album / "list.txt").write_text("gone.jpg\nc.png\nhttp://127.0.0.1:1/x.jpg\nftp://example.org/x.jpg\n")
+    for number, image in enumerate(SourceList([f"@{album / 'list.txt'}"], WebLimits()), 1):
+        place = rf"^[^:]*list\.txt:{number}: (?!.*list\.txt)"
+        with pytest.raises(DataError, match=place):
+            image.read()
+        with pytest.raises(DataError, match=place), image.windows() as reader:
+            reader.read(Window(0, 0, *reader.size))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"", "names no image"), (b"\n \n", "names no image"), (b"a\0b", "not a list in UTF-8"), (None, "No such file")],
@@ -158,6 +174,13 @@ def test_lists_that_are_refused(tmp_path: Path, content: bytes | None, message: 
         (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(DataError, match=message):
         find_images([f"@{tmp_path / 'list.txt'}"])
+
+
+def encoded(suffix: str, size: tuple[int, int]) -> bytes:
+    content = io.BytesIO()
+    options = {"compression": "tiff_lzw", "strip_size": 900} if suffix == "tiff" else {}
+    Image.new("RGB", size, (200, 10, 10)).save(content, suffix, **options)
+    return content.getvalue()
 
 
 class Stdin(io.TextIOWrapper):
@@ -186,6 +209,53 @@ def test_image_from_the_standard_input(monkeypatch: pytest.MonkeyPatch, kind: st
     monkeypatch.setattr(sys, "stdin", Stdin(content.getvalue()))
     [image] = SourceList(["-"])
     assert image.read().shape == (10, 20, 3)
+
+
+@pytest.mark.parametrize(
+    "kind", sorted(suffix for suffix in IMAGE_SUFFIXES if suffix not in (".mpo", ".heic", ".heif"))
+)
+def test_image_with_line_breaks_in_its_header_from_the_standard_input(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Sizes of 10, 266 and 2570 pixels are line breaks in many headers."""
+    for width, height in ((10, 10), (266, 10), (2570, 266), (1, 13)):
+        content = io.BytesIO()
+        Image.new("RGB", (width, height), (200, 10, 10)).save(content, Image.registered_extensions()[kind])
+        monkeypatch.setattr(sys, "stdin", Stdin(content.getvalue()))
+        [image] = SourceList(["-"])
+        assert image.read().shape == (height, width, 3)
+
+
+@pytest.mark.parametrize("kind", ["bmp", "webp"])
+def test_image_whose_length_is_a_line_break_from_the_standard_input(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (20, 10), (200, 10, 10)).save(content, kind)
+    place = {"bmp": 2, "webp": 4}[kind]
+    changed = content.getvalue()[:place] + b"\n" + content.getvalue()[place + 1 :]
+    monkeypatch.setattr(sys, "stdin", Stdin(changed))
+    [image] = SourceList(["-"])
+    assert image.address == "-"
+
+
+@pytest.mark.parametrize(
+    "lines", [["BM"], ["RIFF", "b.png"], ["BMW/1.jpg", "gone.jpg", "b.png", "x" * 5000], ["P1/a.jpg"], ["", "b.png"]]
+)
+def test_paths_that_begin_like_images_from_the_standard_input(
+    album: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    monkeypatch.chdir(album)
+    for end in ("\n", "\r\n"):
+        monkeypatch.setattr(sys, "stdin", Stdin(end.join(lines).encode()))
+        assert [image.address for image in SourceList(["-"])] == [line for line in lines if line]
+
+
+def test_first_path_is_read_before_the_second_comes(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(album)
+    read, write = os.pipe()
+    with os.fdopen(read) as stream, os.fdopen(write, "wb", buffering=0) as pipe:
+        monkeypatch.setattr(sys, "stdin", stream)
+        pipe.write(b"b.png\n")
+        assert next(iter(SourceList(["-"]))).address == "b.png"
 
 
 def test_standard_input_without_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,3 +329,35 @@ def test_broken_archives(album: Path, tmp_path: Path) -> None:
     [found] = find_images([str(source)])
     with pytest.raises(DataError, match=r"b\.png: (cannot be unpacked|cannot be decoded|not a readable)"):
         found.read()
+
+
+@pytest.mark.parametrize("kind", ["zip", "stdin", "url", "parquet"])
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_limit_of_pixels_holds_for_images_that_are_not_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, suffix: str
+) -> None:
+    content = encoded(suffix, (200, 100))
+    file = tmp_path / f"a.{suffix}"
+    file.write_bytes(content)
+    source = {"stdin": "-", "url": "http://127.0.0.1/a"}.get(kind, str(tmp_path / f"a.{kind}"))
+    if kind == "zip":
+        zipped(Path(source), {file.name: content})
+    if kind == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet.write_table(pyarrow.table({"bytes": [content]}), source)
+    monkeypatch.setattr(sys, "stdin", Stdin(content))
+    monkeypatch.setattr(web, "fetch", lambda url, limits: content)
+    [image] = SourceList([source], WebLimits())
+    with pytest.raises(DataError, match=r"200×100 is too large \(limit 19,999 pixels\)"), image.windows(None, 19_999):
+        pass
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8000)  # Pillow refuses twice as many
+    with image.windows(None, 20_000) as reader:
+        assert reader.read(Window(0, 0, 100, 200)).shape == (100, 200, 3)
+
+
+@pytest.mark.parametrize(("limit", "text"), [(178_000_000, "178 megapixels"), (1_500_000, "1.5 megapixels")])
+def test_limit_of_pixels_is_told_in_megapixels(limit: int, text: str) -> None:
+    with pytest.raises(DataError, match=rf"limit {text}\)"):
+        images.check_pixels("a.png", (1_000_000, 1000), limit)

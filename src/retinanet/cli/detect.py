@@ -46,8 +46,8 @@ class Arguments:
     tile_scales: tuple[float, ...] = (1.0,)
     """Passes over each image: 1 0.5 adds tiles of twice the side, for objects that are larger than a tile."""
     max_pixels: int | None = None
-    """Largest number of pixels of an image that is divided into tiles. Unset: 178 million. Raise it for files that you
-    trust."""
+    """Largest number of pixels of an image that is divided into tiles. Unset: 178 million. Raise it for images that you
+    trust. Only with tiles."""
     format: Literal["coco", "csv", "yolo", "voc", "jsonl", "geojson", "parquet"] | None = None
     """File format: detections.json (coco), detections.csv, labels/*.txt (yolo; labels.csv names the image of each
     file), annotations/*.xml (voc), geojson/*.geojson (for GeoTIFF files) or detections.parquet. Unset: coco and csv.
@@ -83,10 +83,10 @@ def run(argv: Sequence[str]) -> int:
     """``retinanet detect WEIGHTS SOURCE...``."""
     given = parse(Arguments, argv, "retinanet detect")
     from retinanet.detection.loading import load
-    from retinanet.detection.result_files import FAILED
     from retinanet.detection.run import detect
     from retinanet.detection.tile_plan import TileOptions
     from retinanet.detection.write import OutputFormat
+    from retinanet.detection.written_files import FAILED
 
     formats: tuple[OutputFormat, ...] = ("coco", "csv") if given.format is None else (given.format,)
     detector = load(given.weights, given.precision, given.device, threads=given.threads, streams=given.streams)

@@ -100,7 +100,9 @@ def unread_files(names: Iterable[str]) -> Iterator[str]:
         yield f"{files} left out: {remedy}"
 
 
-def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
+def read_image(
+    path: str | Path, pixel_range: PixelRange | None = None, max_pixels: int = MAX_PIXELS
+) -> npt.NDArray[np.uint8]:
     """Read an image file as uint8 RGB ``(H, W, 3)``, turned as its EXIF orientation says.
 
     If a file has several frames, the first is read. An alpha channel is dropped. Values with more than 8 bits are
@@ -110,24 +112,29 @@ def read_image(path: str | Path, pixel_range: PixelRange | None = None) -> npt.N
         path: the file.
         pixel_range: values that become 0 and 255 in images with more than 8 bits per value. Unset: chosen from the
             values of the image, see :mod:`retinanet.data.deep_pixels`.
+        max_pixels: largest number of pixels of the image.
 
     Raises:
-        DataError: the file is missing, corrupt, not an image, or has more than ``MAX_PIXELS``.
+        DataError: the file is missing, corrupt, not an image, or has more than ``max_pixels``.
     """
-    return _decoded(Path(path), str(path), pixel_range)
+    return _decoded(Path(path), str(path), pixel_range, max_pixels)
 
 
-def decode_image(content: bytes, where: str, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
+def decode_image(
+    content: bytes, where: str, pixel_range: PixelRange | None = None, max_pixels: int = MAX_PIXELS
+) -> npt.NDArray[np.uint8]:
     """Decode the bytes of an image file as :func:`read_image` does; ``where`` names the image in messages.
 
     Raises:
-        DataError: the content is corrupt, not an image, or has more than ``MAX_PIXELS``.
+        DataError: the content is corrupt, not an image, or has more than ``max_pixels``.
     """
-    return _decoded(content, where, pixel_range)
+    return _decoded(content, where, pixel_range, max_pixels)
 
 
-def _decoded(source: Path | bytes, where: str, pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]:
-    with _opened(source, where) as image:
+def _decoded(
+    source: Path | bytes, where: str, pixel_range: PixelRange | None, max_pixels: int = MAX_PIXELS
+) -> npt.NDArray[np.uint8]:
+    with _opened(source, where, max_pixels) as image:
         try:
             return _rgb_of_blocks(image, pixel_range) if isinstance(image, Blocks) else to_rgb(image, pixel_range)
         except Exception as error:  # Pillow's decoders also raise struct.error, KeyError, MemoryError …
@@ -261,26 +268,31 @@ def read_thumbnail(path: Path, side: int, pixel_range: PixelRange | None = None)
             raise _cannot_decode(path, error) from error
 
 
-def _opened(source: Path | bytes, where: str) -> Image.Image | Blocks:
+def _opened(source: Path | bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image | Blocks:
     """Open an image file: files that Pillow would not read, or not with all bits, as blocks."""
     try:
-        image = open_image(source) if isinstance(source, Path) else _open_content(source, where)
+        image = open_image(source, max_pixels) if isinstance(source, Path) else _open_content(source, where, max_pixels)
     except DataError:
         blocks = tiff_blocks(source, where) if is_tiff(source) else None
-        if blocks is not None and blocks.size[0] * blocks.size[1] <= MAX_PIXELS:
+        if blocks is not None and blocks.size[0] * blocks.size[1] <= max_pixels:
             return blocks
         if blocks is not None:
             blocks.close()
         raise
-    if is_deep_tiff(image) and (blocks := deep_tiff(source, where)):
-        image.close()
-        return blocks
-    if is_deep_png(image):
-        image.close()
-        if blocks := png_blocks(source):
-            return blocks
-        raise _cannot_decode(where, ValueError(UNREAD_DEEP_PNG))
-    return image
+    blocks = None
+    if image.format == "TIFF" and image.width * image.height > MAX_PIXELS:  # Pillow opens it, but does not decode it
+        blocks = tiff_blocks(source, where)
+    elif is_deep_tiff(image):
+        blocks = deep_tiff(source, where)
+    elif is_deep_png(image):
+        blocks = png_blocks(source)
+        if blocks is None:
+            image.close()
+            raise _cannot_decode(where, ValueError(UNREAD_DEEP_PNG))
+    if blocks is None:
+        return image
+    image.close()
+    return blocks
 
 
 def is_deep_tiff(image: Image.Image) -> bool:
@@ -288,10 +300,10 @@ def is_deep_tiff(image: Image.Image) -> bool:
     return image.format == "TIFF" and max(image.tag_v2.get(_BITS, (1,))) > 8  # type: ignore[attr-defined]
 
 
-def _open_content(content: bytes, where: str) -> Image.Image:
+def _open_content(content: bytes, where: str, max_pixels: int) -> Image.Image:
     if _READS_HEIF and content[4:8] == b"ftyp":
         _register_heif()
-    return _open_with_pillow(io.BytesIO(content), where)
+    return _open_with_pillow(io.BytesIO(content), where, max_pixels)
 
 
 def _rgb_of_blocks(blocks: Blocks, pixel_range: PixelRange | None) -> npt.NDArray[np.uint8]:
@@ -363,8 +375,9 @@ def check_pixels(path: Path | str, size: tuple[int, int], max_pixels: int) -> No
 
 
 def _too_large(max_pixels: int) -> str:
+    limit = f"{max_pixels / 1e6:,.9g} megapixels" if max_pixels >= 1_000_000 else f"{max_pixels:,} pixels"
     return (
-        f"is too large (limit {max_pixels / 1e6:.0f} megapixels); cut it into smaller images, or, if you trust the "
+        f"is too large (limit {limit}); cut it into smaller images, or, if you trust the "
         "file, detect in tiles (--tile) with a higher --max-pixels (Python: max_pixels)"
     )
 

@@ -23,8 +23,9 @@ from retinanet.detection.result_files import Totals, write_result_files
 from retinanet.detection.run_result import DetectionRun
 from retinanet.detection.sources import SourceList
 from retinanet.detection.tile_plan import TileOptions, Tiling
-from retinanet.detection.write import OutputFormat, OutputNames, Outputs, Writer, refuse_overwriting
-from retinanet.errors import RetinaNetError
+from retinanet.detection.write import OutputFormat, OutputNames, Outputs, OverwriteError, Writer, refuse_overwriting
+from retinanet.detection.written_files import refuse_replacing_files, remember_files
+from retinanet.errors import ConfigError, RetinaNetError
 from retinanet.files import claimed, make_folder, remove_leftovers
 from retinanet.progress import Bar, plain_console, progress_bar
 
@@ -62,16 +63,20 @@ def detect_in_images(
     detector = load_detector()
     divided = detector.tile_options(options.tile)
     tiling = None if divided is None else detector.tiling(divided)
+    if tiling is None and options.max_pixels is not None:
+        raise ConfigError("--max-pixels is a limit of images that are divided into tiles; add --tile, or leave it out")
     settings = detector.limits(options.score, options.max_detections, tiled=tiling is not None)
     outputs = Outputs(out, detector.classes, options.formats, options.draw)
-    refuse_overwriting(outputs, inside, lambda: list(images))
+    refuse_replacing_files(outputs)
+    refuse_overwriting(outputs, inside, images.without_stdin)
     make_folder(out)
     pipeline = (make_runner or Pipeline)(detector, _pipeline_options(options, tiling))
     with claimed(out):
         record = _opened_record(outputs, options.resume, _stored_settings(detector, settings, outputs, tiling))
         try:
+            remember_files(outputs)
             with progress_bar(console or plain_console(), "images", total) as bar:
-                resumed, unplaced = _run(pipeline, images, outputs, record, bar)
+                resumed, unplaced = _run(pipeline, images, outputs, record, bar, images_known=total is not None)
         finally:
             record.close()
         sums, written = write_result_files(outputs, record)
@@ -128,8 +133,13 @@ def _opened_record(outputs: Outputs, resume: bool, settings: dict[str, Any]) -> 
     return Record.resume(outputs.out, outputs.classes, settings)
 
 
-def _run(pipeline: Runner, images: SourceList, outputs: Outputs, record: Record, bar: Bar) -> tuple[int, int]:
+def _run(
+    pipeline: Runner, images: SourceList, outputs: Outputs, record: Record, bar: Bar, images_known: bool
+) -> tuple[int, int]:
     """Detect objects in all images that are not in the record yet.
+
+    ``images_known`` is false if images come from the standard input, so that :func:`refuse_overwriting` has not seen
+    them.
 
     Returns:
         The number of images in the record, and the number of new images for which no GeoJSON could be written.
@@ -140,7 +150,7 @@ def _run(pipeline: Runner, images: SourceList, outputs: Outputs, record: Record,
         names.take(entry.name)
         resumed += 1
     bar.advance(resumed)
-    with _told_how_to_go_on(outputs.out), Writer(outputs, record, names) as writer:
+    with _told_how_to_go_on(outputs.out), Writer(outputs, record, names, check_drawings=not images_known) as writer:
         for result in pipeline.run(Tasks(images, record.earlier())):
             writer.add(result)
             bar.update(1, str(pipeline.timing))
@@ -184,6 +194,8 @@ def _told_how_to_go_on(out: Path) -> Iterator[None]:
     """Add to an error, or to Ctrl-C, that the run can be resumed."""
     try:
         yield
+    except OverwriteError:
+        raise
     except RetinaNetError as error:
         raise type(error)(f"{error}; then go on with --resume") from error
     except KeyboardInterrupt as error:

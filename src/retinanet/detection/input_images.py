@@ -6,6 +6,8 @@ import re
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,34 +39,56 @@ class InputImage(ABC):
 
     Attributes:
         name: path of its output files, relative to the output folder. Several images may have the same name.
+        listed: place in the list that names the image, such as ``list.txt:3``; empty if there is none. It begins the
+            messages of errors.
     """
 
     name: Path
+    listed: str = ""
 
     @property
     @abstractmethod
     def address(self) -> str:
         """How output files and messages name the image, such as its path or its URL."""
 
-    @abstractmethod
     def read(self, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
         """Return uint8 RGB ``(H, W, 3)``; see :func:`retinanet.data.images.read_image`.
 
         Raises:
             DataError: the image cannot be read.
         """
+        with self._located():
+            return self._pixels(pixel_range, MAX_PIXELS)
 
     def header_size(self) -> tuple[int, int] | None:
         """Return ``(height, width)`` as :meth:`read` would give them, at little cost; ``None`` if they are unknown."""
         return None
 
-    def windows(self, pixel_range: PixelRange | None = None, max_pixels: int = MAX_PIXELS) -> WindowReader:
+    @contextmanager
+    def windows(self, pixel_range: PixelRange | None = None, max_pixels: int = MAX_PIXELS) -> Iterator[WindowReader]:
         """Open the image to read windows of it; see :func:`retinanet.data.windows.open_windows`.
 
         Raises:
-            DataError: the image cannot be read.
+            DataError: the image, or a window that the block reads, cannot be read.
         """
-        return ArrayReader(self.read(pixel_range))
+        with self._located(), self._opened(pixel_range, max_pixels) as reader:
+            yield reader
+
+    @contextmanager
+    def _located(self) -> Iterator[None]:
+        """Add the place in the list to errors."""
+        try:
+            yield
+        except DataError as error:
+            if not self.listed:
+                raise
+            raise DataError(f"{self.listed}: {error}") from error
+
+    @abstractmethod
+    def _pixels(self, pixel_range: PixelRange | None, max_pixels: int) -> npt.NDArray[np.uint8]: ...
+
+    def _opened(self, pixel_range: PixelRange | None, max_pixels: int) -> WindowReader:
+        return ArrayReader(self._pixels(pixel_range, max_pixels))
 
 
 @dataclass(frozen=True)
@@ -74,7 +98,7 @@ class ImageFile(InputImage):
     Attributes:
         path: the file.
         name: its path relative to the folder through which it was found.
-        listed: place in the list that names the file, such as ``list.txt:3``; empty if there is none.
+        listed: see :class:`InputImage`.
     """
 
     path: Path
@@ -86,15 +110,6 @@ class ImageFile(InputImage):
         """The path."""
         return str(self.path)
 
-    def read(self, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
-        """Return uint8 RGB ``(H, W, 3)``."""
-        try:
-            return read_image(self.path, pixel_range)
-        except DataError as error:
-            if not self.listed:
-                raise
-            raise DataError(f"{self.listed}: {error}") from error
-
     def header_size(self) -> tuple[int, int] | None:
         """Return ``(height, width)`` from the header of the file."""
         try:
@@ -102,9 +117,11 @@ class ImageFile(InputImage):
         except DataError:
             return None
 
-    def windows(self, pixel_range: PixelRange | None = None, max_pixels: int = MAX_PIXELS) -> WindowReader:
-        """Open the file to read windows of it, without decoding it whole where its format allows it."""
-        return open_windows(self.path, pixel_range, max_pixels)
+    def _pixels(self, pixel_range: PixelRange | None, max_pixels: int) -> npt.NDArray[np.uint8]:
+        return read_image(self.path, pixel_range, max_pixels)
+
+    def _opened(self, pixel_range: PixelRange | None, max_pixels: int) -> WindowReader:
+        return open_windows(self.path, pixel_range, max_pixels)  # does not decode the file whole where it need not
 
 
 class PackedImage(InputImage):
@@ -125,9 +142,8 @@ class PackedImage(InputImage):
         except DataError:
             return None
 
-    def read(self, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
-        """Return uint8 RGB ``(H, W, 3)``."""
-        return decode_image(self.content(), self.address, pixel_range)
+    def _pixels(self, pixel_range: PixelRange | None, max_pixels: int) -> npt.NDArray[np.uint8]:
+        return decode_image(self.content(), self.address, pixel_range, max_pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,17 +198,17 @@ class WebImage(InputImage):
     url: str
     name: Path
     limits: WebLimits
+    listed: str = ""
 
     @property
     def address(self) -> str:
         """The URL."""
         return self.url
 
-    def read(self, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
-        """Return uint8 RGB ``(H, W, 3)``."""
+    def _pixels(self, pixel_range: PixelRange | None, max_pixels: int) -> npt.NDArray[np.uint8]:
         from retinanet.detection.web import fetch  # takes a tenth of a second
 
-        return decode_image(fetch(self.url, self.limits), self.url, pixel_range)
+        return decode_image(fetch(self.url, self.limits), self.url, pixel_range, max_pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,11 +223,10 @@ class PipedImage(InputImage):
         """The word that stands for the standard input on the command line."""
         return "-"
 
-    def read(self, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
-        """Return uint8 RGB ``(H, W, 3)``."""
+    def _pixels(self, pixel_range: PixelRange | None, max_pixels: int) -> npt.NDArray[np.uint8]:
         if len(self.content) > LARGEST_FILE:
             raise DataError(f"standard input: more than {LARGEST_FILE // 10**6} MB; pipe one image or a list of paths")
-        return decode_image(self.content, "standard input", pixel_range)
+        return decode_image(self.content, "standard input", pixel_range, max_pixels)
 
 
 @dataclass(frozen=True)
@@ -220,6 +235,7 @@ class RefusedImage(InputImage):
 
     text: str
     reason: str
+    listed: str
     name: Path = Path("image")
 
     @property
@@ -227,8 +243,7 @@ class RefusedImage(InputImage):
         """The line."""
         return self.text
 
-    def read(self, pixel_range: PixelRange | None = None) -> npt.NDArray[np.uint8]:
-        """Raise DataError."""
+    def _pixels(self, pixel_range: PixelRange | None, max_pixels: int) -> npt.NDArray[np.uint8]:
         raise DataError(self.reason)
 
 

@@ -25,6 +25,9 @@ SETTINGS = ".detections.settings.json"
 # only a power failure does.
 _SYNC = 5.0
 
+# Beginning of every line.
+_ENTRY = b'{"path": "'
+
 # Bytes that are read at once while the end of the last complete line is searched.
 _BLOCK = 1 << 16
 
@@ -164,14 +167,21 @@ class Record:
         """Open the record of an interrupted run in the folder ``out``. A last line that is torn is removed.
 
         Raises:
-            CheckpointError: there is no record, or it is of a run with other settings.
+            CheckpointError: there is no record, its last line is damaged and not torn, or it is of a run with other
+                settings.
             RetinaNetError: it cannot be written.
         """
         path = out / RECORD
         _require_same(out, json.loads(json.dumps(dict(settings))))
         try:
+            with path.open("rb") as existing:
+                end = _end_of_last_entry(existing)
+            if end is None:
+                raise CheckpointError(
+                    f"--resume: {path} ends with a line that no run of 'retinanet detect' has written; restore the "
+                    "file, or detect again without --resume"
+                )
             file = path.open("r+b")
-            end = _end_of_last_entry(file)
             file.truncate(end)
             file.seek(end)
             return cls(path, classes, end, file)
@@ -241,22 +251,33 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}…"
 
 
-def _end_of_last_entry(file: IO[bytes]) -> int:
-    """Return the position after the last complete line that can be read; a killed process may leave half a line."""
+def _end_of_last_entry(file: IO[bytes]) -> int | None:
+    """Return the position after the last entry, without a torn last line; ``None`` if there is no entry before it."""
     end = file.seek(0, os.SEEK_END)
-    while end > 0:
-        start = _start_of_line(file, end)
-        file.seek(start)
-        line = file.read(end - start)
-        try:
-            Entry.from_line(line)
-        except (ValueError, KeyError, TypeError):
-            end = start
-            continue
-        if line.endswith(b"\n"):
-            return end
+    start, line = _last_line(file, end)
+    if _is_torn(line):
         end = start
-    return 0
+        _, line = _last_line(file, end)
+    if end == 0:
+        return 0
+    try:
+        Entry.from_line(line)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return end
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a line is the beginning of an entry. A killed process may leave it, and a power failure also zeros."""
+    written = line.rstrip(b"\0")
+    return not written.endswith(b"\n") and (written.startswith(_ENTRY) or _ENTRY.startswith(written))
+
+
+def _last_line(file: IO[bytes], end: int) -> tuple[int, bytes]:
+    """Return the position and the content of the last line of the first ``end`` bytes."""
+    start = _start_of_line(file, end)
+    file.seek(start)
+    return start, file.read(end - start)
 
 
 def _start_of_line(file: IO[bytes], end: int) -> int:

@@ -15,9 +15,8 @@ from typing import IO, Any
 
 from retinanet.detection.record import RECORD, Entry, Record
 from retinanet.detection.write import Outputs
+from retinanet.detection.written_files import FAILED
 from retinanet.files import not_written, opened_atomically, replaced
-
-FAILED = "failed.txt"
 
 # Error messages that are kept in memory; all are in the file.
 _SHOWN = 10

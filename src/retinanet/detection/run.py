@@ -64,8 +64,8 @@ def detect(
         max_detections: largest number of detections per image; unset: the number that the weights store.
         tile: divide each image into tiles of this side in pixels, or ``"auto"``, or :class:`TileOptions`; ``"none"``:
             each image is scaled as a whole. Unset: ``"none"``, or ``"auto"`` if the model was trained on tiles.
-        max_pixels: largest number of pixels of an image file that is divided into tiles. Unset: 178 million. Raise it
-            for trusted files.
+        max_pixels: largest number of pixels of an image that is divided into tiles. Unset: 178 million. Raise it for
+            trusted images. Only with tiles.
         resume: go on with the interrupted run in ``out``. Its result files equal those of an uninterrupted run.
         web: limits of downloads. Unset: URLs are refused, so that a program may pass names from its users.
         video: treat all sources as videos: folders as sequences of frames, URLs as streams.
@@ -77,7 +77,8 @@ def detect(
 
     Raises:
         ConfigError: a setting is out of range, or images and videos are mixed.
-        DataError: there is no image, or a drawn image would overwrite its source.
+        DataError: there is no image, or an output file would replace an input image or another
+            file that no run has written.
         CheckpointError: the weights cannot be read, or there is no run with these settings to resume.
         RetinaNetError: a file cannot be written.
     """
@@ -102,8 +103,8 @@ def detect(
     if make_runner is not None and "-" in places:
         raise ConfigError("--ray: workers cannot read the standard input; write the paths to a file and give @FILE")
     if _are_videos(places, video, track):
-        if resume or tile is not None or make_runner is not None:
-            raise ConfigError("--resume, --tile and --ray are for images; leave them out for videos")
+        if resume or tile is not None or max_pixels is not None or make_runner is not None:
+            raise ConfigError("--resume, --tile, --max-pixels and --ray are for images; leave them out for videos")
         return _detect_in_videos(
             detector(),
             places,

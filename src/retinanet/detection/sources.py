@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal
 from urllib.parse import unquote
@@ -28,6 +30,9 @@ from retinanet.detection.web_limits import WebLimits
 from retinanet.errors import DataError
 
 SourceKind = Literal["stdin", "url", "folder", "zip", "parquet", "file", "list", "pattern"]
+
+# Bytes from which the standard input is recognized as an image or a list.
+_HEADER = 32
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
@@ -111,13 +116,17 @@ class SourceList:
         self.notes = []
         if "-" in self._sources and _stdin() is None:
             raise DataError("standard input is a terminal; pipe paths or an image into the command, or give files")
-        others = SourceList([source for source in self._sources if source != "-"], self._web)
-        others._out, others._archives, others.notes = self._out, self._archives, self.notes
         total = 0
-        for image in others:
+        for image in self.without_stdin():
             visit(image)
             total += 1
         return None if "-" in self._sources else total
+
+    def without_stdin(self) -> SourceList:
+        """Return the images of all sources but the standard input, which can be read once only."""
+        others = SourceList([source for source in self._sources if source != "-"], self._web)
+        others._out, others._archives, others.notes = self._out, self._archives, self.notes
+        return others
 
     def _images_of(self, source: str, kind: SourceKind) -> Iterator[InputImage]:
         match kind:
@@ -200,40 +209,46 @@ class SourceList:
         stream = _stdin()
         if stream is None:
             return
-        first = stream.readline(4096)
-        if _is_binary(first):
-            yield PipedImage(first + stream.read(LARGEST_FILE))
+        start = stream.readline(4096)
+        # The first line can end within the header of an image. More is read only if it names no image, because the next
+        # path may take long to come.
+        while len(start) < _HEADER and not _is_binary(start) and not _names_image(start):
+            if not (more := stream.readline(4096)):
+                break
+            start += more
+        if _is_binary(start):
+            yield PipedImage(start + stream.read(LARGEST_FILE))
             return
-        rest = first + (b"" if first.endswith(b"\n") else stream.readline())
-        yield from self._of_lines((line for part in ([rest], stream) for line in part), "standard input", "")
+        start += b"" if start.endswith(b"\n") else stream.readline()
+        yield from self._of_lines(chain(io.BytesIO(start), stream), "standard input", "")
 
-    def _of_lines(self, lines: Iterator[bytes] | IO[bytes], where: str, folder: str) -> Iterator[InputImage]:
+    def _of_lines(self, lines: Iterable[bytes], where: str, folder: str) -> Iterator[InputImage]:
         """List the paths (relative to ``folder``) and URLs of a list. A missing file is an error when it is read."""
         empty = True
         for number, line in enumerate(lines, 1):
             text = os.fsdecode(line.removeprefix(b"\xef\xbb\xbf")).strip()
             if not text:
                 continue
-            empty = False
+            empty, place = False, f"{where}:{number}"
             if _URL.match(text):
                 try:
-                    yield self._of_url(text)
+                    yield self._of_url(text, place)
                 except DataError as error:
-                    yield RefusedImage(text, f"{where}:{number}: {error}")
+                    yield RefusedImage(text, str(error), place)
             else:
                 name = Path(text).name if os.path.isabs(text) else text
-                yield ImageFile(Path(os.path.join(folder, text)), safe_name(name), f"{where}:{number}")
+                yield ImageFile(Path(os.path.join(folder, text)), safe_name(name), place)
         if empty:
             raise DataError(f"{where}: names no image; give a path or URL per line")
 
-    def _of_url(self, url: str) -> InputImage:
+    def _of_url(self, url: str, listed: str = "") -> InputImage:
         match = _URL.match(url)
         if match and match[1].lower() not in ("http", "https"):
             raise DataError(f"{url}: {match[1]} addresses are not supported; download the image and give its path")
         if self._web is None:
             raise DataError(f"{url}: URLs are read only if they are allowed; pass web=WebLimits(), or give a path")
         name = unquote(re.split(r"[?#]", url)[0].rsplit("/", 1)[-1])
-        return WebImage(url, safe_name(name), self._web)
+        return WebImage(url, safe_name(name), self._web, listed)
 
     def _note(self, sentences: Iterator[str]) -> None:
         self.notes += [sentence for sentence in sentences if sentence not in self.notes]
@@ -300,9 +315,18 @@ def _stdin() -> IO[bytes] | None:
     return sys.stdin.buffer
 
 
-def _is_binary(line: bytes) -> bool:
-    """Whether the first line of the standard input belongs to an image and not to a list of paths."""
-    return b"\0" in line or line.startswith((b"\x89PNG", b"\xff\xd8\xff")) or re.match(rb"P[1-7]\s", line) is not None
+def _is_binary(start: bytes) -> bool:
+    """Whether the standard input starts with the header of an image and not with a list of paths.
+
+    The headers of all formats contain a zero byte, except for those that begin with one of these signatures.
+    """
+    return b"\0" in start or re.match(rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|P[1-7]\s", start) is not None
+
+
+def _names_image(line: bytes) -> bool:
+    """Whether the first line of the standard input is a URL or the path of a file."""
+    text = os.fsdecode(line).strip()
+    return bool(_URL.match(text)) or os.path.exists(text)
 
 
 def _no_images(source: str, missing: str, left_out: Sequence[str] | Iterator[str]) -> DataError:

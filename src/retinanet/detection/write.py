@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,15 @@ OutputFormat = Literal["coco", "csv", "yolo", "voc", "jsonl", "geojson", "parque
 # Longest side of a JPEG file that the library can write.
 _JPEG_LONGEST = 65_500
 
+# Comment in the JPEG files of drawings, by which an earlier drawing is told from an input image.
+_COMMENT = b"drawn by retinanet detect"
+
 # Limits of the images whose files are being written.
 _WAITING_IMAGES, _WAITING_PIXELS = 32, 64_000_000
+
+
+class OverwriteError(DataError):
+    """An output file would replace a file that is not a result of ``retinanet detect``."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,15 @@ class Writer:
         outputs: what to write.
         record: where to append the entries.
         names: the names that are given away.
+        check_drawings: refuse to replace a file by a drawing, unless the file is an earlier drawing. For images that
+            :func:`refuse_overwriting` cannot check before the work.
 
     Attributes:
         without_coordinates: number of images for which no GeoJSON was written, because they are no GeoTIFF files.
     """
 
-    def __init__(self, outputs: Outputs, record: Record, names: OutputNames) -> None:
+    def __init__(self, outputs: Outputs, record: Record, names: OutputNames, check_drawings: bool = False) -> None:
+        self._check_drawings = check_drawings
         self._outputs, self._record, self._names = outputs, record, names
         self._pool = ThreadPoolExecutor(max_workers=min(4, max(2, cores())))
         self._waiting: deque[tuple[Entry, Future[None] | None, int]] = deque()
@@ -106,6 +116,7 @@ class Writer:
         """Write the files of one image; they may be finished later, but before its entry is in the record.
 
         Raises:
+            OverwriteError: the drawing would replace a file that is not a drawing.
             RetinaNetError: a file of this or an earlier image cannot be written.
         """
         name = self._names.name_of(result.image)
@@ -159,6 +170,8 @@ class Writer:
         if "geojson" in outputs.formats:
             jobs.append(lambda: self._write_geojson(result, name))
         if outputs.draw:
+            if self._check_drawings:
+                _refuse_replacing(result.image, outputs, outputs.drawing(name))
             jobs.append(lambda: _draw(result, outputs.classes, outputs.drawing(name)))
         return jobs
 
@@ -169,17 +182,37 @@ def _georeference(image: InputImage) -> Georeference | None:
     return georeference(image.path) if is_tiff and isinstance(image, ImageFile) else None
 
 
-def refuse_overwriting(outputs: Outputs, inside: Sequence[Path], images: Callable[[], Sequence[InputImage]]) -> None:
-    """Raise DataError if a drawing would replace one of the input files ``inside`` the output folder."""
+def refuse_overwriting(outputs: Outputs, inside: Sequence[Path], images: Callable[[], Iterable[InputImage]]) -> None:
+    """Raise OverwriteError if a drawing would replace one of the input files ``inside`` the output folder."""
     if not (outputs.draw and inside):
         return
     names, originals = OutputNames(), {path.resolve() for path in inside}
     for image in images():
         drawing = outputs.drawing(names.name_of(image))
         if drawing.resolve() in originals:
-            raise DataError(
-                f"--out {outputs.out}: the drawn {drawing} would replace an input image; choose another --out"
-            )
+            raise _would_replace(outputs, drawing, "an input image")
+
+
+def _refuse_replacing(image: InputImage, outputs: Outputs, drawing: Path) -> None:
+    """Raise OverwriteError if the drawing of ``image`` would replace it, or a file that is not a drawing."""
+    if not drawing.exists():
+        return
+    if isinstance(image, ImageFile) and image.path.exists() and image.path.samefile(drawing):
+        raise _would_replace(outputs, drawing, "an input image")
+    if not _is_drawing(drawing):
+        raise _would_replace(outputs, drawing, "a file that no run of 'retinanet detect' has drawn")
+
+
+def _would_replace(outputs: Outputs, drawing: Path, what: str) -> OverwriteError:
+    return OverwriteError(f"--out {outputs.out}: the drawn {drawing} would replace {what}; choose another --out")
+
+
+def _is_drawing(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.info.get("comment") == _COMMENT
+    except Exception:  # not a readable image; Pillow raises many kinds of errors
+        return False
 
 
 def _run(jobs: Sequence[Callable[[], object]]) -> None:
@@ -207,5 +240,5 @@ def drawn(result: ImageResult, classes: Sequence[str]) -> bytes:
     image = Image.fromarray(draw(result.pixels, found, classes))
     image.thumbnail((_JPEG_LONGEST, _JPEG_LONGEST))  # smaller images stay as they are
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=92)
+    image.save(file, "JPEG", quality=92, comment=_COMMENT)
     return file.getvalue()
