@@ -22,6 +22,7 @@ from retinanet.detection.video_sources import is_video
 from retinanet.detection.web_limits import WebLimits
 from retinanet.detection.write import OutputFormat
 from retinanet.errors import ConfigError
+from retinanet.interrupts import interrupted_once
 from retinanet.optional_packages import explain_missing_packages
 
 
@@ -46,6 +47,8 @@ def detect(
     make_runner: MakeRunner | None = None,
 ) -> DetectionRun:
     """Detect objects in image files or videos, as the command ``retinanet detect`` does.
+
+    Ctrl-C and SIGTERM end it with the files complete so far, and raise ``KeyboardInterrupt``.
 
     To get the detections themselves, use :func:`retinanet.load`.
 
@@ -104,15 +107,12 @@ def detect(
     if _are_videos(places, video, track):
         if resume or tile is not None or make_runner is not None:
             raise ConfigError("--resume, --tile and --ray are for images; leave them out for videos")
-        return _detect_in_videos(
-            detector(),
-            places,
-            Path(out),
-            VideoOptions(score, max_detections, track=track, draw=draw, frame_rate=frame_rate),
-            console,
-        )
+        video_options = VideoOptions(score, max_detections, track=track, draw=draw, frame_rate=frame_rate)
+        with interrupted_once():
+            return _detect_in_videos(detector(), places, Path(out), video_options, console)
     options = ImageOptions(score, chosen, draw, max_detections, TileOptions.of(tile), max_pixels, resume)
-    return detect_in_images(detector, SourceList(places, web, Path(out)), Path(out), options, console, make_runner)
+    with interrupted_once():
+        return detect_in_images(detector, SourceList(places, web, Path(out)), Path(out), options, console, make_runner)
 
 
 def _are_videos(sources: Sequence[str], video: bool, track: bool) -> bool:
