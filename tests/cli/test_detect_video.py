@@ -63,6 +63,8 @@ def test_wrong_uses_are_refused(run: Command, weights: Path, clip: Path, parts: 
     photo, out = parts / "images" / "000000.jpg", tmp_path / "out"
     assert "--track follows objects through a video" in run.fails("detect", weights, photo, "--track", code=2)
     assert "one command for each kind" in run.fails("detect", weights, photo, clip, code=2)
+    for name in ("csv", "coco", "yolo"):
+        assert "--format is for images" in run.fails("detect", weights, clip, "--format", name, code=2)
     assert "--frame-rate is 0" in run.fails("detect", weights, clip, "--frame-rate", "0", code=2)
     assert "no such file" in run.fails("detect", weights, tmp_path / "no.mp4", "--out", out)
     assert "webcam:97" in run.fails("detect", weights, "webcam:97", "--out", out)

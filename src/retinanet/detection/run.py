@@ -33,7 +33,7 @@ def detect(
     out: str | Path = "detections",
     *,
     score: float = 0.3,
-    formats: OutputFormat | Sequence[OutputFormat] = ("coco", "csv"),
+    formats: OutputFormat | Sequence[OutputFormat] | None = None,
     draw: bool = True,
     max_detections: int | None = None,
     tile: TileOptions | TileSide | None = None,
@@ -61,8 +61,8 @@ def detect(
         out: folder for the drawn images and the files.
         score: lowest score reported, 0 ≤ ``score`` < 1.
         formats: one or more file formats of the detections in images: ``coco``, ``csv``, ``yolo``, ``voc``, ``jsonl``,
-            ``geojson``, ``parquet``. ``detections.jsonl`` is written in any case. For videos, only JSON Lines are
-            written.
+            ``geojson``, ``parquet``. Unset: ``coco`` and ``csv``. ``detections.jsonl`` is written in any case. For
+            videos, only JSON Lines are written (``jsonl``).
         draw: draw the boxes on copies of the images.
         max_detections: largest number of detections per image; unset: the number that the weights store.
         tile: divide each image into tiles of this side in pixels, or ``"auto"``, or :class:`TileOptions`; ``"none"``:
@@ -86,7 +86,7 @@ def detect(
     """
     if not 0 <= score < 1:
         raise ConfigError(f"--score is {score}; it must lie between 0 and 1")
-    chosen: tuple[Any, ...] = (formats,) if isinstance(formats, str) else tuple(formats)
+    chosen: tuple[Any, ...] = (formats,) if isinstance(formats, str) else tuple(formats or ("coco", "csv"))
     if unknown := [name for name in chosen if name not in get_args(OutputFormat)]:
         raise ConfigError(f"unknown format {unknown[0]!r}; choose from {', '.join(get_args(OutputFormat))}")
     for name, package in (("geojson", "rasterio"), ("parquet", "pyarrow")):
@@ -107,6 +107,8 @@ def detect(
     if _are_videos(places, video, track):
         if resume or tile is not None or make_runner is not None:
             raise ConfigError("--resume, --tile and --ray are for images; leave them out for videos")
+        if formats and set(chosen) != {"jsonl"}:
+            raise ConfigError("--format is for images; the detections in videos are written as JSON Lines (jsonl)")
         video_options = VideoOptions(score, max_detections, track=track, draw=draw, frame_rate=frame_rate)
         with interrupted_once():
             return _detect_in_videos(detector(), places, Path(out), video_options, console)
