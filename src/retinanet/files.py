@@ -68,10 +68,11 @@ def not_written(path: Path, error: OSError) -> RetinaNetError:
     return RetinaNetError(f"{path}: cannot be written ({error.strerror or error}); {remedy}")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that a killed process left in ``folder``."""
+def remove_leftovers(folder: Path, stem: str | None = None) -> None:
+    """Remove temporary files that a killed process left in ``folder``; with ``stem``, only those of ``stem.*``."""
+    name = ".+" if stem is None else re.escape(stem)
     for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.\d+\.\w+", path.name) and path.is_file():
+        if re.fullmatch(rf"\.{name}\.\d+\.\w+", path.name) and path.is_file():
             with contextlib.suppress(OSError):
                 path.unlink()
 

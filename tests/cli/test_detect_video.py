@@ -63,6 +63,8 @@ def test_wrong_uses_are_refused(run: Command, weights: Path, clip: Path, parts: 
     photo, out = parts / "images" / "000000.jpg", tmp_path / "out"
     assert "--track follows objects through a video" in run.fails("detect", weights, photo, "--track", code=2)
     assert "one command for each kind" in run.fails("detect", weights, photo, clip, code=2)
+    for name in ("csv", "coco", "yolo"):
+        assert "--format is for images" in run.fails("detect", weights, clip, "--format", name, code=2)
     assert "--frame-rate is 0" in run.fails("detect", weights, clip, "--frame-rate", "0", code=2)
     assert "no such file" in run.fails("detect", weights, tmp_path / "no.mp4", "--out", out)
     assert "webcam:97" in run.fails("detect", weights, "webcam:97", "--out", out)
@@ -94,21 +96,23 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def test_ctrl_c_leaves_a_playable_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again and again"])
+def test_a_signal_leaves_a_playable_file(tmp_path: Path, number: signal.Signals, again: bool) -> None:
     write_clip(tmp_path / "long.mp4", [drawn(k % 1000, (96, 160)) for k in range(2000)])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".long.99999.mp4").touch()  # of a run that was killed
+    (tmp_path / "out" / ".other.99999.mp4").touch()
     words = ["detect", "any.safetensors", str(tmp_path / "long.mp4"), "--out", str(tmp_path / "out")]
-    started = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *words],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    started = start(words)
     lines = tmp_path / "out" / "long.jsonl"
     limit = time.monotonic() + 120
     while time.monotonic() < limit and not (lines.exists() and lines.stat().st_size > 2000):
         time.sleep(0.05)
-    os.kill(started.pid, signal.SIGINT)
+    os.kill(started.pid, number)
+    while again and (tmp_path / "out" / f".long.{started.pid}.mp4").exists():  # until the file is complete
+        os.kill(started.pid, number)
+        time.sleep(0.01)
     _, said = started.communicate(timeout=120)
     assert started.returncode == 130, said
     assert said.startswith("stopped after ")
@@ -117,4 +121,35 @@ def test_ctrl_c_leaves_a_playable_file(tmp_path: Path) -> None:
     count = len(lines.read_text().splitlines())
     assert 0 < count < 2000
     assert len(read_clip(tmp_path / "out" / "long.mp4").times) == count
-    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["long.jsonl", "long.mp4"]
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [".other.99999.mp4", "long.jsonl", "long.mp4"]
+
+
+def test_sigterm_ends_a_run_on_images_with_its_record_complete(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for k in range(400):
+        Image.fromarray(drawn(k, (96, 160))).save(tmp_path / "photos" / f"{k:03}.png")
+    words = ["detect", "any.safetensors", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
+    started = start(words)
+    record = tmp_path / "out" / "detections.jsonl"
+    limit = time.monotonic() + 120
+    while time.monotonic() < limit and not (record.exists() and record.stat().st_size > 1000):
+        time.sleep(0.01)
+    os.kill(started.pid, signal.SIGTERM)
+    _, said = started.communicate(timeout=120)
+    assert started.returncode == 130, said
+    assert said.startswith("stopped; the results so far are in ")
+    entries = [json.loads(line) for line in record.read_text().splitlines()]
+    assert 0 < len(entries) < 400
+    assert start([*words, "--resume"]).wait(120) == 0
+    assert len(record.read_text().splitlines()) == 400
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    """Start the command with a detector that starts at once."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

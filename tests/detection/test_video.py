@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,17 @@ def test_without_tracking_the_detections_are_those_of_the_images(tmp_path: Path)
     assert [len(line["detections"]) for line in lines(tmp_path / "out" / "clip.jsonl")] == [1, 0, 0] * 3
 
 
+@pytest.mark.parametrize(("scores", "said"), [((0.9, 0.1), False), ((0.9, 0.8), True)])
+def test_a_limit_is_told_if_it_may_cost_detections_of_the_score(
+    tmp_path: Path, scores: tuple[float, float], said: bool
+) -> None:
+    found = Detections.concatenate([one_box(score) for score in scores])
+    detector = KnowingDetector([replace(found, limited=np.zeros(1, dtype=np.int64))])
+    write_clip(tmp_path / "clip.mp4", [drawn(k) for k in range(3)])
+    notes = detect(tmp_path / "clip.mp4", tmp_path / "out", detector, track=True, score=0.3).notes
+    assert any("3 of 3 images reached a limit" in note and "score ≥ 0.3" in note for note in notes) is said
+
+
 def test_frames_for_programs(tmp_path: Path) -> None:
     write_clip(tmp_path / "clip.mp4", [drawn(k) for k in range(20)])
     seen = list(retinanet.frames(KnowingDetector([one_box()]), tmp_path / "clip.mp4", track=True))
@@ -204,7 +216,7 @@ def test_sequences_of_images(tmp_path: Path) -> None:
     for source in (f"{folder}/frame_%d.png", str(folder)):
         run = detect(source, tmp_path / "out", frame_rate=10)
         assert run.frames == 4
-        assert any("1 broken frames" in note for note in run.notes)
+        assert any("broken frames: 1" in note for note in run.notes)
     clip = read_clip(tmp_path / "out" / "shots.mp4")
     assert clip.numbers == [1, 2, 9, 10]  # in the order of numbers, not of letters
     assert clip.times == [Fraction(k, 10) for k in range(4)]
@@ -251,7 +263,7 @@ def test_a_clip_that_changes_its_size_keeps_the_first(tmp_path: Path) -> None:
     for k, size in enumerate([(240, 320), (240, 320), (480, 640)]):
         Image.fromarray(drawn(k, size)).save(folder / f"{k}.png")
     run = detect(folder, tmp_path / "out")
-    assert any("1 frames were scaled" in note for note in run.notes)
+    assert any("frames scaled to the size of the first: 1" in note for note in run.notes)
     assert read_clip(tmp_path / "out" / "mixed.mp4").size == (240, 320)
 
 

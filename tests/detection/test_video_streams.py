@@ -42,7 +42,7 @@ def test_a_dropped_connection_is_opened_again(
         run = detect(url.format(running.port), tmp_path, track=True)
     assert running.connections == 2
     notes = " ".join(run.notes)
-    assert "dropped and was opened again 1 times" in notes
+    assert "dropped and was opened again: 1" in notes
     assert "2 attempts to connect again gave no new frame" in notes
     clip = read_clip(tmp_path / "live.mp4")
     assert run.frames == len(clip.numbers)

@@ -51,7 +51,7 @@ class Arguments:
     format: Literal["coco", "csv", "yolo", "voc", "jsonl", "geojson", "parquet"] | None = None
     """File format: detections.json (coco), detections.csv, labels/*.txt (yolo; labels.csv names the image of each
     file), annotations/*.xml (voc), geojson/*.geojson (for GeoTIFF files) or detections.parquet. Unset: coco and csv.
-    detections.jsonl, a line for each image, is always written; of videos, nothing else."""
+    detections.jsonl, a line for each image, is always written. Of videos, only JSON Lines are written (jsonl)."""
     draw: bool = True
     """Write copies of the images with the boxes drawn on them."""
     resume: bool = False
@@ -85,17 +85,15 @@ def run(argv: Sequence[str]) -> int:
     from retinanet.detection.loading import load
     from retinanet.detection.run import detect
     from retinanet.detection.tile_plan import TileOptions
-    from retinanet.detection.write import OutputFormat
     from retinanet.detection.written_files import FAILED
 
-    formats: tuple[OutputFormat, ...] = ("coco", "csv") if given.format is None else (given.format,)
     detector = load(given.weights, given.precision, given.device, threads=given.threads, streams=given.streams)
     result = detect(
         detector,
         [*given.sources, *(f"@{path}" for path in given.list)],
         given.out,
         score=given.score,
-        formats=formats,
+        formats=given.format,
         draw=given.draw,
         max_detections=given.max_detections,
         tile=TileOptions.of(given.tile, given.overlap, given.tile_scales),

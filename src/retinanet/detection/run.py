@@ -22,6 +22,7 @@ from retinanet.detection.video_sources import is_video
 from retinanet.detection.web_limits import WebLimits
 from retinanet.detection.write import OutputFormat
 from retinanet.errors import ConfigError
+from retinanet.interrupts import interrupted_once
 from retinanet.optional_packages import explain_missing_packages
 
 
@@ -32,7 +33,7 @@ def detect(
     out: str | Path = "detections",
     *,
     score: float = 0.3,
-    formats: OutputFormat | Sequence[OutputFormat] = ("coco", "csv"),
+    formats: OutputFormat | Sequence[OutputFormat] | None = None,
     draw: bool = True,
     max_detections: int | None = None,
     tile: TileOptions | TileSide | None = None,
@@ -47,6 +48,8 @@ def detect(
 ) -> DetectionRun:
     """Detect objects in image files or videos, as the command ``retinanet detect`` does.
 
+    Ctrl-C and SIGTERM end it with the files complete so far, and raise ``KeyboardInterrupt``.
+
     To get the detections themselves, use :func:`retinanet.load`.
 
     Args:
@@ -58,8 +61,8 @@ def detect(
         out: folder for the drawn images and the files.
         score: lowest score reported, 0 ≤ ``score`` < 1.
         formats: one or more file formats of the detections in images: ``coco``, ``csv``, ``yolo``, ``voc``, ``jsonl``,
-            ``geojson``, ``parquet``. ``detections.jsonl`` is written in any case. For videos, only JSON Lines are
-            written.
+            ``geojson``, ``parquet``. Unset: ``coco`` and ``csv``. ``detections.jsonl`` is written in any case. For
+            videos, only JSON Lines are written (``jsonl``).
         draw: draw the boxes on copies of the images.
         max_detections: largest number of detections per image; unset: the number that the weights store.
         tile: divide each image into tiles of this side in pixels, or ``"auto"``, or :class:`TileOptions`; ``"none"``:
@@ -84,7 +87,7 @@ def detect(
     """
     if not 0 <= score < 1:
         raise ConfigError(f"--score is {score}; it must lie between 0 and 1")
-    chosen: tuple[Any, ...] = (formats,) if isinstance(formats, str) else tuple(formats)
+    chosen: tuple[Any, ...] = (formats,) if isinstance(formats, str) else tuple(formats or ("coco", "csv"))
     if unknown := [name for name in chosen if name not in get_args(OutputFormat)]:
         raise ConfigError(f"unknown format {unknown[0]!r}; choose from {', '.join(get_args(OutputFormat))}")
     for name, package in (("geojson", "rasterio"), ("parquet", "pyarrow")):
@@ -105,15 +108,14 @@ def detect(
     if _are_videos(places, video, track):
         if resume or tile is not None or max_pixels is not None or make_runner is not None:
             raise ConfigError("--resume, --tile, --max-pixels and --ray are for images; leave them out for videos")
-        return _detect_in_videos(
-            detector(),
-            places,
-            Path(out),
-            VideoOptions(score, max_detections, track=track, draw=draw, frame_rate=frame_rate),
-            console,
-        )
+        if formats and set(chosen) != {"jsonl"}:
+            raise ConfigError("--format is for images; the detections in videos are written as JSON Lines (jsonl)")
+        video_options = VideoOptions(score, max_detections, track=track, draw=draw, frame_rate=frame_rate)
+        with interrupted_once():
+            return _detect_in_videos(detector(), places, Path(out), video_options, console)
     options = ImageOptions(score, chosen, draw, max_detections, TileOptions.of(tile), max_pixels, resume)
-    return detect_in_images(detector, SourceList(places, web, Path(out)), Path(out), options, console, make_runner)
+    with interrupted_once():
+        return detect_in_images(detector, SourceList(places, web, Path(out)), Path(out), options, console, make_runner)
 
 
 def _are_videos(sources: Sequence[str], video: bool, track: bool) -> bool:

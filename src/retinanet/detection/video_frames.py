@@ -69,7 +69,9 @@ def detected_frames(
             with times.measured("network"):
                 results = detector.detect([each.image for each in frames], lowest, batch, options.max_detections)
             for frame, found in zip(frames, results, strict=True):
-                limited, nonfinite = limited + len(found.limited), nonfinite + len(found.nonfinite)
+                # Detections below the score that was asked for serve the tracking only; a limit may cost some of them.
+                limited += len(found.limited) > 0 and bool((found.scores >= options.score).all())
+                nonfinite += len(found.nonfinite)
                 count += 1
                 if tracking is None:
                     yield DetectedFrame(frame, found, None)
@@ -79,7 +81,7 @@ def detected_frames(
                 yield DetectedFrame(frame, tracked.found, tracked.ids)
     notes += _problems(reader, ahead.dropped)
     if limited:
-        notes.append(limit_note(limited, count, detector.decode_config(lowest, options.max_detections)))
+        notes.append(limit_note(limited, count, detector.decode_config(options.score, options.max_detections)))
     if nonfinite:
         notes.append(nonfinite_note(nonfinite, count))
 
@@ -97,7 +99,9 @@ class _Tracking:
 
 
 def _problems(reader: AnyReader, dropped: int) -> list[str]:
-    notes = [f"{reader.broken} broken frames"] if reader.broken else []
-    notes += [f"the connection dropped and was opened again {reader.reconnects} times"] if reader.reconnects else []
-    notes += [f"{dropped} frames were dropped, because the network was slower than the source"] if dropped else []
+    notes = [f"broken frames: {reader.broken}"] if reader.broken else []
+    notes += (
+        [f"times that the connection dropped and was opened again: {reader.reconnects}"] if reader.reconnects else []
+    )
+    notes += [f"frames dropped, because the network was slower than the source: {dropped}"] if dropped else []
     return [f"{reader.source.text}: {note}" for note in [*notes, *reader.notes]]

@@ -12,6 +12,7 @@ from retinanet.detection.draw import draw
 from retinanet.detection.stages import StageTimes
 from retinanet.detection.video_frames import AnyReader, DetectedFrame, frames_waiting
 from retinanet.detection.video_writer import FramesFile, VideoWriter
+from retinanet.files import remove_leftovers
 
 # Frames that wait to be drawn and encoded.
 _WAITING = 8
@@ -41,6 +42,7 @@ class VideoOutput:
         self.counts: Counter[str] = Counter()
         self.objects: Counter[str] = Counter()
         self._path, self._reader, self._classes, self._video, self._times = path, reader, tuple(classes), video, times
+        remove_leftovers(path.parent, path.name)
         self._lines = FramesFile(path.with_name(f"{path.name}.jsonl"))
         self._writer: VideoWriter | None = None
         self._last_id = 0

@@ -99,9 +99,9 @@ class VideoWriter:
 
     def notes(self) -> list[str]:
         """Return sentences about frames and audio that were changed."""
-        notes = [f"{self.resized} frames were scaled to the size of the first"] if self.resized else []
+        notes = [f"frames scaled to the size of the first: {self.resized}"] if self.resized else []
         notes += (
-            [f"{self.lost_audio} packets of audio were left out, because they are damaged or overlap"]
+            [f"packets of audio left out, because they are damaged or overlap: {self.lost_audio}"]
             if self.lost_audio
             else []
         )
