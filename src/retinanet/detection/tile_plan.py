@@ -16,6 +16,12 @@ TileSide = int | Literal["auto", "none"]
 # Smallest side of a tile in image pixels. Smaller tiles hold too little of the surroundings of an object.
 LEAST_TILE = 64
 
+# Smallest scale of a pass. At smaller scales, no image of a realistic size is larger than a few pixels.
+_LEAST_SCALE = 0.001
+
+# Longer side of an image in the network's input below which nothing is found; the smallest anchors have this side.
+_LEAST_INPUT = 32
+
 # The overlap is as long as all but 1 % of the learnt objects, plus these pixels of the network's input, so that every
 # such object has some surroundings in a tile. It is at most the first share of a tile. Without learnt sizes it is the
 # second share. With more than 16 pixels, AP does not rise (docs/big-images.md).
@@ -45,9 +51,9 @@ class TileOptions:
             raise ConfigError("--overlap and --tile-scales are settings of tiles; leave them out, or --tile none")
         if self.overlap is not None and self.overlap < 0:
             raise ConfigError(f"--overlap is {self.overlap}; give 0 or more pixels")
-        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+        if not self.scales or not all(_LEAST_SCALE <= scale <= 1 for scale in self.scales):
             given = " ".join(f"{scale:g}" for scale in self.scales) or "empty"
-            raise ConfigError(f"--tile-scales is {given}; give numbers above 0 and up to 1, such as 1 0.5")
+            raise ConfigError(f"--tile-scales is {given}; give numbers from {_LEAST_SCALE} to 1, such as 1 0.5")
 
     @classmethod
     def of(
@@ -156,6 +162,14 @@ class Tiling:
                 f"no image is larger than a tile ({largest[1]}×{largest[0]} pixels at most), so each is detected in "
                 "one piece, at the scale of a tile"
             )
+        for scale in self.scales:
+            pixels = max(largest) * self.input_side / self.side_at(scale)
+            if pixels < _LEAST_INPUT:
+                notes.append(
+                    f"at scale {scale:g}, the largest image ({largest[1]}×{largest[0]} pixels) has a side of "
+                    f"{pixels:.2g} pixels in the network's input, too few to find objects; choose smaller tiles or a "
+                    "larger scale"
+                )
         return notes
 
 
