@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, Self, cast
 
 from retinanet.data.window_reader import Window
@@ -45,6 +46,19 @@ class TileOptions:
     scales: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
+        if self.tile not in ("auto", "none"):
+            object.__setattr__(
+                self, "tile", _whole(self.tile, "--tile", "the side of the tiles in pixels, auto or none")
+            )
+        if self.overlap is not None:
+            object.__setattr__(self, "overlap", _whole(self.overlap, "--overlap", "a whole number of pixels"))
+        if isinstance(self.scales, str) or not isinstance(self.scales, Iterable):
+            raise ConfigError(
+                f"--tile-scales is {self.scales!r}; give several numbers, such as 1 0.5 (Python: (1, 0.5))"
+            )
+        if not all(isinstance(scale, Real) for scale in self.scales):
+            raise ConfigError(f"--tile-scales is {self.scales}; give numbers, such as 1 0.5 (Python: (1, 0.5))")
+        object.__setattr__(self, "scales", tuple(map(float, self.scales)))
         if isinstance(self.tile, int) and self.tile < LEAST_TILE:
             raise ConfigError(f"--tile is {self.tile}; give at least {LEAST_TILE} pixels, or auto")
         if self.tile == "none" and (self.overlap is not None or self.scales != (1.0,)):
@@ -72,14 +86,13 @@ class TileOptions:
         if isinstance(tile, TileOptions):
             return tile
         if tile is None:
-            if overlap is None and tuple(scales) == (1.0,):
-                return None
-            tile = "auto"
+            options = cls("auto", overlap, cast(tuple[float, ...], scales))
+            return None if overlap is None and options.scales == (1.0,) else options
         if isinstance(tile, str) and tile not in ("auto", "none"):
             if not tile.isdecimal():
                 raise ConfigError(f"--tile is {tile!r}; give the side of the tiles in pixels, auto or none")
             tile = int(tile)
-        return cls(cast(TileSide, tile), overlap, tuple(scales))
+        return cls(cast(TileSide, tile), overlap, cast(tuple[float, ...], scales))
 
 
 @dataclass(frozen=True)
@@ -171,6 +184,12 @@ class Tiling:
                     "larger scale"
                 )
         return notes
+
+
+def _whole(value: object, flag: str, remedy: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ConfigError(f"{flag} is {value!r}; give {remedy}")
+    return int(value)
 
 
 def _overlap(options: TileOptions, objects: ObjectSizes | None, side: int, input_side: int) -> tuple[int, str]:
