@@ -15,6 +15,7 @@ from PIL import Image
 
 from killed_detection import run, without_sync
 from retinanet.detection.run import detect
+from retinanet.detection.tile_plan import TileOptions
 from retinanet.detection.write import OutputFormat
 from retinanet.errors import CheckpointError, DataError, RetinaNetError
 from stub_detector import StubDetector
@@ -225,3 +226,16 @@ def test_ground_truth_beside_an_earlier_run_is_not_replaced(folder: Path) -> Non
         with pytest.raises(DataError, match="labels is a folder with files that no run"):
             detect(StubDetector(), folder / "0", folder, formats="yolo", draw=False)
         note.unlink(missing_ok=True)
+
+
+def test_tiles_that_are_too_large_are_noted(folder: Path, tmp_path: Path) -> None:
+    large = detect(StubDetector(), folder, tmp_path / "large", tile=2000).notes
+    assert "no image is larger than a tile (40×40 pixels at most)" in large[1]
+    assert "at scale 1, the largest image (40×40 pixels) has a side of 0.64 pixels in the network's input" in large[2]
+    resumed = detect(StubDetector(), folder, tmp_path / "large", tile=2000, resume=True)
+    assert resumed.notes == large
+    [only] = detect(StubDetector(), folder, tmp_path / "out", tile=TileOptions(64, 0, (1.0,))).notes[:1]
+    assert only.startswith("tiles of 64 pixels")
+    gone = tmp_path / "gone.txt"
+    gone.write_text("gone.jpg\n")
+    assert len(detect(StubDetector(), f"@{gone}", tmp_path / "none", tile=2000).notes) == 1

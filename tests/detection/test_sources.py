@@ -258,6 +258,12 @@ def test_first_path_is_read_before_the_second_comes(album: Path, monkeypatch: py
         assert next(iter(SourceList(["-"]))).address == "b.png"
 
 
+def test_standard_input_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(b"b.png"))
+    with pytest.raises(DataError, match="the standard input is given twice; leave one - out"):
+        SourceList(["-", "x.jpg", "-"])
+
+
 def test_standard_input_without_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Stdin(b"", terminal=True))
     with pytest.raises(DataError, match="standard input is a terminal"):

@@ -96,8 +96,16 @@ def test_a_model_without_sizes_takes_a_quarter_and_refuses_auto() -> None:
         ({"tile": "none", "overlap": 10}, "leave them out, or --tile none"),
         ({"tile": "none", "scales": (1.0, 0.5)}, "leave them out, or --tile none"),
         ({"tile": 100, "scales": ()}, "--tile-scales is empty"),
-        ({"tile": 100, "scales": (1.0, 0.0)}, "--tile-scales is 1 0; give numbers above 0"),
-        ({"tile": 100, "scales": (2.0,)}, "--tile-scales is 2; give numbers above 0"),
+        ({"tile": 100, "scales": (1.0, 0.0)}, "--tile-scales is 1 0; give numbers from 0.001 to 1"),
+        ({"tile": 128.5}, r"--tile is 128\.5; give the side"),
+        ({"tile": True}, "--tile is True; give the side"),
+        ({"tile": 128, "overlap": 10.5}, r"--overlap is 10\.5; give a whole number"),
+        ({"tile": None, "overlap": 10.5}, r"--overlap is 10\.5; give a whole number"),
+        ({"tile": 128, "scales": 0.5}, r"--tile-scales is 0\.5; give several numbers"),
+        ({"tile": None, "scales": 0.5}, r"--tile-scales is 0\.5; give several numbers"),
+        ({"tile": 128, "scales": "1 0.5"}, r"--tile-scales is '1 0\.5'; give several numbers"),
+        ({"tile": 128, "scales": ("1", 0.5)}, r"--tile-scales is \('1', 0\.5\); give numbers"),
+        ({"tile": 100, "scales": (2.0,)}, "--tile-scales is 2; give numbers from 0.001 to 1"),
     ],
 )
 def test_wrong_values_are_refused(values: dict[str, Any], message: str) -> None:
@@ -121,3 +129,20 @@ def test_a_setting_of_tiles_without_a_side_means_auto() -> None:
     assert TileOptions.of(None) is None
     assert TileOptions.of(None, overlap=10) == TileOptions("auto", 10)
     assert TileOptions.of(None, scales=(1.0, 0.5)) == TileOptions("auto", None, (1.0, 0.5))
+
+
+@pytest.mark.parametrize("scale", [1e-7, 0.0, -1.0, 1.1, float("nan")])
+def test_scales_at_which_nothing_can_be_found_are_refused(scale: float) -> None:
+    with pytest.raises(ConfigError, match=r"--tile-scales is .*; give numbers from 0\.001 to 1, such as 1 0\.5"):
+        TileOptions(640, None, (1.0, scale))
+    assert TileOptions(640, None, (1.0, 0.001)).scales == (1.0, 0.001)
+
+
+def test_numbers_of_numpy_are_accepted() -> None:
+    values: tuple[Any, ...] = (np.int64(128), np.int32(10), [np.float32(1), np.float64(0.5)])
+    options = TileOptions.of(*values)
+    assert options is not None
+    assert options == TileOptions(128, 10, (1.0, 0.5))
+    assert type(options.tile) is type(options.overlap) is int
+    with pytest.raises(ConfigError, match=r"--tile is 128\.5"):
+        TileOptions(128.5)  # type: ignore[arg-type]

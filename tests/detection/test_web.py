@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from PIL import Image
@@ -34,7 +36,10 @@ def png() -> bytes:
 class Handler(BaseHTTPRequestHandler):
     """Answers by the path of the request."""
 
+    asked: ClassVar[list[str]] = []
+
     def do_GET(self) -> None:
+        self.asked.append(self.path)
         path = self.path.split("?")[0]
         if path in REDIRECTS:
             self.send_response(302)
@@ -109,6 +114,20 @@ def silent_server(reply: bytes) -> Iterator[str]:
 @pytest.mark.parametrize("path", ["/a.png", "/moved"])
 def test_image_is_downloaded_and_redirects_are_followed(server: str, path: str) -> None:
     assert fetch(server + path, LIMITS) == png()
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/bä r.png", "/b%C3%A4%20r.png"),
+        ("/b%C3%A4%20r.png?a=b%20c&d=ö 1#ä", "/b%C3%A4%20r.png?a=b%20c&d=%C3%B6%201"),
+        ("/a+b;c,d=(1)@[2]~'!*$:100%.png", "/a+b;c,d=(1)@[2]~'!*$:100%.png"),
+        (os.fsdecode(b"/b\xe4r.png"), "/b%E4r.png"),
+    ],
+)
+def test_urls_are_encoded_as_in_browsers(server: str, path: str, asked: str) -> None:
+    assert fetch(server + path, LIMITS) == png()
+    assert Handler.asked[-1] == asked
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,17 @@ def test_numbered_name_does_not_take_another_images_name(tmp_path: Path) -> None
     assert len(list((tmp_path / "out").glob("*.jpg"))) == 3
 
 
+@pytest.mark.parametrize("folder_first", [False, True])
+def test_a_folder_is_named_like_the_drawing_of_an_image(tmp_path: Path, source: Path, folder_first: bool) -> None:
+    names = ["x.png", "x.jpg/a.png", "x.TXT/a.png", "x.xml/b.jpg/a.png", "x.jpg_/a.png"]
+    images = [image_result(source, name) for name in (names[::-1] if folder_first else names)]
+    write(tmp_path / "out", images)
+    drawn = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.jpg")}
+    assert len(drawn) == 5
+    assert {"x.jpg", "x.jpg_/a.jpg", "x.jpg_/a-2.jpg", "x.xml_/b.jpg_/a.jpg"} < drawn
+    assert len(list((tmp_path / "out" / "labels").rglob("*.txt"))) == 5
+
+
 def test_sources_are_never_overwritten(source: Path) -> None:
     one = image_result(source, "a.jpg")
     with pytest.raises(DataError, match=r"a\.jpg would replace"):

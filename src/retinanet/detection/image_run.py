@@ -81,7 +81,8 @@ def detect_in_images(
             record.close()
         sums, written = write_result_files(outputs, record)
     per: Literal["image", "tile"] = "tile" if tiling and options.max_detections is None else "image"
-    notes = ([tiling.note] if tiling else []) + images.notes + _limit_notes(sums, settings, per)
+    tiles = [] if tiling is None else tiling.notes(sums.largest) if sums.images else [tiling.note]
+    notes = tiles + images.notes + _limit_notes(sums, settings, per)
     notes += [f"no GeoJSON for {unplaced} images that are not GeoTIFF files"] if unplaced else []
     speed = str(pipeline.timing) if pipeline.timing.images else ""
     return DetectionRun(sums.images, sums.counts, written, sums.failed, sums.failures, out, notes, resumed, speed)

@@ -28,6 +28,7 @@ class Totals:
 
     Attributes:
         images: number of images in which objects were detected.
+        largest: ``(height, width)`` of the image with the longest side of these.
         counts: detections of each class, by name.
         failed: number of images that could not be read.
         failures: error messages of the first of these.
@@ -36,6 +37,7 @@ class Totals:
     """
 
     images: int = 0
+    largest: tuple[int, int] = (0, 0)
     counts: Counter[str] = field(default_factory=Counter)
     failed: int = 0
     failures: list[str] = field(default_factory=list)
@@ -50,6 +52,7 @@ class Totals:
                 self.failures.append(entry.error)
             return
         self.images += 1
+        self.largest = max(self.largest, entry.size, key=max)
         self.counts.update(classes[found.label] for found in entry.found)
         self.limited += entry.limited
         self.nonfinite += entry.nonfinite

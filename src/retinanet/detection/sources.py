@@ -82,6 +82,8 @@ class SourceList:
         for source in self._sources:
             if not source.strip():  # an empty path would mean the current folder
                 raise DataError("a source is empty (an unset shell variable?); give images or folders")
+        if self._sources.count("-") > 1:
+            raise DataError("the standard input is given twice; leave one - out")
 
     def __getstate__(self) -> dict[str, Any]:
         """Other processes open archives themselves."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, Self, cast
 
 from retinanet.data.window_reader import Window
@@ -15,6 +16,12 @@ TileSide = int | Literal["auto", "none"]
 
 # Smallest side of a tile in image pixels. Smaller tiles hold too little of the surroundings of an object.
 LEAST_TILE = 64
+
+# Smallest scale of a pass. At smaller scales, no image of a realistic size is larger than a few pixels.
+_LEAST_SCALE = 0.001
+
+# Longer side of an image in the network's input below which nothing is found; the smallest anchors have this side.
+_LEAST_INPUT = 32
 
 # The overlap is as long as all but 1 % of the learnt objects, plus these pixels of the network's input, so that every
 # such object has some surroundings in a tile. It is at most the first share of a tile. Without learnt sizes it is the
@@ -39,15 +46,28 @@ class TileOptions:
     scales: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
+        if self.tile not in ("auto", "none"):
+            object.__setattr__(
+                self, "tile", _whole(self.tile, "--tile", "the side of the tiles in pixels, auto or none")
+            )
+        if self.overlap is not None:
+            object.__setattr__(self, "overlap", _whole(self.overlap, "--overlap", "a whole number of pixels"))
+        if isinstance(self.scales, str) or not isinstance(self.scales, Iterable):
+            raise ConfigError(
+                f"--tile-scales is {self.scales!r}; give several numbers, such as 1 0.5 (Python: (1, 0.5))"
+            )
+        if not all(isinstance(scale, Real) for scale in self.scales):
+            raise ConfigError(f"--tile-scales is {self.scales}; give numbers, such as 1 0.5 (Python: (1, 0.5))")
+        object.__setattr__(self, "scales", tuple(map(float, self.scales)))
         if isinstance(self.tile, int) and self.tile < LEAST_TILE:
             raise ConfigError(f"--tile is {self.tile}; give at least {LEAST_TILE} pixels, or auto")
         if self.tile == "none" and (self.overlap is not None or self.scales != (1.0,)):
             raise ConfigError("--overlap and --tile-scales are settings of tiles; leave them out, or --tile none")
         if self.overlap is not None and self.overlap < 0:
             raise ConfigError(f"--overlap is {self.overlap}; give 0 or more pixels")
-        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+        if not self.scales or not all(_LEAST_SCALE <= scale <= 1 for scale in self.scales):
             given = " ".join(f"{scale:g}" for scale in self.scales) or "empty"
-            raise ConfigError(f"--tile-scales is {given}; give numbers above 0 and up to 1, such as 1 0.5")
+            raise ConfigError(f"--tile-scales is {given}; give numbers from {_LEAST_SCALE} to 1, such as 1 0.5")
 
     @classmethod
     def of(
@@ -66,14 +86,13 @@ class TileOptions:
         if isinstance(tile, TileOptions):
             return tile
         if tile is None:
-            if overlap is None and tuple(scales) == (1.0,):
-                return None
-            tile = "auto"
+            options = cls("auto", overlap, cast(tuple[float, ...], scales))
+            return None if overlap is None and options.scales == (1.0,) else options
         if isinstance(tile, str) and tile not in ("auto", "none"):
             if not tile.isdecimal():
                 raise ConfigError(f"--tile is {tile!r}; give the side of the tiles in pixels, auto or none")
             tile = int(tile)
-        return cls(cast(TileSide, tile), overlap, tuple(scales))
+        return cls(cast(TileSide, tile), overlap, cast(tuple[float, ...], scales))
 
 
 @dataclass(frozen=True)
@@ -156,7 +175,21 @@ class Tiling:
                 f"no image is larger than a tile ({largest[1]}×{largest[0]} pixels at most), so each is detected in "
                 "one piece, at the scale of a tile"
             )
+        for scale in self.scales:
+            pixels = max(largest) * self.input_side / self.side_at(scale)
+            if pixels < _LEAST_INPUT:
+                notes.append(
+                    f"at scale {scale:g}, the largest image ({largest[1]}×{largest[0]} pixels) has a side of "
+                    f"{pixels:.2g} pixels in the network's input, too few to find objects; choose smaller tiles or a "
+                    "larger scale"
+                )
         return notes
+
+
+def _whole(value: object, flag: str, remedy: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ConfigError(f"{flag} is {value!r}; give {remedy}")
+    return int(value)
 
 
 def _overlap(options: TileOptions, objects: ObjectSizes | None, side: int, input_side: int) -> tuple[int, str]:

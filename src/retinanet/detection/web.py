@@ -9,7 +9,7 @@ import urllib.request
 from threading import Timer
 from time import monotonic
 from typing import IO, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from retinanet._version import __version__
 from retinanet.detection.web_limits import WebLimits
@@ -17,6 +17,9 @@ from retinanet.errors import DataError
 
 _REDIRECTS = 5
 _BLOCK = 1 << 16
+
+# Characters that stay in paths and queries of URLs, besides letters and digits.
+_ALLOWED = "%!#$&'()*+,-./:;=?@[]^_`{|}~\\"
 
 
 def fetch(url: str, limits: WebLimits) -> bytes:
@@ -30,7 +33,9 @@ def fetch(url: str, limits: WebLimits) -> bytes:
     """
     watch = _Watch(limits.seconds)
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": f"retinanet/{__version__}", "Accept": "image/*"})
+        request = urllib.request.Request(
+            _encoded(url), headers={"User-Agent": f"retinanet/{__version__}", "Accept": "image/*"}
+        )
         with watch, _opener(watch).open(request, timeout=limits.seconds) as response:
             return _content(response, url, limits, watch)
     except DataError:
@@ -46,6 +51,15 @@ def fetch(url: str, limits: WebLimits) -> bytes:
         reason = getattr(error, "reason", None) or error
         text = str(getattr(reason, "strerror", None) or reason) or type(reason).__name__
         raise DataError(f"{url}: cannot be downloaded ({text[:120]}); correct the URL or try again") from error
+
+
+def _encoded(url: str) -> str:
+    """Encode the characters that HTTP does not allow, as browsers do. What is encoded already stays as it is."""
+    parts = urlsplit(url)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    # Lines of a list that are not UTF-8 are decoded with surrogates.
+    path, query = (quote(part, _ALLOWED, errors="surrogateescape") for part in (parts.path, parts.query))
+    return urlunsplit((parts.scheme, host, path, query, ""))
 
 
 def _content(response: Any, url: str, limits: WebLimits, watch: _Watch) -> bytes:

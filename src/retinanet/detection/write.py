@@ -29,6 +29,9 @@ OutputFormat = Literal["coco", "csv", "yolo", "voc", "jsonl", "geojson", "parque
 # Longest side of a JPEG file that the library can write.
 _JPEG_LONGEST = 65_500
 
+# Suffixes of the files of an image.
+_SUFFIXES = (".jpg", ".txt", ".xml", ".geojson")
+
 # Comment in the JPEG files of drawings, by which an earlier drawing is told from an input image.
 _COMMENT = b"drawn by retinanet detect"
 
@@ -64,6 +67,8 @@ class Outputs:
 class OutputNames:
     """Gives every image a name that no other image has; equal names get numbers.
 
+    A folder that is named like an output file, such as ``x.jpg``, gets an underscore: ``x.png`` has that file.
+
     Args:
         taken: names of images that are done already, without suffixes.
     """
@@ -77,10 +82,12 @@ class OutputNames:
 
     def name_of(self, image: InputImage) -> Path:
         """Return the output name of an image, which is reserved from now on."""
-        name, number = image.name, 1
+        folders = (f"{part}_" if part.lower().endswith(_SUFFIXES) else part for part in image.name.parts[:-1])
+        first = Path(*folders, image.name.name)
+        name, number = first, 1
         while not self._taken.add(name.with_suffix("").as_posix()):
             number += 1
-            name = image.name.with_stem(f"{image.name.stem}-{number}")
+            name = first.with_stem(f"{first.stem}-{number}")
         return name
 
 
