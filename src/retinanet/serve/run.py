@@ -96,6 +96,7 @@ def serve(
         app.state.service.start()
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # it would log the paths of requests
+        stack.callback(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(_SWITCH_INTERVAL)
         warnings.filterwarnings("ignore", module="PIL")  # about large and damaged images; the answers say it
         shown = f"[{options.host}]" if ":" in options.host else options.host
