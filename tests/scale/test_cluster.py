@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 import numpy as np
 import psutil
@@ -148,9 +149,20 @@ def test_an_evaluation_gives_the_same_numbers(run: Command, weights: Path, parts
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_server_answers_while_its_replicas_run_elsewhere(weights: Path, folder: Path) -> None:
+def test_a_server_answers_while_its_replicas_run_elsewhere(
+    weights: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ray import serve
+    from ray.serve.handle import DeploymentHandle
 
+    ended, shutdown = list[str](), DeploymentHandle.shutdown
+
+    def recorded(handle: Any) -> None:
+        shutdown(handle)
+        ended.append(handle.deployment_name)
+
+    # A handle that is not shut down goes on reporting to a cluster that has ended, in a thread that no test knows of.
+    monkeypatch.setattr(DeploymentHandle, "shutdown", recorded)
     detector, options = load(weights), ServeOptions()
     content = (folder / "000.jpg").read_bytes()
     expected = detector.detect([read_image(folder / "000.jpg")], 0.2)[0]
@@ -160,6 +172,7 @@ def test_a_server_answers_while_its_replicas_run_elsewhere(weights: Path, folder
         jobs = [Job(content, Options("parts", 0.2), monotonic() + 60) for _ in range(20)]
         answers = [future.result(60) for future in [batcher.submit(job) for job in jobs]]
         batcher.close()
+    assert ended == ["models"]
     assert not serve.status().applications
     assert len(expected) > 0
     for answer in answers:

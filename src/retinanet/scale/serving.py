@@ -64,7 +64,11 @@ def remote_workers(
         serve.start(proxy_location="Disabled")
         name = f"retinanet-{uuid4().hex[:12]}"  # several servers may share a cluster
         try:
-            yield partial(RemoteBatcher, _started(name, sources, scale, options.settings))
+            handle = _started(name, sources, scale, options.settings)
+            try:
+                yield partial(RemoteBatcher, handle)
+            finally:
+                handle.shutdown()  # otherwise its thread reports its load until this process ends
         finally:
             serve.delete(name)
 
