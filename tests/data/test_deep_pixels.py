@@ -12,8 +12,9 @@ import tifffile
 from PIL import Image, TiffImagePlugin
 
 from retinanet.data.dataset import Dataset, DatasetBuilder
-from retinanet.data.images import content_size, decode_image, image_size, pixel_spread, read_image, read_thumbnail
+from retinanet.data.images import content_size, decode_image, image_size, pixel_spread, read_image
 from retinanet.data.pixel_range import with_one_pixel_range
+from retinanet.data.thumbnails import read_thumbnail
 from retinanet.errors import DataError
 
 SIZE = (40, 30)

@@ -18,7 +18,8 @@ import tifffile
 from PIL import Image, ImageOps
 
 from retinanet.data.exif import turned_pixels
-from retinanet.data.images import decode_image, image_size, read_image, read_thumbnail, to_rgb
+from retinanet.data.images import decode_image, image_size, read_image, to_rgb
+from retinanet.data.thumbnails import read_thumbnail
 from retinanet.errors import DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -59,7 +60,8 @@ import sys
 sys.modules["pillow_heif"] = None  # as if it were not installed
 from functools import partial
 from pathlib import Path
-from retinanet.data.images import read_image, unread_files
+from retinanet.data.image_suffixes import unread_files
+from retinanet.data.images import read_image
 print(*unread_files(["a.heic", "b.HEIF", "c.jpg"]))
 try:
     read_image(Path(sys.argv[1]))

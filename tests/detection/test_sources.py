@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from retinanet.data import images
-from retinanet.data.images import IMAGE_SUFFIXES
+from retinanet.data import open_images
+from retinanet.data.image_suffixes import IMAGE_SUFFIXES
 from retinanet.data.window_reader import Window
 from retinanet.detection import web
 from retinanet.detection.input_images import ImageFile, InputImage
@@ -357,7 +357,7 @@ def test_limit_of_pixels_holds_for_images_that_are_not_files(
     [image] = SourceList([source], WebLimits())
     with pytest.raises(DataError, match=r"200×100 is too large \(limit 19,999 pixels\)"), image.windows(None, 19_999):
         pass
-    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(open_images, "MAX_PIXELS", 1000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8000)  # Pillow refuses twice as many
     with image.windows(None, 20_000) as reader:
         assert reader.read(Window(0, 0, 100, 200)).shape == (100, 200, 3)
@@ -366,4 +366,4 @@ def test_limit_of_pixels_holds_for_images_that_are_not_files(
 @pytest.mark.parametrize(("limit", "text"), [(178_000_000, "178 megapixels"), (1_500_000, "1.5 megapixels")])
 def test_limit_of_pixels_is_told_in_megapixels(limit: int, text: str) -> None:
     with pytest.raises(DataError, match=rf"limit {text}\)"):
-        images.check_pixels("a.png", (1_000_000, 1000), limit)
+        open_images.check_pixels("a.png", (1_000_000, 1000), limit)

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from retinanet.data.dataset import Dataset, DatasetBuilder
-from retinanet.data.images import read_image, read_thumbnail
+from retinanet.data.images import read_image
+from retinanet.data.thumbnails import read_thumbnail
 from retinanet.errors import DataError
 from retinanet.inspection.duplicates import Pair, difference_hash, find_pairs, scan
 

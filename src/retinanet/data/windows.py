@@ -26,7 +26,8 @@ from retinanet.data.exif import (
     turned_pixels,
     upright,
 )
-from retinanet.data.images import MAX_PIXELS, check_pixels, open_image, opened_header, reason, to_rgb
+from retinanet.data.images import opened_header, to_rgb
+from retinanet.data.open_images import MAX_PIXELS, check_pixels, open_image, reason
 from retinanet.data.read_ahead import read_ahead
 from retinanet.data.rgb import plain_rgb
 from retinanet.data.tiff_layout import is_tiff

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from retinanet.data.images import MAX_PIXELS
+from retinanet.data.open_images import MAX_PIXELS
 from retinanet.decode_config import ResolvedDecodeConfig, limit_note, nonfinite_note
 from retinanet.detection.batching import Task
 from retinanet.detection.detector import Detector

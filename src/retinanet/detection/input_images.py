@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from retinanet.data.array_windows import ArrayReader
 from retinanet.data.deep_pixels import PixelRange
-from retinanet.data.images import MAX_PIXELS, content_size, decode_image, image_size, read_image
+from retinanet.data.images import content_size, decode_image, image_size, read_image
+from retinanet.data.open_images import MAX_PIXELS
 from retinanet.data.windows import WindowReader, open_windows
 from retinanet.detection.web_limits import WebLimits
 from retinanet.errors import DataError

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from retinanet.data.images import MAX_PIXELS
+from retinanet.data.open_images import MAX_PIXELS
 from retinanet.detection.batching import Item, Task, Window
 from retinanet.detection.detector import Detector
 from retinanet.detection.input_images import InputImage

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 from urllib.parse import unquote
 
-from retinanet.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, is_image, unread_files
+from retinanet.data.image_suffixes import IMAGE_SUFFIXES, UNREAD_SUFFIXES, is_image, unread_files
 from retinanet.detection.input_images import (
     LARGEST_FILE,
     ImageFile,

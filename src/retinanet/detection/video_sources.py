@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from retinanet.data.images import is_image
+from retinanet.data.image_suffixes import is_image
 from retinanet.detection.record import RECORD
 from retinanet.errors import DataError
 from retinanet.files import special_file

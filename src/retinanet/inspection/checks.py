@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset
 from retinanet.data.image_memory import ImageMemory
-from retinanet.data.images import is_image
+from retinanet.data.image_suffixes import is_image
 from retinanet.data.problems import PROBLEM_KINDS, Problem
 from retinanet.inspection.box_checks import box_count_findings, box_findings, corners_of
 from retinanet.inspection.class_checks import class_findings

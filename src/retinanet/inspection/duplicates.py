@@ -18,7 +18,8 @@ from PIL import Image
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.image_memory import Decoded, ImageMemory, Stamp
-from retinanet.data.images import read_image, read_thumbnail
+from retinanet.data.images import read_image
+from retinanet.data.thumbnails import read_thumbnail
 from retinanet.errors import DataError
 
 # Side of the thumbnails in pixels.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retinanet.data.images import MAX_PIXELS
+from retinanet.data.open_images import MAX_PIXELS
 from retinanet.detection.input_images import InputImage
 from retinanet.detection.pipeline import ImageResult
 from retinanet.detection.tile_plan import Tiling

@@ -12,7 +12,8 @@ from PIL import Image, UnidentifiedImageError
 
 from retinanet.data.deep_pixels import PixelRange, is_deep
 from retinanet.data.exif import header_of_image, quick_header
-from retinanet.data.images import MAX_PIXELS, is_deep_tiff, to_rgb
+from retinanet.data.images import to_rgb
+from retinanet.data.open_images import MAX_PIXELS, is_deep_tiff
 from retinanet.serve.refusals import Refusal
 
 # Pillow also has readers that start other programs, follow paths or are slow; they are never asked.

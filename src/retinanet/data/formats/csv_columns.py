@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from retinanet.data.formats.shapes import Box, box_around, box_of_mapping, box_of_rotated, to_number, to_numbers
-from retinanet.data.images import UNREAD_SUFFIXES, is_image
+from retinanet.data.image_suffixes import UNREAD_SUFFIXES, is_image
 
 # Names that tools give to each column, in lower case and without punctuation.
 _SPELLINGS = {

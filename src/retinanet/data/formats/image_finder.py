@@ -16,7 +16,8 @@ from urllib.parse import unquote
 
 from retinanet.data.dataset import DatasetBuilder
 from retinanet.data.formats.reading import SPLIT_ALIASES, clean_path, short, split_role, walk
-from retinanet.data.images import image_size, is_image
+from retinanet.data.image_suffixes import is_image
+from retinanet.data.images import image_size
 from retinanet.errors import DataError
 
 _MOST_BROKEN_IMAGES = 5

@@ -24,7 +24,7 @@ from retinanet.data.formats.reading import (
     walk,
 )
 from retinanet.data.formats.voc_xml import DETECTIONS, Content, Object, object_names, parse, read_bytes
-from retinanet.data.images import is_image, unread_files
+from retinanet.data.image_suffixes import is_image, unread_files
 from retinanet.errors import DataError
 from retinanet.read_options import ReadOptions
 

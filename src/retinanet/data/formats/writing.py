@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from retinanet.data.dataset import IGNORE_CLASS, Dataset
 from retinanet.data.formats.reading import CLASS_LIST
-from retinanet.data.images import is_image
+from retinanet.data.image_suffixes import is_image
 from retinanet.errors import DataError
 
 ImageMode = Literal["copy", "link", "none"]

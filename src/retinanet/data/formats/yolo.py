@@ -25,7 +25,7 @@ from retinanet.data.formats.yolo_layout import (
     layout_of_yaml,
     names_near,
 )
-from retinanet.data.images import unread_files
+from retinanet.data.image_suffixes import unread_files
 from retinanet.errors import DataError
 from retinanet.read_options import ReadOptions
 

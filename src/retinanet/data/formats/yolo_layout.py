@@ -16,7 +16,7 @@ import yaml
 
 from retinanet.data.formats.class_files import class_file, read_class_file
 from retinanet.data.formats.reading import CLASS_LIST, clean_path, is_split_name, listing, read_text, short, walk
-from retinanet.data.images import is_image
+from retinanet.data.image_suffixes import is_image
 from retinanet.errors import AbsentSplitError, DataError
 
 # Table of label files and their images, in the output of retinanet detect.
