@@ -66,6 +66,8 @@ def test_wrong_uses_are_refused(run: Command, weights: Path, clip: Path, parts: 
     for name in ("csv", "coco", "yolo"):
         assert "--format is for images" in run.fails("detect", weights, clip, "--format", name, code=2)
     assert "--frame-rate is 0" in run.fails("detect", weights, clip, "--frame-rate", "0", code=2)
+    assert "add --video, or leave it out" in run.fails("detect", weights, photo, "--frame-rate", "5", code=2)
+    assert "--web.megabytes and" in run.fails("detect", weights, clip, "--web.seconds", "5", code=2)
     assert "no such file" in run.fails("detect", weights, tmp_path / "no.mp4", "--out", out)
     assert "webcam:97" in run.fails("detect", weights, "webcam:97", "--out", out)
     for url in ("http://[abc/x.jpg", "http://[abc/x.mp4", "rtsp://[abc/x"):

@@ -244,6 +244,7 @@ def test_a_cluster_of_another_version_is_one_clear_line(
     [
         (("photo.jpg", "-", "--ray"), "workers cannot read the standard input"),
         (("clip.mp4", "--ray"), "--ray are for images"),
+        (("photo.jpg", "--scale.workers", "2"), "--scale.workers, --scale.cpus and --scale.gpus are for --ray"),
         (("photo.jpg", "--ray", "--scale.workers", "0"), "--scale.workers is 0; give at least 1"),
         (("photo.jpg", "--ray", "--scale.cpus", "0"), "--scale.cpus is 0; give at least 1"),
         (("photo.jpg", "--ray", "--scale.gpus", "1.5"), "--scale.gpus is 1.5; give 0, a whole number"),

@@ -62,8 +62,8 @@ class Arguments:
     """Treat the sources as videos: a folder as a sequence of frames, a URL as a stream."""
     track: bool = False
     """Give the objects of a video ids that stay the same from frame to frame (ByteTrack)."""
-    frame_rate: float = 25.0
-    """Frames per second of a sequence of images."""
+    frame_rate: float | None = None
+    """Frames per second of a sequence of images. Unset: 25."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network. auto: bf16 if the hardware supports it, else fp32."""
     device: str = "auto"
@@ -82,6 +82,7 @@ class Arguments:
 def run(argv: Sequence[str]) -> int:
     """``retinanet detect WEIGHTS SOURCE...``."""
     given = parse(Arguments, argv, "retinanet detect")
+    given.scale.require_ray(given.ray)
     from retinanet.detection.loading import load
     from retinanet.detection.run import detect
     from retinanet.detection.tile_plan import TileOptions

@@ -62,6 +62,7 @@ class Arguments:
 def run(argv: Sequence[str]) -> int:
     """``retinanet eval WEIGHTS DATA`` and ``retinanet eval WEIGHTS WEIGHTS DATA``."""
     given = parse(Arguments, argv, "retinanet eval")
+    given.scale.require_ray(given.ray)
     if not (words := [word for word in (given.first, given.second, given.third) if word]):
         raise ConfigError("nothing to evaluate; give WEIGHTS DATA, or --detections FILE.json DATA")
     *weights, data = words

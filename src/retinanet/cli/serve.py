@@ -44,6 +44,7 @@ class Arguments(ServeSettings):
 def run(argv: Sequence[str]) -> int:
     """``retinanet serve WEIGHTS...``."""
     given = parse(Arguments, argv, "retinanet serve")
+    given.scale.require_ray(given.ray)
     from retinanet.errors import ConfigError
     from retinanet.serve.run import ServeOptions, serve
 

@@ -17,7 +17,7 @@ from retinanet.detection.pipeline import MakeRunner
 from retinanet.detection.run_result import DetectionRun
 from retinanet.detection.sources import SourceList
 from retinanet.detection.tile_plan import TileOptions, TileSide
-from retinanet.detection.video_options import VideoOptions
+from retinanet.detection.video_options import FRAME_RATE, VideoOptions
 from retinanet.detection.video_sources import is_video
 from retinanet.detection.web_limits import WebLimits
 from retinanet.detection.write import OutputFormat
@@ -42,7 +42,7 @@ def detect(
     web: WebLimits | None = None,
     video: bool = False,
     track: bool = False,
-    frame_rate: float = 25.0,
+    frame_rate: float | None = None,
     console: Console | None = None,
     make_runner: MakeRunner | None = None,
 ) -> DetectionRun:
@@ -73,7 +73,7 @@ def detect(
         web: limits of downloads. Unset: URLs are refused, so that a program may pass names from its users.
         video: treat all sources as videos: folders as sequences of frames, URLs as streams.
         track: give the objects of a video ids that stay the same from frame to frame.
-        frame_rate: frames per second of a sequence of images.
+        frame_rate: frames per second of a sequence of images. Unset: 25.
         console: where the progress bar is shown.
         make_runner: for images, makes what runs the detector, such as the workers of a cluster
             (:class:`retinanet.scale.detection.ClusterRunner`). Unset: this process.
@@ -108,11 +108,16 @@ def detect(
     if _are_videos(places, video, track):
         if resume or tile is not None or max_pixels is not None or make_runner is not None:
             raise ConfigError("--resume, --tile, --max-pixels and --ray are for images; leave them out for videos")
+        if web not in (None, WebLimits()):
+            raise ConfigError("--web.megabytes and --web.seconds are for images; leave them out for videos")
         if formats and set(chosen) != {"jsonl"}:
             raise ConfigError("--format is for images; the detections in videos are written as JSON Lines (jsonl)")
-        video_options = VideoOptions(score, max_detections, track=track, draw=draw, frame_rate=frame_rate)
+        rate = FRAME_RATE if frame_rate is None else frame_rate
+        video_options = VideoOptions(score, max_detections, track=track, draw=draw, frame_rate=rate)
         with interrupted_once():
             return _detect_in_videos(detector(), places, Path(out), video_options, console)
+    if frame_rate is not None:
+        raise ConfigError("--frame-rate is for sequences of frames; add --video, or leave it out for images")
     options = ImageOptions(score, chosen, draw, max_detections, TileOptions.of(tile), max_pixels, resume)
     with interrupted_once():
         return detect_in_images(detector, SourceList(places, web, Path(out)), Path(out), options, console, make_runner)

@@ -21,7 +21,7 @@ from retinanet.detection.results import to_supervision
 from retinanet.detection.stages import StageTimes
 from retinanet.detection.video_connection import Connection
 from retinanet.detection.video_frames import STAGES, detected_frames, open_reader
-from retinanet.detection.video_options import VideoOptions
+from retinanet.detection.video_options import FRAME_RATE, VideoOptions
 from retinanet.detection.video_output import VideoOutput
 from retinanet.detection.video_sources import VideoSource, unique_names, video_source
 from retinanet.detection.video_writer import SUFFIXES, suffix_for
@@ -95,7 +95,7 @@ def frames(
     track: bool = False,
     batch: int = 8,
     max_detections: int | None = None,
-    frame_rate: float = 25.0,
+    frame_rate: float = FRAME_RATE,
 ) -> Iterator[VideoFrame]:
     """Detect objects in the frames of a video, one frame after the other.
 

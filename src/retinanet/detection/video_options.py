@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from retinanet.errors import ConfigError
 
+# Frames per second of a sequence of images, unless another rate is given.
+FRAME_RATE = 25.0
+
 
 @dataclass(frozen=True)
 class ConnectionLimits:
@@ -46,7 +49,7 @@ class VideoOptions:
     batch: int = 8
     track: bool = False
     draw: bool = True
-    frame_rate: float = 25.0
+    frame_rate: float = FRAME_RATE
     limits: ConnectionLimits = field(default_factory=ConnectionLimits)
 
     def __post_init__(self) -> None:

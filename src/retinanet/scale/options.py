@@ -32,6 +32,11 @@ class ScaleOptions:
         if not 0 <= self.gpus < 1000 or (self.gpus > 1 and self.gpus != int(self.gpus)):
             raise ConfigError(f"--scale.gpus is {self.gpus:g}; give 0, a whole number, or a fraction below 1")
 
+    def require_ray(self, address: str | None) -> None:
+        """Raise ConfigError if a setting is given without the address of a cluster."""
+        if address is None and self != ScaleOptions():
+            raise ConfigError("--scale.workers, --scale.cpus and --scale.gpus are for --ray; add it or leave them out")
+
 
 def is_address(text: str) -> bool:
     """Whether a text is the address of a cluster: ``local`` or ``HOST:PORT``."""
