@@ -149,6 +149,7 @@ def main() -> None:
             parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}",
             size=f"{target.stat().st_size / 1e6:.1f}",
             seconds=_speed(detector),
+            threshold=detector.lowest_score("auto"),
         ),
         encoding="utf-8",
     )
@@ -202,6 +203,7 @@ TEXT = """# `{name}`: {title}
 * **Recipe**: `modern` with `{recipe}`, {epochs} epochs, seed {seed}, made on {date} by `experiments/bundled.py`
 * **Size**: {parameters} million parameters, {size} MB in float16
 * **Speed**: {seconds}, for a 640×480 JPEG on an AMD EPYC (bf16)
+* **Threshold** (`--score auto`): {threshold:.2f}, with the best F1 on val
 * **Limits**: {limits}
 
 | held out | AP | AP50 | AP75 |

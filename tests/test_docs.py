@@ -100,7 +100,7 @@ def make_world(folder: Path, parts: Path, weights: Path) -> None:
     model, info = load_weights(weights)
     sizes = ObjectSizes.of(np.array([[0, 0, 10, 20], [0, 0, 5, 4]]), np.array([1.0, 1.0]))  # as a training stores them
     path = folder / "runs" / "parts" / "best.safetensors"
-    save_weights(path, dict(model.state_dict()), replace(info, objects=sizes))
+    save_weights(path, dict(model.state_dict()), replace(info, objects=sizes, metrics={"threshold": 0.3}))
     (folder / "photos").mkdir()
     for number in range(2):
         shutil.copy(parts / "images" / f"{number:06d}.jpg", folder / "photos" / f"{number}.jpg")

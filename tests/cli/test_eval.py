@@ -6,16 +6,22 @@ import contextlib
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+import retinanet
 from commands import Command, next_command
 from retinanet import cli
+from retinanet.data.formats.open_dataset import read_split
 from retinanet.data.synthetic import CLASSES
+from retinanet.training.distributed import Processes
+from retinanet.training.validation import validate
 from retinanet.zoo import weights as zoo
 
 SUMMARY = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
@@ -83,6 +89,39 @@ def test_eval_numbers_are_those_of_pycocotools(run: Command, weights: Path, own_
     assert 0.1 < metrics["AP"] < metrics["AP50"] < 1
     for name, value in zip(SUMMARY, evaluation.stats, strict=True):
         assert metrics[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_the_best_threshold_of_a_training_is_that_of_auto(
+    run: Command, weights: Path, own_parts: Path, tmp_path: Path
+) -> None:
+    photos = own_parts / "images"
+    refused = run.fails("detect", weights, photos, "--out", tmp_path / "no", "--score", "auto", code=2)
+    assert "these weights store no threshold; find it with 'retinanet eval'" in refused
+    annotate_with_its_own_detections(run, weights, own_parts, tmp_path)
+    said = run("eval", weights, own_parts, "--out", tmp_path / "second", "--precision", "fp32", "--device", "cpu")
+    best = json.loads((tmp_path / "second" / "metrics.json").read_text())["diagnosis"]["threshold"]
+    assert f"best threshold: {best:.2f}" in said.out
+
+    model, info = zoo.load_weights(weights)
+    config = replace(info.config, train=replace(info.config.train, precision="fp32", device="cpu"))
+    val_set = read_split(own_parts, "val")
+    metrics, _ = validate(model, config, val_set, Processes(), info.objects)
+    assert metrics["threshold"] == best
+    background = replace(val_set, ignore=np.ones_like(val_set.ignore))  # no objects
+    assert "threshold" not in validate(model, config, background, Processes(), info.objects)[0]
+
+    stored = tmp_path / "w.safetensors"
+    zoo.save_weights(stored, dict(model.state_dict()), replace(info, metrics=metrics))
+    for score in ("auto", best):
+        said = run("detect", stored, photos, "--out", tmp_path / str(score), "--score", score)
+        assert said.code == 0
+        assert f"(score ≥ {best:g})" in said.out
+    files = [tmp_path / str(score) / "detections.csv" for score in ("auto", best)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    detector, photo = retinanet.load(stored), sorted(photos.iterdir())[0]
+    found = detector(photo, score="auto")
+    assert len(found) == len(detector(photo, score=best)) > 0
+    assert min(found.confidence) >= best
 
 
 def test_eval_goes_beside_the_weights_and_knows_splits(

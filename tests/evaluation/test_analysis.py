@@ -15,7 +15,7 @@ from retinanet.data.formats.open_dataset import read_split
 from retinanet.detections import Detections
 from retinanet.evaluation.analysis import analyze
 from retinanet.evaluation.coco_ap import coco_metrics
-from retinanet.evaluation.curves import RECALLS, SCORES
+from retinanet.evaluation.curves import RECALLS, SCORES, best_threshold
 from retinanet.report.advice import next_steps
 from scenes import class_aps, nothing, one_cat, pycoco, random_detections, random_truth
 
@@ -52,6 +52,7 @@ def test_thresholds_are_the_best(seed: int) -> None:
     dataset = random_truth(seed)
     predictions = random_detections(dataset, seed)
     analysis = analyze(dataset, predictions, resamples=20)
+    assert best_threshold(dataset, predictions) == analysis.threshold
     content = analysis.to_dict()
     tables = content["thresholds"]["classes"]
     assert content["thresholds"]["score"] == pytest.approx(SCORES)

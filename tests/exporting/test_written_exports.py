@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import onnx
@@ -83,3 +85,16 @@ def test_errors_of_the_block_pass_and_nothing_remains(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="cannot open it, no space"):
         write_half()
     assert list((tmp_path / "x").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_remains_after_a_signal(number: signal.Signals, tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with staged(tmp_path / "model.onnx") as staging:
+            staging.write_text("half")
+            os.kill(os.getpid(), number)
+            sleep(30)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []

@@ -33,8 +33,9 @@ class Arguments:
     """Text files with the path or URL of an image per line; paths are relative to the file. The same as @FILE."""
     out: Path = Path("detections")
     """Folder for the drawn images and the files."""
-    score: float = 0.3
-    """Lowest score reported, 0 to 1. Lower it to find more objects, raise it to get fewer false positives."""
+    score: float | Literal["auto"] = 0.3
+    """Lowest score reported, 0 to 1. Lower it to find more objects, raise it to get fewer false positives. auto: the
+    threshold with the best F1 on val, which a training stores in the weights."""
     max_detections: int | None = None
     """Largest number of detections per image. Unset: the number that the weights store. Raise it for dense images."""
     tile: str | None = None
@@ -112,7 +113,7 @@ def run(argv: Sequence[str]) -> int:
     counts = ", ".join(f"{name} {count}" for name, count in result.counts.most_common(8)) or "no objects"
     earlier = f", {result.resumed} of them recorded before" if given.resume else ""
     what = f"{'frame' if result.videos else 'image'}{'s' * (result.images != 1)}"
-    console.print(f"{result.images} {what}{earlier}: {counts} (score ≥ {given.score:g})")
+    console.print(f"{result.images} {what}{earlier}: {counts} (score ≥ {result.score:g})")
     if result.speed:
         console.print(result.speed)
     print_notes(result.notes)

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 _ACCEPTED = "give a path, a Pillow image, a uint8 RGB array, or a list of those"
 
+# The lowest score of a detection; auto: the threshold that the weights store.
+LowestScore = float | Literal["auto"]
+
 ImageLike = str | Path | npt.NDArray[Any] | Image.Image
 
 # RGB ``(h, w, 3)`` in 0–255: uint8, or float32 after bilinear scaling.
@@ -62,7 +65,7 @@ class Detector(ABC):
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str; it is one path here
         self,
         source: ImageLike,
-        score: float = ...,
+        score: LowestScore = ...,
         batch: int = ...,
         max_detections: int | None = ...,
         tile: TileSide | None = ...,
@@ -74,7 +77,7 @@ class Detector(ABC):
     def __call__(
         self,
         source: Sequence[ImageLike],
-        score: float = ...,
+        score: LowestScore = ...,
         batch: int = ...,
         max_detections: int | None = ...,
         tile: TileSide | None = ...,
@@ -85,7 +88,7 @@ class Detector(ABC):
     def __call__(
         self,
         source: ImageLike | Sequence[ImageLike],
-        score: float = 0.3,
+        score: LowestScore = 0.3,
         batch: int = 8,
         max_detections: int | None = None,
         tile: TileSide | None = None,
@@ -96,7 +99,8 @@ class Detector(ABC):
 
         Args:
             source: a path, a Pillow image, a uint8 RGB array ``(H, W, 3)`` (or gray ``(H, W)``), or a list of these.
-            score: lowest score returned.
+            score: lowest score returned. ``"auto"``: the threshold with the best F1 on val, which a training stores in
+                the weights.
             batch: images, or tiles, that go through the network together.
             max_detections: largest number of detections per image. Unset: the number that the weights store; with
                 tiles, no limit per image but this number per tile. If an image reaches a limit, a warning says so.
@@ -113,9 +117,10 @@ class Detector(ABC):
             installed, a :class:`retinanet.detection.results.PlainDetections` with these attributes.
 
         Raises:
-            ConfigError: a setting is out of range, or ``tile`` is ``"auto"`` and the model stores no object sizes.
+            ConfigError: a setting is out of range, or ``"auto"`` and the model stores no object sizes or threshold.
             DataError: an image cannot be read or has the wrong shape or type.
         """
+        score = self.lowest_score(score)
         if not 0 <= score < 1 or batch < 1:
             raise ConfigError(f"score is {score} and batch {batch}; give 0 ≤ score < 1 and batch ≥ 1")
         single = isinstance(source, str | Path | np.ndarray | Image.Image)
@@ -159,6 +164,21 @@ class Detector(ABC):
             for i, detections in zip(chunk, found, strict=True):
                 results[i] = self.in_image(detections, shapes[i], images[i].shape[:2])
         return [results[i] for i in range(len(images))]
+
+    def lowest_score(self, given: LowestScore) -> float:
+        """Return the number for ``auto``: the score threshold with the best mean F1 on val, if the weights store it.
+
+        Raises:
+            ConfigError: they store none.
+        """
+        if given != "auto":
+            return given
+        stored = self.info.metrics.get("threshold")
+        if not isinstance(stored, float) or not 0 <= stored <= 1:
+            raise ConfigError(
+                "--score auto: these weights store no threshold; find it with 'retinanet eval' and give it as a number"
+            )
+        return min(stored, 0.99)
 
     def tile_options(self, given: TileOptions | None) -> TileOptions | None:
         """Return how images are divided, or ``None`` if they are not.

@@ -14,7 +14,7 @@ from rich.console import Console
 from retinanet.data.open_images import MAX_PIXELS
 from retinanet.decode_config import ResolvedDecodeConfig, limit_note, nonfinite_note
 from retinanet.detection.batching import Task
-from retinanet.detection.detector import Detector
+from retinanet.detection.detector import Detector, LowestScore
 from retinanet.detection.input_images import ImageFile, InputImage
 from retinanet.detection.path_set import PathSet
 from retinanet.detection.pipeline import MakeRunner, Pipeline, PipelineOptions, Runner
@@ -37,7 +37,7 @@ _BATCH = 8
 class ImageOptions:
     """Settings of :func:`detect_in_images`; see :func:`retinanet.detection.run.detect`."""
 
-    score: float
+    score: LowestScore
     formats: tuple[OutputFormat, ...]
     draw: bool
     max_detections: int | None
@@ -61,16 +61,20 @@ def detect_in_images(
     """
     total, inside = _counted(images, out, options.draw)
     detector = load_detector()
+    score = detector.lowest_score(options.score)
     divided = detector.tile_options(options.tile)
     tiling = None if divided is None else detector.tiling(divided)
     if tiling is None and options.max_pixels is not None:
         raise ConfigError("--max-pixels is a limit of images that are divided into tiles; add --tile, or leave it out")
-    settings = detector.limits(options.score, options.max_detections, tiled=tiling is not None)
+    settings = detector.limits(score, options.max_detections, tiled=tiling is not None)
     outputs = Outputs(out, detector.classes, options.formats, options.draw)
     refuse_replacing_files(outputs)
     refuse_overwriting(outputs, inside, images.without_stdin)
     make_folder(out)
-    pipeline = (make_runner or Pipeline)(detector, _pipeline_options(options, tiling))
+    pixels = options.max_pixels or MAX_PIXELS
+    pipeline = (make_runner or Pipeline)(
+        detector, PipelineOptions(score, _BATCH, options.max_detections, options.draw, tiling, pixels)
+    )
     with claimed(out):
         record = _opened_record(outputs, options.resume, _stored_settings(detector, settings, outputs, tiling))
         try:
@@ -85,12 +89,8 @@ def detect_in_images(
     notes = tiles + images.notes + _limit_notes(sums, settings, per)
     notes += [f"no GeoJSON for {unplaced} images that are not GeoTIFF files"] if unplaced else []
     speed = str(pipeline.timing) if pipeline.timing.images else ""
-    return DetectionRun(sums.images, sums.counts, written, sums.failed, sums.failures, out, notes, resumed, speed)
-
-
-def _pipeline_options(options: ImageOptions, tiling: Tiling | None) -> PipelineOptions:
-    return PipelineOptions(
-        options.score, _BATCH, options.max_detections, options.draw, tiling, options.max_pixels or MAX_PIXELS
+    return DetectionRun(
+        sums.images, sums.counts, written, sums.failed, sums.failures, out, notes, score, resumed, speed
     )
 
 

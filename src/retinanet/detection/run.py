@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from retinanet.detection.detector import Detector
+from retinanet.detection.detector import Detector, LowestScore
 from retinanet.detection.image_run import ImageOptions, detect_in_images
 from retinanet.detection.loading import load
 from retinanet.detection.pipeline import MakeRunner
@@ -32,7 +32,7 @@ def detect(
     sources: str | Path | Sequence[str | Path],
     out: str | Path = "detections",
     *,
-    score: float = 0.3,
+    score: LowestScore = 0.3,
     formats: OutputFormat | Sequence[OutputFormat] | None = None,
     draw: bool = True,
     max_detections: int | None = None,
@@ -59,7 +59,8 @@ def detect(
             :class:`retinanet.detection.sources.SourceList`; or videos, streams (``rtsp://…``), webcams (``webcam:0``)
             and patterns of frames (``frame_%06d.png``).
         out: folder for the drawn images and the files.
-        score: lowest score reported, 0 ≤ ``score`` < 1.
+        score: lowest score reported, 0 ≤ ``score`` < 1. ``"auto"``: the threshold with the best F1 on val, which a
+            training stores in the weights.
         formats: one or more file formats of the detections in images: ``coco``, ``csv``, ``yolo``, ``voc``, ``jsonl``,
             ``geojson``, ``parquet``. Unset: ``coco`` and ``csv``. ``detections.jsonl`` is written in any case. For
             videos, only JSON Lines are written (``jsonl``).
@@ -85,8 +86,8 @@ def detect(
         CheckpointError: the weights cannot be read, or there is no run with these settings to resume.
         RetinaNetError: a file cannot be written.
     """
-    if not 0 <= score < 1:
-        raise ConfigError(f"--score is {score}; it must lie between 0 and 1")
+    if score != "auto" and not 0 <= score < 1:
+        raise ConfigError(f"--score is {score}; it must lie between 0 and 1, or be auto")
     chosen: tuple[Any, ...] = (formats,) if isinstance(formats, str) else tuple(formats or ("coco", "csv"))
     if unknown := [name for name in chosen if name not in get_args(OutputFormat)]:
         raise ConfigError(f"unknown format {unknown[0]!r}; choose from {', '.join(get_args(OutputFormat))}")
@@ -113,9 +114,11 @@ def detect(
         if formats and set(chosen) != {"jsonl"}:
             raise ConfigError("--format is for images; the detections in videos are written as JSON Lines (jsonl)")
         rate = FRAME_RATE if frame_rate is None else frame_rate
-        video_options = VideoOptions(score, max_detections, track=track, draw=draw, frame_rate=rate)
         with interrupted_once():
-            return _detect_in_videos(detector(), places, Path(out), video_options, console)
+            loaded = detector()
+            lowest = loaded.lowest_score(score)
+            video_options = VideoOptions(lowest, max_detections, track=track, draw=draw, frame_rate=rate)
+            return _detect_in_videos(loaded, places, Path(out), video_options, console)
     if frame_rate is not None:
         raise ConfigError("--frame-rate is for sequences of frames; add --video, or leave it out for images")
     options = ImageOptions(score, chosen, draw, max_detections, TileOptions.of(tile), max_pixels, resume)
@@ -148,5 +151,6 @@ def _detect_in_videos(
         failures=failed,
         out=out,
         notes=[note for run in runs for note in run.notes],
+        score=options.score,
         videos=tuple(run.summary() for run in runs),
     )

@@ -21,6 +21,7 @@ class DetectionRun:
         out: folder of the files.
         notes: sentences about files that were left out, and about images that reached the limit on detections.
         resumed: number of images that earlier runs had recorded.
+        score: the lowest score reported.
         speed: images per second, and what the network waited for; empty if no image was new.
         videos: a line about each video.
     """
@@ -32,6 +33,7 @@ class DetectionRun:
     failures: list[str]
     out: Path
     notes: list[str]
+    score: float
     resumed: int = 0
     speed: str = ""
     videos: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from retinanet.detection.detector import Detector
+from retinanet.detection.detector import Detector, LowestScore
 from retinanet.detection.results import to_supervision
 from retinanet.detection.stages import StageTimes
 from retinanet.detection.video_connection import Connection
@@ -91,7 +91,7 @@ def frames(
     detector: Detector,
     source: str | Path,
     *,
-    score: float = 0.3,
+    score: LowestScore = 0.3,
     track: bool = False,
     batch: int = 8,
     max_detections: int | None = None,
@@ -104,7 +104,7 @@ def frames(
         source: a video file, a stream (``rtsp://…``, ``http://…``), a webcam (``webcam:0``), a folder of images, or a
             pattern such as ``frame_%06d.png``.
         score: lowest score of a detection; with ``track``, of a detection that starts a track. Lower scores may
-            continue a track.
+            continue a track. ``"auto"``: the threshold with the best F1 on val, which a training stores.
         track: give objects ids that stay the same from frame to frame. Only tracked objects are returned.
         batch: largest number of frames that go through the network together. Frames of a camera do not wait until a
             batch is full.
@@ -118,7 +118,7 @@ def frames(
         DataError: the source cannot be opened or decoded.
         ConfigError: a setting is out of range.
     """
-    options = VideoOptions(score, max_detections, batch, track, frame_rate=frame_rate)
+    options = VideoOptions(detector.lowest_score(score), max_detections, batch, track, frame_rate=frame_rate)
     reader = open_reader(detector, video_source(str(source)), options)
     for each in detected_frames(detector, reader, options, StageTimes(STAGES), []):
         found = to_supervision(each.found, detector.classes, each.ids)

@@ -191,8 +191,7 @@ def analyze(dataset: Dataset, predictions: Detections, seed: int = 0, resamples:
     resampled = bootstrap(scene, matching, seed, resamples)
     thresholds = against_thresholds(scene, matching, totals)
     calibrations = tuple(calibrate(scene, matching, label) for label in range(len(totals)))
-    mean_f1 = thresholds.f1[totals > 0].mean(axis=0) if totals.any() else np.full(len(SCORES), np.nan)
-    threshold = best_score(mean_f1) if np.nan_to_num(mean_f1).any() else 0.5
+    threshold = 0.5 if thresholds.best is None else thresholds.best
     errors = find_errors(scene, matching)
     images = len(np.unique(scene.object_images[~dataset.ignore]))
     return Analysis(
@@ -206,7 +205,7 @@ def analyze(dataset: Dataset, predictions: Detections, seed: int = 0, resamples:
         curves={iou: _curves(scene, matching, totals, level) for iou, level in _LEVELS.items()},
         thresholds=thresholds,
         threshold=threshold,
-        f1=float(mean_f1.max()),
+        f1=float(thresholds.mean_f1.max()),
         histogram=score_histogram(scene, matching),
         calibration=calibrate(scene, matching),
         class_calibration=calibrations,

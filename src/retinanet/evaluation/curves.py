@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retinanet.evaluation.matching import Bools, Floats, Ints, Matching, Scene
+from retinanet.data.dataset import Dataset
+from retinanet.detections import Detections
+from retinanet.evaluation.matching import THRESHOLDS, Bools, Floats, Ints, Matching, Scene, make_scene, match
 
 # The recalls at which COCO samples the precision.
 RECALLS = np.linspace(0, 1, 101)
@@ -175,6 +177,19 @@ class Thresholds:
         values = _ratio(2 * self.tp, self.tp + self.fp + self.totals[:, None])
         return np.where(self.totals[:, None] > 0, values, np.nan)
 
+    @property
+    def mean_f1(self) -> Floats:
+        """``(S,)``: mean F1 over the classes with objects; NaN if no class has objects."""
+        known = self.totals > 0
+        result: Floats = self.f1[known].mean(axis=0) if known.any() else np.full(len(SCORES), np.nan)
+        return result
+
+    @property
+    def best(self) -> float | None:
+        """The score threshold with the best mean F1; ``None`` if there is no true positive."""
+        mean_f1 = self.mean_f1
+        return best_score(mean_f1) if np.nan_to_num(mean_f1).any() else None
+
 
 def against_thresholds(scene: Scene, matching: Matching, totals: Ints, level: int = 0) -> Thresholds:
     """Count the true and false positives of each class at each score of ``SCORES``, at the IoU threshold ``level``."""
@@ -187,6 +202,15 @@ def against_thresholds(scene: Scene, matching: Matching, totals: Ints, level: in
         return table[:, ::-1].cumsum(axis=1)[:, ::-1]
 
     return Thresholds(count(matching.tp[level]), count(matching.fp[level]), totals)
+
+
+def best_threshold(dataset: Dataset, predictions: Detections) -> float | None:
+    """Find the score threshold with the best mean F1 over the classes, at an IoU of 0.5.
+
+    ``None`` if there is no true positive.
+    """
+    scene = make_scene(dataset, predictions)
+    return against_thresholds(scene, match(scene, THRESHOLDS[:1]), scene.totals()).best
 
 
 def best_score(f1: Floats) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 from retinanet.exporting.options import SUFFIXES, Target
 from retinanet.files import not_written
+from retinanet.interrupts import interrupted_once
 from retinanet.runtime.exported import METADATA_KEY, ExportedModel
 
 
@@ -58,7 +59,8 @@ def companions(path: Path) -> list[Path]:
 def staged(path: Path) -> Iterator[Path]:
     """Let the block write and verify the files of ``path`` in a temporary folder; then move them to ``path``.
 
-    If the block fails or is interrupted, nothing remains of the new files, and older ones are untouched.
+    If the block fails or is interrupted (Ctrl-C, SIGTERM), nothing remains of the new files, and older ones are
+    untouched.
 
     Raises:
         RetinaNetError: the folder cannot be written.
@@ -66,7 +68,8 @@ def staged(path: Path) -> Iterator[Path]:
     folder = path.absolute().with_name(f".{path.stem}.{os.getpid()}")
     try:
         folder.mkdir(parents=True)
-        yield folder / path.name
+        with interrupted_once():
+            yield folder / path.name
         for file in companions(folder / path.name):
             with file.open("rb") as written:
                 os.fsync(written.fileno())

@@ -26,7 +26,7 @@ from retinanet.training.log import read_lines
 from retinanet.training.tools import TOOLS, Image, Tool
 
 # Numbers of an evaluation; all other numbers are of training steps.
-_VAL = (*DENSE_SUMMARY, "images_at_limit")
+_VAL = (*DENSE_SUMMARY, "images_at_limit", "threshold")
 
 # Packages that each tool needs in addition to those of this package.
 PACKAGES = {

@@ -19,6 +19,7 @@ from retinanet.detection.tile_plan import Tiling
 from retinanet.detections import Detections
 from retinanet.errors import DataError
 from retinanet.evaluation.coco_ap import coco_metrics
+from retinanet.evaluation.curves import best_threshold
 from retinanet.evaluation.predict import predict
 from retinanet.machine import cores
 from retinanet.model import RetinaNet
@@ -121,6 +122,8 @@ def validate(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the COCO metrics of ``model`` on ``val_set``, and messages of images that could not be read.
 
+    ``threshold`` among the metrics is the score threshold with the best mean F1.
+
     Unreadable images are left out. Every rank gets the same result. ``objects`` are the sizes of the training objects,
     which a detector that is trained on tiles needs.
 
@@ -151,6 +154,8 @@ def validate(
     read = val_set if len(kept) == len(val_set) else val_set.subset(kept)
     limited = sum(processes.gather(len(found.limited)))
     metrics = coco_metrics(read, predictions).to_dict() | ({"images_at_limit": limited} if limited else {})
+    if (threshold := best_threshold(read, predictions)) is not None:
+        metrics["threshold"] = threshold
     return metrics, list(failed.values())
 
 
