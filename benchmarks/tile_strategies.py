@@ -27,7 +27,7 @@ import retinanet
 from aerial import CELL, draw_cell
 from retinanet.data.array_windows import ArrayReader
 from retinanet.data.dataset import Dataset, FileList
-from retinanet.data.formats.open_dataset import read_eval, with_model_classes
+from retinanet.data.formats.train_val import read_eval, with_model_classes
 from retinanet.data.images import read_image
 from retinanet.data.learnt_sizes import learnt_sizes
 from retinanet.detection.detector import Detector

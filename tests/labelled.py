@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import retinanet
-from retinanet.data.formats.open_dataset import read_eval
+from retinanet.data.formats.train_val import read_eval
 from retinanet.data.images import read_image
 from retinanet.data.synthetic import CLASSES
 

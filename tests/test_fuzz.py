@@ -37,7 +37,7 @@ from fuzz_judge import content, judge, judge_refusal
 from retinanet.anchors import make_grid, match_batch
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.open_dataset import read_train_val
+from retinanet.data.formats.train_val import read_train_val
 from retinanet.data.loader import training_loader
 from retinanet.data.sampling import TrainingOrder
 from retinanet.data.transforms import normalized_batch

@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from retinanet.data.class_names import NO_CLASS, all_classes, class_positions, merged_classes
-from retinanet.data.formats.open_dataset import read_all, read_train_val
+from retinanet.data.formats.open_dataset import read_all
+from retinanet.data.formats.train_val import read_train_val
 
 
 def test_names_that_differ_by_case_or_spaces_are_one_class() -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from retinanet.data.dataset import Dataset
 from retinanet.data.exif import Header, turned_boxes
-from retinanet.data.formats.open_dataset import read_all, read_split, read_tolerantly, read_train_val
+from retinanet.data.formats.open_dataset import read_all, read_split, read_tolerantly
+from retinanet.data.formats.train_val import read_train_val
 from retinanet.data.images import read_image
 from retinanet.data.verify import verify_images
 from retinanet.inspection import inspect

@@ -14,7 +14,7 @@ from torch import nn
 
 import retinanet
 from retinanet.config import Config
-from retinanet.data.formats.open_dataset import read_eval, with_model_classes
+from retinanet.data.formats.train_val import read_eval, with_model_classes
 from retinanet.data.image_sizes import padded_size
 from retinanet.data.synthetic import CLASSES
 from retinanet.detection.pytorch import PyTorchDetector

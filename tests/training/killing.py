@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from retinanet.config import Config
-from retinanet.data.formats.open_dataset import read_train_val
+from retinanet.data.formats.train_val import read_train_val
 from retinanet.recipes import load_recipe
 from retinanet.training import loop
 

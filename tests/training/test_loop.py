@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from retinanet import cli
 from retinanet.data.dataset import Dataset, DatasetBuilder
-from retinanet.data.formats.open_dataset import read_train_val
+from retinanet.data.formats.train_val import read_train_val
 from retinanet.data.sampling import TrainingOrder
 from retinanet.errors import ConfigError, DataError
 from retinanet.model import RetinaNet

@@ -9,7 +9,7 @@ from typing import Any
 
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.open_dataset import read_train_val
+from retinanet.data.formats.train_val import read_train_val
 from retinanet.data.synthetic import write_sample
 from retinanet.recipes import load_recipe
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from retinanet.bench.inputs import textured_image
 from retinanet.bench.peer import set_input_size, torchvision_retinanet
-from retinanet.data.formats.open_dataset import read_eval, with_model_classes
+from retinanet.data.formats.train_val import read_eval, with_model_classes
 from retinanet.data.images import read_image
 from retinanet.data.synthetic import CLASSES, write_sample
 from retinanet.data.transforms import normalized_batch

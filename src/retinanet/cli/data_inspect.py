@@ -77,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _next(given: Arguments, base: Config, found: Inspection) -> str | None:
     """The command that repairs the data, fits the anchors or trains; ``None`` if no command can be run on the data."""
-    from retinanet.data.formats.open_dataset import can_train
+    from retinanet.data.formats.train_val import can_train
 
     recipe = [] if given.recipe == "modern" else [f"--recipe {quoted(given.recipe)}"]
     anchors, every = ("data", "anchors", "assign"), [group.name for group in fields(base)]

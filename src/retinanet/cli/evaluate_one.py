@@ -60,7 +60,7 @@ def run(
     console.print(f"wrote {folder}/metrics.json{' and' if from_file else ', detections.json and'} report.html")
     more = limit_flag(settings["max_detections"])
     if from_file:
-        from retinanet.data.formats.open_dataset import can_train
+        from retinanet.data.formats.train_val import can_train
         from retinanet.report.advice import is_perfect
 
         if is_perfect(evaluation.analysis) or not can_train(data, options=settings["options"]):

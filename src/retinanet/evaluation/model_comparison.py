@@ -10,7 +10,7 @@ from rich.console import Console
 
 from retinanet.config import DataConfig
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.open_dataset import read_eval
+from retinanet.data.formats.train_val import read_eval
 from retinanet.data.verify import verify_images
 from retinanet.decode_config import DecodeConfig, ResolvedDecodeConfig
 from retinanet.detection.tile_plan import TileOptions, TileSide, Tiling

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.open_dataset import read_eval, with_model_classes
+from retinanet.data.formats.train_val import read_eval, with_model_classes
 from retinanet.data.verify import verify_images
 from retinanet.decode_config import DecodeConfig, ResolvedDecodeConfig
 from retinanet.detection.tile_plan import TileOptions, TileSide, Tiling

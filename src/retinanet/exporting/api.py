@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.open_dataset import open_dataset, read_eval, read_train_val, with_model_classes
+from retinanet.data.formats.open_dataset import open_dataset
+from retinanet.data.formats.train_val import read_eval, read_train_val, with_model_classes
 from retinanet.detection.pytorch import PyTorchDetector
 from retinanet.detection.runtime import EXPORTED, load_exported
 from retinanet.errors import CheckpointError, ConfigError, ExportError

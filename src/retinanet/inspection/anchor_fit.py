@@ -14,7 +14,7 @@ from rich.console import Console
 
 from retinanet.config import AnchorSpec, Config
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.open_dataset import read_train_val
+from retinanet.data.formats.train_val import read_train_val
 from retinanet.errors import ConfigError, DataError
 from retinanet.files import write_text
 from retinanet.inspection.anchor_coverage import Floats, ScaledBoxes, best_overlaps, positives

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.open_dataset import read_train_val
+from retinanet.data.formats.train_val import read_train_val
 from retinanet.errors import DataError
 from retinanet.flags import changed_flags, quoted
 from retinanet.recipes import load_recipe

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from retinanet.config import Config
 from retinanet.data.dataset import Dataset
-from retinanet.data.formats.open_dataset import read_train_val
+from retinanet.data.formats.train_val import read_train_val
 from retinanet.data.image_memory import ImageMemory
 from retinanet.data.object_counts import most_objects
 from retinanet.data.pixel_range import with_one_pixel_range

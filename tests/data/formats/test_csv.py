@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from retinanet.data.formats import csv
-from retinanet.data.formats.open_dataset import read_split, read_train_val
+from retinanet.data.formats.open_dataset import read_split
+from retinanet.data.formats.train_val import read_train_val
 from retinanet.errors import DataError
 
 

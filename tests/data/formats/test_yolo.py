@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from retinanet.data.formats.open_dataset import read_all, read_split, read_train_val
+from retinanet.data.formats.open_dataset import read_all, read_split
+from retinanet.data.formats.train_val import read_train_val
 from retinanet.errors import DataError
 
 
