@@ -19,6 +19,9 @@ _ROOM = 2
 # more candidates before NMS than the image has objects.
 _CANDIDATES = 10
 
+# The lowest score of a detection. auto: the threshold that the weights store.
+LowestScore = float | Literal["auto"]
+
 # Largest limit that tensors can be compared with.
 _MOST = 2**31 - 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,22 @@ def test_the_document_describes_routes_with_examples(client: Client) -> None:
     assert set(example) == set(answer)
     assert set(example["detections"][0]) == set(answer["detections"][0])
     assert {"400", "401", "408", "413", "415", "422", "429", "503"} <= set(operation["responses"])
+
+
+def test_each_model_has_its_own_threshold_with_auto() -> None:
+    models: dict[str, Detector] = {}
+    for name, threshold in (("a", 0.25), ("b", 0.75)):
+        models[name] = HeldDetector()
+        models[name].info = replace(models[name].info, metrics={"threshold": threshold})
+    with running(models, ServeSettings(score="auto")) as client:
+        listed = client("GET", "/v1/models").json()["models"]
+        assert {each["name"]: each["score"] for each in listed} == {"a": 0.25, "b": 0.75}
+        assert client.service.options("b", None, None, None).score == 0.75
+        assert client.service.options("b", 0.5, None, None).score == 0.5
+    with pytest.raises(ConfigError, match="these weights store no threshold"):
+        create_app({"held": HeldDetector()}, ServeSettings(score="auto"))
+    with pytest.raises(ConfigError, match="--score is 1"):
+        ServeSettings(score=1.0)
 
 
 def test_an_application_needs_models_that_reach_the_score() -> None:

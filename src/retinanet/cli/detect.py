@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from retinanet.cli.terminal import console, parse, print_notes
+from retinanet.decode_config import LowestScore
 from retinanet.detection.web_limits import WebLimits
 from retinanet.errors import RetinaNetError
 from retinanet.scale.options import ScaleOptions
@@ -33,7 +34,7 @@ class Arguments:
     """Text files with the path or URL of an image per line; paths are relative to the file. The same as @FILE."""
     out: Path = Path("detections")
     """Folder for the drawn images and the files."""
-    score: float | Literal["auto"] = 0.3
+    score: LowestScore = 0.3
     """Lowest score reported, 0 to 1. Lower it to find more objects, raise it to get fewer false positives. auto: the
     threshold with the best F1 on val, which a training stores in the weights."""
     max_detections: int | None = None

@@ -20,7 +20,7 @@ from retinanet.data.deep_pixels import PixelRange
 from retinanet.data.image_sizes import batches_of_one_padded_size, scale_factor, scaled_size
 from retinanet.data.images import read_image, to_rgb
 from retinanet.data.windows import WindowReader, open_windows
-from retinanet.decode_config import DecodeConfig, ResolvedDecodeConfig, limit_note, nonfinite_note
+from retinanet.decode_config import DecodeConfig, LowestScore, ResolvedDecodeConfig, limit_note, nonfinite_note
 from retinanet.detection.input_sizes import InputSizes
 from retinanet.detection.results import to_supervision
 from retinanet.detection.tile_plan import TileOptions, TileSide, Tiling
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     import supervision
 
 _ACCEPTED = "give a path, a Pillow image, a uint8 RGB array, or a list of those"
-
-# The lowest score of a detection; auto: the threshold that the weights store.
-LowestScore = float | Literal["auto"]
 
 ImageLike = str | Path | npt.NDArray[Any] | Image.Image
 

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from rich.console import Console
 
 from retinanet.data.open_images import MAX_PIXELS
-from retinanet.decode_config import ResolvedDecodeConfig, limit_note, nonfinite_note
+from retinanet.decode_config import LowestScore, ResolvedDecodeConfig, limit_note, nonfinite_note
 from retinanet.detection.batching import Task
-from retinanet.detection.detector import Detector, LowestScore
+from retinanet.detection.detector import Detector
 from retinanet.detection.input_images import ImageFile, InputImage
 from retinanet.detection.path_set import PathSet
 from retinanet.detection.pipeline import MakeRunner, Pipeline, PipelineOptions, Runner

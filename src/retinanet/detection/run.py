@@ -10,7 +10,8 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from retinanet.detection.detector import Detector, LowestScore
+from retinanet.decode_config import LowestScore
+from retinanet.detection.detector import Detector
 from retinanet.detection.image_run import ImageOptions, detect_in_images
 from retinanet.detection.loading import load
 from retinanet.detection.pipeline import MakeRunner

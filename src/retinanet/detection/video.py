@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from retinanet.detection.detector import Detector, LowestScore
+from retinanet.decode_config import LowestScore
+from retinanet.detection.detector import Detector
 from retinanet.detection.results import to_supervision
 from retinanet.detection.stages import StageTimes
 from retinanet.detection.video_connection import Connection

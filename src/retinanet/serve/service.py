@@ -31,6 +31,7 @@ class Service:
         make_batcher: makes what works on the images.
         draining: whether the server is shutting down.
         uploads: number of uploads that were looked at.
+        scores: by model, the lowest score reported unless a request gives another.
     """
 
     models: Mapping[str, Detector]
@@ -43,8 +44,9 @@ class Service:
     def __post_init__(self) -> None:
         if not self.models:
             raise ConfigError("no models given; name at least one")
-        for detector in self.models.values():
-            detector.decode_config(self.settings.score)  # a file with post-processing may not go as low
+        self.scores = {name: detector.lowest_score(self.settings.score) for name, detector in self.models.items()}
+        for name, detector in self.models.items():
+            detector.decode_config(self.scores[name])  # a file with post-processing may not go as low
         self.budget = Budget(self.settings.limits)
         self.metrics = Metrics(self.budget)
 
@@ -76,7 +78,7 @@ class Service:
         if name not in self.models:
             raise Refusal("unknown_model", f"no such model; there is {', '.join(self.models)}")
         detector = self.models[name]
-        chosen = self.settings.score if score is None else score
+        chosen = self.scores[name] if score is None else score
         if limit is not None and limit > self.settings.limits.detections:
             raise Refusal("invalid_option", f"max_detections may be at most {self.settings.limits.detections}")
         try:
@@ -126,7 +128,7 @@ class Service:
                 "name": name,
                 "default": name == self.default_model,
                 "classes": list(detector.classes),
-                "score": self.settings.score,
+                "score": self.scores[name],
                 "lowest_score": lowest_score(detector),
                 "max_detections": detector.decode_config().max_detections,
                 "auto_tile": auto_tile(detector),

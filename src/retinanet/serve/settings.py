@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+from retinanet.decode_config import LowestScore
 from retinanet.errors import ConfigError
 from retinanet.machine import cores
 
@@ -20,7 +21,7 @@ class Limits:
     """MB (10⁶ bytes) of all uploads that are received, wait or are computed. More are answered with 429."""
     megapixels: float = 50.0
     """Largest image in megapixels, checked before the image is decoded. Larger ones are answered with 413. Decoding
-    takes up to 10 bytes of memory per pixel."""
+    takes up to 14 bytes of memory per pixel."""
     queue_megapixels: float = 200.0
     """Megapixels of all images that wait or are computed. More are answered with 429."""
     detections: int = 10_000
@@ -51,8 +52,9 @@ class Limits:
 class ServeSettings:
     """How the server answers requests."""
 
-    score: float = 0.3
-    """Lowest score reported, 0 to 1, unless a request gives another."""
+    score: LowestScore = 0.3
+    """Lowest score reported, 0 to 1, unless a request gives another. auto: of each model, the threshold with the best
+    F1 on val, which a training stores in the weights."""
     batch: int = 8
     """Largest number of images that go through the network together."""
     wait_ms: float = 4.0
@@ -62,8 +64,8 @@ class ServeSettings:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.score < 1:
-            raise ConfigError(f"--score is {self.score}; it must be at least 0 and below 1")
+        if self.score != "auto" and not 0 <= self.score < 1:
+            raise ConfigError(f"--score is {self.score}; it must be at least 0 and below 1, or auto")
         if self.batch < 1 or self.decoders < 1:
             raise ConfigError(f"--batch is {self.batch} and --decoders {self.decoders}; both must be at least 1")
         if not 0 <= self.wait_ms <= 1000:
