@@ -26,6 +26,12 @@ LowestScore = float | Literal["auto"]
 _MOST = 2**31 - 1
 
 
+def require_lowest_score(score: object) -> None:
+    """Raise ConfigError unless ``score`` is a :data:`LowestScore`."""
+    valid = score == "auto" or (isinstance(score, int | float) and 0 <= score < 1)
+    require(valid, f"--score is {score!r}; give a number, at least 0 and below 1, or auto")
+
+
 @dataclass(frozen=True)
 class DecodeConfig:
     """Conversion of the network's outputs to detections (section 4 of the paper, inference)."""

@@ -65,8 +65,10 @@ def test_wrong_uses_are_refused(run: Command, weights: Path, clip: Path, parts: 
     assert "one command for each kind" in run.fails("detect", weights, photo, clip, code=2)
     for name in ("csv", "coco", "yolo"):
         assert "--format is for images" in run.fails("detect", weights, clip, "--format", name, code=2)
-    assert "--frame-rate is 0" in run.fails("detect", weights, clip, "--frame-rate", "0", code=2)
+    folder = parts / "images"
+    assert "--frame-rate is 0" in run.fails("detect", weights, folder, "--video", "--frame-rate", "0", code=2)
     assert "add --video, or leave it out" in run.fails("detect", weights, photo, "--frame-rate", "5", code=2)
+    assert "videos have their own" in run.fails("detect", weights, clip, "--frame-rate", "5", code=2)
     assert "--web.megabytes and" in run.fails("detect", weights, clip, "--web.seconds", "5", code=2)
     assert "these weights store no threshold" in run.fails("detect", weights, clip, "--score", "auto", code=2)
     assert "no such file" in run.fails("detect", weights, tmp_path / "no.mp4", "--out", out)

@@ -166,6 +166,13 @@ def test_the_middle_of_equally_good_thresholds() -> None:
     assert best_score(f1) == pytest.approx(0.9)
 
 
+def test_thresholds_below_the_lowest_score_are_not_chosen() -> None:
+    f1 = np.zeros(101)
+    f1[:71] = 0.6  # as if no detection had a score below 0.7
+    assert best_score(f1, lowest=0.7) == pytest.approx(0.7)
+    assert best_score(f1, lowest=0.055) == pytest.approx(0.38)
+
+
 def test_precisions_of_a_short_list() -> None:
     right = np.array([True, False, True, False])
     curve = precisions(right, ~right, total=4)

@@ -8,12 +8,14 @@ import os
 import select
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
 from retinanet._version import __version__
 from retinanet.cli.failures import machine_failure
 from retinanet.cli.terminal import console, errors
 from retinanet.errors import ConfigError, RetinaNetError
+from retinanet.interrupts import interrupted_once
 from retinanet.optional_packages import explain_missing_packages
 
 # The module and the summary of each command. The module's function ``run`` runs the command.
@@ -32,6 +34,9 @@ VERBS = {
     "data anchors": ("data_anchors", "fit the anchors to the boxes of a dataset, and compare the coverage"),
     "data sample": ("data_sample", "write a synthetic dataset for trying the commands"),
 }
+
+# Commands that handle Ctrl-C and SIGTERM themselves. All others remove what they have written in part.
+_OWN_SIGNALS = ("train", "detect", "serve", "reproduce")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,8 +83,9 @@ def _run(argv: Sequence[str] | None) -> int:
         # Allocate large tensors in huge pages, which saves 5 to 10% of a training or detection on a CPU. PyTorch reads
         # this setting once, at its first allocation. The setting has no effect on systems without huge pages.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    signals = nullcontext() if verb in _OWN_SIGNALS else interrupted_once()
     try:
-        with explain_missing_packages(f"retinanet {verb}"):
+        with signals, explain_missing_packages(f"retinanet {verb}"):
             return int(import_module(f"retinanet.cli.{VERBS[verb][0]}").run(argv[words:]))
     except RetinaNetError as error:
         first, *rest = str(error).splitlines()

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, describe, parse, print_next, print_notes
+from retinanet.cli.terminal import console, describe, parse, print_next, print_notes, refuse_ignored
 from retinanet.flags import quoted
 from retinanet.read_options import ReadOptions
 
@@ -39,6 +39,8 @@ class Arguments:
 def run(argv: Sequence[str]) -> int:
     """``retinanet data convert DATA OUT --to FORMAT``."""
     arguments = parse(Arguments, argv, "retinanet data convert")
+    if arguments.to != "voc":
+        refuse_ignored(arguments, ("voc_origin",), "--to voc")
 
     from retinanet.data.convert import convert_dataset
 

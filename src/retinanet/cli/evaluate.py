@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from retinanet.cli import compare, evaluate_one
-from retinanet.cli.terminal import parse
+from retinanet.cli.terminal import parse, refuse_ignored
 from retinanet.errors import ConfigError
 from retinanet.read_options import ReadOptions
 from retinanet.scale.options import ScaleOptions
@@ -72,6 +72,9 @@ def run(argv: Sequence[str]) -> int:
     from retinanet.detection.tile_plan import TileOptions
     from retinanet.evaluation.detections import DetectionFile
 
+    if not weights:
+        ignored = ("tile", "overlap", "tile_scales", "precision", "device", "ray")
+        refuse_ignored(given, ignored, "WEIGHTS")
     sources: list[Source] = [*weights, *map(DetectionFile, given.detections)]
     settings: dict[str, Any] = {"precision": given.precision, "device": given.device, "options": given.data}
     settings["max_detections"] = given.max_detections

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, parse, print_next, print_notes, quoted
+from retinanet.cli.terminal import console, parse, print_next, print_notes, quoted, refuse_ignored
 from retinanet.exporting.options import ExportOptions, Target
 from retinanet.optional_packages import explain_missing_packages
 from retinanet.read_options import ReadOptions
@@ -36,6 +36,12 @@ class Arguments(ExportOptions):
 def run(argv: Sequence[str]) -> int:
     """``retinanet export WEIGHTS --to onnx|openvino|torch``."""
     given = parse(Arguments, argv, "retinanet export")
+    if given.data is None:
+        refuse_ignored(given, ("split", "reading"), "a dataset (--data)")
+    if not given.int8:
+        refuse_ignored(given, ("max_drop",), "--int8")
+    if given.to == "torch":
+        refuse_ignored(given, ("opset",), "ONNX and OpenVINO files")
     with explain_missing_packages("retinanet export"):
         from retinanet.exporting.api import export
     from retinanet.errors import ExportError

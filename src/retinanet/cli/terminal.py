@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
+from retinanet.errors import ConfigError
 from retinanet.files import make_folder as make_folder
 from retinanet.flags import changed_flags as changed_flags
 from retinanet.flags import quoted as quoted
+from retinanet.flags import reading_flags
 from retinanet.flags import unused as unused
 from retinanet.progress import plain_console
+from retinanet.read_options import ReadOptions
 from retinanet.scale.options import LOCAL, is_address
 
 if TYPE_CHECKING:
@@ -32,6 +36,28 @@ def parse(kind: type[Arguments], argv: Sequence[str], prog: str, default: Argume
     if default is None:
         return tyro.cli(kind, args=words, prog=prog)
     return tyro.cli(kind, args=words, prog=prog, default=default)
+
+
+def refuse_ignored(given: Any, names: Sequence[str], reason: str) -> None:
+    """Raise ConfigError if flags are given that would be ignored.
+
+    Args:
+        given: the arguments, a dataclass.
+        names: the fields of these flags.
+        reason: what they are for.
+    """
+    flags: list[str] = []
+    for each in fields(given):
+        value = getattr(given, each.name)
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        if each.name not in names or value == default:
+            continue
+        if isinstance(value, ReadOptions):
+            flags += [flag.split()[0] for flag in reading_flags(value)]
+        else:
+            flags.append(f"--{each.name.replace('_', '-')}")
+    if flags:
+        raise ConfigError(f"{', '.join(flags)}: only for {reason}; leave {'it' if len(flags) == 1 else 'them'} out")
 
 
 def _with_words_for_verify(argv: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from retinanet.cli.terminal import console, parse
+from retinanet.cli.terminal import console, parse, refuse_ignored
 from retinanet.errors import ConfigError
 from retinanet.optional_packages import explain_missing_packages
 from retinanet.read_options import ReadOptions
@@ -46,6 +46,12 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(f"{len(words)} files given; the command is: retinanet verify {usage}")
     if given.detections and given.data is None:
         raise ConfigError("--detections needs the images that were searched; give --data DATA")
+    if given.data is None:
+        refuse_ignored(given, ("split", "reading"), "a dataset (--data)")
+    if given.detections or words[0].suffix.lower() != ".pt2":
+        refuse_ignored(given, ("trust",), ".pt2 files")
+    if given.detections:
+        refuse_ignored(given, ("precision",), "exported files")
     with explain_missing_packages("retinanet verify"):
         from retinanet.exporting.api import verify, verify_detections
     settings: Any = {"split": given.split, "reading": given.reading, "console": console}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from rich.progress import track
 
 from retinanet.data.workbench import Array, ngon, workbench
 from retinanet.errors import DataError
+from retinanet.files import new_folder
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in half-open pixels
 Layer = tuple[NDArray[np.float64], int | None, int]  # outline in the unit disc; mask (None: keep); tone (128: neutral)
@@ -266,7 +266,8 @@ def write_sample(
         objects: number of objects in each image; default: a random number from 0 to 12.
 
     Raises:
-        DataError: an argument is out of range, or `out` is not empty or cannot be written.
+        DataError: an argument is out of range.
+        RetinaNetError: `out` is not empty or cannot be written; nothing is left behind.
     """
     if objects is not None and not 1 <= objects <= MOST_OBJECTS:
         raise DataError(f"sample data: objects is {objects}; give 1 to {MOST_OBJECTS}")
@@ -280,12 +281,8 @@ def write_sample(
             f"sample data: {objects} objects do not fit into {size}×{size} pixels; give a size of at least {needed}, "
             "or fewer objects"
         )
-    try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise DataError(f"{out}: exists and is not an empty folder; give another folder or remove it first")
-        _write(out, images, seed, size, objects)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror or error}); give another folder") from error
+    with new_folder(out) as folder:
+        _write(folder, images, seed, size, objects)
 
 
 def _write(out: Path, images: int, seed: int, size: int, objects: int | None) -> None:
@@ -308,6 +305,4 @@ def _write(out: Path, images: int, seed: int, size: int, objects: int | None) ->
             row = {"id": annotation, "image_id": index + 1, "category_id": CLASSES.index(kind) + 1, "iscrowd": iscrowd}
             content["annotations"].append({**row, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)})
     for split, content in splits.items():
-        beside = out / f"instances_{split}.json.part"  # an interrupted run leaves no incomplete .json
-        beside.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(beside, out / f"instances_{split}.json")
+        (out / f"instances_{split}.json").write_text(json.dumps(content), encoding="utf-8")

@@ -20,7 +20,14 @@ from retinanet.data.deep_pixels import PixelRange
 from retinanet.data.image_sizes import batches_of_one_padded_size, scale_factor, scaled_size
 from retinanet.data.images import read_image, to_rgb
 from retinanet.data.windows import WindowReader, open_windows
-from retinanet.decode_config import DecodeConfig, LowestScore, ResolvedDecodeConfig, limit_note, nonfinite_note
+from retinanet.decode_config import (
+    DecodeConfig,
+    LowestScore,
+    ResolvedDecodeConfig,
+    limit_note,
+    nonfinite_note,
+    require_lowest_score,
+)
 from retinanet.detection.input_sizes import InputSizes
 from retinanet.detection.results import to_supervision
 from retinanet.detection.tile_plan import TileOptions, TileSide, Tiling
@@ -118,8 +125,8 @@ class Detector(ABC):
             DataError: an image cannot be read or has the wrong shape or type.
         """
         score = self.lowest_score(score)
-        if not 0 <= score < 1 or batch < 1:
-            raise ConfigError(f"score is {score} and batch {batch}; give 0 ≤ score < 1 and batch ≥ 1")
+        if batch < 1:
+            raise ConfigError(f"batch is {batch}; give at least 1")
         single = isinstance(source, str | Path | np.ndarray | Image.Image)
         if not single and not isinstance(source, list | tuple):
             raise DataError(f"cannot detect in a {type(source).__name__}; {_ACCEPTED}")
@@ -168,14 +175,17 @@ class Detector(ABC):
         Raises:
             ConfigError: they store none.
         """
+        require_lowest_score(given)
         if given != "auto":
             return given
         stored = self.info.metrics.get("threshold")
-        if not isinstance(stored, float) or not 0 <= stored <= 1:
+        if stored is None:
             raise ConfigError(
                 "--score auto: these weights store no threshold; find it with 'retinanet eval' and give it as a number"
             )
-        return min(stored, 0.99)
+        if not isinstance(stored, int | float) or not 0 < stored < 1:
+            raise ConfigError(f"--score auto: these weights store {stored!r} as threshold; give a number")
+        return float(stored)
 
     def tile_options(self, given: TileOptions | None) -> TileOptions | None:
         """Return how images are divided, or ``None`` if they are not.

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from retinanet.decode_config import LowestScore
+from retinanet.decode_config import LowestScore, require_lowest_score
 from retinanet.detection.detector import Detector
 from retinanet.detection.image_run import ImageOptions, detect_in_images
 from retinanet.detection.loading import load
@@ -19,7 +19,7 @@ from retinanet.detection.run_result import DetectionRun
 from retinanet.detection.sources import SourceList
 from retinanet.detection.tile_plan import TileOptions, TileSide
 from retinanet.detection.video_options import FRAME_RATE, VideoOptions
-from retinanet.detection.video_sources import is_video
+from retinanet.detection.video_sources import is_video, video_source
 from retinanet.detection.web_limits import WebLimits
 from retinanet.detection.write import OutputFormat
 from retinanet.errors import ConfigError
@@ -87,8 +87,7 @@ def detect(
         CheckpointError: the weights cannot be read, or there is no run with these settings to resume.
         RetinaNetError: a file cannot be written.
     """
-    if score != "auto" and not 0 <= score < 1:
-        raise ConfigError(f"--score is {score}; it must lie between 0 and 1, or be auto")
+    require_lowest_score(score)
     chosen: tuple[Any, ...] = (formats,) if isinstance(formats, str) else tuple(formats or ("coco", "csv"))
     if unknown := [name for name in chosen if name not in get_args(OutputFormat)]:
         raise ConfigError(f"unknown format {unknown[0]!r}; choose from {', '.join(get_args(OutputFormat))}")
@@ -109,11 +108,16 @@ def detect(
         raise ConfigError("--ray: workers cannot read the standard input; write the paths to a file and give @FILE")
     if _are_videos(places, video, track):
         if resume or tile is not None or max_pixels is not None or make_runner is not None:
-            raise ConfigError("--resume, --tile, --max-pixels and --ray are for images; leave them out for videos")
+            raise ConfigError(
+                "--resume, --tile, --overlap, --tile-scales, --max-pixels and --ray are for images; "
+                "leave them out for videos"
+            )
         if web not in (None, WebLimits()):
             raise ConfigError("--web.megabytes and --web.seconds are for images; leave them out for videos")
         if formats and set(chosen) != {"jsonl"}:
             raise ConfigError("--format is for images; the detections in videos are written as JSON Lines (jsonl)")
+        if frame_rate is not None and not any(video_source(place).images for place in places):
+            raise ConfigError("--frame-rate is for sequences of frames; videos have their own, leave it out")
         rate = FRAME_RATE if frame_rate is None else frame_rate
         with interrupted_once():
             loaded = detector()

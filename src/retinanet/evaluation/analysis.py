@@ -175,7 +175,9 @@ class Analysis:
         return {"total": listed.total, "first": [example.to_dict(self.dataset) for example in listed.shown]}
 
 
-def analyze(dataset: Dataset, predictions: Detections, seed: int = 0, resamples: int | None = None) -> Analysis:
+def analyze(
+    dataset: Dataset, predictions: Detections, seed: int = 0, resamples: int | None = None, lowest: float = 0.0
+) -> Analysis:
     """Analyze the detections of a detector on a dataset.
 
     Args:
@@ -183,6 +185,7 @@ def analyze(dataset: Dataset, predictions: Detections, seed: int = 0, resamples:
         predictions: detections with scores from 0 to 1.
         seed: seed of the bootstrap resamples.
         resamples: number of resamples; default: 1000, or fewer for very large datasets.
+        lowest: the score above which ``predictions`` have all detections. Lower thresholds are not chosen.
     """
     scene = make_scene(dataset, predictions)
     matching = match(scene, THRESHOLDS)
@@ -191,7 +194,8 @@ def analyze(dataset: Dataset, predictions: Detections, seed: int = 0, resamples:
     resampled = bootstrap(scene, matching, seed, resamples)
     thresholds = against_thresholds(scene, matching, totals)
     calibrations = tuple(calibrate(scene, matching, label) for label in range(len(totals)))
-    threshold = 0.5 if thresholds.best is None else thresholds.best
+    best = thresholds.best(lowest)
+    threshold = 0.5 if best is None else best
     errors = find_errors(scene, matching)
     images = len(np.unique(scene.object_images[~dataset.ignore]))
     return Analysis(
@@ -201,7 +205,7 @@ def analyze(dataset: Dataset, predictions: Detections, seed: int = 0, resamples:
         AP_interval=resampled.mean_interval(images),
         AP50_interval=resampled.mean_interval(images, slice(0, 1)),
         resamples=len(resampled.values),
-        classes=_classes(scene, matching, values, resampled, thresholds, calibrations),
+        classes=_classes(scene, matching, values, resampled, thresholds, calibrations, lowest),
         curves={iou: _curves(scene, matching, totals, level) for iou, level in _LEVELS.items()},
         thresholds=thresholds,
         threshold=threshold,
@@ -225,13 +229,14 @@ def _classes(
     resampled: Resampled,
     thresholds: Thresholds,
     calibrations: tuple[Calibration, ...],
+    lowest: float,
 ) -> tuple[ClassResult, ...]:
     counted = np.bincount(scene.labels[matching.tp[0] | matching.fp[0]], minlength=len(thresholds.totals))
     precision, recall, f1 = thresholds.precision, thresholds.recall, thresholds.f1
     results = []
     for k, name in enumerate(scene.dataset.classes):
         known = thresholds.totals[k] > 0
-        best = best_score(f1[k]) if known and f1[k].any() else math.nan
+        best = best_score(f1[k], lowest) if known and f1[k].any() else math.nan
         place = int(np.argmin(np.abs(SCORES - best))) if not math.isnan(best) else -1
         results.append(
             ClassResult(

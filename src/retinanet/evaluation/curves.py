@@ -184,11 +184,10 @@ class Thresholds:
         result: Floats = self.f1[known].mean(axis=0) if known.any() else np.full(len(SCORES), np.nan)
         return result
 
-    @property
-    def best(self) -> float | None:
-        """The score threshold with the best mean F1; ``None`` if there is no true positive."""
+    def best(self, lowest: float = 0.0) -> float | None:
+        """Find the score threshold with the best mean F1, at least ``lowest``; ``None`` without true positives."""
         mean_f1 = self.mean_f1
-        return best_score(mean_f1) if np.nan_to_num(mean_f1).any() else None
+        return best_score(mean_f1, lowest) if np.nan_to_num(mean_f1).any() else None
 
 
 def against_thresholds(scene: Scene, matching: Matching, totals: Ints, level: int = 0) -> Thresholds:
@@ -204,17 +203,19 @@ def against_thresholds(scene: Scene, matching: Matching, totals: Ints, level: in
     return Thresholds(count(matching.tp[level]), count(matching.fp[level]), totals)
 
 
-def best_threshold(dataset: Dataset, predictions: Detections) -> float | None:
+def best_threshold(dataset: Dataset, predictions: Detections, lowest: float = 0.0) -> float | None:
     """Find the score threshold with the best mean F1 over the classes, at an IoU of 0.5.
 
-    ``None`` if there is no true positive.
+    ``predictions`` have all detections with a score of at least ``lowest``, so lower thresholds are not known. The
+    result is ``None`` if there is no true positive.
     """
     scene = make_scene(dataset, predictions)
-    return against_thresholds(scene, match(scene, THRESHOLDS[:1]), scene.totals()).best
+    return against_thresholds(scene, match(scene, THRESHOLDS[:1]), scene.totals()).best(lowest)
 
 
-def best_score(f1: Floats) -> float:
-    """Find the score threshold with the highest F1. If several thresholds tie, return the middle one of them."""
+def best_score(f1: Floats, lowest: float = 0.0) -> float:
+    """Find the score threshold with the highest F1, at least ``lowest``. Of several thresholds, the middle one."""
+    f1 = np.where(lowest <= SCORES, f1, -1.0)
     places = np.flatnonzero(f1 == f1.max())
     return float(SCORES[places[len(places) // 2]])
 

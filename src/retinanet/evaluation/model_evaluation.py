@@ -167,7 +167,7 @@ def evaluate(
         predictor = make_predictor(weights) if make_predictor else None
         predictions = detections_on(dataset, detector, "images", console, max_detections, tiling, predictor)
     metrics = replace(coco_metrics(dataset, predictions), voc=voc_metrics(dataset, predictions))
-    analysis = analyze(dataset, predictions)
+    analysis = analyze(dataset, predictions, lowest=settings.score if settings else 0.0)
     name = str(weights)
     tiled = options_of_tiles is not None
     return Evaluation(

@@ -18,7 +18,7 @@ from retinanet.reproduce import measure
 from retinanet.reproduce.plan import GROUPS, Plan, Request, Run
 from retinanet.reproduce.results import MeasuredRow, Results, outcome
 from retinanet.reproduce.rows import Experiment, Row
-from retinanet.zoo.weights import read_info
+from retinanet.zoo.weights import find_weights, read_info
 
 
 def collect(request: Request, experiment: Experiment, console: Console) -> Results:
@@ -82,7 +82,7 @@ def _distribution(request: Request, experiment: Experiment, console: Console) ->
     _, val_set = request.plan.source.read()
     with progress_bar(console, "images", len(val_set)) as bar:
         found = measure.loss_distribution(weights, val_set, bar.advance)
-    return {"distribution": {**found, "model": _description(read_info(weights))}}
+    return {"distribution": {**found, "model": _description(read_info(find_weights(weights)))}}
 
 
 def _description(model: ModelInfo) -> str:

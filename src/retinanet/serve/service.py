@@ -44,9 +44,13 @@ class Service:
     def __post_init__(self) -> None:
         if not self.models:
             raise ConfigError("no models given; name at least one")
-        self.scores = {name: detector.lowest_score(self.settings.score) for name, detector in self.models.items()}
+        self.scores: dict[str, float] = {}
         for name, detector in self.models.items():
-            detector.decode_config(self.scores[name])  # a file with post-processing may not go as low
+            try:
+                self.scores[name] = detector.lowest_score(self.settings.score)
+                detector.decode_config(self.scores[name])  # a file with post-processing may not go as low
+            except ConfigError as error:
+                raise ConfigError(f"model {name}: {error}") from error
         self.budget = Budget(self.settings.limits)
         self.metrics = Metrics(self.budget)
 

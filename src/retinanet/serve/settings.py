@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from retinanet.decode_config import LowestScore
+from retinanet.decode_config import LowestScore, require_lowest_score
 from retinanet.errors import ConfigError
 from retinanet.machine import cores
 
@@ -64,8 +64,7 @@ class ServeSettings:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if self.score != "auto" and not 0 <= self.score < 1:
-            raise ConfigError(f"--score is {self.score}; it must be at least 0 and below 1, or auto")
+        require_lowest_score(self.score)
         if self.batch < 1 or self.decoders < 1:
             raise ConfigError(f"--batch is {self.batch} and --decoders {self.decoders}; both must be at least 1")
         if not 0 <= self.wait_ms <= 1000:

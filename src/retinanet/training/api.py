@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from retinanet.config import Config
+from retinanet.config import Config, ModelConfig
 from retinanet.data.dataset import Dataset
 from retinanet.data.formats.train_val import read_train_val
 from retinanet.data.image_memory import ImageMemory
@@ -20,6 +20,7 @@ from retinanet.data.pixel_range import with_one_pixel_range
 from retinanet.data.summary import note_lines, summary
 from retinanet.data.verify import verify_images
 from retinanet.decode_config import leaves_room
+from retinanet.errors import ConfigError
 from retinanet.files import claimed, make_folder
 from retinanet.model.backbone import require_backbone
 from retinanet.optional_packages import explain_missing_packages
@@ -69,6 +70,7 @@ def train(
             # Find errors that need no image first, because verifying the images can take minutes.
             config, checkpoint = open_run(out, resume, recipe, settings)
             require_backbone(config.model.backbone)
+            _require_use_of_weights(config.model)
             require_trackers(config.train.track)
             train_set, val_set = _read_data(data, config, console, processes)
             if train_set.pixel_range is not None:  # stored with the weights
@@ -77,6 +79,13 @@ def train(
             limit = config.decode.resolved(most_objects(train_set)).max_detections
             _print_result(result, out, val_set, limit, console)
     return result
+
+
+def _require_use_of_weights(settings: ModelConfig) -> None:
+    """Raise ConfigError if there is a file of backbone weights that would not be read."""
+    if settings.weights is not None and not settings.pretrained:
+        instead = f"model.init ({settings.init})" if settings.init else "random weights (model.no-pretrained)"
+        raise ConfigError(f"model.weights is {settings.weights}, but the network starts from {instead}; leave one out")
 
 
 @contextmanager

@@ -154,8 +154,8 @@ def validate(
     read = val_set if len(kept) == len(val_set) else val_set.subset(kept)
     limited = sum(processes.gather(len(found.limited)))
     metrics = coco_metrics(read, predictions).to_dict() | ({"images_at_limit": limited} if limited else {})
-    if (threshold := best_threshold(read, predictions)) is not None:
-        metrics["threshold"] = threshold
+    if (threshold := best_threshold(read, predictions, config.decode.score)) is not None:
+        metrics["threshold"] = min(max(threshold, 0.01), 0.99)  # as detection accepts and tracking needs it
     return metrics, list(failed.values())
 
 
