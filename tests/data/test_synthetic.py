@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from PIL import Image
 
 from retinanet.data.synthetic import CLASSES, CROWD_IMAGES, EDGE, Scene, draw_scene, render_part, write_sample
-from retinanet.errors import DataError
+from retinanet.errors import DataError, RetinaNetError
 
 SIZE = 128
 
@@ -160,23 +159,23 @@ def test_refuses_a_folder_in_use_and_a_file(tmp_path: Path) -> None:
     kept = tmp_path / "kept.txt"
     kept.write_text("mine")
     for out in (tmp_path, kept):
-        with pytest.raises(DataError, match="not an empty folder") as caught:
+        with pytest.raises(RetinaNetError, match="not an empty folder") as caught:
             write_sample(out, images=2)
         assert "\n" not in str(caught.value)
         assert str(out) in str(caught.value)
     assert _files(tmp_path) == {"kept.txt": b"mine"}
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(RetinaNetError, match="cannot be written"):
         write_sample(kept / "below", images=2)
 
 
-def test_an_interrupted_run_leaves_no_annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", interrupt)
+    monkeypatch.setattr(json, "dumps", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_sample(tmp_path, images=2, size=64)
-    assert not list(tmp_path.glob("*.json"))
+        write_sample(tmp_path / "out", images=2, size=64)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_quiet_when_not_on_a_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -230,10 +230,15 @@ def test_wrong_weights_and_devices(weights: Path, tmp_path: Path) -> None:
         retinanet.load(weights, device="quantum")
 
 
-@pytest.mark.parametrize("arguments", [{"score": 1.0}, {"score": -0.1}, {"score": float("nan")}, {"batch": 0}])
-def test_arguments_out_of_range(detector: PyTorchDetector, photo: Path, arguments: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="give 0 ≤ score < 1 and batch ≥ 1"):
-        detector(photo, **arguments)
+@pytest.mark.parametrize("score", [1.0, -0.1, float("nan")])
+def test_scores_out_of_range(detector: PyTorchDetector, photo: Path, score: float) -> None:
+    with pytest.raises(ConfigError, match=f"--score is {score}; give a number, at least 0 and below 1, or auto"):
+        detector(photo, score=score)
+
+
+def test_batches_have_an_image(detector: PyTorchDetector, photo: Path) -> None:
+    with pytest.raises(ConfigError, match="batch is 0; give at least 1"):
+        detector(photo, batch=0)
 
 
 @pytest.mark.parametrize("source", [None, b"abc", 3, {"a": 1}])

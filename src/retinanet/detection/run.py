@@ -18,8 +18,8 @@ from retinanet.detection.pipeline import MakeRunner
 from retinanet.detection.run_result import DetectionRun
 from retinanet.detection.sources import SourceList
 from retinanet.detection.tile_plan import TileOptions, TileSide
-from retinanet.detection.video_options import FRAME_RATE, VideoOptions
-from retinanet.detection.video_sources import is_video, video_source
+from retinanet.detection.video_options import VideoOptions
+from retinanet.detection.video_sources import is_video, rate_of_sequences, video_source
 from retinanet.detection.web_limits import WebLimits
 from retinanet.detection.write import OutputFormat
 from retinanet.errors import ConfigError
@@ -116,9 +116,7 @@ def detect(
             raise ConfigError("--web.megabytes and --web.seconds are for images; leave them out for videos")
         if formats and set(chosen) != {"jsonl"}:
             raise ConfigError("--format is for images; the detections in videos are written as JSON Lines (jsonl)")
-        if frame_rate is not None and not any(video_source(place).images for place in places):
-            raise ConfigError("--frame-rate is for sequences of frames; videos have their own, leave it out")
-        rate = FRAME_RATE if frame_rate is None else frame_rate
+        rate = rate_of_sequences(map(video_source, places), frame_rate)
         with interrupted_once():
             loaded = detector()
             lowest = loaded.lowest_score(score)

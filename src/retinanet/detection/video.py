@@ -22,9 +22,9 @@ from retinanet.detection.results import to_supervision
 from retinanet.detection.stages import StageTimes
 from retinanet.detection.video_connection import Connection
 from retinanet.detection.video_frames import STAGES, detected_frames, open_reader
-from retinanet.detection.video_options import FRAME_RATE, VideoOptions
+from retinanet.detection.video_options import VideoOptions
 from retinanet.detection.video_output import VideoOutput
-from retinanet.detection.video_sources import VideoSource, unique_names, video_source
+from retinanet.detection.video_sources import VideoSource, rate_of_sequences, unique_names, video_source
 from retinanet.detection.video_writer import SUFFIXES, suffix_for
 from retinanet.errors import ConfigError, DataError
 from retinanet.files import make_folder
@@ -96,7 +96,7 @@ def frames(
     track: bool = False,
     batch: int = 8,
     max_detections: int | None = None,
-    frame_rate: float = FRAME_RATE,
+    frame_rate: float | None = None,
 ) -> Iterator[VideoFrame]:
     """Detect objects in the frames of a video, one frame after the other.
 
@@ -110,7 +110,7 @@ def frames(
         batch: largest number of frames that go through the network together. Frames of a camera do not wait until a
             batch is full.
         max_detections: largest number of detections per frame; unset: the number that the weights store.
-        frame_rate: frames per second of a folder or pattern.
+        frame_rate: frames per second of a folder or pattern. Unset: 25.
 
     Yields:
         Each frame with its detections. Frames of a camera are dropped if the network is slower than the camera.
@@ -119,8 +119,10 @@ def frames(
         DataError: the source cannot be opened or decoded.
         ConfigError: a setting is out of range.
     """
-    options = VideoOptions(detector.lowest_score(score), max_detections, batch, track, frame_rate=frame_rate)
-    reader = open_reader(detector, video_source(str(source)), options)
+    described = video_source(str(source))
+    rate = rate_of_sequences([described], frame_rate)
+    options = VideoOptions(detector.lowest_score(score), max_detections, batch, track, frame_rate=rate)
+    reader = open_reader(detector, described, options)
     for each in detected_frames(detector, reader, options, StageTimes(STAGES), []):
         found = to_supervision(each.found, detector.classes, each.ids)
         yield VideoFrame(each.frame.number, each.frame.time, each.frame.image, found)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from retinanet.data.image_suffixes import is_image
 from retinanet.detection.record import RECORD
-from retinanet.errors import DataError
+from retinanet.detection.video_options import FRAME_RATE
+from retinanet.errors import ConfigError, DataError
 from retinanet.files import special_file
 
 VIDEO_SUFFIXES = frozenset(
@@ -158,3 +159,16 @@ def _split_at_number(name: str) -> tuple[str, str]:
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sort key by which ``frame_9`` comes before ``frame_10``."""
     return [(int(digits or 0), text) for text, digits in re.findall(r"(\D*)(\d*)", path.name)]
+
+
+def rate_of_sequences(sources: Iterable[VideoSource], given: float | None) -> float:
+    """Return the frames per second of the image sequences among ``sources``.
+
+    Raises:
+        ConfigError: a rate is given, but no source is a sequence of images.
+    """
+    if given is None:
+        return FRAME_RATE
+    if not any(source.images for source in sources):
+        raise ConfigError("--frame-rate is for sequences of frames; videos have their own, leave it out")
+    return given
