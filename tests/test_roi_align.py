@@ -35,7 +35,8 @@ def test_values_and_gradients_are_torchvisions(experiment: Any, size: tuple[int,
         # Levels are chosen by size; a small canonical scale makes all of them occur.
         pool = kind(names, size, 2, canonical_scale=40, canonical_level=4).train()
         pooled.append(pool(leaves, boxes, images))
-        (pooled[-1] * torch.linspace(0, 1, pooled[-1].numel(), dtype=torch.float64).view_as(pooled[-1])).sum().backward()
+        factors = torch.linspace(0, 1, pooled[-1].numel(), dtype=torch.float64).view_as(pooled[-1])
+        (pooled[-1] * factors).sum().backward()
         gradients.append([leaf.grad for leaf in leaves.values()])
     assert pooled[0].shape == (600, 6, *size)
     torch.testing.assert_close(pooled[1], pooled[0], rtol=1e-12, atol=1e-12)
