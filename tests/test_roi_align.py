@@ -19,8 +19,8 @@ def random_boxes(count: int, width: int, height: int, generator: torch.Generator
     return torch.cat([center - size / 2, center + size / 2], 1)
 
 
-@pytest.mark.parametrize("size", [(7, 7), (3, 5)])
-def test_values_and_gradients_are_torchvisions(experiment: Any, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("size", "samples"), [((7, 7), 2), ((3, 5), 2), ((2, 3), 1), ((3, 2), 3), ((3, 3), 0)])
+def test_values_and_gradients_are_torchvisions(experiment: Any, size: tuple[int, int], samples: int) -> None:
     generator = torch.Generator().manual_seed(0)
     names, images = ["0", "1", "2", "3"], [(90, 120), (96, 100)]
     features = {
@@ -33,7 +33,7 @@ def test_values_and_gradients_are_torchvisions(experiment: Any, size: tuple[int,
     for kind in (MultiScaleRoIAlign, experiment("roi_align").FastTrainingRoIAlign):
         leaves = {name: feature.clone().requires_grad_() for name, feature in features.items()}
         # Levels are chosen by size; a small canonical scale makes all of them occur.
-        pool = kind(names, size, 2, canonical_scale=40, canonical_level=4).train()
+        pool = kind(names, size, samples, canonical_scale=40, canonical_level=4).train()
         pooled.append(pool(leaves, boxes, images))
         factors = torch.linspace(0, 1, pooled[-1].numel(), dtype=torch.float64).view_as(pooled[-1])
         (pooled[-1] * factors).sum().backward()
