@@ -117,6 +117,11 @@ def test_detect_beside_its_sources_is_refused(run: Command, weights: Path, own_p
     )
 
 
+def test_sources_are_checked_before_the_detector_is_loaded(run: Command, tmp_path: Path) -> None:
+    for source in ("nowhere.jpg", "nowhere.mp4"):
+        assert f"{source}: no such file" in run.fails("detect", tmp_path / "no.safetensors", tmp_path / source)
+
+
 def test_wrong_sources(run: Command, weights: Path, tmp_path: Path) -> None:
     assert "nowhere.jpg: no such file" in run.fails("detect", weights, tmp_path / "nowhere.jpg")
     assert "matches no image" in run.fails("detect", weights, tmp_path / "*.jpg")
@@ -131,8 +136,11 @@ def test_score_out_of_range(run: Command, weights: Path, score: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--threads", "--streams"])
-def test_threads_and_streams_are_settings_of_exported_files(run: Command, weights: Path, flag: str) -> None:
-    assert "settings of exported files (.onnx, .xml)" in run.fails("detect", weights, "x.jpg", flag, "2", code=2)
+def test_threads_and_streams_are_settings_of_exported_files(
+    run: Command, weights: Path, parts: Path, flag: str
+) -> None:
+    photo = parts / "images" / "000000.jpg"
+    assert "settings of exported files (.onnx, .xml)" in run.fails("detect", weights, photo, flag, "2", code=2)
 
 
 def test_detect_in_a_list_and_piped_paths(

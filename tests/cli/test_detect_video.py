@@ -84,6 +84,7 @@ def test_a_missing_package_is_named_with_its_extra(
 ) -> None:
     settings = ("retinanet.detection.web_limits",)  # their classes would not equal those of the command line
     for loaded in [each for each in sys.modules if each.startswith("retinanet.detection.") and each not in settings]:
+        monkeypatch.setattr(loaded, sys.modules[loaded])  # the package gets its module back at the end
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, module, None)
     line = run.fails("detect", weights, clip, "--track", "--out", tmp_path / "out")

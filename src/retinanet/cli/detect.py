@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -90,9 +91,8 @@ def run(argv: Sequence[str]) -> int:
     from retinanet.detection.tile_plan import TileOptions
     from retinanet.detection.written_files import FAILED
 
-    detector = load(given.weights, given.precision, given.device, threads=given.threads, streams=given.streams)
     result = detect(
-        detector,
+        partial(load, given.weights, given.precision, given.device, threads=given.threads, streams=given.streams),
         [*given.sources, *(f"@{path}" for path in given.list)],
         given.out,
         score=given.score,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +29,7 @@ from retinanet.optional_packages import explain_missing_packages
 
 @explain_missing_packages("retinanet.detect")
 def detect(
-    weights: str | Path | Detector,
+    weights: str | Path | Detector | Callable[[], Detector],
     sources: str | Path | Sequence[str | Path],
     out: str | Path = "detections",
     *,
@@ -55,7 +55,7 @@ def detect(
 
     Args:
         weights: a weight file, an exported file, the name of a bundled model, or a detector (to choose its precision
-            and device).
+            and device). Or a function that loads a detector: it is called after the sources are checked.
         sources: images, folders, glob patterns, zip archives, lists (``@list.txt``) or ``-`` (standard input), see
             :class:`retinanet.detection.sources.SourceList`; or videos, streams (``rtsp://…``), webcams (``webcam:0``)
             and patterns of frames (``frame_%06d.png``).
@@ -102,7 +102,9 @@ def detect(
     places = [str(source) for source in listed]
 
     def detector() -> Detector:
-        return weights if isinstance(weights, Detector) else load(weights)
+        if isinstance(weights, str | Path):
+            return load(weights)
+        return weights if isinstance(weights, Detector) else weights()
 
     if make_runner is not None and "-" in places:
         raise ConfigError("--ray: workers cannot read the standard input; write the paths to a file and give @FILE")
@@ -116,7 +118,8 @@ def detect(
             raise ConfigError("--web.megabytes and --web.seconds are for images; leave them out for videos")
         if formats and set(chosen) != {"jsonl"}:
             raise ConfigError("--format is for images; the detections in videos are written as JSON Lines (jsonl)")
-        rate = rate_of_sequences(map(video_source, places), frame_rate)
+        # All sources are checked before the detector is loaded, so that a mistake in a path takes no time to find.
+        rate = rate_of_sequences([video_source(place) for place in places], frame_rate)
         with interrupted_once():
             loaded = detector()
             lowest = loaded.lowest_score(score)
