@@ -20,6 +20,7 @@ from retinanet.config import (
 )
 from retinanet.errors import ConfigError
 from retinanet.recipes import load_recipe
+from retinanet.schema import without_effect
 
 
 @pytest.mark.parametrize(("size", "longest"), [(800, 1333), (600, 1000), (400, 666)])
@@ -190,3 +191,26 @@ def test_a_setting_is_found_by_its_former_name() -> None:
 def test_counts_that_are_no_whole_numbers_are_refused(make: Callable[[], object], name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} is .*; give a whole number"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"assign": {"method": "atss", "foreground": 0.4}}, "assign.foreground has no effect with assign.method atss"),
+        ({"assign": {"method": "atss", "background": 0.3}}, "assign.background has no effect with assign.method atss"),
+        ({"assign": {"method": "atss", "force_best": True}}, "assign.force-best has no effect with assign.method atss"),
+        ({"assign": {"candidates": 5}}, "assign.candidates has no effect with assign.method iou; it is for"),
+        ({"train": {"optimizer": "adamw", "bias_decay": False}}, "train.bias-decay has no effect with train.optimizer"),
+        ({"train": {"sync_norm": True}}, "train.sync-norm has no effect with model.norm frozen"),
+    ],
+)
+def test_a_setting_without_effect_is_named(values: dict[str, dict[str, object]], expected: str) -> None:
+    [sentence] = without_effect(Config.from_dict(values))
+    assert sentence.startswith(expected)
+
+
+def test_settings_of_the_chosen_methods_are_not_named() -> None:
+    for config in (Config(), load_recipe("modern"), load_recipe("paper")):
+        assert not list(without_effect(config))
+    chosen = {"assign": {"method": "atss", "candidates": 5}, "train": {"bias_decay": False}}
+    assert not list(without_effect(Config.from_dict(chosen)))

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from retinanet.decode_config import DecodeConfig as DecodeConfig
 from retinanet.read_options import ReadOptions
-from retinanet.schema import require, require_at_least, require_finite, require_positive, updated
+from retinanet.schema import only_with, require, require_at_least, require_finite, require_positive, updated
 
 # Strides of the pyramid levels P3–P7.
 PYRAMID_STRIDES = (8, 16, 32, 64, 128)
@@ -117,13 +117,13 @@ class AssignConfig:
 
     method: Literal["iou", "atss"] = "iou"
     """Match by fixed IoU thresholds (the paper), or by statistics of each object (ATSS, arXiv:1912.02424)."""
-    foreground: float = 0.5
+    foreground: float = field(default=0.5, metadata=only_with("assign.method", "iou"))
     """Lowest IoU at which an anchor is positive (method iou). Lower it if small objects get too few anchors."""
-    background: float = 0.4
+    background: float = field(default=0.4, metadata=only_with("assign.method", "iou"))
     """IoU below which an anchor is negative (method iou). Between the two thresholds it is ignored."""
-    force_best: bool = False
+    force_best: bool = field(default=False, metadata=only_with("assign.method", "iou"))
     """Also match each object with the anchors of highest IoU, even below the threshold (method iou)."""
-    candidates: int = 9
+    candidates: int = field(default=9, metadata=only_with("assign.method", "atss"))
     """Nearest anchor positions per level and object that ATSS considers (method atss)."""
     ignore_overlap: float = 0.5
     """A negative anchor is ignored if at least this fraction of its area lies inside an ignore region."""
@@ -146,19 +146,23 @@ class LossConfig:
     ] = "focal"
     """Loss of the class scores. ce: cross entropy. alpha_ce: cross entropy weighted by α. ohem, ohem_1_3: cross entropy
     of the hardest anchors only."""
-    alpha: float | None = 0.25
+    alpha: float | None = field(
+        default=0.25, metadata=only_with("loss.classification", "focal", "focal_star", "alpha_ce", "varifocal")
+    )
     """Weight α of positive anchors; negative anchors get 1 − α. varifocal: weight of negative anchors, usually 0.75."""
-    gamma: float = 2.0
+    gamma: float = field(
+        default=2.0, metadata=only_with("loss.classification", "focal", "focal_star", "quality_focal", "varifocal")
+    )
     """Focusing parameter γ. Larger values lower the weight of easy anchors; 0 is (α-balanced) cross entropy."""
-    star_beta: float = 1.0
+    star_beta: float = field(default=1.0, metadata=only_with("loss.classification", "focal_star"))
     """Shift β of the logits in the paper's FL* (classification focal_star)."""
-    ohem_batch: int = 128
+    ohem_batch: int = field(default=128, metadata=only_with("loss.classification", "ohem", "ohem_1_3"))
     """Number of hardest anchors per image in the loss (ohem). With ohem_1_3, at most a quarter of them is positive."""
-    ohem_nms: float = 0.5
+    ohem_nms: float = field(default=0.5, metadata=only_with("loss.classification", "ohem", "ohem_1_3"))
     """IoU above which the easier of two anchors is left out of the loss (ohem, ohem_1_3)."""
     box: Literal["smooth_l1", "l1", "giou", "diou", "ciou"] = "smooth_l1"
     """Loss of the box deltas (smooth_l1, l1) or of the decoded box (the IoU losses)."""
-    beta: float = 0.11
+    beta: float = field(default=0.11, metadata=only_with("loss.box", "smooth_l1"))
     """Absolute error at which smooth L1 turns from quadratic to linear. The default is from the authors' code."""
     box_weight: float = 1.0
     """Factor on the box loss. Raise it if objects are found but their boxes are imprecise."""
@@ -286,7 +290,7 @@ class TrainConfig:
     """Weight decay. AdamW exempts norm weights and biases."""
     bias_lr: float = 1.0
     """Factor on the learning rate of biases. 2 matches the authors' code, together with bias-decay off."""
-    bias_decay: bool = True
+    bias_decay: bool = field(default=True, metadata=only_with("train.optimizer", "sgd"))
     """Apply weight decay to biases, too (sgd). Off: only weights decay, as in the authors' code."""
     warmup: int = 8000
     """Number of images over which the learning rate rises linearly. It is limited to a tenth of the training."""
@@ -306,7 +310,7 @@ class TrainConfig:
     """Epochs between evaluations. The last epoch is always evaluated."""
     patience: int | None = None
     """Stop if AP has not improved for this many epochs. Unset: never."""
-    sync_norm: bool = False
+    sync_norm: bool = field(default=False, metadata=only_with("model.norm", "trained"))
     """Compute trained batch norm over the images of all ranks, not of each rank separately (GPUs only)."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints inside an epoch. A checkpoint is also saved at the end of each epoch."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import operator
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Integral
 from typing import Any, Literal, TypeVar
 
@@ -86,6 +87,27 @@ def _finite_number(value: Any) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+def only_with(setting: str, *values: Any) -> dict[str, Any]:
+    """Return the metadata of a field that only has an effect if ``setting``, such as ``loss.box``, is in ``values``."""
+    return {"only_with": (setting, values)}
+
+
+def without_effect(settings: Any) -> Iterator[str]:
+    """Yield a sentence for each setting that differs from its default, but has no effect with the other settings.
+
+    ``settings`` is a dataclass whose fields are groups of settings; :func:`only_with` marks their fields.
+    """
+    for group in dataclasses.fields(settings):
+        for field in dataclasses.fields(getattr(settings, group.name)):
+            if "only_with" not in field.metadata:
+                continue
+            needed, values = field.metadata["only_with"]
+            other = operator.attrgetter(needed)(settings)
+            if other not in values and getattr(getattr(settings, group.name), field.name) != field.default:
+                name = f"{group.name}.{field.name.replace('_', '-')}"
+                yield f"{name} has no effect with {needed} {other}; it is for {needed} {' or '.join(values)}"
 
 
 def require(condition: bool, message: str) -> None:

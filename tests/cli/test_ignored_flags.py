@@ -57,6 +57,11 @@ def test_the_same_flags_with_effect(run: Command, weights: Path, parts: Path, tm
     assert run("data", "convert", parts, tmp_path / "voc", "--to", "voc", "--voc-origin", "0").code == 0
 
 
+def test_train_names_settings_of_methods_that_are_not_chosen(run: Command, tmp_path: Path) -> None:
+    said = run("train", tmp_path / "none", "--out", tmp_path / "run", "--loss.beta", 0.5)
+    assert "note: loss.beta has no effect with loss.box giou; it is for loss.box smooth_l1" in said.out
+
+
 @pytest.mark.parametrize("score", ["AUTO", "", "0.3", None, [0.3], 1, -0.1, float("nan")])
 def test_scores_that_are_none(weights: Path, parts: Path, tmp_path: Path, score: object) -> None:
     photo = parts / "images" / "000000.jpg"

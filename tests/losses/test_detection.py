@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import math
+import typing
 
 import pytest
 import torch
 
 from detection_scene import SIZE, SPEC, predictions, scene, slow
 from retinanet.anchors import IGNORE, Matches, assign_batch, make_grid
-from retinanet.config import LossConfig
+from retinanet.config import Config, LossConfig
 from retinanet.losses import detection_losses
 from retinanet.model import Outputs
+from retinanet.schema import without_effect
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.75, 0.0), (0.5, 0.5)])
@@ -103,3 +105,29 @@ def test_focal_star_by_name(gamma: float, beta: float) -> None:
                 sign, weight = (1, 0.4) if match >= 0 and labels[match] == k else (-1, 0.6)
                 total += weight * math.log1p(math.exp(-(gamma * sign * x + beta))) / gamma
     assert losses.classification.item() == pytest.approx(total / losses.foreground.item(), rel=1e-5)
+
+
+KINDS = {
+    "loss.classification": ("alpha", "gamma", "star_beta", "ohem_batch", "ohem_nms"),
+    "loss.box": ("beta",),
+}
+CHANGED = {"alpha": 0.6, "gamma": 1.0, "star_beta": 0.0, "ohem_batch": 4, "ohem_nms": 0.01, "beta": 1.0}
+
+
+@pytest.mark.parametrize(("choice", "name"), [(choice, name) for choice, names in KINDS.items() for name in names])
+def test_settings_are_said_to_have_no_effect_where_they_have_none(choice: str, name: str) -> None:
+    grid, matched, boxes, labels = scene()
+    outputs = predictions(grid, 3)
+
+    def total(config: LossConfig) -> float:
+        return detection_losses(outputs, grid, Matches.from_dense(matched), boxes, labels, config).total.item()
+
+    chosen = choice.removeprefix("loss.")
+    for kind in typing.get_args(typing.get_type_hints(LossConfig)[chosen]):
+        values = {chosen: kind, name: CHANGED[name]}
+        changed = Config.from_dict({"loss": values}).loss
+        equal = total(changed) == total(Config.from_dict({"loss": {chosen: kind}}).loss)
+        sentences = [line for line in without_effect(Config(loss=changed)) if name.replace("_", "-") in line]
+        assert bool(sentences) == equal, kind
+        for sentence in sentences:
+            assert sentence.startswith(f"loss.{name.replace('_', '-')} has no effect with {choice} {kind}; it is for ")

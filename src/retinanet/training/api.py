@@ -25,6 +25,7 @@ from retinanet.files import claimed, make_folder
 from retinanet.model.backbone import require_backbone
 from retinanet.optional_packages import explain_missing_packages
 from retinanet.progress import plain_console, progress_bar
+from retinanet.schema import without_effect
 from retinanet.training.distributed import Processes, joined_processes
 from retinanet.training.job import Job, Result
 from retinanet.training.loop import train_job
@@ -72,6 +73,8 @@ def train(
             require_backbone(config.model.backbone)
             _require_use_of_weights(config.model)
             require_trackers(config.train.track)
+            for sentence in without_effect(config):
+                console.print(f"note: {sentence}")
             train_set, val_set = _read_data(data, config, console, processes)
             if train_set.pixel_range is not None:  # stored with the weights
                 config = replace(config, data=replace(config.data, pixel_range=train_set.pixel_range))
