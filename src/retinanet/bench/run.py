@@ -12,7 +12,7 @@ from retinanet.bench import cases, dense_image, density, exported
 from retinanet.bench.measure import Case, Timing, measure
 from retinanet.bench.options import BenchOptions
 from retinanet.errors import ConfigError
-from retinanet.files import write_atomically, write_json
+from retinanet.files import make_folder, write_atomically, write_json
 from retinanet.machine import cores, processor
 from retinanet.progress import progress_bar
 
@@ -42,11 +42,13 @@ def run(names: Sequence[str], out: Path, console: Console, options: BenchOptions
     """Measure the benchmarks in ``names`` (all ``GROUPS`` if empty); write ``bench.json`` and ``scaling.png``.
 
     Raises:
-        ConfigError: there is no group of that name.
+        ConfigError: there is no group of that name, or an option would have no effect.
     """
     unknown = [name for name in names if name not in GROUPS and name not in ALONE]
     if unknown:
         raise ConfigError(f"there is no benchmark {unknown[0]!r}; choose from {', '.join([*GROUPS, *ALONE])}")
+    options.check(names)
+    make_folder(out)
     if options.threads:
         torch.set_num_threads(options.threads)
     for name in (name for name in names if name in ALONE):
@@ -130,7 +132,6 @@ def _machine() -> str:
 def _save(out: Path, results: Sequence[Timing], curves: dict[str, list[tuple[int, Timing]]]) -> None:
     import torchvision
 
-    out.mkdir(parents=True, exist_ok=True)
     content = {
         "processor": processor(),
         "threads": torch.get_num_threads(),

@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from retinanet.bench.options import BenchOptions
-from retinanet.cli.terminal import console, make_folder, parse
+from retinanet.cli.terminal import console, parse
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ def run(argv: Sequence[str]) -> int:
 
     from retinanet.bench.run import run
 
-    make_folder(arguments.out)
     options = BenchOptions(**{each.name: getattr(arguments, each.name) for each in fields(BenchOptions)})
     run(arguments.names, arguments.out, console, options)
     return 0

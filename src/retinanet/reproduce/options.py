@@ -58,6 +58,8 @@ class Options:
             raise ConfigError("--seeds must not be negative; use for example --seeds 0 1 2")
         if self.scale == "paper" and self.recipe:
             raise ConfigError("--recipe needs --scale small; --scale paper always uses the paper's recipe")
+        if self.scale == "paper" and self.images != Options.images:
+            raise ConfigError("--images needs --scale small; --scale paper always trains on the whole dataset")
         if self.weights is not None and self.name not in ("fig4", "all"):
             raise ConfigError("--weights needs fig4, which shows one trained model")
 
