@@ -52,7 +52,7 @@ MUTANTS = (
     Mutant(
         "With γ = 0 and without α", LOSS, "return (1.0, 1.0) if alpha is None", "return (0.5, 0.5) if alpha is None"
     ),
-    Mutant("γ = 2 and α = 0.25 work best", CONFIG, "gamma: float = 2.0", "gamma: float = 1.5"),
+    Mutant("γ = 2 and α = 0.25 work best", CONFIG, "default=2.0, metadata", "default=1.5, metadata"),
     Mutant("α = 0.75 is the best α", CONFIG, '"ce", "alpha_ce", "ohem",', '"ce", "ohem",'),
     Mutant("The loss is the sum over all anchors", CPU, "if len(left_out):", "if False:"),
     Mutant(
@@ -248,7 +248,12 @@ MUTANTS = (
     Mutant("Sides of a box are at most", CODING, 'if limit == "both" else None', "if False else None"),
     # What the paper leaves open
     Mutant("Nothing about a warm-up", OPTIM, "base * (0.001 + 0.999 * seen / warmup)", "base"),
-    Mutant("Nothing about biases", CONFIG, "bias_decay: bool = True", "bias_decay: bool = False"),
+    Mutant(
+        "Nothing about biases",
+        CONFIG,
+        "bias_decay: bool = field(default=True",
+        "bias_decay: bool = field(default=False",
+    ),
     Mutant("Nothing about clipping", CONFIG, "clip: float | None = None", "clip: float | None = 10.0"),
     Mutant(
         "Nothing about the number of detections",
