@@ -100,14 +100,14 @@ def without_effect(settings: Any) -> Iterator[str]:
     ``settings`` is a dataclass whose fields are groups of settings; :func:`only_with` marks their fields.
     """
     for group in dataclasses.fields(settings):
-        for field in dataclasses.fields(getattr(settings, group.name)):
-            if "only_with" not in field.metadata:
+        own = getattr(settings, group.name)
+        for field in dataclasses.fields(own):
+            needed, values = field.metadata.get("only_with", (None, ()))
+            if needed is None or getattr(own, field.name) == field.default:
                 continue
-            needed, values = field.metadata["only_with"]
-            other = operator.attrgetter(needed)(settings)
-            if other not in values and getattr(getattr(settings, group.name), field.name) != field.default:
+            if (chosen := operator.attrgetter(needed)(settings)) not in values:
                 name = f"{group.name}.{field.name.replace('_', '-')}"
-                yield f"{name} has no effect with {needed} {other}; it is for {needed} {' or '.join(values)}"
+                yield f"{name} has no effect with {needed} {chosen}; it is for {needed} {' or '.join(values)}"
 
 
 def require(condition: bool, message: str) -> None:
