@@ -11,9 +11,9 @@ the focal loss of the paper instead of varifocal loss.
 torchvision's RetinaNet (torchvision) and Faster R-CNN (faster_rcnn) use the best of four learning rates: seed 0 is
 trained in full at each rate (``--rates``), and the other seeds at the rate with the best AP on the held-out images,
 which favors torchvision. (Shorter trainings do not show the best rate: with a quarter of the epochs, 0.02 was best for
-bccd, but the full training collapses.) Each run writes a line of JSON to results/peers.jsonl and is not repeated. A run
-whose loss becomes NaN or infinite has an AP of 0 and ``"diverged": true``. ``--report`` writes results/peers.md from
-these lines.
+bccd, but the full training collapses.) faster_rcnn_stride8 is a Faster R-CNN without the level of stride 4, which a
+RetinaNet does not have. Each run writes a line of JSON to results/peers.jsonl and is not repeated. A run whose loss
+becomes NaN or infinite has an AP of 0 and ``"diverged": true``. ``--report`` writes results/peers.md from these lines.
 
 State and weights of each run are in a folder in runs/experiments, so that an interrupted run is resumed and
 ``two_stage.py`` finds the weights. The log of ``--log`` replaces results/peers.jsonl: with a new file, runs are trained
@@ -37,7 +37,7 @@ from runs import MAX_SIZE, RESULTS, SETS, SIZE, fitted_anchors, load_sets, read_
 
 LOG = RESULTS / "peers.jsonl"
 KEPT = Path("runs/experiments")  # folder of the runs
-PEERS = {"torchvision": "RetinaNet", "faster_rcnn": "Faster R-CNN"}  # the sides of torchvision
+PEERS = ("torchvision", "faster_rcnn", "faster_rcnn_stride8")  # the sides of torchvision
 SIDES = (*PEERS, "paper", "paper_forced", "paper_fitted", "modern", "modern_focal", "modern_fitted")
 RATES = (0.0025, 0.005, 0.01, 0.02)
 
@@ -94,7 +94,9 @@ def build_peer(side: str, classes: int, **settings: Any) -> Any:
     from torchvision_peer import build
     from torchvision_two_stage import build_two_stage
 
-    return (build_two_stage if side == "faster_rcnn" else build)(classes, bf16=True, **settings)
+    if side == "torchvision":
+        return build(classes, bf16=True, **settings)
+    return build_two_stage(classes, bf16=True, finest_stride=8 if side == "faster_rcnn_stride8" else 4, **settings)
 
 
 def train_recipe(spec: dict[str, Any], train_set: Any, val_set: Any, epochs: int) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 Region proposals, box head, matching, sampling, losses and post-processing are torchvision's, with its defaults. As in
 torchvision's ``fasterrcnn_resnet50_fpn``, the pyramid has the strides 4 to 32, and a max pooling on top of them. Its
-width is that of the RetinaNets. Trainings pool the regions with ``roi_align.py``, which computes the same in less time.
-``torchvision_peer.py`` trains and evaluates the model.
+width is that of the RetinaNets. A RetinaNet has no level of stride 4; with ``finest_stride=8``, neither has the
+Faster R-CNN, and its anchors have the sizes of the RetinaNets' levels. Trainings pool the regions with
+``roi_align.py``, which computes the same in less time. ``torchvision_peer.py`` trains and evaluates the model.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -23,8 +25,8 @@ from retinanet.model.gradients import speed_up_depthwise
 from roi_align import FastTrainingRoIAlign
 from torchvision_peer import CHANNELS, SCALING, InBf16, in_float32
 
-# timm's numbers of the features with strides 4, 8, 16 and 32.
-STAGES = (1, 2, 3, 4)
+STRIDES = (4, 8, 16, 32)  # of timm's features 1, 2, 3 and 4
+SMALLEST_ANCHOR = 32
 
 
 class FasterRCNNPeer(FasterRCNN):
@@ -43,7 +45,7 @@ class FasterRCNNPeer(FasterRCNN):
 
 
 class _Features(nn.Module):
-    """EfficientNet-Lite0 with a pyramid from stride 4 on. It computes in bf16, as our own runs do.
+    """EfficientNet-Lite0 with a pyramid from ``finest_stride`` on. It computes in bf16, as our own runs do.
 
     The features are float32: torchvision computes the anchors in the dtype of the features, and needs features and
     proposals of the same dtype.
@@ -51,10 +53,11 @@ class _Features(nn.Module):
 
     out_channels = CHANNELS
 
-    def __init__(self, bf16: bool) -> None:
+    def __init__(self, bf16: bool, finest_stride: int) -> None:
         super().__init__()
         self.bf16 = bf16
-        self.body = timm.create_model(OFFLINE_BACKBONE, features_only=True, out_indices=STAGES, pretrained=False)
+        stages = [1 + STRIDES.index(stride) for stride in STRIDES if stride >= finest_stride]
+        self.body = timm.create_model(OFFLINE_BACKBONE, features_only=True, out_indices=stages, pretrained=False)
         load_backbone_weights(self.body, lite0_state_dict(), OFFLINE_BACKBONE)
         speed_up_depthwise(self.body)
         for norm in self._norms():
@@ -80,19 +83,25 @@ class _Features(nn.Module):
         return [module for module in self.body.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-def build_two_stage(classes: int, bf16: bool, scaling: DataConfig = SCALING, **settings: Any) -> FasterRCNNPeer:
+def build_two_stage(
+    classes: int, bf16: bool, scaling: DataConfig = SCALING, finest_stride: int = STRIDES[0], **settings: Any
+) -> FasterRCNNPeer:
     """torchvision's Faster R-CNN with our backbone; ``settings`` are further arguments of its class."""
+    features = _Features(bf16, finest_stride)
+    pooled = [str(level) for level in range(len(features.fpn.inner_blocks))]
+    sizes = tuple((SMALLEST_ANCHOR * 2**level,) for level in range(len(pooled) + 1))  # and the level of max pooling
     model = FasterRCNNPeer(
-        _Features(bf16),
+        features,
         classes + 1,  # and the background
         min_size=scaling.size,
         max_size=scaling.longest,
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
+        rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
         **settings,
     )
-    pool = model.roi_heads.box_roi_pool
-    model.roi_heads.box_roi_pool = FastTrainingRoIAlign(pool.featmap_names, pool.output_size, pool.sampling_ratio)
+    default = model.roi_heads.box_roi_pool
+    model.roi_heads.box_roi_pool = FastTrainingRoIAlign(pooled, default.output_size, default.sampling_ratio)
     model.rpn.head = InBf16(model.rpn.head, bf16)
     model.roi_heads.box_head = InBf16(model.roi_heads.box_head, bf16)
     model.roi_heads.box_predictor = InBf16(model.roi_heads.box_predictor, bf16)

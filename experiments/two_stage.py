@@ -44,7 +44,7 @@ from retinanet.model_info import ModelInfo
 from runs import MAX_SIZE, RESULTS, SETS, SIZE, load_sets
 
 RESULT = RESULTS / "fig2_two_stage.json"
-SIDES = ("faster_rcnn", "torchvision", "paper", "paper_fitted", "modern_focal", "modern")
+SIDES = ("faster_rcnn", "faster_rcnn_stride8", "torchvision", "paper", "paper_fitted", "modern_focal", "modern")
 SIZES = (256, SIZE, 416)
 SEEDS = (0, 1, 2)
 SCORE = 0.05  # lowest score of a detection, the default of all sides
@@ -241,7 +241,7 @@ def timed_peer(side: str, size: int, classes: int, weights: Path | None) -> Time
         return len(found["scores"].tolist())
 
     timed = Timed(side, size, weights is not None, sum(p.numel() for p in model.parameters()), call)
-    if side == "faster_rcnn":
+    if side != "torchvision":
         model.roi_heads.register_forward_pre_hook(lambda _, inputs: timed.proposals.append(len(inputs[1][0])))
     return timed
 

@@ -18,6 +18,7 @@ from two_stage import SEEDS, SIDES, SIZES, Measurements, Timing
 
 NAMES = {
     "faster_rcnn": "Faster R-CNN (two stages)",
+    "faster_rcnn_stride8": "Faster R-CNN without stride 4",
     "torchvision": "torchvision's RetinaNet",
     "paper": "paper",
     "paper_fitted": "paper, fitted anchors",
@@ -150,7 +151,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def claims(rows: Sequence[Row]) -> str:
-    """Every one-stage side against Faster R-CNN, at each input size for which both are measured."""
+    """Every other side against Faster R-CNN, at each input size for which both are measured."""
     found = {(row.set, row.side, row.size): row for row in rows}
     lines = []
     for row in rows:

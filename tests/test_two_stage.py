@@ -63,6 +63,28 @@ def test_faster_rcnn_has_torchvisions_defaults_and_the_pyramid_of_the_retinanets
     assert frozen == {name.replace("body.body.", "body.") for name in theirs}
 
 
+def test_a_faster_rcnn_without_the_level_of_stride_4_pools_from_stride_8_on(experiment: Any) -> None:
+    peers = experiment("peers")
+    model = peers.build_peer("faster_rcnn_stride8", 3).eval()
+    features = model.backbone(torch.zeros(1, 3, 320, 416))
+    assert [tuple(each.shape[2:]) for each in features.values()] == [(40, 52), (20, 26), (10, 13), (5, 7)]
+    assert model.rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,))
+    pool = model.roi_heads.box_roi_pool
+    small = [torch.tensor([[8.0, 8, 20, 20]])]
+    pooled = pool(features, small, [(320, 416)])
+    assert pool.scales == [1 / 8, 1 / 16, 1 / 32]
+    # A small region comes from the finest level: the other levels do not matter.
+    changed = {name: value if name == "0" else value + 1 for name, value in features.items()}
+    assert torch.equal(pooled, pool(changed, small, [(320, 416)]))
+    whole = peers.build_peer("faster_rcnn", 3)
+    heads = [
+        dict(each.rpn.head.named_parameters()) | dict(each.roi_heads.named_parameters()) for each in (model, whole)
+    ]
+    assert [(name, p.shape) for name, p in heads[0].items()] == [(name, p.shape) for name, p in heads[1].items()]
+    detections = model([torch.rand(3, 64, 96)])
+    assert detections[0]["boxes"].shape[1] == 4
+
+
 def test_the_first_class_is_not_the_background(two_stage: Any) -> None:
     model = two_stage()
     seen: list[Any] = []
