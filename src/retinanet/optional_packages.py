@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,3 +50,16 @@ def explain_missing_packages(what: str) -> Iterator[None]:
         raise MissingPackageError(
             f"{what} needs {name}; install it with: pip install 'retinanet[{extra}]'", name=error.name
         ) from error
+
+
+@contextmanager
+def hidden(package: str) -> Iterator[None]:
+    """Hide a package from the imports within the context, as if it were not installed; one that is loaded stays."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
