@@ -180,12 +180,12 @@ def test_a_report_trains_nothing(tiny: Plan) -> None:
 
 def test_a_killed_queue_goes_on_where_it_stopped(tiny: Plan, tmp_path: Path) -> None:
     """SIGKILL of the queue: the training notices, saves its state and ends; the next queue ends as if nothing was."""
-    longer = replace(tiny, base=replace(tiny.base, train=replace(tiny.base.train, epochs=60, eval_every=60)))
+    longer = replace(tiny, base=replace(tiny.base, train=replace(tiny.base.train, epochs=20, eval_every=20)))
     run = longer.run(FL, 0)
     write_json(run.folder / SPEC, run.to_dict())
     code = (
         "import sys; from retinanet.reproduce.queue import Task, run_tasks; run_tasks([Task('', (sys.executable, '-m', "
-        f"'retinanet.reproduce.worker', {str(run.folder)!r}))], 1, print)"
+        f"'retinanet.reproduce.worker', {str(run.folder)!r}))], 1, print, one_thread=False)"
     )
     queue = subprocess.Popen([sys.executable, "-c", code])
     _wait(lambda: images_done(run) > 16)
@@ -202,7 +202,7 @@ def test_a_killed_queue_goes_on_where_it_stopped(tiny: Plan, tmp_path: Path) -> 
     assert found is not None
     assert found.ap is not None
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 181))
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 61))
 
     whole = replace(longer, runs=tmp_path / "whole").run(FL, 0)
     assert train_missing([whole], 1, terminal) == []
