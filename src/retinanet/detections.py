@@ -82,6 +82,11 @@ class Detections:
         limited = np.union1d(self.limited, np.flatnonzero(counts > count))
         return replace(self.take(keep), limited=limited)
 
+    def limited_above(self, score: float) -> Detections:
+        """Drop the marks of limits if these cost only detections with scores below ``score``; for a single image."""
+        costs_wanted = self.scores.min(initial=np.inf) >= score
+        return self if costs_wanted else replace(self, limited=self.limited[:0])
+
     def moved(self, image: int) -> Detections:
         """Shift the positions of the images by ``image``."""
         positions = {name: getattr(self, name) + image for name in ("images", "limited", "nonfinite")}

@@ -39,14 +39,19 @@ def test_detect_and_track_in_a_video(run: Command, weights: Path, clip: Path, tm
     assert len(read_clip(tmp_path / "out" / "clip.mp4").times) == 10
 
 
-def test_frames_have_the_detections_of_images(run: Command, weights: Path, parts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tiles", [(), ("--tile", "64", "--overlap", "12", "--tile-scales", "1", "0.5")])
+def test_frames_have_the_detections_of_images(
+    run: Command, weights: Path, parts: Path, tmp_path: Path, tiles: tuple[str, ...]
+) -> None:
     """Lossless images of a folder give the same detections as a video and as images."""
     folder = tmp_path / "frames"
     folder.mkdir()
     for k, path in enumerate(sorted((parts / "images").glob("*.jpg"))[:5]):
         Image.fromarray(read_image(path)).save(folder / f"{k}.png")
-    assert run("detect", weights, folder, "--video", "--out", tmp_path / "v", "--no-draw").code == 0
-    assert run("detect", weights, folder, "--out", tmp_path / "i", "--no-draw", "--format", "coco").code == 0
+    said = run("detect", weights, folder, "--video", "--out", tmp_path / "v", "--no-draw", *tiles)
+    assert said.code == 0
+    assert ("tiles of 64 pixels" in said.out) == bool(tiles)
+    assert run("detect", weights, folder, "--out", tmp_path / "i", "--no-draw", "--format", "coco", *tiles).code == 0
     content = json.loads((tmp_path / "i" / "detections.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "v" / "frames.jsonl").read_text().splitlines()]
     assert len(lines) == 5
@@ -69,6 +74,13 @@ def test_wrong_uses_are_refused(run: Command, weights: Path, clip: Path, parts: 
     assert "--frame-rate is 0" in run.fails("detect", weights, folder, "--video", "--frame-rate", "0", code=2)
     assert "add --video, or leave it out" in run.fails("detect", weights, photo, "--frame-rate", "5", code=2)
     assert "videos have their own" in run.fails("detect", weights, clip, "--frame-rate", "5", code=2)
+    for flags in (("--resume",), ("--max-pixels", "9"), ("--ray",)):
+        assert f"{flags[0]}" in (said := run.fails("detect", weights, clip, *flags, code=2))
+        assert "are for images; leave them out for videos" in said
+    assert "--overlap is 70, but tiles are 64" in run.fails(
+        "detect", weights, clip, "--tile", "64", "--overlap", "70", "--out", out, code=2
+    )
+    assert not out.exists()
     assert "--web.megabytes and" in run.fails("detect", weights, clip, "--web.seconds", "5", code=2)
     assert "these weights store no threshold" in run.fails("detect", weights, clip, "--score", "auto", code=2)
     assert "no such file" in run.fails("detect", weights, tmp_path / "no.mp4", "--out", out)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import pytest
 from PIL import Image
 from skimage.measure import label, regionprops
 
+import retinanet
 from retinanet.data.array_windows import ArrayReader
 from retinanet.data.images import read_image
 from retinanet.data.windows import Window, open_windows
 from retinanet.decode_config import DecodeConfig
 from retinanet.detection.detector import Detector, Pixels
 from retinanet.detection.pytorch import PyTorchDetector, load_pytorch
-from retinanet.detection.tile_plan import TileOptions
+from retinanet.detection.tile_plan import TileOptions, TileSide
 from retinanet.detections import Detections
 from retinanet.errors import ConfigError, DataError
 from retinanet.model_info import ModelInfo
@@ -223,3 +225,44 @@ def test_max_detections_keeps_the_best_and_says_so(detector: PyTorchDetector, mo
     same(few, whole[:5])
     with pytest.raises(ConfigError, match="max-detections is 0"):
         detector(mosaic, tile=96, max_detections=0)
+
+
+def test_a_video_is_divided_into_tiles_if_the_model_was_trained_on_tiles(
+    detector: PyTorchDetector, images: list[Array], mosaic: Array, tmp_path: Path
+) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number, image in enumerate([mosaic, images[0], mosaic[::-1]]):
+        Image.fromarray(np.ascontiguousarray(image)).save(folder / f"{number}.png")
+    config = detector.info.config
+    on_tiles = copy.copy(detector)
+    on_tiles.info = replace(detector.info, config=replace(config, data=replace(config.data, tile=96)))
+    wishes: tuple[tuple[TileSide | None, bool], ...] = ((None, True), (64, True), ("none", False))
+    for wish, divided in wishes:
+        found = [frame.found for frame in retinanet.frames(on_tiles, folder, tile=wish)]
+        expected = on_tiles([mosaic, images[0], mosaic[::-1]], tile=wish)
+        for mine, other in zip(found, expected, strict=True):
+            same(mine, other)
+        assert (len(found[0]) == len(detector(mosaic))) != divided
+
+
+def test_the_notes_of_a_video_name_the_tiles_and_their_limits(detector: PyTorchDetector, tmp_path: Path) -> None:
+    boxes = np.array([(20 * k, 10, 20 * k + 8, 18) for k in range(9)])
+    for number in range(3):
+        Image.fromarray(drawn(100, 200, boxes)).save(tmp_path / f"{number}.png")
+    blobs = BlobDetector(detector.info, 100, max_detections=4)
+    for limit, per in ((None, "4 detections per tile"), (7, "7 detections per image")):
+        run = retinanet.detect(
+            blobs, tmp_path, tmp_path / "out", video=True, tile=100, max_detections=limit, draw=False, score=0.5
+        )
+        assert run.notes[0].startswith("tiles of 100 pixels (as given)")
+        assert f"3 of 3 images reached a limit ({per}" in run.notes[1]
+        assert len(run.notes) == 2
+    # Limits that cost only objects below the score serve the tracking, and do not count.
+    tracked = retinanet.detect(
+        blobs, tmp_path, tmp_path / "tracked", video=True, track=True, tile=100, draw=False, score=0.85
+    )
+    assert len(tracked.notes) == 1
+    enough = retinanet.detect(blobs, tmp_path, tmp_path / "all", video=True, tile=100, max_detections=9, draw=False)
+    assert len(enough.notes) == 1
+    assert enough.counts.total() == 3 * 9

@@ -119,9 +119,9 @@ def test_weights_remember_their_tiles(trained: tuple[Path, str], large: Path, tm
     assert info.objects is not None
     assert info.objects.scale == 1
     detector = load(weights)
-    options = detector.tile_options(None)
-    assert options is not None
-    assert (detector.tiling(options).side, detector.tiling(options).input_side) == (TILE, 64)
+    tiling = detector.chosen_tiling(None)
+    assert tiling is not None
+    assert (tiling.side, tiling.input_side) == (TILE, 64)
     found = detect(weights, large / "images", tmp_path / "out", draw=False)
     assert any(note.startswith("tiles of 64 pixels") for note in found.notes)
     whole = detect(weights, large / "images", tmp_path / "whole", draw=False, tile="none")

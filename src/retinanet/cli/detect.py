@@ -41,9 +41,9 @@ class Arguments:
     max_detections: int | None = None
     """Largest number of detections per image. Unset: the number that the weights store. Raise it for dense images."""
     tile: str | None = None
-    """Divide each image into tiles of this side in pixels; auto: the side at which objects appear as large as in the
-    training; none: each image is scaled as a whole. Tiles are for small objects in large images. Unset: auto if the
-    weights were trained on tiles or a setting of tiles is given, else none."""
+    """Divide each image or frame into tiles of this side in pixels; auto: the side at which objects appear as large as
+    in the training; none: each image is scaled as a whole. Tiles are for small objects in large images. Unset: auto if
+    the weights were trained on tiles or a setting of tiles is given, else none."""
     overlap: int | None = None
     """Pixels that neighboring tiles share. Unset: the length of the largest learnt object."""
     tile_scales: tuple[float, ...] = (1.0,)

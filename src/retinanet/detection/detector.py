@@ -132,16 +132,17 @@ class Detector(ABC):
             raise DataError(f"cannot detect in a {type(source).__name__}; {_ACCEPTED}")
         images: Sequence[ImageLike] = [source] if single else source  # type: ignore[list-item, assignment]
         pixel_range = self.info.config.data.pixel_range
-        if options := self.tile_options(TileOptions.of(tile, overlap, tile_scales)):
-            tiling, results = self.tiling(options), []
+        tiling = self.chosen_tiling(TileOptions.of(tile, overlap, tile_scales))
+        if tiling is not None:
+            results = []
             for image in images:
                 with _windows_of(image, pixel_range) as reader:
                     results.append(self.detect_tiled(reader, tiling, score, batch, max_detections))
         else:
             results = self.detect([_as_rgb(image, pixel_range) for image in images], score, batch, max_detections)
         if limited := sum(len(each.limited) for each in results):
-            settings = self.limits(score, max_detections, tiled=options is not None)
-            per: Literal["image", "tile"] = "tile" if options and max_detections is None else "image"
+            settings = self.limits(score, max_detections, tiled=tiling is not None)
+            per: Literal["image", "tile"] = "tile" if tiling and max_detections is None else "image"
             warnings.warn(limit_note(limited, len(results), settings, per), stacklevel=2)
         if nonfinite := sum(len(each.nonfinite) for each in results):
             warnings.warn(nonfinite_note(nonfinite, len(results)), RuntimeWarning, stacklevel=2)
@@ -187,15 +188,18 @@ class Detector(ABC):
             raise ConfigError(f"--score auto: these weights store {stored!r} as threshold; give a number")
         return float(stored)
 
-    def tile_options(self, given: TileOptions | None) -> TileOptions | None:
-        """Return how images are divided, or ``None`` if they are not.
+    def chosen_tiling(self, given: TileOptions | None) -> Tiling | None:
+        """Return how images are divided into tiles, or ``None`` if they are not.
 
         Without wishes of the user (``given`` is ``None``), a model that was trained on tiles divides images as with
         ``auto``.
+
+        Raises:
+            ConfigError: see :meth:`tiling`.
         """
         if given is None and self.info.config.data.tile is not None:
-            return TileOptions()
-        return None if given is None or given.tile == "none" else given
+            given = TileOptions()
+        return None if given is None or given.tile == "none" else self.tiling(given)
 
     def tiling(self, options: TileOptions) -> Tiling:
         """Choose side and overlap of the tiles for this model; ``note`` of the result says them in a sentence.
@@ -214,6 +218,7 @@ class Detector(ABC):
         score: float | None = None,
         batch: int = 8,
         max_detections: int | None = None,
+        wanted: float = 0.0,
     ) -> Detections:
         """Detect objects in an image that is read by window, tile by tile; boxes are in pixels of the image.
 
@@ -224,8 +229,9 @@ class Detector(ABC):
             batch: largest number of tiles that go through the network together. It does not change the result.
             max_detections: largest number of detections in the image; unset: no limit. A tile has the limit that the
                 weights store. If the image or a tile reaches its limit, the result is marked as ``limited``.
+            wanted: a limit that costs only detections below this score is not marked.
         """
-        return detect_tiled(self, reader, tiling, score, batch, max_detections)
+        return detect_tiled(self, reader, tiling, score, batch, max_detections, wanted)
 
     def limits(
         self, score: float | None = None, max_detections: int | None = None, tiled: bool = False

@@ -120,10 +120,10 @@ def prediction_images(
 
 def _detections(detector: Detector, image: npt.NDArray[np.uint8], score: float) -> Detections:
     """Detect objects in an image, tile by tile if the detector was trained on tiles."""
-    options = detector.tile_options(None)
-    if options is None:
+    tiling = detector.chosen_tiling(None)
+    if tiling is None:
         return detector.detect([image], score)[0]
-    return detector.detect_tiled(ArrayReader(image), detector.tiling(options), score)
+    return detector.detect_tiled(ArrayReader(image), tiling, score)
 
 
 def save_images(folder: Path, images: Mapping[str, npt.NDArray[np.uint8]]) -> None:

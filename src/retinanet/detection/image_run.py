@@ -62,8 +62,7 @@ def detect_in_images(
     total, inside = _counted(images, out, options.draw)
     detector = load_detector()
     score = detector.lowest_score(options.score)
-    divided = detector.tile_options(options.tile)
-    tiling = None if divided is None else detector.tiling(divided)
+    tiling = detector.chosen_tiling(options.tile)
     if tiling is None and options.max_pixels is not None:
         raise ConfigError("--max-pixels is a limit of images that are divided into tiles; add --tile, or leave it out")
     settings = detector.limits(score, options.max_detections, tiled=tiling is not None)

@@ -67,8 +67,8 @@ def detect(
             videos, only JSON Lines are written (``jsonl``).
         draw: draw the boxes on copies of the images.
         max_detections: largest number of detections per image; unset: the number that the weights store.
-        tile: divide each image into tiles of this side in pixels, or ``"auto"``, or :class:`TileOptions`; ``"none"``:
-            each image is scaled as a whole. Unset: ``"none"``, or ``"auto"`` if the model was trained on tiles.
+        tile: divide each image or frame into tiles of this side in pixels, or ``"auto"``, or :class:`TileOptions`;
+            ``"none"``: each is scaled as a whole. Unset: ``"none"``, or ``"auto"`` if the model was trained on tiles.
         max_pixels: largest number of pixels of an image that is divided into tiles. Unset: 178 million. Raise it for
             trusted images. Only with tiles.
         resume: go on with the interrupted run in ``out``. Its result files equal those of an uninterrupted run.
@@ -100,6 +100,7 @@ def detect(
     if not listed:
         raise ConfigError("no images given; name images, folders or patterns after WEIGHTS")
     places = [str(source) for source in listed]
+    divided = TileOptions.of(tile)
 
     def detector() -> Detector:
         if isinstance(weights, str | Path):
@@ -109,11 +110,8 @@ def detect(
     if make_runner is not None and "-" in places:
         raise ConfigError("--ray: workers cannot read the standard input; write the paths to a file and give @FILE")
     if _are_videos(places, video, track):
-        if resume or tile is not None or max_pixels is not None or make_runner is not None:
-            raise ConfigError(
-                "--resume, --tile, --overlap, --tile-scales, --max-pixels and --ray are for images; "
-                "leave them out for videos"
-            )
+        if resume or max_pixels is not None or make_runner is not None:
+            raise ConfigError("--resume, --max-pixels and --ray are for images; leave them out for videos")
         if web not in (None, WebLimits()):
             raise ConfigError("--web.megabytes and --web.seconds are for images; leave them out for videos")
         if formats and set(chosen) != {"jsonl"}:
@@ -123,11 +121,12 @@ def detect(
         with interrupted_once():
             loaded = detector()
             lowest = loaded.lowest_score(score)
-            video_options = VideoOptions(lowest, max_detections, track=track, draw=draw, frame_rate=rate)
+            tiling = loaded.chosen_tiling(divided)
+            video_options = VideoOptions(lowest, max_detections, tiling, track=track, draw=draw, frame_rate=rate)
             return _detect_in_videos(loaded, places, Path(out), video_options, console)
     if frame_rate is not None:
         raise ConfigError("--frame-rate is for sequences of frames; add --video, or leave it out for images")
-    options = ImageOptions(score, chosen, draw, max_detections, TileOptions.of(tile), max_pixels, resume)
+    options = ImageOptions(score, chosen, draw, max_detections, divided, max_pixels, resume)
     with interrupted_once():
         return detect_in_images(detector, SourceList(places, web, Path(out)), Path(out), options, console, make_runner)
 
@@ -156,7 +155,7 @@ def _detect_in_videos(
         failed=len(failed),
         failures=failed,
         out=out,
-        notes=[note for run in runs for note in run.notes],
+        notes=list(dict.fromkeys(note for run in runs for note in run.notes)),
         score=options.score,
         videos=tuple(run.summary() for run in runs),
     )

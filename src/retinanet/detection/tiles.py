@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -28,15 +29,17 @@ def detect_tiled(
     score: float | None = None,
     batch: int = 8,
     max_detections: int | None = None,
+    wanted: float = 0.0,
 ) -> Detections:
     """Detect objects in the image of ``reader``; see :meth:`retinanet.detection.detector.Detector.detect_tiled`."""
     detector.limits(score, max_detections, tiled=True)  # refuse invalid numbers before the work
-    found, tiles = detections_of_tiles(detector, reader, tiling, score, batch, detector.tile_limit(max_detections))
+    limit = detector.tile_limit(max_detections)
+    found, tiles = detections_of_tiles(detector, reader, tiling, score, batch, limit, wanted)
     threshold = detector.decode_config(score).nms
     kept = found.take(merge_tiles(found.boxes, found.scores, found.labels, found.images, tiles, threshold))
-    marks = {name: np.zeros(min(1, len(getattr(found, name))), dtype=np.int64) for name in ("limited", "nonfinite")}
-    whole = Detections(np.zeros(len(kept), dtype=np.int64), kept.boxes, kept.scores, kept.labels, **marks)
-    return whole.best(max_detections)
+    whole = Detections.of_one_image(kept.boxes, kept.scores, kept.labels).best(max_detections).limited_above(wanted)
+    limited, nonfinite = (np.zeros(min(1, len(marks)), dtype=np.int64) for marks in (found.limited, found.nonfinite))
+    return replace(whole, limited=np.union1d(whole.limited, limited), nonfinite=nonfinite)
 
 
 def detections_of_tiles(
@@ -46,6 +49,7 @@ def detections_of_tiles(
     score: float | None = None,
     batch: int = 8,
     limit: int | None = None,
+    wanted: float = 0.0,
 ) -> tuple[Detections, Tiles]:
     """Detect objects in all tiles, without merging.
 
@@ -56,6 +60,7 @@ def detections_of_tiles(
         score: lowest score; unset: the number that the weights store.
         batch: largest number of tiles that go through the network together.
         limit: largest number of detections of a tile; unset: the number that the weights store.
+        wanted: a limit that costs only detections below this score is not marked.
 
     Returns:
         Detections with boxes in pixels of the image, whose ``images`` are positions of tiles, and the tiles.
@@ -66,7 +71,7 @@ def detections_of_tiles(
         shape = tiling.input_shape(windows[0], scale)
         together = detector.tile_batch(batch, shape)
         for each in _detect_windows(detector, reader, windows, shape, score, together, limit):
-            found.append(each.moved(len(found)))
+            found.append(each.limited_above(wanted).moved(len(found)))
     return Detections.concatenate(found), _tiles(passes, reader.size, tiling)
 
 

@@ -20,6 +20,7 @@ from retinanet.decode_config import LowestScore
 from retinanet.detection.detector import Detector
 from retinanet.detection.results import to_supervision
 from retinanet.detection.stages import StageTimes
+from retinanet.detection.tile_plan import TileOptions, TileSide
 from retinanet.detection.video_connection import Connection
 from retinanet.detection.video_frames import STAGES, detected_frames, open_reader
 from retinanet.detection.video_options import VideoOptions
@@ -97,6 +98,7 @@ def frames(
     batch: int = 8,
     max_detections: int | None = None,
     frame_rate: float | None = None,
+    tile: TileOptions | TileSide | None = None,
 ) -> Iterator[VideoFrame]:
     """Detect objects in the frames of a video, one frame after the other.
 
@@ -109,8 +111,11 @@ def frames(
         track: give objects ids that stay the same from frame to frame. Only tracked objects are returned.
         batch: largest number of frames that go through the network together. Frames of a camera do not wait until a
             batch is full.
-        max_detections: largest number of detections per frame; unset: the number that the weights store.
+        max_detections: largest number of detections per frame; unset: the number that the weights store, with tiles
+            per tile.
         frame_rate: frames per second of a folder or pattern. Unset: 25.
+        tile: divide each frame into tiles of this side in pixels, or ``"auto"``, or :class:`TileOptions`; ``"none"``:
+            each frame is scaled as a whole. Unset: ``"none"``, or ``"auto"`` if the model was trained on tiles.
 
     Yields:
         Each frame with its detections. Frames of a camera are dropped if the network is slower than the camera.
@@ -121,7 +126,8 @@ def frames(
     """
     described = video_source(str(source))
     rate = rate_of_sequences([described], frame_rate)
-    options = VideoOptions(detector.lowest_score(score), max_detections, batch, track, frame_rate=rate)
+    tiling = detector.chosen_tiling(TileOptions.of(tile))
+    options = VideoOptions(detector.lowest_score(score), max_detections, tiling, batch, track, frame_rate=rate)
     reader = open_reader(detector, described, options)
     for each in detected_frames(detector, reader, options, StageTimes(STAGES), []):
         found = to_supervision(each.found, detector.classes, each.ids)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from retinanet.data.array_windows import ArrayReader
 from retinanet.decode_config import limit_note, nonfinite_note
 from retinanet.detection.detector import Detector
 from retinanet.detection.stages import ReadAhead, StageTimes
@@ -61,16 +63,19 @@ def detected_frames(
     """
     tracking = _Tracking(reader, options.score) if options.track else None
     lowest = options.score if tracking is None else tracking.lowest
-    batch = frames_waiting(reader, options.batch)
+    tiling, largest = options.tiling, (0, 0)  # height and width of the largest frame
+    # Tiles of different frames do not go through the network together, so no frame has to wait for others.
+    batch = frames_waiting(reader, options.batch) if tiling is None else 1
     count = limited = nonfinite = 0
     ahead = ReadAhead(times.measure_each("decode", reader), 2 * batch, latest=reader.source.realtime)
     with ahead, closing(reader):
         while frames := ahead.take(batch):
+            images = [each.image for each in frames]
+            largest = max(largest, *(image.shape[:2] for image in images), key=max)
             with times.measured("network"):
-                results = detector.detect([each.image for each in frames], lowest, batch, options.max_detections)
+                results = _detect(detector, images, lowest, batch, options)
             for frame, found in zip(frames, results, strict=True):
-                # Detections below the score that was asked for serve the tracking only; a limit may cost some of them.
-                limited += len(found.limited) > 0 and bool((found.scores >= options.score).all())
+                limited += len(found.limited) > 0
                 nonfinite += len(found.nonfinite)
                 count += 1
                 if tracking is None:
@@ -80,10 +85,27 @@ def detected_frames(
                     tracked = tracking.tracker.update(found, frame.time)
                 yield DetectedFrame(frame, tracked.found, tracked.ids)
     notes += _problems(reader, ahead.dropped)
+    if tiling is not None and count:
+        notes += tiling.notes(largest)
     if limited:
-        notes.append(limit_note(limited, count, detector.decode_config(options.score, options.max_detections)))
+        settings = detector.limits(options.score, options.max_detections, tiled=tiling is not None)
+        per: Literal["image", "tile"] = "tile" if tiling and options.max_detections is None else "image"
+        notes.append(limit_note(limited, count, settings, per))
     if nonfinite:
         notes.append(nonfinite_note(nonfinite, count))
+
+
+def _detect(
+    detector: Detector, images: Sequence[npt.NDArray[np.uint8]], score: float, batch: int, options: VideoOptions
+) -> list[Detections]:
+    """Detect objects in frames, with at most ``batch`` frames, or ``options.batch`` tiles of a frame, together.
+
+    Detections below ``options.score`` serve only the tracking, so limits that cost only such detections do not count.
+    """
+    tiling, limit, wanted = options.tiling, options.max_detections, options.score
+    if tiling is None:
+        return [each.limited_above(wanted) for each in detector.detect(images, score, batch, limit)]
+    return [detector.detect_tiled(ArrayReader(image), tiling, score, options.batch, limit, wanted) for image in images]
 
 
 class _Tracking:

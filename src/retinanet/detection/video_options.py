@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from retinanet.detection.tile_plan import Tiling
 from retinanet.errors import ConfigError
 
 # Frames per second of a sequence of images, unless another rate is given.
@@ -34,7 +35,8 @@ class VideoOptions:
     Attributes:
         score: lowest score reported; with ``track``, lowest score of a detection that starts a track.
         max_detections: largest number of detections per frame; unset: the number that the weights store.
-        batch: frames that go through the network together.
+        tiling: how frames are divided into tiles; unset: each frame is scaled as a whole.
+        batch: frames, or tiles of a frame, that go through the network together.
         track: give objects ids that stay the same from frame to frame.
         draw: write a video with the boxes drawn.
         frame_rate: frames per second of image sequences.
@@ -46,6 +48,7 @@ class VideoOptions:
 
     score: float = 0.3
     max_detections: int | None = None
+    tiling: Tiling | None = None
     batch: int = 8
     track: bool = False
     draw: bool = True

@@ -105,8 +105,7 @@ def _load(source: Source, precision: Precision, device: str) -> Detector | None:
 
 
 def _tiling(detector: Detector | None, given: TileOptions | None) -> Tiling | None:
-    options = detector and detector.tile_options(given)
-    return detector.tiling(options) if detector and options else None
+    return None if detector is None else detector.chosen_tiling(given)
 
 
 def _read_eval(

@@ -138,6 +138,7 @@ def evaluate(
     options_of_tiles = TileOptions.of(tile)
     settings: ResolvedDecodeConfig | None = None
     config: Config | None = None
+    tiling: Tiling | None = None
     if isinstance(weights, DetectionFile):
         if options_of_tiles is not None:
             raise ConfigError(f"{weights}: --tile is for a detector; a file of detections has no tiles, leave it out")
@@ -159,8 +160,7 @@ def evaluate(
             with progress_bar(console or Console(), "checking images", len(dataset)) as bar:
                 dataset, left_out = verify_images(dataset, True, bar.advance)
             notes = [*notes, *left_out]
-        options_of_tiles = detector.tile_options(options_of_tiles)
-        tiling = detector.tiling(options_of_tiles) if options_of_tiles else None
+        tiling = detector.chosen_tiling(options_of_tiles)
         notes = [*notes, *(tiling.notes(_largest(dataset)) if tiling else [])]
         opened(dataset, notes)
         settings = detector.limits(max_detections=max_detections, tiled=tiling is not None)
@@ -169,7 +169,7 @@ def evaluate(
     metrics = replace(coco_metrics(dataset, predictions), voc=voc_metrics(dataset, predictions))
     analysis = analyze(dataset, predictions, lowest=settings.score if settings else 0.0)
     name = str(weights)
-    tiled = options_of_tiles is not None
+    tiled = tiling is not None
     return Evaluation(
         name, dataset, predictions, metrics, analysis, tuple(notes), max_detections, settings, config, tiled
     )

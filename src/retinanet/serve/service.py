@@ -96,9 +96,9 @@ class Service:
     def _tiling(self, name: str, tile: TileSide | None) -> Tiling | None:
         """The division into tiles that a request asks for."""
         detector = self.models[name]
-        wanted = detector.tile_options(TileOptions.of(tile))
+        wanted = TileOptions.of(tile)
         try:
-            return None if wanted is None else detector.tiling(wanted)
+            return detector.chosen_tiling(wanted)
         except ConfigError as error:
             hint = "needs larger tiles" if isinstance(tile, int) else "stores no object sizes, so give tile as a number"
             raise Refusal("invalid_option", f"the model {name} {hint}") from error

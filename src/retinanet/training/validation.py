@@ -174,8 +174,7 @@ def _tiling(detector: Detector, val_set: Dataset) -> Tiling | None:
     Images that fit into a tile have the same scale with and without tiles, and share batches only without.
     """
     tile = detector.info.config.data.tile
-    options = None if tile is None or val_set.sizes.max() <= tile else detector.tile_options(None)
-    return None if options is None else detector.tiling(options)
+    return None if tile is None or val_set.sizes.max() <= tile else detector.chosen_tiling(None)
 
 
 def _detector(model: RetinaNet, config: Config, val_set: Dataset, objects: ObjectSizes | None) -> PyTorchDetector:
