@@ -7,11 +7,13 @@ are written there.
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from retinanet.detection.detector import Detector
 from retinanet.detection.draw import COLORS
 from retinanet.detection.loading import load
+from retinanet.serve.settings import ServeSettings
 from serving import Client, running
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -201,6 +204,25 @@ def test_two_models_side_by_side(browser: Browser, detector: Detector, photo: Pa
             assert counted(page) == 2 * one
             assert_accessible(page)
             screenshot(page, "two models")
+
+
+def test_the_slider_has_the_threshold_of_the_chosen_model(browser: Browser, detector: Detector, photo: Path) -> None:
+    models = {}
+    for name, threshold in (("first", 0.62), ("second", 0.31)):
+        models[name] = copy.copy(detector)
+        models[name].info = replace(detector.info, metrics={"threshold": threshold})
+    with running(models, ServeSettings(score="auto")) as client:
+        for page in opened(browser, client):
+            drop(page, photo)
+            wait_for_result(page)
+            expect(page.locator("#score-value")).to_have_text("0.62")
+            assert counted(page) == len(client.detect(photo.read_bytes(), "?model=first").json()["detections"])
+            page.get_by_label("Model", exact=True).select_option("second")
+            expect(page.locator("#status")).to_contain_text("by second")
+            expect(page.locator("#score-value")).to_have_text("0.31")
+            assert counted(page) == len(client.detect(photo.read_bytes(), "?model=second").json()["detections"])
+            page.get_by_label("Compare with").select_option("first")  # one slider for both
+            expect(page.locator("#score-value")).to_have_text("0.31")
 
 
 def test_everything_works_by_keyboard(page: Page, photo: Path) -> None:

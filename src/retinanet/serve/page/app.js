@@ -30,13 +30,22 @@ async function start() {
     setting.hidden = state.models.length < 2;
   }
   const [first] = state.models;
-  element("score").min = String(lowest(first));
-  element("score").value = String(first.score);
+  useScore(first);
   say(`Ready. ${state.models.length === 1 ? `The model ${first.name} finds` : "The first model finds"}: ${listed(first.classes)}.`);
 }
 
 function listed(classes) {
   return classes.length <= 6 ? classes.join(", ") : `${classes.slice(0, 5).join(", ")} and ${classes.length - 5} more classes`;
+}
+
+/** Set the slider to the threshold of a model. */
+function useScore(model) {
+  element("score").min = String(lowest(model));
+  element("score").value = String(model.score);
+}
+
+function named(name) {
+  return state.models.find((model) => model.name === name);
 }
 
 function lowest(model) {
@@ -90,8 +99,7 @@ async function detectMissing() {
 async function detectIn(image, model) {
   image.results[model] = null; // is being computed
   try {
-    const known = state.models.find(({ name }) => name === model);
-    image.results[model] = await detect(image.file, model, lowest(known));
+    image.results[model] = await detect(image.file, model, lowest(named(model)));
   } catch (error) {
     delete image.results[model];
     image.errors[model] = error.message;
@@ -179,9 +187,11 @@ function listen() {
   document.addEventListener("drop", (event) => add([...event.dataTransfer.files]));
   element("score").addEventListener("input", show);
   element("score").addEventListener("change", summarize);
-  for (const id of ["model", "other"]) {
-    element(id).addEventListener("change", detectMissing);
-  }
+  element("model").addEventListener("change", () => {
+    useScore(named(element("model").value));
+    detectMissing();
+  });
+  element("other").addEventListener("change", detectMissing);
   element("save-json").addEventListener("click", () => saveJson(results()));
   element("save-csv").addEventListener("click", () => saveCsv(results()));
   element("save-image").addEventListener("click", () => {
