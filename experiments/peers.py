@@ -6,7 +6,8 @@
 The paper's anchors start at 32 pixels, for images of 400 to 800 pixels. At 320 pixels they are too large for many
 objects. So the paper's recipe runs unchanged, with a forced best match as in torchvision (paper_forced), and with the
 anchors of ``retinanet data anchors DATA --recipe paper`` (paper_fitted). modern_focal is the recipe ``modern`` with
-the focal loss of the paper instead of varifocal loss.
+the focal loss of the paper instead of varifocal loss, modern_flip with a horizontal flip as the only augmentation, as
+for torchvision's sides: the recipe also scales images and changes their colors.
 
 torchvision's RetinaNet (torchvision) and Faster R-CNN (faster_rcnn) use the best of four learning rates: seed 0 is
 trained in full at each rate (``--rates``), and the other seeds at the rate with the best AP on the held-out images,
@@ -38,7 +39,7 @@ from runs import MAX_SIZE, RESULTS, SETS, SIZE, fitted_anchors, load_sets, read_
 LOG = RESULTS / "peers.jsonl"
 KEPT = Path("runs/experiments")  # folder of the runs
 PEERS = ("torchvision", "faster_rcnn", "faster_rcnn_stride8")  # the sides of torchvision
-SIDES = (*PEERS, "paper", "paper_forced", "paper_fitted", "modern", "modern_focal", "modern_fitted")
+SIDES = (*PEERS, "paper", "paper_forced", "paper_fitted", "modern", "modern_focal", "modern_flip", "modern_fitted")
 RATES = (0.0025, 0.005, 0.01, 0.02)
 
 # Changes of every recipe: the bundled backbone and the input size. The paper's recipe also gets torchvision's batch
@@ -123,6 +124,8 @@ def recipe_config(side: str, train_set: Any) -> Any:
         values["assign"]["force_best"] = True
     if change == "focal":
         values["loss"] |= {"classification": "focal", "alpha": 0.25, "gamma": 2.0}
+    if change == "flip":
+        values["data"] |= {"scale": (1.0, 1.0), "color": 0.0}
     if change == "fitted":
         values["anchors"] = fitted_anchors(Config.from_dict(values), train_set)
     return Config.from_dict(values)

@@ -44,7 +44,16 @@ from retinanet.model_info import ModelInfo
 from runs import MAX_SIZE, RESULTS, SETS, SIZE, load_sets
 
 RESULT = RESULTS / "fig2_two_stage.json"
-SIDES = ("faster_rcnn", "faster_rcnn_stride8", "torchvision", "paper", "paper_fitted", "modern_focal", "modern")
+SIDES = (
+    "faster_rcnn",
+    "faster_rcnn_stride8",
+    "torchvision",
+    "paper",
+    "paper_fitted",
+    "modern_focal",
+    "modern_flip",
+    "modern",
+)
 SIZES = (256, SIZE, 416)
 SEEDS = (0, 1, 2)
 SCORE = 0.05  # lowest score of a detection, the default of all sides

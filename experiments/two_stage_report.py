@@ -23,6 +23,7 @@ NAMES = {
     "paper": "paper",
     "paper_fitted": "paper, fitted anchors",
     "modern_focal": "modern, focal loss",
+    "modern_flip": "modern, only flipped",
     "modern": "modern",
 }
 REPEATED = LOG.parent / "two_stage.jsonl"  # of runs that were trained again for their weights
@@ -186,7 +187,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(5 * len(SETS), 4.6), layout="constrained")
     panels = figure.subplots(1, len(SETS))
     for axes, data_set in zip(panels, SETS, strict=True):
-        for color, side in zip(COLORS, SIDES, strict=False):
+        for color, side in zip((*COLORS, "#000000"), SIDES, strict=True):
             points = [row for row in rows if (row.set, row.side) == (data_set, side) and row.aps and row.timing]
             _line(axes, points, color, NAMES[side])
         axes.set(title=f"{data_set}/{SETS[data_set].held_out}", xlabel="ms per image, from array to detections")

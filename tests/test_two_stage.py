@@ -157,7 +157,7 @@ def test_a_diverged_run_is_a_result(
     assert f"| bccd/val | {side} (lr 0.02), 1 of 1 diverged | 0 |" in text
 
 
-def test_modern_focal_differs_from_modern_in_the_loss_only(
+def test_the_variants_of_modern_differ_in_one_thing(
     experiment: Any, parts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dataclasses import replace
@@ -172,9 +172,11 @@ def test_modern_focal_differs_from_modern_in_the_loss_only(
 
     monkeypatch.setattr("retinanet.training.loop.train_on", train)
     dataset = read_split(parts, "train")
-    for side in ("modern", "modern_focal"):
+    for side in ("modern", "modern_focal", "modern_flip"):
         peers.train_recipe({"side": side, "set": "bccd", "seed": 0}, dataset, dataset, epochs=2)
-    modern, focal = trained
+    modern, focal, flip = trained
     assert (focal.loss.classification, focal.loss.alpha, focal.loss.gamma) == ("focal", 0.25, 2.0)
     assert replace(focal, loss=modern.loss) == modern
     assert focal.loss.box == modern.loss.box
+    assert (flip.data.scale, flip.data.color, flip.data.flip) == ((1.0, 1.0), 0.0, 0.5)
+    assert replace(flip, data=replace(flip.data, scale=modern.data.scale, color=modern.data.color)) == modern
