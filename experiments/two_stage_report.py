@@ -26,6 +26,7 @@ NAMES = {
     "modern_flip": "modern, only flipped",
     "modern": "modern",
 }
+CONTROLS = ("faster_rcnn_stride8", "modern_flip")  # are listed only for the sets on which they were run
 REPEATED = LOG.parent / "two_stage.jsonl"  # of runs that were trained again for their weights
 
 
@@ -80,7 +81,8 @@ def runs_of(runs: list[dict[str, Any]], data_set: str, side: str) -> list[dict[s
 def write_report(measured: Measurements, result: Path) -> None:
     """Write ``fig2_two_stage.md`` and ``fig2_two_stage.png`` beside ``result``."""
     runs = read_log(LOG)
-    rows = [row_of(measured, runs, data_set, side, size) for data_set in SETS for side in SIDES for size in SIZES]
+    sides = [(each, side) for each in SETS for side in SIDES if side not in CONTROLS or runs_of(runs, each, side)]
+    rows = [row_of(measured, runs, *names, size) for names in sides for size in SIZES]
     write_text(result.with_suffix(".md"), page(measured, runs, rows, result.with_suffix(".png").name))
     draw(rows, result.with_suffix(".png"))
 

@@ -122,6 +122,7 @@ def test_the_page_lists_what_was_not_run(experiment: Any, tmp_path: Path, monkey
         "| bccd/val | Faster R-CNN (two stages) | 0.0025, 2 of 4 tried | 0 (not run: 1, 2) | 30.0 | 100 | – |" in text
     )
     assert "| deeppcb/test | Faster R-CNN (two stages) |  | not run |" in text
+    assert "only flipped" not in text  # a control that was not run
     assert "| bccd/val | modern | 320 px | 0, 1 | 40.0 (40.0–40.0), log: 0, 1 | – | not run |" in text
     assert "| bccd/val | modern | 416 px |  | not run | – | not run |" in text
     assert "| bccd/val | modern | 320 px | +10.0 | one seed | – |" in text
@@ -131,11 +132,15 @@ def test_the_page_lists_what_was_not_run(experiment: Any, tmp_path: Path, monkey
     evaluations = [study.Evaluation("bccd", "modern", 0, 320, summary)]
     evaluations += [study.Evaluation("bccd", "faster_rcnn", 0, 320, {"AP": 0.35, "APs": -1.0}, 0.0025)]
     evaluations += [study.Evaluation("bccd", "faster_rcnn", 0, 256, summary, 0.005)]  # no longer the best rate
+    control = {"spec": {"side": "modern_flip", "set": "deeppcb", "seed": 0}, **numbers}
+    log.write_text(log.read_text() + json.dumps(control) + "\n")
     timing = study.Timing("bccd", "modern", 320, 50.0, 45.0, 55.0, True, 4_000_000, None, 20.0)
     two = replace(timing, side="faster_rcnn", median=200.0, trained=False, proposals=900.0)
     page.write_report(study.Measurements(evaluations, [timing, two]), result)
     text = result.with_suffix(".md").read_text(encoding="utf-8")
     assert "| bccd/val | modern | 320 px | 0, 1 | 45.0 (40.0–50.0), log: 1 | 20.0 | 50 (45–55) | – | 20 |" in text
+    assert "| deeppcb/test | modern, only flipped | 320 px | 0 | 40.0, log: 0 |" in text
+    assert "| bccd/val | modern, only flipped |" not in text
     assert "| 320 px | 0 | 35.0 | – | 200 (45–55), random weights | 900 | 20 |" in text
     assert "| bccd/val | Faster R-CNN (two stages) | 256 px |  | not run |" in text
     assert "| bccd/val | modern | 320 px | +10.0 | one seed | 4.0 × (random weights) |" in text
