@@ -259,10 +259,19 @@ def test_the_notes_of_a_video_name_the_tiles_and_their_limits(detector: PyTorchD
         assert f"3 of 3 images reached a limit ({per}" in run.notes[1]
         assert len(run.notes) == 2
     # Limits that cost only objects below the score serve the tracking, and do not count.
-    tracked = retinanet.detect(
-        blobs, tmp_path, tmp_path / "tracked", video=True, track=True, tile=100, draw=False, score=0.85
-    )
-    assert len(tracked.notes) == 1
+    for limit in (None, 7):
+        tracked = retinanet.detect(
+            blobs,
+            tmp_path,
+            tmp_path / "tracked",
+            video=True,
+            track=True,
+            tile=100,
+            max_detections=limit,
+            draw=False,
+            score=0.85,
+        )
+        assert len(tracked.notes) == 1
     enough = retinanet.detect(blobs, tmp_path, tmp_path / "all", video=True, tile=100, max_detections=9, draw=False)
     assert len(enough.notes) == 1
     assert enough.counts.total() == 3 * 9
